@@ -1,0 +1,76 @@
+"""Every exception and warning that gptrio raises.
+
+GptrioError
+├── ConfigError               (ValueError)    a configuration holds an impossible value
+├── InputError                (ValueError)    arguments of a call do not fit the model
+│   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
+├── OptionError               (ValueError)    an option of generation or of the command line is wrong
+├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
+├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
+├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
+└── CheckpointError           (OSError)       a checkpoint cannot be read or written
+    ├── CheckpointNotFoundError               no such file, folder or hub repository
+    ├── CheckpointFormatError (ValueError)    truncated, tampered with or malformed
+    ├── UnsafeCheckpointError (ValueError)    would run code or leave its folder
+    └── SizeMismatchError     (RuntimeError)  tensors of other shapes than the model's
+
+Each also derives from the built-in type in parentheses, so that code written for the built-in keeps working.
+"""
+
+from __future__ import annotations
+
+
+class GptrioError(Exception):
+    """Base of every exception of this package."""
+
+
+class ConfigError(GptrioError, ValueError):
+    """A configuration holds an impossible value."""
+
+
+class InputError(GptrioError, ValueError):
+    """Arguments of a call do not fit the model or each other."""
+
+
+class TokenIdError(InputError, IndexError):
+    """A token id, position or label lies outside its table."""
+
+
+class OptionError(GptrioError, ValueError):
+    """An option of generation or of the command line is unknown, impossible or contradicts another."""
+
+
+class TokenizationError(GptrioError, ValueError):
+    """Text or tokenizer files cannot be handled."""
+
+
+class UnsupportedError(GptrioError, ValueError):
+    """A feature, model family or back end that gptrio does not have."""
+
+
+class MissingDependencyError(GptrioError, ImportError):
+    """An optional package is needed; the message names the extra that installs it."""
+
+
+class CheckpointError(GptrioError, OSError):
+    """A checkpoint cannot be read or written."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """No such file, folder or hub repository."""
+
+
+class CheckpointFormatError(CheckpointError, ValueError):
+    """A checkpoint file is truncated, tampered with or malformed."""
+
+
+class UnsafeCheckpointError(CheckpointError, ValueError):
+    """A checkpoint would run code or reach outside its folder."""
+
+
+class SizeMismatchError(CheckpointError, RuntimeError):
+    """Tensors of a checkpoint have other shapes than the model's."""
+
+
+class GptrioWarning(UserWarning):
+    """Something works, but probably not as meant; the message names the way out."""
