@@ -1,0 +1,149 @@
+"""Result objects of the models: attribute, mapping and tuple access over the fields that are not None.
+
+Names and field order are those of Transformers 4.56. Shapes: `B` batch, `T` query length, `S` key length, `H` heads,
+`D` head width, `C` hidden size, `V` vocabulary, `L` layers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from gptrio.cache import Cache
+
+
+class ModelOutput(OrderedDict[str, Any]):
+    """An ordered mapping of a dataclass's fields that are not None, which is also readable as a tuple.
+
+    `out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work; None fields are absent from the
+    mapping and the tuple but readable as attributes. Keys cannot be deleted.
+    """
+
+    def __post_init__(self) -> None:
+        """Mirror the fields that are set into the mapping."""
+        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
+            value = getattr(self, field.name)
+            if value is not None:
+                super().__setitem__(field.name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        """Value of a field by name, or the item / slice of the tuple of set fields."""
+        if isinstance(key, str):
+            return super().__getitem__(key)
+        return self.to_tuple()[key]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field, keeping attribute and mapping equal."""
+        if value is not None and name in self:
+            super().__setitem__(name, value)
+        super().__setattr__(name, value)
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        """Set a field, keeping attribute and mapping equal."""
+        super().__setitem__(key, value)
+        super().__setattr__(key, value)
+
+    def __delitem__(self, key: Any) -> None:
+        """Refuse: fields of a result cannot be removed."""
+        raise TypeError(f"{type(self).__name__} does not support deleting {key!r}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by field values."""
+        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]  # as above
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the set fields."""
+        return super().__iter__()
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All set fields in order."""
+        return tuple(super(ModelOutput, self).__getitem__(key) for key in self)
+
+
+@dataclass
+class BaseModelOutputWithPast(ModelOutput):
+    """Result of a backbone.
+
+    last_hidden_state (B, T, C); past_key_values: cache; hidden_states: L + 1 tensors (B, T, C); attentions: L tensors
+    (B, H, T, S), after softmax.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class BaseModelOutputWithPastAndCrossAttentions(BaseModelOutputWithPast):
+    """As BaseModelOutputWithPast; cross_attentions: L tensors (B, H, T, S of the encoder)."""
+
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CausalLMOutputWithPast(ModelOutput):
+    """Result of a language model: loss (); logits (B, T, V)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class CausalLMOutputWithCrossAttentions(CausalLMOutputWithPast):
+    """As CausalLMOutputWithPast; cross_attentions: L tensors (B, H, T, S of the encoder)."""
+
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutputWithPast(ModelOutput):
+    """Result of a sequence classifier: loss (); logits (B, num_labels)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class TokenClassifierOutput(ModelOutput):
+    """Result of a token classifier: loss (); logits (B, T, num_labels)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Result of a span head: loss (); start_logits and end_logits (B, T)."""
+
+    loss: torch.Tensor | None = None
+    start_logits: torch.Tensor | None = None
+    end_logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class GPT2DoubleHeadsModelOutput(ModelOutput):
+    """Result of the double-heads model: loss, mc_loss (); logits (B, choices, T, V); mc_logits (B, choices)."""
+
+    loss: torch.Tensor | None = None
+    mc_loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    mc_logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
