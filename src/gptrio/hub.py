@@ -1,0 +1,196 @@
+"""Where the files of a model are: a local folder, the package itself, the hub's cache or the hub.
+
+`huggingface_hub` takes longer to import than the rest of a start-up, so it is imported only when a name is neither a
+folder nor packaged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, MutableMapping
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gptrio.errors import CheckpointNotFoundError, UnsafeCheckpointError
+
+_PACKAGED_PREFIX = "gptrio/"
+_ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class HubOptions:
+    """How to look a file up: the arguments that every `from_pretrained` shares.
+
+    Args:
+        subfolder: folder inside the repository or local folder.
+        revision: branch, tag or commit of a hub repository (its main branch when None).
+        cache_dir: where the hub's files are cached (huggingface_hub's default when None).
+        token: hub access token; True takes the stored one, None takes it if there is one.
+        local_files_only: never reach for the network.
+        force_download: fetch again what is cached.
+    """
+
+    subfolder: str = ""
+    revision: str | None = None
+    cache_dir: str | os.PathLike[str] | None = None
+    token: str | bool | None = None
+    local_files_only: bool = False
+    force_download: bool = False
+
+    @classmethod
+    def pop_from(cls, kwargs: MutableMapping[str, Any]) -> HubOptions:
+        """Take the lookup arguments out of `kwargs`; an explicit None means the default."""
+        found = {field.name: kwargs.pop(field.name, None) for field in fields(cls)}
+        return cls(**{name: value for name, value in found.items() if value is not None})
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return the options as keyword arguments, for `locate_file` and `from_pretrained`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def locate_file(
+    name_or_path: str | os.PathLike[str],
+    filename: str,
+    *,
+    subfolder: str = "",
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    required: bool = True,
+) -> Path | None:
+    """Return the path of one file of a model, downloading it if need be.
+
+    Args:
+        name_or_path: a folder, the name of a packaged model ("gptrio/stdlib-gpt2") or a hub repository id.
+        filename: file in that folder, with "/" between its parts.
+        subfolder, revision, cache_dir, token, local_files_only, force_download: see `HubOptions`.
+        required: raise when the file is missing, instead of returning None.
+
+    Raises:
+        CheckpointNotFoundError: the file is missing and required, or the folder or repository does not exist.
+        UnsafeCheckpointError: `filename` or `subfolder` points outside the folder.
+    """
+    relative = _relative_path(subfolder, filename)
+    folder = local_folder(name_or_path)
+    if folder is not None:
+        path = folder / relative
+        if path.is_file():
+            return path
+        if required:
+            raise CheckpointNotFoundError(f"no file {relative} in folder {folder}; it holds: {_listing(path.parent)}")
+        return None
+    options = HubOptions(subfolder, revision, cache_dir, token, local_files_only, force_download)
+    return _download(os.fspath(name_or_path), str(relative), options, required)
+
+
+def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
+    """Return the folder that a name stands for: an existing folder, a packaged model, or None for a hub id."""
+    name = os.fspath(name_or_path)
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(_PACKAGED_PREFIX):
+        packaged = _ASSETS / name.removeprefix(_PACKAGED_PREFIX)
+        if packaged.resolve().parent == _ASSETS.resolve() and packaged.is_dir():
+            return packaged
+    return None
+
+
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload every file of a folder to a hub repository, created if it does not exist; return the commit's address.
+
+    Args:
+        folder: local folder.
+        repo_id: "user/name" on the hub.
+        private: make a new repository private.
+        token: hub access token.
+        revision: branch to commit to.
+        commit_message, commit_description: texts of the commit.
+        create_pr: open a pull request instead of committing.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    repo = api.create_repo(repo_id, private=private, exist_ok=True)
+    commit = api.upload_folder(
+        repo_id=repo.repo_id,
+        folder_path=os.fspath(folder),
+        revision=revision,
+        commit_message=commit_message,
+        commit_description=commit_description,
+        create_pr=create_pr,
+    )
+    return str(commit)
+
+
+def save_and_push(save: Callable[[str], object], repo_id: str, **options: Any) -> str:
+    """Call `save` on a temporary folder and push what it wrote there (`options` as for `push_folder`)."""
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        save(folder)
+        return push_folder(folder, repo_id, **options)
+
+
+def _relative_path(subfolder: str, filename: str) -> PurePosixPath:
+    relative = PurePosixPath(subfolder, filename)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise UnsafeCheckpointError(f"file name {relative} leads outside the model's folder; expected a name inside it")
+    return relative
+
+
+def _listing(folder: Path, limit: int = 10) -> str:
+    if not folder.is_dir():
+        return "no such folder"
+    names = sorted(entry.name for entry in folder.iterdir())
+    return ", ".join(names[:limit] + ["..."] * (len(names) > limit)) or "nothing"
+
+
+def _download(repo_id: str, filename: str, options: HubOptions, required: bool) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    arguments = options.as_kwargs() | {"subfolder": None}  # already part of filename
+    try:
+        return Path(hf_hub_download(repo_id, filename, **arguments))
+    except EntryNotFoundError as error:  # also raised for what an offline cache lacks
+        if not required:
+            return None
+        offline = isinstance(error, LocalEntryNotFoundError)
+        raise CheckpointNotFoundError(_missing_message(repo_id, filename, options, offline)) from error
+    except HFValidationError as error:
+        raise CheckpointNotFoundError(
+            f"{repo_id!r} is neither an existing folder nor a possible hub repository id ('name' or 'user/name')"
+        ) from error
+    except HfHubHTTPError as error:  # no such repository or revision, gated, server trouble
+        raise CheckpointNotFoundError(
+            f"cannot get {filename} of {repo_id!r} ({_revision(options)}): no such folder here, and the hub answered: "
+            f"{str(error).strip()}. Check name and revision; a private or gated repository needs token=..."
+        ) from error
+
+
+def _missing_message(repo_id: str, filename: str, options: HubOptions, offline: bool) -> str:
+    if not offline:
+        return f"hub repository {repo_id!r} ({_revision(options)}) has no file {filename}; check revision and subfolder"
+    reason = "local_files_only=True was given" if options.local_files_only else "the hub cannot be reached"
+    return (
+        f"file {filename} of {repo_id!r} ({_revision(options)}) is not in the hub cache and {reason}; no folder of "
+        "that name exists either. Connect and try again, or give the path of a local folder"
+    )
+
+
+def _revision(options: HubOptions) -> str:
+    return f"revision {options.revision or 'main'}"

@@ -1,0 +1,147 @@
+"""Finding files: folders, packaged models, the hub's cache, and the errors when there is nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptrio import hub
+from gptrio.errors import CheckpointNotFoundError, UnsafeCheckpointError
+from gptrio.hub import HubOptions, local_folder, locate_file, save_and_push
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "inner" / "config.json").write_text("[]")
+    return tmp_path
+
+
+@pytest.fixture
+def cached_repo(tmp_path: Path) -> Path:
+    """A hub cache that holds `someone/tiny`, as huggingface_hub lays it out."""
+    repo = tmp_path / "models--someone--tiny"
+    snapshot = repo / "snapshots" / COMMIT
+    snapshot.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(COMMIT)
+    (snapshot / "config.json").write_text('{"cached": true}')
+    return tmp_path
+
+
+def test_file_of_a_folder(model_folder: Path) -> None:
+    assert locate_file(model_folder, "config.json") == model_folder / "config.json"
+    assert locate_file(str(model_folder), "config.json", subfolder="inner") == model_folder / "inner" / "config.json"
+
+
+def test_optional_file_missing_in_a_folder_is_none(model_folder: Path) -> None:
+    assert locate_file(model_folder, "merges.txt", required=False) is None
+
+
+def test_required_file_missing_in_a_folder_names_file_and_content(model_folder: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"no file merges\.txt in folder .*it holds: config\.json, inner"):
+        locate_file(model_folder, "merges.txt")
+
+
+@pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "inner/../../config.json"])
+def test_file_outside_the_folder_is_refused(model_folder: Path, name: str) -> None:
+    with pytest.raises(UnsafeCheckpointError, match="outside"):
+        locate_file(model_folder, name)
+    with pytest.raises(UnsafeCheckpointError, match="outside"):
+        locate_file(model_folder, "config.json", subfolder="..")
+
+
+def test_packaged_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_ASSETS", model_folder)
+    assert locate_file("gptrio/inner", "config.json") == model_folder / "inner" / "config.json"
+    assert local_folder("gptrio/..") is None
+    assert local_folder("gptrio/absent") is None
+
+
+def test_cached_repository_opens_offline(cached_repo: Path) -> None:
+    path = locate_file("someone/tiny", "config.json", cache_dir=cached_repo, local_files_only=True)
+    assert path is not None
+    assert path.read_text() == '{"cached": true}'
+    pinned = locate_file("someone/tiny", "config.json", cache_dir=cached_repo, revision=COMMIT)
+    assert pinned == path
+
+
+def test_optional_file_missing_in_the_cache_is_none(cached_repo: Path) -> None:
+    arguments = {"cache_dir": cached_repo, "local_files_only": True}
+    assert locate_file("someone/tiny", "merges.txt", required=False, **arguments) is None
+
+
+def test_required_file_missing_in_the_cache_names_everything(cached_repo: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"merges\.txt of 'someone/tiny' \(revision v2\).*local_files"):
+        locate_file("someone/tiny", "merges.txt", cache_dir=cached_repo, local_files_only=True, revision="v2")
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
+def test_impossible_repository_id(name: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="neither an existing folder nor a possible hub repository id"):
+        locate_file(name, "config.json")
+
+
+def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    import requests
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    def refuse(kind: type[Exception]) -> None:
+        def download(*args: object, **kwargs: object) -> None:
+            raise kind("404 from the hub", response=requests.Response())
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    refuse(RepositoryNotFoundError)
+    with pytest.raises(CheckpointNotFoundError, match=r"config\.json of 'x/y' \(revision main\).*404.*token"):
+        locate_file("x/y", "config.json", required=False)
+    refuse(EntryNotFoundError)
+    with pytest.raises(CheckpointNotFoundError, match=r"'x/y' \(revision main\) has no file config\.json"):
+        locate_file("x/y", "config.json")
+    assert locate_file("x/y", "config.json", required=False) is None
+
+
+def test_options_are_taken_out_of_kwargs() -> None:
+    kwargs = {"revision": "v1", "token": None, "subfolder": None, "num_labels": 3}
+    assert HubOptions.pop_from(kwargs) == HubOptions(revision="v1")
+    assert kwargs == {"num_labels": 3}
+
+
+def test_save_and_push_uploads_what_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    calls: dict[str, object] = {}
+
+    class Api:
+        def __init__(self, token: object) -> None:
+            calls["token"] = token
+
+        def create_repo(self, repo_id: str, **options: object) -> huggingface_hub.RepoUrl:
+            calls["create"] = options
+            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, **options: object) -> str:
+            calls["upload"] = (repo_id, sorted(path.name for path in Path(folder_path).iterdir()), options)
+            return "https://commit"
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    address = save_and_push(
+        lambda folder: (Path(folder) / "config.json").write_text("{}"), "me/m", token="t", private=True, revision="dev"
+    )
+    assert address == "https://commit"
+    assert calls["token"] == "t"
+    assert calls["create"] == {"private": True, "exist_ok": True}
+    repo_id, files, options = calls["upload"]  # type: ignore[misc]
+    assert (repo_id, files, options["revision"]) == ("me/m", ["config.json"], "dev")
+
+
+def test_import_is_light() -> None:
+    code = "import sys, gptrio.hub; sys.exit('huggingface_hub' in sys.modules or 'torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
