@@ -1,29 +1,34 @@
 """GPT-2, GPT-Neo and GPT-NeoX: one small, fast library that speaks the Transformers 4.56 API of these families.
 
-Names are loaded on first use (PEP 562), so that `import gptrio` stays cheap and loads neither torch nor jax.
+Names are loaded on first use (PEP 562), so that `import gptrio` stays cheap and loads neither torch nor jax. The one
+table of public names is the stub beside this file, `__init__.pyi`: type checkers and the run time read the same lines.
 """
 
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
 
-# public name -> module that defines it
-_EXPORTS = {
-    "GptrioError": "errors",
-    "GptrioWarning": "errors",
-}
 
-__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605 - derived from the one table above
+def _read_exports() -> dict[str, str]:
+    """Public name -> module that defines it, from the stub's lines `from MODULE import NAME as NAME`."""
+    rows = (line.split() for line in Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines())
+    return {row[3]: row[1] for row in rows if row[:1] == ["from"]}
+
+
+_EXPORTS = _read_exports()
+
+__all__ = sorted([*_EXPORTS, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     """Import the module behind a public name on first use."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'gptrio' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"gptrio.{_EXPORTS[name]}"), name)
+    value = getattr(importlib.import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value
 
