@@ -1,4 +1,4 @@
-"""Where the files of a model are: a local folder, the package itself, the hub's cache or the hub.
+"""The files of a model: where they are (a folder, the package, the hub's cache, the hub), read and written safely.
 
 `huggingface_hub` takes longer to import than the rest of a start-up, so it is imported only when a name is neither a
 folder nor packaged.
@@ -6,13 +6,15 @@ folder nor packaged.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
-from gptrio.errors import CheckpointNotFoundError, UnsafeCheckpointError
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
 
 _PACKAGED_PREFIX = "gptrio/"
 _ASSETS = Path(__file__).parent / "assets"
@@ -47,6 +49,14 @@ class HubOptions:
     def as_kwargs(self) -> dict[str, Any]:
         """Return the options as keyword arguments, for `locate_file` and `from_pretrained`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
+        """Return the path of a file of a model, or None if the model lacks it (see `locate_file`)."""
+        return locate_file(name_or_path, filename, **self.as_kwargs(), required=False)
+
+    def locate(self, name_or_path: str | os.PathLike[str], filename: str) -> Path:
+        """Return the path of a file that a model must have (see `locate_file`)."""
+        return cast(Path, locate_file(name_or_path, filename, **self.as_kwargs()))  # None only if not required
 
 
 def locate_file(
@@ -143,6 +153,31 @@ def save_and_push(save: Callable[[str], object], repo_id: str, **options: Any) -
     with TemporaryDirectory() as folder:
         save(folder)
         return push_folder(folder, repo_id, **options)
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the JSON object that a file holds; raises CheckpointFormatError if it holds anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"no file {os.fspath(path)}") from error
+    except (ValueError, RecursionError) as error:  # covers JSON and UTF-8
+        raise CheckpointFormatError(f"{os.fspath(path)} is not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointFormatError(f"{os.fspath(path)} holds a {type(content).__name__}; expected a JSON object")
+    return content
+
+
+@contextmanager
+def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give a temporary path beside `path`, which takes its place when the block ends well and vanishes when not."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _relative_path(subfolder: str, filename: str) -> PurePosixPath:

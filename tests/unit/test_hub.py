@@ -10,7 +10,7 @@ import pytest
 
 from gptrio import hub
 from gptrio.errors import CheckpointNotFoundError, UnsafeCheckpointError
-from gptrio.hub import HubOptions, local_folder, locate_file, save_and_push
+from gptrio.hub import HubOptions, local_folder, locate_file, replace_file, save_and_push
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -145,3 +145,14 @@ def test_save_and_push_uploads_what_was_saved(monkeypatch: pytest.MonkeyPatch) -
 def test_import_is_light() -> None:
     code = "import sys, gptrio.hub; sys.exit('huggingface_hub' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_replace_file_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> None:
+    target = tmp_path / "config.json"
+    with replace_file(target) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), replace_file(target) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]

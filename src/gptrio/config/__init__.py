@@ -1,0 +1,11 @@
+"""What a checkpoint says about itself: one declared, validated configuration class per family."""
+
+from __future__ import annotations
+
+from gptrio.config.auto import AutoConfig
+from gptrio.config.base import PretrainedConfig
+from gptrio.config.gpt2 import GPT2Config
+from gptrio.config.gpt_neo import GPTNeoConfig
+from gptrio.config.gpt_neox import GPTNeoXConfig
+
+__all__ = ["AutoConfig", "GPT2Config", "GPTNeoConfig", "GPTNeoXConfig", "PretrainedConfig"]

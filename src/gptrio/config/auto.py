@@ -1,0 +1,76 @@
+"""The configuration class of a checkpoint, chosen by the `model_type` in its `config.json`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NoReturn
+
+from gptrio.config.base import PretrainedConfig
+from gptrio.config.gpt2 import GPT2Config
+from gptrio.config.gpt_neo import GPTNeoConfig
+from gptrio.config.gpt_neox import GPTNeoXConfig
+from gptrio.errors import ConfigError, UnsupportedError
+
+CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {
+    cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
+}
+
+
+def config_class_of(model_type: str) -> type[PretrainedConfig]:
+    """Return the configuration class of a family; raises UnsupportedError, naming those there are."""
+    if model_type not in CONFIG_CLASSES:
+        known = ", ".join(sorted(CONFIG_CLASSES))
+        raise UnsupportedError(
+            f"model_type={model_type!r} is a family that gptrio does not have; it has: {known} "
+            "(AutoConfig.register adds your own)"
+        )
+    return CONFIG_CLASSES[model_type]
+
+
+class AutoConfig:
+    """Reads any configuration that gptrio has a class for; not to be instantiated."""
+
+    def __init__(self) -> NoReturn:
+        """Refuse: configurations come from the class methods."""
+        raise TypeError("AutoConfig is not instantiated; use its from_pretrained(...) or for_model(...)")
+
+    @classmethod
+    def for_model(cls, model_type: str, *args: Any, **kwargs: Any) -> PretrainedConfig:
+        """Build a configuration of a family, such as "gpt2", from its arguments."""
+        return config_class_of(model_type)(*args, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Read `config.json` and return a configuration of the class its `model_type` names.
+
+        Args:
+            pretrained_model_name_or_path: folder, packaged name, hub id, or a JSON file itself.
+            kwargs: as for `PretrainedConfig.from_pretrained`, `return_unused_kwargs` included.
+
+        Raises:
+            UnsupportedError: the family is not one of ours, or `trust_remote_code=True` was given.
+            ConfigError: the file names no family.
+        """
+        kwargs.pop("code_revision", None)
+        values, kwargs = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values.get("model_type"):
+            known = ", ".join(sorted(CONFIG_CLASSES))
+            name = os.fspath(pretrained_model_name_or_path)
+            raise ConfigError(
+                f"config.json of {name!r} has no model_type; expected one of {known} (or use the family's own class)"
+            )
+        return_unused_kwargs = kwargs.pop("return_unused_kwargs", False)
+        config_class = config_class_of(values["model_type"])
+        config, unused = config_class.from_dict(values, return_unused_kwargs=True, **kwargs)
+        config.name_or_path = pretrained_model_name_or_path
+        return (config, unused) if return_unused_kwargs else config
+
+    @staticmethod
+    def register(model_type: str, config: type[PretrainedConfig], exist_ok: bool = False) -> None:
+        """Add a configuration class for its `model_type`; raises ConfigError if that is taken or another."""
+        if not issubclass(config, PretrainedConfig) or config.model_type != model_type:
+            raise ConfigError(f"{config.__name__} is not a PretrainedConfig with model_type={model_type!r}")
+        if not exist_ok and CONFIG_CLASSES.get(model_type, config) is not config:
+            taken_by = CONFIG_CLASSES[model_type].__name__
+            raise ConfigError(f"model_type={model_type!r} is taken by {taken_by}; exist_ok=True replaces it")
+        CONFIG_CLASSES[model_type] = config

@@ -1,0 +1,148 @@
+"""The configuration class that all families derive from: declared fields, and the files that hold them."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, overload
+
+from gptrio.config.declared import DeclaredConfig
+from gptrio.errors import CheckpointError, ConfigError, UnsupportedError
+from gptrio.hub import HubOptions, push_folder, read_json, replace_file, save_and_push
+
+Config = TypeVar("Config", bound="PretrainedConfig")
+
+PathLike = str | os.PathLike[str]
+CONFIG_NAME = "config.json"
+
+
+@dataclass(init=False, eq=False, repr=False, kw_only=True)
+class PretrainedConfig(DeclaredConfig):
+    """What a checkpoint says about its model; the families add their own fields.
+
+    Every field is also an attribute under each of its aliases (`attribute_map`). Keys that no field claims are kept as
+    attributes and written back. Values are checked at construction and by `validate`.
+
+    Args:
+        return_dict: forward returns a `ModelOutput` rather than a tuple.
+        output_hidden_states, output_attentions: forward returns them when the call does not say.
+        torchscript: for tracing: forward returns tuples.
+        dtype: type of the weights, as a name ("bfloat16") or `torch.dtype`; `torch_dtype` is its older name.
+        pruned_heads: {layer: [heads]} removed from attention.
+        tie_word_embeddings: output and input embeddings are one tensor.
+        is_decoder, is_encoder_decoder, add_cross_attention, cross_attention_hidden_size: the role beside an encoder.
+        architectures: class names that the weights were saved from.
+        num_labels, id2label, label2id: classes of a classification head; each may be given alone.
+        problem_type: "regression", "single_label_classification" or "multi_label_classification".
+        bos_token_id, pad_token_id, eos_token_id, sep_token_id, decoder_start_token_id: special tokens.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2"; not saved.
+        name_or_path: where the configuration came from; not saved.
+        tokenizer_class, prefix, finetuning_task, task_specific_params, chunk_size_feed_forward, tie_encoder_decoder:
+            kept for checkpoints that carry them.
+
+    Raises:
+        ConfigError: a value is impossible; the message names field, value and what is accepted.
+    """
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Config],
+        pretrained_model_name_or_path: PathLike,
+        *,
+        return_unused_kwargs: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Config: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Config],
+        pretrained_model_name_or_path: PathLike,
+        *,
+        return_unused_kwargs: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Config, dict[str, Any]]: ...
+    @classmethod
+    def from_pretrained(
+        cls: type[Config], pretrained_model_name_or_path: PathLike, *, return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> Config | tuple[Config, dict[str, Any]]:
+        """Read `config.json` of a folder, a packaged model or a hub repository.
+
+        Args:
+            pretrained_model_name_or_path: folder, name or id; or a JSON file itself.
+            return_unused_kwargs: also return the keywords that are no configuration attributes.
+            kwargs: lookup options (see `gptrio.hub.HubOptions`) and overrides of values.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointFormatError: there is no such file, or it is not a JSON object.
+            ConfigError: a value is impossible, or the file is of another family.
+        """
+        values, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
+        config, unused = cls.from_dict(values, return_unused_kwargs=True, **kwargs)
+        config.name_or_path = pretrained_model_name_or_path
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: PathLike, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the content of `config.json` and the keywords that are not lookup options."""
+        refuse_remote_code(kwargs)
+        options = HubOptions.pop_from(kwargs)
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_file():
+            path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
+        return read_json(path), kwargs
+
+    @classmethod
+    def from_json_file(cls: type[Config], json_file: PathLike) -> Config:
+        """Read a JSON file written by `to_json_file`."""
+        return cls.from_dict(read_json(json_file))
+
+    def to_json_file(self, json_file_path: PathLike, use_diff: bool = True) -> None:
+        """Write the configuration as JSON; an old file stays until the new one is complete."""
+        with replace_file(json_file_path) as temporary:
+            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    def save_pretrained(self, save_directory: PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Write `config.json` into a folder, made if need be, and push the folder to the hub if asked to.
+
+        Args:
+            save_directory: the folder.
+            push_to_hub: push it, to the repository `repo_id` or one named like the folder.
+            kwargs: `repo_id` and options of `gptrio.hub.push_folder`.
+        """
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; expected a folder to save {CONFIG_NAME} into")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.to_json_file(folder / CONFIG_NAME)
+        if push_to_hub:
+            push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push `config.json` to a hub repository (options of `gptrio.hub.push_folder`); return the commit's address."""
+        return save_and_push(self.save_pretrained, repo_id, **kwargs)
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """Return the configuration as JSON text: what `config.json` holds, or with `use_diff=False` every attribute."""
+        content = self.to_diff_dict() if use_diff else self.to_dict()
+        try:
+            return json.dumps(content, indent=2, sort_keys=True) + "\n"
+        except TypeError as error:
+            raise ConfigError(f"{type(self).__name__} holds a value that JSON cannot: {error}") from error
+
+    def __repr__(self) -> str:
+        """Class name and `config.json`."""
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+
+def refuse_remote_code(kwargs: dict[str, Any]) -> None:
+    """Take `trust_remote_code` out of `kwargs`; raises UnsupportedError if it is true."""
+    if kwargs.pop("trust_remote_code", None):
+        raise UnsupportedError(
+            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out; the "
+            "families gptrio, or `AutoConfig.register`, knows load without it"
+        )

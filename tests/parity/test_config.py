@@ -1,0 +1,82 @@
+"""Configurations against Transformers: same defaults, same dictionaries, same files, read both ways."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import gptrio
+from gptrio.config import PretrainedConfig
+
+NAMES = pytest.mark.parametrize("name", ["GPT2Config", "GPTNeoConfig", "GPTNeoXConfig"])
+ROPE = {"rope_type": "yarn", "factor": 2.0, "beta_fast": 16.0, "original_max_position_embeddings": 1024}
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("GPT2Config", {"n_embd": 64, "n_head": 4, "n_inner": 100, "activation_function": "relu", "dtype": "float16"}),
+    ("GPT2Config", {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "summary_type": "mean"}),
+    ("GPT2Config", {"num_labels": 5, "problem_type": "regression", "pad_token_id": 3, "eos_token_id": [1, 2]}),
+    ("GPT2Config", {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}, "tie_word_embeddings": False}),
+    ("GPT2Config", {"n_ctx": 1024, "task_specific_params": {"x": {"max_length": 50}}, "gradient_checkpointing": False}),
+    ("GPT2Config", {"add_cross_attention": True, "is_decoder": True, "max_length": 33, "do_sample": True}),
+    ("GPT2Config", {"pruned_heads": {0: [1]}, "architectures": ["GPT2LMHeadModel"], "use_cache": False}),
+    ("GPTNeoConfig", {"num_layers": 2, "attention_types": [[["global", "local"], 1]], "window_size": 4}),
+    ("GPTNeoConfig", {"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 99}),
+    ("GPTNeoXConfig", {"hidden_size": 64, "num_attention_heads": 4, "rotary_pct": 1.0, "rotary_emb_base": 500}),
+    ("GPTNeoXConfig", {"rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": True}),
+    ("GPTNeoXConfig", {"rope_scaling": ROPE, "attention_bias": False, "torch_dtype": "bfloat16"}),
+]
+
+
+def both(name: str) -> tuple[type[PretrainedConfig], Any]:
+    return getattr(gptrio, name), getattr(transformers, name)
+
+
+@NAMES
+def test_positional_arguments_and_defaults(name: str) -> None:
+    ours, theirs = both(name)
+    expected = [p for p in inspect.signature(theirs).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    parameters = inspect.signature(ours).parameters
+    assert list(ours.positional_fields) == [p.name for p in expected]
+    assert [parameters[p.name].default for p in expected] == [p.default for p in expected]
+
+
+@pytest.mark.parametrize(("name", "values"), [*CASES, ("GPT2Config", {}), ("GPTNeoConfig", {}), ("GPTNeoXConfig", {})])
+def test_dictionaries_and_files_are_equal(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs = both(name)
+    mine, reference = ours(**values), theirs(**values)
+    full = reference.to_dict()
+    for tensorflow_only in ("tf_legacy_loss", "use_bfloat16"):
+        del full[tensorflow_only]
+    assert mine.to_dict() == full
+    assert mine.to_json_string() == reference.to_json_string()
+    for key in full:
+        assert getattr(mine, key) == getattr(reference, key)
+
+
+@pytest.mark.parametrize(("name", "values"), CASES)
+def test_files_open_in_the_other_library(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    ours, theirs = both(name)
+    mine, reference = ours(**values), theirs(**values)
+    mine.save_pretrained(tmp_path / "ours")
+    reference.to_json_file(tmp_path / "theirs.json")
+    assert theirs.from_pretrained(tmp_path / "ours").to_diff_dict() == reference.to_diff_dict()
+    assert ours.from_pretrained(tmp_path / "theirs.json") == mine
+    auto = gptrio.AutoConfig.from_pretrained(tmp_path / "ours")
+    assert (type(auto), auto) == (ours, mine)
+    reference.to_json_file(tmp_path / "full.json", use_diff=False)
+    assert ours.from_pretrained(tmp_path / "full.json").to_diff_dict().items() >= mine.to_diff_dict().items()
+
+
+@NAMES
+def test_overrides_and_unused_keywords(name: str, tmp_path: Path) -> None:
+    ours, theirs = both(name)
+    ours().save_pretrained(tmp_path)
+    arguments = {"vocab_size": 9, "num_labels": 3, "dtype": "float16", "wings": 2, "return_unused_kwargs": True}
+    mine, unused = ours.from_pretrained(tmp_path, **arguments)
+    reference, expected = theirs.from_pretrained(tmp_path, **arguments)
+    assert json.loads(mine.to_json_string()) == json.loads(reference.to_json_string())
+    assert unused == expected

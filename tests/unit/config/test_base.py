@@ -1,0 +1,254 @@
+"""What every configuration does: fields, aliases, labels, dictionaries, files, errors. One row per family."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from gptrio.config import GPT2Config, GPTNeoConfig, GPTNeoXConfig, PretrainedConfig
+from gptrio.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    ConfigError,
+    GptrioWarning,
+    UnsupportedError,
+)
+
+FAMILIES = pytest.mark.parametrize("family", [GPT2Config, GPTNeoConfig, GPTNeoXConfig])
+SIZES = {"hidden_size": 24, "num_attention_heads": 3}
+
+
+@FAMILIES
+def test_round_trip_through_files_keeps_everything(family: type[PretrainedConfig], tmp_path: Path) -> None:
+    config = family(
+        **SIZES, vocab_size=99, n_ctx=7, task_specific_params={"a": {"b": 1}}, dtype="bfloat16", num_labels=5
+    )
+    config.save_pretrained(tmp_path)
+    again = family.from_pretrained(tmp_path)
+    assert again == config
+    assert again.n_ctx == 7
+    assert again.task_specific_params == {"a": {"b": 1}}
+    assert again.num_labels == 5
+    assert again.name_or_path == str(tmp_path)
+    assert family.from_pretrained(tmp_path / "config.json") == config
+    assert family.from_json_file(tmp_path / "config.json") == config
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+@FAMILIES
+def test_copies_are_equal_and_separate(family: type[PretrainedConfig]) -> None:
+    config = family(**SIZES, extra=[1, 2])
+    for twin in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), family.from_dict(config.to_dict())):
+        assert twin == config
+        twin.extra.append(3)
+        assert twin != config
+    assert config != object()
+
+
+@FAMILIES
+def test_aliases_read_and_write_the_same_field(family: type[PretrainedConfig]) -> None:
+    config = family(**SIZES)
+    for alias, name in family.attribute_map.items():
+        assert getattr(config, alias) == getattr(config, name)
+        setattr(config, alias, 1)
+        assert getattr(config, name) == 1
+
+
+@FAMILIES
+def test_unknown_attribute_names_class_and_field(family: type[PretrainedConfig]) -> None:
+    with pytest.raises(AttributeError, match=f"{family.__name__} has no field 'wings'"):
+        _ = family().wings
+    assert not hasattr(family(), "wings")
+
+
+def test_positional_arguments_in_documented_order() -> None:
+    config = GPT2Config(100, 32, 24, 2, 3, 7)
+    assert (config.vocab_size, config.n_positions, config.n_embd) == (100, 32, 24)
+    assert (config.n_layer, config.n_head, config.n_inner) == (2, 3, 7)
+    with pytest.raises(TypeError, match="by position and by keyword"):
+        GPT2Config(100, vocab_size=100)
+    with pytest.raises(TypeError, match="at most 23"):
+        GPT2Config(*range(1, 30))
+
+
+def test_signature_shows_the_fields() -> None:
+    parameters = inspect.signature(GPT2Config).parameters
+    assert list(parameters)[:3] == ["vocab_size", "n_positions", "n_embd"]
+    assert parameters["n_embd"].default == 768
+    assert parameters["pad_token_id"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+def test_two_spellings_must_agree() -> None:
+    assert GPT2Config(n_embd=24, hidden_size=24, n_head=2).n_embd == 24
+    with pytest.raises(ConfigError, match="n_embd=24 and hidden_size=48 disagree"):
+        GPT2Config(n_embd=24, hidden_size=48)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"n_embd": 0}, r"GPT2Config: n_embd=0 is not possible; expected an integer >= 1"),
+        ({"n_layer": -1}, r"n_layer=-1"),
+        ({"n_head": 2.0}, r"n_head=2\.0"),
+        ({"vocab_size": True}, r"vocab_size=True"),
+        ({"n_inner": 0}, r"n_inner=0 .* >= 1 or None"),
+        ({"n_embd": 10, "n_head": 3}, r"n_embd=10 is not divisible by n_head=3"),
+        ({"resid_pdrop": 1.5}, r"resid_pdrop=1\.5 .* from 0 to 1"),
+        ({"attn_pdrop": float("nan")}, r"attn_pdrop=nan"),
+        ({"layer_norm_epsilon": 0}, r"layer_norm_epsilon=0"),
+        ({"activation_function": 3}, r"activation_function=3 .* a string"),
+        ({"summary_type": "attn"}, r"summary_type='attn' .* 'last', 'first', 'mean', 'cls_index'"),
+        ({"use_cache": "yes"}, r"use_cache='yes' .* True or False"),
+        ({"eos_token_id": "<eos>"}, r"eos_token_id='<eos>'"),
+        ({"problem_type": "guess"}, r"problem_type='guess' .* 'regression'"),
+        ({"dtype": "float12"}, r"dtype='float12' .* float32"),
+        ({"num_labels": 0}, r"num_labels=0"),
+        ({"id2label": [1]}, r"id2label=\[1\]"),
+        ({"id2label": {"x": "a"}}, r"id2label=.* integer keys"),
+        ({"label2id": 3}, r"label2id=3"),
+        ({"attn_implementation": "magic"}, r"attn_implementation='magic' .* eager, sdpa, flash_attention_2"),
+        ({"model_type": "gpt_neo"}, r"GPT2Config is for model_type='gpt2', but the configuration says 'gpt_neo'"),
+        ({"to_dict": 1}, r"'to_dict', which is a method"),
+    ],
+)
+def test_impossible_value_names_field_value_and_what_is_accepted(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        GPT2Config(**values)
+
+
+def test_update_validates() -> None:
+    config = GPT2Config()
+    config.update({"hidden_size": 96, "note": "x"})
+    assert (config.n_embd, config.note) == (96, "x")
+    with pytest.raises(ConfigError, match="n_layer"):
+        config.update({"num_hidden_layers": 0})
+
+
+def test_labels_stay_in_step() -> None:
+    assert GPT2Config(num_labels=3).id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    config = GPT2Config(id2label={"0": "no", "1": "yes"})
+    assert (config.num_labels, config.id2label, config.label2id) == (2, {0: "no", 1: "yes"}, {"no": 0, "yes": 1})
+    assert GPT2Config(label2id={"a": 0, "b": 1, "c": 2}).id2label == {0: "a", 1: "b", 2: "c"}
+    config.id2label = {0: "x"}
+    assert (config.num_labels, config.label2id) == (1, {"x": 0})
+    config.num_labels = 2
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1}
+    with pytest.warns(GptrioWarning, match="num_labels=4 is ignored: id2label names 1 classes"):
+        assert GPT2Config(num_labels=4, id2label={0: "a"}).num_labels == 1
+
+
+def test_overrides_of_labels() -> None:
+    stored = {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}}
+    assert GPT2Config.from_dict(stored, num_labels=3).id2label[2] == "LABEL_2"
+    assert GPT2Config.from_dict(stored, num_labels=2).id2label == {0: "a", 1: "b"}
+    assert GPT2Config.from_dict(stored, id2label={0: "x", 1: "y", 2: "z"}).label2id == {"x": 0, "y": 1, "z": 2}
+    with pytest.raises(ConfigError, match="num_labels=2 and an id2label of 1"):
+        GPT2Config.from_dict(stored, num_labels=2, id2label={0: "x"})
+
+
+def test_overrides_and_unused_keywords(tmp_path: Path) -> None:
+    GPT2Config().save_pretrained(tmp_path)
+    config, unused = GPT2Config.from_pretrained(
+        tmp_path, return_unused_kwargs=True, hidden_size=24, output_attentions=True, torch_dtype="float16", wings=2
+    )
+    assert (config.n_embd, config.output_attentions, config.dtype_name) == (24, True, "float16")
+    assert unused == {"dtype": "float16", "wings": 2}
+    assert not hasattr(config, "wings")
+    with pytest.raises(ConfigError, match="n_layer=0"):
+        GPT2Config.from_pretrained(tmp_path, num_hidden_layers=0)
+
+
+def test_dtype_is_a_name_in_files_and_a_torch_dtype_for_readers() -> None:
+    import torch
+
+    for given in ("bfloat16", torch.bfloat16, "torch.bfloat16"):
+        config = GPT2Config(torch_dtype=given)
+        assert config.dtype is config.torch_dtype is torch.bfloat16
+        assert config.to_dict()["dtype"] == json.loads(config.to_json_string())["dtype"] == "bfloat16"
+    config.torch_dtype = torch.float16
+    assert config.dtype_name == "float16"
+    assert GPT2Config().dtype is None
+
+
+def test_attention_implementation_is_not_saved(tmp_path: Path) -> None:
+    config = GPT2Config(attn_implementation="sdpa")
+    assert config._attn_implementation == "sdpa"
+    config.save_pretrained(tmp_path)
+    assert "sdpa" not in (tmp_path / "config.json").read_text()
+    assert GPT2Config.from_pretrained(tmp_path)._attn_implementation is None
+    assert GPT2Config.from_pretrained(tmp_path, attn_implementation="eager")._attn_implementation == "eager"
+
+
+def test_flags_for_the_forward_pass() -> None:
+    assert GPT2Config().use_return_dict
+    assert not GPT2Config(return_dict=False).use_return_dict
+    assert not GPT2Config(torchscript=True).use_return_dict
+    assert GPT2Config().get_text_config(decoder=True).model_type == "gpt2"
+
+
+def test_generation_keys_of_old_files_are_kept(tmp_path: Path) -> None:
+    config = GPT2Config.from_dict({"max_length": 50, "do_sample": True})
+    assert (config.max_length, config.top_k) == (50, 50)
+    assert config.changed_generation_keys() == {"max_length": 50, "do_sample": True}
+    assert GPT2Config().changed_generation_keys() == {}
+    config.save_pretrained(tmp_path)
+    assert GPT2Config.from_pretrained(tmp_path).max_length == 50
+
+
+def test_pruned_heads_get_integer_keys() -> None:
+    assert GPT2Config.from_dict({"pruned_heads": {"0": [1, 2]}}).pruned_heads == {0: [1, 2]}
+
+
+def test_plain_subclass_with_its_own_constructor() -> None:
+    class Custom(PretrainedConfig):
+        model_type = "custom"
+        attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "width"}
+
+        def __init__(self, width: int = 3, **kwargs: Any) -> None:
+            self.width = width
+            super().__init__(**kwargs)
+
+    config = Custom(width=5, pad_token_id=1, note="n")
+    assert (config.hidden_size, config.pad_token_id, config.note) == (5, 1, "n")
+    assert Custom.from_dict(config.to_dict()) == config
+
+
+def test_value_that_json_cannot_hold(tmp_path: Path) -> None:
+    config = GPT2Config(odd=object())
+    with pytest.raises(ConfigError, match="a value that JSON cannot"):
+        config.save_pretrained(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_files(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointNotFoundError, match=r"config\.json"):
+        GPT2Config.from_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    for content in ("{", "\x00", "[1]", '"x"'):
+        file.write_text(content)
+        with pytest.raises(CheckpointFormatError, match=r"config\.json"):
+            GPT2Config.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is a file"):
+        GPT2Config().save_pretrained(file)
+    with pytest.raises(UnsupportedError, match="trust_remote_code=True"):
+        GPT2Config.from_pretrained(tmp_path, trust_remote_code=True)
+
+
+def test_file_of_another_family_is_refused(tmp_path: Path) -> None:
+    GPTNeoConfig().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="'gpt_neo'; use that family's class or AutoConfig"):
+        GPT2Config.from_pretrained(tmp_path)
+
+
+def test_import_is_light() -> None:
+    code = "import sys, gptrio.config as c; c.GPT2Config(dtype='float16'); sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
