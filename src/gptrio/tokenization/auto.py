@@ -1,0 +1,134 @@
+"""`AutoTokenizer`: the tokenizer class that a checkpoint's files name."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from gptrio.errors import CheckpointNotFoundError, UnsupportedError
+from gptrio.hub import HubOptions, locate_file
+from gptrio.tokenization.base import PreTrainedTokenizerBase
+from gptrio.tokenization.fast import PreTrainedTokenizerFast
+from gptrio.tokenization.files import TOKENIZER_CONFIG_FILE, refuse_remote_code
+from gptrio.tokenization.gpt2 import GPT2Tokenizer, GPT2TokenizerFast
+from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast
+from gptrio.tokenization.vocabulary import read_json
+
+TokenizerClass = type[PreTrainedTokenizerBase]
+
+# model type -> (class in Python, fast class)
+TOKENIZER_MAPPING: dict[str, tuple[TokenizerClass | None, TokenizerClass | None]] = {
+    "gpt2": (GPT2Tokenizer, GPT2TokenizerFast),
+    "gpt_neo": (GPT2Tokenizer, GPT2TokenizerFast),
+    "gpt_neox": (None, GPTNeoXTokenizerFast),
+}
+
+
+class AutoTokenizer:
+    """Chooses the tokenizer class; use `AutoTokenizer.from_pretrained`."""
+
+    def __init__(self) -> None:
+        """Refuse: there is nothing to make one of."""
+        raise UnsupportedError("AutoTokenizer is not instantiated itself; call AutoTokenizer.from_pretrained(...)")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *inputs: Any,
+        use_fast: bool = True,
+        tokenizer_type: str | None = None,
+        config: Any = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Load the tokenizer of a checkpoint with the class that its files name.
+
+        The class comes from `tokenizer_type`, else from `tokenizer_config.json`, else from `config` or `config.json`.
+
+        Args:
+            pretrained_model_name_or_path: folder, packaged model or hub id.
+            *inputs: positional arguments of the class.
+            use_fast: take the fast class where there is one.
+            tokenizer_type: a model type, such as "gpt2", instead of what the files say.
+            config: configuration of the model.
+            **kwargs: as for the class's `from_pretrained`.
+
+        Raises:
+            UnsupportedError: a class or family that gptrio does not have, or `trust_remote_code=True`.
+        """
+        refuse_remote_code(kwargs)
+        if tokenizer_type is None:
+            pair = _named_classes(pretrained_model_name_or_path, config, HubOptions.pop_from(dict(kwargs)))
+        else:
+            pair = _classes_of_model(tokenizer_type)
+        slow, fast = pair
+        chosen = (fast or slow) if use_fast else (slow or fast)
+        assert chosen is not None, "no row of the table is empty"
+        return chosen.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+
+    @staticmethod
+    def register(
+        config_class: Any,
+        slow_tokenizer_class: TokenizerClass | None = None,
+        fast_tokenizer_class: TokenizerClass | None = None,
+        exist_ok: bool = False,
+    ) -> None:
+        """Make tokenizer classes known for a configuration class (by its `model_type`).
+
+        Raises:
+            UnsupportedError: no class given, a slow one in place of a fast one or the other way round, or a model type
+                that has classes already (unless `exist_ok`).
+        """
+        if slow_tokenizer_class is None and fast_tokenizer_class is None:
+            raise UnsupportedError("nothing to register: give slow_tokenizer_class or fast_tokenizer_class")
+        for given, is_fast in ((slow_tokenizer_class, False), (fast_tokenizer_class, True)):
+            if given is not None and given.is_fast != is_fast:
+                raise UnsupportedError(f"{given.__name__} is {'no ' * is_fast}fast tokenizer; swap the two arguments")
+        model_type = config_class.model_type
+        known = TOKENIZER_MAPPING.get(model_type, (None, None))
+        if known != (None, None) and not exist_ok:
+            raise UnsupportedError(f"model type {model_type!r} has tokenizers already; exist_ok=True replaces them")
+        TOKENIZER_MAPPING[model_type] = (slow_tokenizer_class or known[0], fast_tokenizer_class or known[1])
+
+
+Classes = tuple[TokenizerClass | None, TokenizerClass | None]
+
+
+def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOptions) -> Classes:
+    """Classes that `tokenizer_config.json` names, else the configuration."""
+    name = _read(name_or_path, TOKENIZER_CONFIG_FILE, hub).get("tokenizer_class")
+    if name is None:
+        model = _read(name_or_path, "config.json", hub) if config is None else config.to_dict()
+        name = model.get("tokenizer_class")
+        if name is None and not model.get("model_type"):
+            raise CheckpointNotFoundError(
+                f"{name_or_path} names no tokenizer: expected a tokenizer_config.json with tokenizer_class or a "
+                "config.json with model_type; or call the tokenizer's own class"
+            )
+        if name is None:
+            return _classes_of_model(model["model_type"])
+    return _classes_by_name(name)
+
+
+def _read(name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions) -> dict[str, Any]:
+    path = locate_file(name_or_path, filename, **hub.as_kwargs(), required=False)
+    data = {} if path is None else read_json(path)
+    return data if isinstance(data, dict) else {}
+
+
+def _classes_by_name(name: str) -> Classes:
+    base = name.removesuffix("Fast")
+    if base == "PreTrainedTokenizer":
+        return None, PreTrainedTokenizerFast
+    for classes in TOKENIZER_MAPPING.values():
+        if base in [cls.__name__.removesuffix("Fast") for cls in classes if cls is not None]:
+            return classes
+    known = sorted({cls.__name__ for classes in TOKENIZER_MAPPING.values() for cls in classes if cls is not None})
+    raise UnsupportedError(f"the checkpoint uses tokenizer class {name!r}; gptrio has {', '.join(known)}")
+
+
+def _classes_of_model(model_type: str) -> Classes:
+    if model_type not in TOKENIZER_MAPPING:
+        known = ", ".join(sorted(TOKENIZER_MAPPING))
+        raise UnsupportedError(f"model type {model_type!r} is not one of gptrio's: {known}")
+    return TOKENIZER_MAPPING[model_type]

@@ -1,0 +1,309 @@
+"""Tokenizers over the `tokenizers` library: the same front, with offsets and words."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from threading import Lock
+from typing import Any, ClassVar
+
+from tokenizers import AddedToken, Encoding, Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import ByteLevel as ByteLevelProcessor
+
+from gptrio.errors import TokenizationError
+from gptrio.tokenization.base import PreTrainedTokenizerBase, Sample
+from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.tokenization.bpe import Pair, has_surrogate, surrogate_error
+from gptrio.tokenization.lengths import Ids
+from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy
+from gptrio.tokenization.special_tokens import Token
+from gptrio.tokenization.tensors import to_plain
+from gptrio.tokenization.vocabulary import joined_path, read_model, write_text
+
+_TOKENIZER_FILE = "tokenizer.json"
+
+
+class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
+    """A tokenizer of the `tokenizers` library behind the shared front.
+
+    Args:
+        tokenizer_object: a `tokenizers.Tokenizer`.
+        tokenizer_file: path of a `tokenizer.json`.
+        vocab_file, merges_file: paths of vocabulary files, read when neither is given.
+        from_slow: read the vocabulary files even so.
+        added_tokens_decoder: tokens that are never split, by id.
+        add_prefix_space: put a space before the text.
+        **kwargs: see `PreTrainedTokenizerBase`.
+    """
+
+    vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": _TOKENIZER_FILE}
+    is_fast = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Build the backend and register the added and the special tokens."""
+        added_tokens_decoder: dict[int, AddedToken] = kwargs.pop("added_tokens_decoder", {})
+        self._tokenizer = _build_backend(kwargs)
+        self._lock = Lock()  # the backend keeps padding and truncation as state
+        self.add_prefix_space: bool = kwargs.get("add_prefix_space", False)
+        _take_backend_settings(self._tokenizer, kwargs)
+        super().__init__(**kwargs)
+        self._tokenizer.encode_special_tokens = self.split_special_tokens
+        self._register(list(dict(sorted(added_tokens_decoder.items())).values()))
+        _set_prefix_space(self._tokenizer, self.add_prefix_space)
+
+    def _register(self, tokens: list[AddedToken]) -> None:
+        """Add tokens in the order of their ids, then the special ones that are missing."""
+        known = {*self.added_tokens_encoder, *map(str, tokens)}
+        special = self.all_special_tokens
+        missing = [t for t in self.all_special_tokens_extended if isinstance(t, AddedToken) or t not in known]
+        for given in [*tokens, *(token for token in missing if token not in tokens)]:
+            token = AddedToken(given) if isinstance(given, str) else given
+            token.special = token.special or token.content in special
+            self._tokenizer.add_tokens([token])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock."""
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, with a lock of its own."""
+        self.__dict__.update(state, _lock=Lock())
+
+    # Vocabulary
+
+    @property
+    def backend_tokenizer(self) -> Tokenizer:
+        """The tokenizer of the `tokenizers` library."""
+        return self._tokenizer
+
+    @property
+    def decoder(self) -> Any:
+        """The backend's decoder."""
+        return self._tokenizer.decoder
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens without those added."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=False))
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        """Token to id, with the added ones."""
+        return self.get_vocab()
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens that are never split, by id."""
+        return dict(sorted(self._tokenizer.get_added_tokens_decoder().items()))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token to id, with the added ones."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
+    def __len__(self) -> int:
+        """Return the number of tokens, with the added ones."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def _add_tokens(self, new_tokens: list[Token], special_tokens: bool) -> int:
+        add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
+        return int(add(new_tokens))
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Return the id of a token, or the ids of several; those unknown get the unknown token's."""
+        if tokens is None or isinstance(tokens, str):
+            return self._token_to_id(tokens)
+        return [self._token_to_id(token) for token in tokens]
+
+    def _token_to_id(self, token: str | None) -> int | None:
+        index = None if token is None else self._tokenizer.token_to_id(token)
+        return self.unk_token_id if index is None and token not in (None, self.unk_token) else index
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Return the token of an id (None if there is none), or the tokens of several."""
+        ids = to_plain(ids)
+        if isinstance(ids, int):
+            return self._tokenizer.id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._tokenizer.id_to_token(int(index)) for index in ids if index not in skipped]
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Join tokens into text."""
+        decoder = self._tokenizer.decoder
+        return " ".join(tokens) if decoder is None else str(decoder.decode(tokens))
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return how many special tokens encoding a text (or a pair) adds."""
+        return int(self._tokenizer.num_special_tokens_to_add(pair))
+
+    # Encoding and decoding
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """Split a text (or a pair) into tokens (`options`: see `EncodeOptions`)."""
+        return self.encode_plus(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
+
+    def _encode_one(self, sample: Sample, options: EncodeOptions) -> BatchEncoding:
+        first, second = sample
+        batch = self._encode_many([(first, second or None)], options)
+        if options.return_tensors is not None or options.return_overflowing_tokens:
+            return batch
+        first_row = {key: value[0] if isinstance(value[0], list) else value for key, value in batch.items()}
+        return BatchEncoding(first_row, batch.encodings)
+
+    def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
+        parts = [
+            [encoding, *encoding.overflowing] if options.return_overflowing_tokens else [encoding]
+            for encoding in self._run_backend(samples, options)
+        ]
+        rows = [encoding for part in parts for encoding in part]
+        data = self._entries(rows, options)
+        if options.return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = [i for i, part in enumerate(parts) for _ in part]
+        self._warn_if_too_long(max(len(row.ids) for row in rows), options)
+        return BatchEncoding(data, rows, tensor_type=options.return_tensors)
+
+    def _run_backend(self, samples: list[Sample], options: EncodeOptions) -> list[Encoding]:
+        if options.add_prefix_space is not None:
+            raise TokenizationError("add_prefix_space of a fast tokenizer is set when it is made, not in a call")
+        split = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
+        inputs: list[Any] = [first if second is None else (first, second) for first, second in samples]
+        try:
+            with self._lock:
+                self._set_truncation_and_padding(options)
+                self._tokenizer.encode_special_tokens = split
+                return list(
+                    self._tokenizer.encode_batch(inputs, options.is_split_into_words, options.add_special_tokens)
+                )
+        except TypeError as error:
+            raise _input_error(samples, error) from error
+        except Exception as error:  # the library raises plain Exception when truncation is impossible
+            raise TokenizationError(f"cannot encode: {error}".rstrip(", ")) from error
+
+    def _set_truncation_and_padding(self, options: EncodeOptions) -> None:
+        if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
+            self._tokenizer.no_truncation()
+        else:
+            assert options.max_length is not None, "resolving the options made sure of it"
+            strategy = TruncationStrategy(options.truncation).value
+            self._tokenizer.enable_truncation(options.max_length, options.stride, strategy, self.truncation_side)
+        if options.padding == PaddingStrategy.DO_NOT_PAD:
+            self._tokenizer.no_padding()
+        else:
+            self._tokenizer.enable_padding(
+                direction=options.padding_side or self.padding_side,
+                pad_id=self.pad_token_id,
+                pad_type_id=self.pad_token_type_id,
+                pad_token=self.pad_token,
+                length=options.max_length if options.padding == PaddingStrategy.MAX_LENGTH else None,
+                pad_to_multiple_of=options.pad_to_multiple_of,
+            )
+
+    def _entries(self, rows: list[Encoding], options: EncodeOptions) -> dict[str, Any]:
+        """Entries that the options ask for, by name."""
+        types, mask = options.return_token_type_ids, options.return_attention_mask
+        data: dict[str, Any] = {"input_ids": [row.ids for row in rows]}
+        if types or (types is None and "token_type_ids" in self.model_input_names):
+            data["token_type_ids"] = [row.type_ids for row in rows]
+        if mask or (mask is None and "attention_mask" in self.model_input_names):
+            data["attention_mask"] = [row.attention_mask for row in rows]
+        if options.return_special_tokens_mask:
+            data["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
+        if options.return_offsets_mapping:
+            data["offset_mapping"] = [row.offsets for row in rows]
+        if options.return_length:
+            data["length"] = [len(row.ids) for row in rows]
+        return data
+
+    def _decode(self, ids: Ids, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
+        if ids and max(ids) >= len(self):
+            unknown = sorted({index for index in ids if self._tokenizer.id_to_token(index) is None})
+            if unknown:
+                self._warn_once("no token", f"ids {unknown} have no token in this vocabulary and decode to nothing")
+        return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
+
+    # Files
+
+    def save_vocabulary(
+        self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write the backend model's vocabulary files; return their paths."""
+        return tuple(self._tokenizer.model.save(os.fspath(save_directory), filename_prefix))
+
+    def _save_vocabularies(
+        self, folder: str, legacy_format: bool | None, filename_prefix: str | None
+    ) -> tuple[str, ...]:
+        from gptrio.tokenization.files import save_added_tokens
+
+        if legacy_format and self.slow_tokenizer_class is None:
+            raise TokenizationError(f"{type(self).__name__} has no legacy format; leave legacy_format out")
+        paths: tuple[str, ...] = ()
+        if legacy_format is not False and self.slow_tokenizer_class is not None:
+            paths += self.save_vocabulary(folder, filename_prefix)
+            paths += save_added_tokens(self, folder, filename_prefix)
+        if not legacy_format:
+            path = joined_path(folder, filename_prefix, _TOKENIZER_FILE)
+            with self._lock:
+                self._tokenizer.no_truncation()
+                self._tokenizer.no_padding()
+                write_text(path, self._tokenizer.to_str(pretty=True))
+            paths += (path,)
+        return paths
+
+
+def byte_level_backend(vocab: dict[str, int], merges: list[Pair]) -> Tokenizer:
+    """Build GPT-2's tokenizer of the `tokenizers` library from its vocabulary."""
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
+    return tokenizer
+
+
+def _build_backend(kwargs: dict[str, Any]) -> Tokenizer:
+    """Take the source of the backend out of the settings; the vocabulary files stay, as part of the settings."""
+    given: Tokenizer | None = kwargs.pop("tokenizer_object", None)
+    path, from_slow = kwargs.pop("tokenizer_file", None), kwargs.pop("from_slow", False)
+    if given is not None:
+        return copy.deepcopy(given)
+    try:
+        if path is not None and not from_slow:
+            return Tokenizer.from_file(os.fspath(path))
+        return byte_level_backend(*read_model(kwargs.get("vocab_file"), kwargs.get("merges_file")))
+    except TokenizationError:
+        raise
+    except Exception as error:  # the library raises plain Exception for malformed files
+        raise TokenizationError(f"cannot build a tokenizer from {path or kwargs.get('vocab_file')}: {error}") from error
+
+
+def _take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
+    """Let a backend that truncates or pads by itself give the defaults."""
+    if tokenizer.truncation is not None:
+        kwargs.setdefault("truncation_side", tokenizer.truncation["direction"])
+    if tokenizer.padding is not None:
+        kwargs.setdefault("pad_token", tokenizer.padding["pad_token"])
+        kwargs.setdefault("padding_side", tokenizer.padding["direction"])
+
+
+def _set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
+    """Make a byte-level pre-tokenizer add the space, or not; other kinds have none to set."""
+    if isinstance(tokenizer.pre_tokenizer, ByteLevel):
+        state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+        tokenizer.pre_tokenizer = ByteLevel(
+            add_prefix_space, trim_offsets=state["trim_offsets"], use_regex=state["use_regex"]
+        )
+
+
+def _input_error(samples: list[Sample], error: TypeError) -> TokenizationError:
+    for sample in samples:
+        for text in sample:
+            for word in [text] if isinstance(text, str) else text or []:
+                if isinstance(word, str) and has_surrogate(word):
+                    return surrogate_error(word)
+    return TokenizationError(
+        f"cannot encode: {error}; expected strings, or with is_split_into_words=True lists of strings"
+    )

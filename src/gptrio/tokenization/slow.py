@@ -1,0 +1,306 @@
+"""Tokenizers in Python: added tokens, and the steps from pieces of text to padded ids."""
+
+from __future__ import annotations
+
+import re
+from itertools import chain
+from typing import Any
+
+from gptrio.errors import TokenizationError, UnsupportedError
+from gptrio.tokenization.base import PreTrainedTokenizerBase, Sample, Text
+from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.tokenization.lengths import Ids
+from gptrio.tokenization.options import EncodeOptions, TruncationStrategy
+from gptrio.tokenization.special_tokens import AddedToken, Token
+from gptrio.tokenization.tensors import to_plain
+
+
+class PreTrainedTokenizer(PreTrainedTokenizerBase):
+    """Base of the tokenizers in Python.
+
+    A subclass provides `_tokenize`, `_convert_token_to_id`, `_convert_id_to_token`, `convert_tokens_to_string`,
+    `vocab_size`, `get_vocab` and `save_vocabulary`, and calls this `__init__` once it can.
+
+    Args:
+        added_tokens_decoder: tokens that are never split, by id.
+        **kwargs: see `PreTrainedTokenizerBase`.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        """Register the added and the special tokens."""
+        self._added_tokens_decoder: dict[int, AddedToken] = dict(kwargs.pop("added_tokens_decoder", {}))
+        self._added_tokens_encoder = {token.content: index for index, token in self._added_tokens_decoder.items()}
+        super().__init__(**kwargs)
+        special = self.all_special_tokens_extended
+        self._add_tokens([token for token in special if token not in self._added_tokens_encoder], special_tokens=True)
+
+    def _tokenize(self, text: str) -> list[str]:
+        raise NotImplementedError
+
+    def _convert_token_to_id(self, token: str) -> int | None:
+        raise NotImplementedError
+
+    def _convert_id_to_token(self, index: int) -> str | None:
+        raise NotImplementedError
+
+    # Added tokens
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, AddedToken]:
+        """Tokens that are never split, by id."""
+        return dict(sorted(self._added_tokens_decoder.items()))
+
+    def __len__(self) -> int:
+        """Return the number of tokens, with the added ones."""
+        return self._total_vocab_size
+
+    def _add_tokens(self, new_tokens: list[Token], special_tokens: bool) -> int:
+        vocab = self.get_vocab()
+        size = len(vocab)
+        for given in new_tokens:
+            if not str(given) or (isinstance(given, str) and given in self._added_tokens_encoder):
+                continue
+            token = self._as_added(given, special_tokens)
+            if token.special and token.content not in self.all_special_tokens:
+                self._special_tokens_map["additional_special_tokens"].append(token)
+            index = vocab.setdefault(token.content, len(vocab))
+            self._added_tokens_decoder[index] = token
+            self._added_tokens_encoder[token.content] = index
+        self._total_vocab_size = len(vocab)
+        longest_first = sorted(self._added_tokens_encoder, key=len, reverse=True)
+        self._added_pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+        return len(vocab) - size
+
+    def _as_added(self, token: Token, special: bool) -> AddedToken:
+        if isinstance(token, AddedToken):
+            state = token.__getstate__() | {"special": token.special or special}
+            return AddedToken(**state)
+        special = special or token in self.all_special_tokens
+        return AddedToken(token, normalized=not special, special=special)
+
+    # Text to tokens
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
+    ) -> list[str]:
+        """Split a text (or a pair) into tokens.
+
+        Args:
+            text: text.
+            pair: second text.
+            add_special_tokens: put the model's special tokens around.
+            **options: `split_special_tokens`, `is_split_into_words`, `add_prefix_space` of `EncodeOptions`.
+        """
+        parsed = EncodeOptions(**options)
+        tokens = self._split(text, parsed)
+        pair_tokens = None if pair is None else self._split(pair, parsed)
+        if not add_special_tokens:
+            return tokens + (pair_tokens or [])
+        pair_ids = None if pair_tokens is None else self._known_ids(pair_tokens)
+        ids = self.build_inputs_with_special_tokens(self._known_ids(tokens), pair_ids)
+        return list(self.convert_ids_to_tokens(ids))
+
+    def prepare_for_tokenization(self, text: str, options: EncodeOptions) -> str:
+        """Change a text before it is split; a hook for subclasses."""
+        return text
+
+    def _split(self, text: str, options: EncodeOptions) -> list[str]:
+        """Cut added tokens out, and split what lies between them."""
+        text = self.prepare_for_tokenization(text, options)
+        whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
+        if whole or self._added_pattern is None:
+            return self._tokenize(text)
+        pieces = self._strip_around_added([piece for piece in self._added_pattern.split(text) if piece])
+        return list(
+            chain.from_iterable(
+                [piece] if piece in self._added_tokens_encoder else self._tokenize(piece) for piece in pieces if piece
+            )
+        )
+
+    def _strip_around_added(self, pieces: list[str]) -> list[str]:
+        """Let the added tokens among the pieces take white space, or join the word that they are part of."""
+        for i, piece in enumerate(pieces):
+            if piece not in self._added_tokens_encoder:
+                continue
+            token = self._added_tokens_decoder[self._added_tokens_encoder[piece]]
+            left = pieces[i - 1] if i > 0 else ""
+            right = pieces[i + 1] if i + 1 < len(pieces) else ""
+            if token.rstrip and right:
+                pieces[i + 1] = right.lstrip()
+            if token.lstrip and left:
+                pieces[i - 1] = left.rstrip()
+            if token.single_word and left and left[-1] != " ":
+                pieces[i - 1], pieces[i] = pieces[i - 1] + piece, ""
+            elif token.single_word and right and right[0] != " ":
+                pieces[i], pieces[i + 1] = "", piece + pieces[i + 1]
+        return pieces
+
+    # Tokens and ids
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Return the id of a token, or the ids of several; those unknown get the unknown token's."""
+        if tokens is None or isinstance(tokens, str):
+            return self._token_to_id(tokens)
+        return [self._token_to_id(token) for token in tokens]
+
+    def _token_to_id(self, token: str | None) -> int | None:
+        if token is None:
+            return None
+        index = self._added_tokens_encoder.get(token)
+        return self._convert_token_to_id(token) if index is None else index
+
+    def _known_ids(self, tokens: list[str]) -> Ids:
+        ids: Ids = self.convert_tokens_to_ids(tokens)
+        if None in ids:
+            unknown = tokens[ids.index(None)]  # type: ignore[arg-type]  # None is what we look for
+            raise TokenizationError(
+                f"token {unknown!r} is not in the vocabulary and there is no unk_token to stand for it"
+            )
+        return ids
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Return the token of an id (None if there is none), or the tokens of several."""
+        ids = to_plain(ids)
+        if isinstance(ids, int):
+            return self._id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._id_to_token(int(index)) for index in ids if index not in skipped]
+
+    def _id_to_token(self, index: int) -> str | None:
+        added = self._added_tokens_decoder.get(index)
+        return self._convert_id_to_token(index) if added is None else added.content
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return how many special tokens encoding a text (or a pair) adds."""
+        return len(self.build_inputs_with_special_tokens([], [] if pair else None))
+
+    def get_special_tokens_mask(
+        self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
+    ) -> list[int]:
+        """Return 1 for special tokens and 0 for others, in what building the inputs of these ids gives."""
+        if already_has_special_tokens:
+            return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
+        return [0] * (len(token_ids_0) + len(token_ids_1 or []))
+
+    # Encoding
+
+    def _encode_one(self, sample: Sample, options: EncodeOptions) -> BatchEncoding:
+        first, second = self._sample_ids(sample, options)
+        row = self._finish_row(self._prepare(first, second, options), options)
+        return BatchEncoding(row, tensor_type=options.return_tensors, prepend_batch_axis=True)
+
+    def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
+        rows = [self._prepare(*self._sample_ids(sample, options), options) for sample in samples]
+        if options.return_length:
+            rows = [{**row, "length": len(row["input_ids"])} for row in rows]
+        rows = self._pad_rows(rows, options)
+        return BatchEncoding({key: [row[key] for row in rows] for key in rows[0]}, tensor_type=options.return_tensors)
+
+    def prepare_for_model(
+        self, ids: Ids, pair_ids: Ids | None = None, prepend_batch_axis: bool = False, **options: Any
+    ) -> BatchEncoding:
+        """Add special tokens to ids, cut and pad them (`options`: see `EncodeOptions`)."""
+        resolved = self._resolve(EncodeOptions(**options))
+        row = self._finish_row(self._prepare(ids, pair_ids, resolved), resolved)
+        return BatchEncoding(row, tensor_type=resolved.return_tensors, prepend_batch_axis=prepend_batch_axis)
+
+    def _finish_row(self, row: dict[str, Any], options: EncodeOptions) -> dict[str, Any]:
+        [row] = self._pad_rows([row], options)
+        return {**row, "length": len(row["input_ids"])} if options.return_length else row
+
+    def _sample_ids(self, sample: Sample, options: EncodeOptions) -> tuple[Ids, Ids | None]:
+        if options.return_offsets_mapping:
+            raise UnsupportedError("return_offsets_mapping needs a fast tokenizer; use the class ending in Fast")
+        first, second = sample
+        return self._text_ids(first, options), None if second is None else self._text_ids(second, options)
+
+    def _text_ids(self, text: Text, options: EncodeOptions) -> Ids:
+        if isinstance(text, str):
+            return self._known_ids(self._split(text, options))
+        if isinstance(text, (list, tuple)):
+            if all(isinstance(item, int) for item in text):
+                return list(text)
+            if all(isinstance(item, str) for item in text):
+                words = (self._split(word, options) for word in text) if options.is_split_into_words else [text]
+                return self._known_ids(list(chain.from_iterable(words)))
+        raise TokenizationError(f"{text!r} is no text; expected a string, a list of strings or a list of ids")
+
+    def _prepare(self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions) -> dict[str, Any]:
+        """Cut, add special tokens, and make the entries that the (resolved) options ask for, unpadded."""
+        if options.return_token_type_ids and not options.add_special_tokens:
+            raise TokenizationError("return_token_type_ids needs add_special_tokens=True")
+        evens_out = options.truncation == TruncationStrategy.LONGEST_FIRST and pair_ids is not None
+        if options.return_overflowing_tokens and evens_out:
+            raise TokenizationError(
+                "return_overflowing_tokens of a pair needs truncation='only_first' or 'only_second': 'longest_first' "
+                "cuts both texts"
+            )
+        special = self.num_special_tokens_to_add(pair_ids is not None) if options.add_special_tokens else 0
+        total = len(ids) + len(pair_ids or []) + special
+        excess = 0 if options.max_length is None else total - options.max_length
+        overflow: Ids = []
+        if options.truncation != TruncationStrategy.DO_NOT_TRUNCATE and excess > 0:
+            ids, pair_ids, overflow = self.truncate_sequences(
+                ids, pair_ids, excess, TruncationStrategy(options.truncation), options.stride
+            )
+            if len(ids) + len(pair_ids or []) + special == total:
+                self._warn_once(
+                    "not cut", f"truncation {options.truncation} cannot remove {excess} tokens: text too short"
+                )
+        row: dict[str, Any] = {}
+        if options.return_overflowing_tokens:
+            row |= {"overflowing_tokens": overflow, "num_truncated_tokens": excess}
+        if options.add_special_tokens:
+            row["input_ids"] = self.build_inputs_with_special_tokens(ids, pair_ids)
+            types, mask = self.create_token_type_ids_from_sequences, self.get_special_tokens_mask
+        else:
+            row["input_ids"] = ids + (pair_ids or [])
+        if options.return_token_type_ids or (
+            options.return_token_type_ids is None and "token_type_ids" in self.model_input_names
+        ):
+            added = options.add_special_tokens
+            row["token_type_ids"] = types(ids, pair_ids) if added else [0] * len(row["input_ids"])
+        if options.return_special_tokens_mask:
+            row["special_tokens_mask"] = (
+                mask(ids, pair_ids) if options.add_special_tokens else [0] * len(row["input_ids"])
+            )
+        self._warn_if_too_long(len(row["input_ids"]), options)
+        return row
+
+    # Tokens to text
+
+    def _decode(self, ids: Ids, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
+        special = set(self.all_special_tokens)
+        texts: list[str] = []
+        run: list[str] = []
+        for index in ids:
+            token = self._id_to_token(index)
+            if token is None:
+                raise TokenizationError(f"id {index} is not in the vocabulary of {len(self)} tokens")
+            if skip_special_tokens and token in special:
+                continue
+            if self._stands_alone(token, special):
+                texts += [self.convert_tokens_to_string(run), token] if run else [token]
+                run = []
+            else:
+                run.append(token)
+        texts += [self.convert_tokens_to_string(run)] if run else []
+        return (" " if spaces_between_special_tokens else "").join(texts)
+
+    def _stands_alone(self, token: str, special: set[str]) -> bool:
+        """Whether a token is text itself, instead of being written in the vocabulary's alphabet."""
+        if token not in self._added_tokens_encoder:
+            return False
+        additional = token in self.additional_special_tokens and self._added_tokens_encoder[token] >= self.vocab_size
+        return token not in special or additional
+
+    # Files
+
+    def _save_vocabularies(
+        self, folder: str, legacy_format: bool | None, filename_prefix: str | None
+    ) -> tuple[str, ...]:
+        from gptrio.tokenization.files import save_added_tokens
+
+        if legacy_format is False:
+            raise TokenizationError("legacy_format=False writes a tokenizer.json, which needs a fast tokenizer")
+        return (*self.save_vocabulary(folder, filename_prefix), *save_added_tokens(self, folder, filename_prefix))
