@@ -14,9 +14,15 @@ __version__ = "0.1.0"
 
 
 def _read_exports() -> dict[str, str]:
-    """Public name -> module that defines it, from the stub's lines `from MODULE import NAME as NAME`."""
-    rows = (line.split() for line in Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines())
-    return {row[3]: row[1] for row in rows if row[:1] == ["from"]}
+    """Public name -> module that defines it, from the stub's `from MODULE import NAME as NAME`, wrapped or not."""
+    exports, module = {}, ""
+    for line in Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines():
+        words = line.rstrip(",").split()
+        if words[:1] == ["from"]:
+            module = words[1]
+        if words[-2:-1] == ["as"]:
+            exports[words[-1]] = module
+    return exports
 
 
 _EXPORTS = _read_exports()

@@ -19,6 +19,78 @@ from gptrio.errors import TokenIdError as TokenIdError
 from gptrio.errors import TokenizationError as TokenizationError
 from gptrio.errors import UnsafeCheckpointError as UnsafeCheckpointError
 from gptrio.errors import UnsupportedError as UnsupportedError
+from gptrio.generation.config import GenerationConfig as GenerationConfig
+from gptrio.generation.constraints import Constraint as Constraint
+from gptrio.generation.constraints import ConstraintListState as ConstraintListState
+from gptrio.generation.constraints import DisjunctiveConstraint as DisjunctiveConstraint
+from gptrio.generation.constraints import PhrasalConstraint as PhrasalConstraint
+from gptrio.generation.declared import CompileConfig as CompileConfig
+from gptrio.generation.declared import GenerationMode as GenerationMode
+from gptrio.generation.processors.base import LogitsProcessor as LogitsProcessor
+from gptrio.generation.processors.base import LogitsProcessorList as LogitsProcessorList
+from gptrio.generation.processors.base import LogitsWarper as LogitsWarper
+from gptrio.generation.processors.forcing import ForcedBOSTokenLogitsProcessor as ForcedBOSTokenLogitsProcessor
+from gptrio.generation.processors.forcing import ForcedEOSTokenLogitsProcessor as ForcedEOSTokenLogitsProcessor
+from gptrio.generation.processors.forcing import MinLengthLogitsProcessor as MinLengthLogitsProcessor
+from gptrio.generation.processors.forcing import MinNewTokensLengthLogitsProcessor as MinNewTokensLengthLogitsProcessor
+from gptrio.generation.processors.forcing import PrefixConstrainedLogitsProcessor as PrefixConstrainedLogitsProcessor
+from gptrio.generation.processors.forcing import (
+    SuppressTokensAtBeginLogitsProcessor as SuppressTokensAtBeginLogitsProcessor,
+)
+from gptrio.generation.processors.forcing import SuppressTokensLogitsProcessor as SuppressTokensLogitsProcessor
+from gptrio.generation.processors.guidance import (
+    ClassifierFreeGuidanceLogitsProcessor as ClassifierFreeGuidanceLogitsProcessor,
+)
+from gptrio.generation.processors.guidance import (
+    UnbatchedClassifierFreeGuidanceLogitsProcessor as UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+from gptrio.generation.processors.penalties import (
+    EncoderRepetitionPenaltyLogitsProcessor as EncoderRepetitionPenaltyLogitsProcessor,
+)
+from gptrio.generation.processors.penalties import ExponentialDecayLengthPenalty as ExponentialDecayLengthPenalty
+from gptrio.generation.processors.penalties import HammingDiversityLogitsProcessor as HammingDiversityLogitsProcessor
+from gptrio.generation.processors.penalties import RepetitionPenaltyLogitsProcessor as RepetitionPenaltyLogitsProcessor
+from gptrio.generation.processors.sampling import EpsilonLogitsWarper as EpsilonLogitsWarper
+from gptrio.generation.processors.sampling import EtaLogitsWarper as EtaLogitsWarper
+from gptrio.generation.processors.sampling import InfNanRemoveLogitsProcessor as InfNanRemoveLogitsProcessor
+from gptrio.generation.processors.sampling import LogitNormalization as LogitNormalization
+from gptrio.generation.processors.sampling import MinPLogitsWarper as MinPLogitsWarper
+from gptrio.generation.processors.sampling import TemperatureLogitsWarper as TemperatureLogitsWarper
+from gptrio.generation.processors.sampling import TopKLogitsWarper as TopKLogitsWarper
+from gptrio.generation.processors.sampling import TopPLogitsWarper as TopPLogitsWarper
+from gptrio.generation.processors.sampling import TypicalLogitsWarper as TypicalLogitsWarper
+from gptrio.generation.processors.sequences import (
+    EncoderNoRepeatNGramLogitsProcessor as EncoderNoRepeatNGramLogitsProcessor,
+)
+from gptrio.generation.processors.sequences import NoBadWordsLogitsProcessor as NoBadWordsLogitsProcessor
+from gptrio.generation.processors.sequences import NoRepeatNGramLogitsProcessor as NoRepeatNGramLogitsProcessor
+from gptrio.generation.processors.sequences import SequenceBiasLogitsProcessor as SequenceBiasLogitsProcessor
+from gptrio.generation.prompt_lookup import PromptLookupCandidateGenerator as PromptLookupCandidateGenerator
+from gptrio.generation.stopping import ConfidenceCriteria as ConfidenceCriteria
+from gptrio.generation.stopping import EosTokenCriteria as EosTokenCriteria
+from gptrio.generation.stopping import MaxLengthCriteria as MaxLengthCriteria
+from gptrio.generation.stopping import MaxTimeCriteria as MaxTimeCriteria
+from gptrio.generation.stopping import StoppingCriteria as StoppingCriteria
+from gptrio.generation.stopping import StoppingCriteriaList as StoppingCriteriaList
+from gptrio.generation.stopping import StopStringCriteria as StopStringCriteria
+from gptrio.generation.stopping import validate_stopping_criteria as validate_stopping_criteria
+from gptrio.generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
+from gptrio.generation.streamers import BaseStreamer as BaseStreamer
+from gptrio.generation.streamers import BatchTextIteratorStreamer as BatchTextIteratorStreamer
+from gptrio.generation.streamers import BatchTextStreamer as BatchTextStreamer
+from gptrio.generation.streamers import TextIteratorStreamer as TextIteratorStreamer
+from gptrio.generation.streamers import TextStreamer as TextStreamer
+from gptrio.generation.watermark.bayesian import BayesianDetectorConfig as BayesianDetectorConfig
+from gptrio.generation.watermark.bayesian import BayesianDetectorModel as BayesianDetectorModel
+from gptrio.generation.watermark.bayesian import SynthIDTextWatermarkDetector as SynthIDTextWatermarkDetector
+from gptrio.generation.watermark.config import SynthIDTextWatermarkingConfig as SynthIDTextWatermarkingConfig
+from gptrio.generation.watermark.config import WatermarkingConfig as WatermarkingConfig
+from gptrio.generation.watermark.detector import WatermarkDetector as WatermarkDetector
+from gptrio.generation.watermark.detector import WatermarkDetectorOutput as WatermarkDetectorOutput
+from gptrio.generation.watermark.greenlist import WatermarkLogitsProcessor as WatermarkLogitsProcessor
+from gptrio.generation.watermark.synthid import (
+    SynthIDTextWatermarkLogitsProcessor as SynthIDTextWatermarkLogitsProcessor,
+)
 from gptrio.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
 from gptrio.outputs import BaseModelOutputWithPastAndCrossAttentions as BaseModelOutputWithPastAndCrossAttentions
 from gptrio.outputs import CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions

@@ -1,0 +1,1 @@
+"""Text generation: options, score processors, stopping rules, streamers and decoding loops."""

@@ -1,0 +1,1 @@
+"""Score processors: callables from ids (B, T) and scores (B, V) to new scores (B, V)."""

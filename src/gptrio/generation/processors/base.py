@@ -1,0 +1,118 @@
+"""What a score processor is, lists of them, and the helpers they share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+
+from gptrio.errors import InputError, OptionError
+from gptrio.generation.options import fits
+
+NEVER = float("-inf")
+
+Processor = Callable[..., torch.Tensor]
+
+
+class LogitsProcessor:
+    """A callable that returns changed scores; subclass it and define `__call__`."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return the processed scores.
+
+        Args:
+            input_ids: (B, T) the tokens so far, prompt included.
+            scores: (B, V) logits, or log-probabilities in beam search; never changed in place.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+
+
+LogitsWarper = LogitsProcessor
+
+
+class LogitsProcessorList(list[Processor]):
+    """Processors applied one after the other."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        """Return the scores after every processor.
+
+        Args:
+            input_ids: (B, T) the tokens so far.
+            scores: (B, V) scores of the next token.
+            **kwargs: arguments that some processors take besides; each is given those that it names.
+
+        Raises:
+            InputError: a processor needs an argument that is not there.
+        """
+        for processor in self:
+            needed, accepted = _further_arguments(_signature_holder(processor))
+            missing = [name for name in needed if name not in kwargs]
+            if missing:
+                raise InputError(f"{type(processor).__name__} needs the arguments {missing}; pass them by name")
+            taken = kwargs if accepted is None else {name: kwargs[name] for name in accepted if name in kwargs}
+            scores = processor(input_ids, scores, **taken)
+        return scores
+
+
+def _signature_holder(processor: Processor) -> Callable[..., Any]:
+    """Return what the arguments are read from: something that lives longer than one processor, where there is."""
+    plain = inspect.isroutine(processor) or isinstance(processor, partial)
+    return processor if plain else type(processor).__call__
+
+
+@lru_cache(maxsize=256)
+def _further_arguments(call: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Return the arguments after ids and scores: those without a default, and all (None: any name)."""
+    parameters = [parameter for name, parameter in inspect.signature(call).parameters.items() if name != "self"]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        accepted = None
+    else:
+        accepted = tuple(parameter.name for parameter in parameters[2:])
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    further = (parameter for parameter in parameters[2:] if parameter.kind not in variable)
+    return tuple(parameter.name for parameter in further if parameter.default is parameter.empty), accepted
+
+
+class TokenIds:
+    """Token ids given as one, several or a tensor, ready to index scores on any device.
+
+    Args:
+        name: the argument, for messages.
+        ids: the token ids.
+
+    Raises:
+        OptionError: they are not integers, or there is none.
+    """
+
+    def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor) -> None:
+        plain = ids.tolist() if isinstance(ids, torch.Tensor) else ids
+        self.ids: list[int] = [plain] if isinstance(plain, int) else list(plain)
+        if not self.ids or not fits(self.ids, list[int]):
+            raise OptionError(f"{name}={plain!r} must be a token id or a list of them")
+        self._index: torch.Tensor | None = None
+        self._vocab_size = -1
+
+    def within(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return the ids below V, as an index tensor beside the scores (B, V)."""
+        if self._index is None or self._vocab_size != scores.shape[-1] or self._index.device != scores.device:
+            self._vocab_size = scores.shape[-1]
+            inside = [token for token in self.ids if 0 <= token < self._vocab_size]
+            self._index = torch.tensor(inside, dtype=torch.long, device=scores.device)
+        return self._index
+
+
+def only(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Return scores (B, V) that are 0 for `tokens` and minus infinity for all others."""
+    return torch.full_like(scores, NEVER).index_fill_(1, tokens, 0.0)
+
+
+def one_row_each(ids: torch.Tensor, rows: int, name: str) -> torch.Tensor:
+    """Repeat the rows of ids (E, T) so that each of `rows` beams or samples has its prompt's: (rows, T)."""
+    if ids.dim() == 1:
+        ids = ids[None]
+    if rows % ids.shape[0]:
+        raise InputError(f"{name} has {ids.shape[0]} rows and the scores {rows}; expected a multiple")
+    return ids.repeat_interleave(rows // ids.shape[0], dim=0)

@@ -1,0 +1,154 @@
+"""Processors that forbid or force tokens: lengths, first and last tokens, suppressed and allowed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from gptrio.errors import OptionError
+from gptrio.generation.options import check_number
+from gptrio.generation.processors.base import NEVER, LogitsProcessor, TokenIds, only
+
+Ids = int | Sequence[int] | torch.Tensor
+
+
+class MinLengthLogitsProcessor(LogitsProcessor):
+    """Forbid the end before a row, prompt included, has `min_length` tokens.
+
+    Args:
+        min_length: at least 0.
+        eos_token_id: token or tokens that end a row.
+        device: taken for compatibility; the computation follows the scores.
+    """
+
+    def __init__(self, min_length: int, eos_token_id: Ids, device: str | torch.device = "cpu") -> None:
+        self.min_length = check_number("min_length", min_length, int, ge=0)
+        self.eos_token_id = TokenIds("eos_token_id", eos_token_id)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) in which short rows cannot end."""
+        if input_ids.shape[-1] >= self.min_length:
+            return scores
+        return scores.index_fill(1, self.eos_token_id.within(scores), NEVER)
+
+
+class MinNewTokensLengthLogitsProcessor(MinLengthLogitsProcessor):
+    """Forbid the end before `min_new_tokens` tokens follow the prompt.
+
+    Args:
+        prompt_length_to_skip: length of the prompt.
+        min_new_tokens: at least 0.
+        eos_token_id: token or tokens that end a row.
+        device: taken for compatibility; the computation follows the scores.
+    """
+
+    def __init__(
+        self, prompt_length_to_skip: int, min_new_tokens: int, eos_token_id: Ids, device: str | torch.device = "cpu"
+    ) -> None:
+        self.prompt_length_to_skip = check_number("prompt_length_to_skip", prompt_length_to_skip, int, ge=0)
+        self.min_new_tokens = check_number("min_new_tokens", min_new_tokens, int, ge=0)
+        super().__init__(self.prompt_length_to_skip + self.min_new_tokens, eos_token_id, device)
+
+
+class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
+    """Force a token after a single first token.
+
+    Args:
+        bos_token_id: the token.
+    """
+
+    def __init__(self, bos_token_id: int) -> None:
+        self.bos_token_id = TokenIds("forced_bos_token_id", bos_token_id)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), 0 for the token and minus infinity otherwise, when T is 1."""
+        return only(scores, self.bos_token_id.within(scores)) if input_ids.shape[-1] == 1 else scores
+
+
+class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
+    """Force the end as the last token that `max_length` allows.
+
+    Args:
+        max_length: most tokens of a row, prompt included.
+        eos_token_id: token or tokens to force.
+        device: taken for compatibility; the computation follows the scores.
+    """
+
+    def __init__(self, max_length: int, eos_token_id: Ids, device: str | torch.device = "cpu") -> None:
+        self.max_length = max_length
+        self.eos_token_id = TokenIds("forced_eos_token_id", eos_token_id)
+        if min(self.eos_token_id.ids) < 0:
+            raise OptionError(f"forced_eos_token_id={self.eos_token_id.ids} must hold token ids of at least 0")
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), 0 for the end and minus infinity otherwise, at the last position."""
+        last = input_ids.shape[-1] == self.max_length - 1
+        return only(scores, self.eos_token_id.within(scores)) if last else scores
+
+
+class SuppressTokensLogitsProcessor(LogitsProcessor):
+    """Forbid tokens everywhere.
+
+    Args:
+        suppress_tokens: the tokens.
+        device: taken for compatibility; the computation follows the scores.
+    """
+
+    def __init__(self, suppress_tokens: Ids, device: str | torch.device = "cpu") -> None:
+        self.suppress_tokens = TokenIds("suppress_tokens", suppress_tokens)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the tokens."""
+        return scores.index_fill(1, self.suppress_tokens.within(scores), NEVER)
+
+
+class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
+    """Forbid tokens as the first new one.
+
+    Args:
+        begin_suppress_tokens: the tokens.
+        begin_index: length of the rows when the first token is chosen.
+        device: taken for compatibility; the computation follows the scores.
+    """
+
+    def __init__(self, begin_suppress_tokens: Ids, begin_index: int, device: str | torch.device = "cpu") -> None:
+        self.begin_suppress_tokens = TokenIds("begin_suppress_tokens", begin_suppress_tokens)
+        self.begin_index = begin_index
+
+    def set_begin_index(self, begin_index: int) -> None:
+        """Set the length of the rows when the first token is chosen."""
+        self.begin_index = begin_index
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the tokens, at the first step."""
+        if input_ids.shape[-1] != self.begin_index:
+            return scores
+        return scores.index_fill(1, self.begin_suppress_tokens.within(scores), NEVER)
+
+
+class PrefixConstrainedLogitsProcessor(LogitsProcessor):
+    """Allow only the tokens that a function names for each row.
+
+    Args:
+        prefix_allowed_tokens_fn: called with the prompt's index and its row (T,); returns the allowed token ids.
+        num_beams: rows for each prompt.
+
+    Raises:
+        OptionError: when called, if the function allows no token.
+    """
+
+    def __init__(self, prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]], num_beams: int) -> None:
+        self.prefix_allowed_tokens_fn = prefix_allowed_tokens_fn
+        self.num_beams = check_number("num_beams", num_beams, int, ge=1)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), minus infinity for tokens that are not allowed."""
+        allowed = torch.full_like(scores, NEVER)
+        for row, ids in enumerate(input_ids):
+            prompt = row // self.num_beams
+            tokens = self.prefix_allowed_tokens_fn(prompt, ids)
+            if len(tokens) == 0:
+                raise OptionError(f"prefix_allowed_tokens_fn allows no token for prompt {prompt}; name one at least")
+            allowed[row, tokens] = 0
+        return scores + allowed

@@ -1,0 +1,97 @@
+"""Classifier-free guidance: push the scores away from those of an unconditional (or negative) prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from gptrio.errors import InputError
+from gptrio.generation.options import check_number
+from gptrio.generation.processors.base import LogitsProcessor, one_row_each
+
+
+class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
+    """Guidance for a batch whose second half is unconditional.
+
+    Args:
+        guidance_scale: above 1; larger follows the prompt more closely.
+    """
+
+    def __init__(self, guidance_scale: float) -> None:
+        self.guidance_scale = check_number("guidance_scale", guidance_scale, float, gt=1)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) from ids (B, T) and scores (2 * B, V), conditional ones first."""
+        if scores.shape[0] != 2 * input_ids.shape[0]:
+            raise InputError(
+                f"{scores.shape[0]} rows of scores for {input_ids.shape[0]} rows of ids; expected twice as many, "
+                "the conditional ones first"
+            )
+        with_prompt, without = scores.chunk(2)
+        return without + (with_prompt - without) * self.guidance_scale
+
+
+class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
+    """Guidance that runs the model a second time each step, on an unconditional or negative prompt.
+
+    Source: Sanchez et al., "Stay on topic with Classifier-Free Guidance", arXiv:2306.17806.
+
+    Args:
+        guidance_scale: above 1 follows the prompt more closely, 1 changes nothing but the normalisation.
+        model: called with ids, `attention_mask`, `position_ids`, `use_cache` and `past_key_values`.
+        unconditional_ids: (E, U) the negative prompt, B a multiple of E; the prompt's last token by default.
+        unconditional_attention_mask: (E, U) 0 for padding.
+        use_cache: keep keys and values of the negative prompt.
+    """
+
+    def __init__(
+        self,
+        guidance_scale: float,
+        model: Callable[..., Any],
+        unconditional_ids: torch.Tensor | None = None,
+        unconditional_attention_mask: torch.Tensor | None = None,
+        use_cache: bool | None = True,
+    ) -> None:
+        self.guidance_scale = guidance_scale
+        self.model = model
+        self.use_cache = use_cache
+        self._ids = unconditional_ids
+        self._mask = unconditional_attention_mask
+        self._cache: Any = None
+        self._started = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return guided log-probabilities (B, V); call it once for each step, with the token of the last one in ids."""
+        with_prompt = scores.log_softmax(-1)
+        if self.guidance_scale == 1:
+            return with_prompt
+        without = self._unconditional(input_ids).to(scores.dtype).log_softmax(-1)
+        return self.guidance_scale * (with_prompt - without) + without
+
+    def _unconditional(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Return the model's scores (B, V) after the negative prompt and the tokens generated so far."""
+        newest = input_ids[:, -1:]
+        if self._started:
+            assert self._ids is not None and self._mask is not None  # set by the first call
+            self._ids = torch.cat([self._ids, newest], dim=1)
+            self._mask = torch.cat([self._mask, torch.ones_like(newest)], dim=1)
+        else:
+            prompt = newest if self._ids is None else self._ids.to(newest.device)
+            mask = torch.ones_like(prompt) if self._mask is None else self._mask.to(newest.device)
+            self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
+            self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
+        positions = (self._mask.cumsum(-1) - 1).clamp_(min=0)
+        new = 1 if self._started and self.use_cache else self._ids.shape[1]
+        self._started = True
+        output = self.model(
+            self._ids[:, -new:],
+            attention_mask=self._mask,
+            position_ids=positions[:, -new:],
+            use_cache=bool(self.use_cache),
+            past_key_values=self._cache,
+        )
+        self._cache = output.past_key_values if self.use_cache else None
+        logits: torch.Tensor = output.logits
+        return logits[:, -1]

@@ -1,0 +1,198 @@
+"""When a row is finished: length, time, end tokens, stop strings, low confidence, and the caller's own rules."""
+
+from __future__ import annotations
+
+import copy
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from gptrio.errors import GptrioWarning
+from gptrio.generation.config import GenerationConfig
+from gptrio.generation.merge import merge
+from gptrio.generation.options import check_number
+from gptrio.generation.processors.base import TokenIds
+from gptrio.generation.stop_strings import StopStringMatcher, Tokenizer
+
+Criterion = Callable[..., "torch.Tensor | bool"]
+
+
+class StoppingCriteria:
+    """A callable that says which rows are finished; subclass it and define `__call__`."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) True for each row that is finished.
+
+        Args:
+            input_ids: (B, T) the tokens so far, the newest included.
+            scores: the scores that `generate` keeps, a (B, V) tensor for each step, if it keeps any.
+            **kwargs: further arguments of the caller.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+
+
+class StoppingCriteriaList(list[Criterion]):
+    """Criteria of which any one finishes a row."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) True for each row that some criterion calls finished; a plain bool speaks for all rows."""
+        done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for criterion in self:
+            done = done | criterion(input_ids, scores, **kwargs)
+        return done
+
+    @property
+    def max_length(self) -> int | None:
+        """Length at which every row is finished, if there is such a criterion."""
+        return next((item.max_length for item in self if isinstance(item, MaxLengthCriteria)), None)
+
+
+class MaxLengthCriteria(StoppingCriteria):
+    """Finish rows of `max_length` tokens, prompt included.
+
+    Args:
+        max_length: that length.
+        max_position_embeddings: positions that the model was made for; reaching it first gives one warning.
+    """
+
+    def __init__(self, max_length: int, max_position_embeddings: int | None = None) -> None:
+        self.max_length = max_length
+        self.max_position_embeddings = max_position_embeddings
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether T reaches the length."""
+        length = input_ids.shape[1]
+        done = length >= self.max_length
+        if self.max_position_embeddings is not None and not done and length >= self.max_position_embeddings:
+            warnings.warn(
+                f"{length} tokens reach the model's {self.max_position_embeddings} positions; text beyond may degrade",
+                GptrioWarning,
+                stacklevel=2,
+            )
+            self.max_position_embeddings = None  # once is enough
+        return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
+
+
+class MaxTimeCriteria(StoppingCriteria):
+    """Finish all rows when a time has passed.
+
+    Args:
+        max_time: seconds.
+        initial_timestamp: start, as `time.time()` gives it; now by default.
+    """
+
+    def __init__(self, max_time: float, initial_timestamp: float | None = None) -> None:
+        self.max_time = check_number("max_time", max_time, float, ge=0)
+        self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the time is over."""
+        done = time.time() - self.initial_timestamp > self.max_time
+        return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
+
+
+class EosTokenCriteria(StoppingCriteria):
+    """Finish rows whose newest token is an end.
+
+    Args:
+        eos_token_id: token or tokens that end a row.
+    """
+
+    def __init__(self, eos_token_id: int | Sequence[int] | torch.Tensor) -> None:
+        self.eos_token_id = torch.tensor(TokenIds("eos_token_id", eos_token_id).ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token is an end."""
+        self.eos_token_id = self.eos_token_id.to(input_ids.device)
+        return (input_ids[:, -1:] == self.eos_token_id).any(-1)
+
+
+class StopStringCriteria(StoppingCriteria):
+    """Finish rows whose text has just come to hold one of some strings.
+
+    A string may begin and end inside tokens. It must end in the newest token: text before that was seen at its time.
+
+    Args:
+        tokenizer: the model's tokenizer; its `decode` is used.
+        stop_strings: one string or several.
+
+    Raises:
+        OptionError: there is no tokenizer, or a stop string is empty.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, stop_strings: str | Sequence[str]) -> None:
+        self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        self._matcher = StopStringMatcher(tokenizer, self.stop_strings)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token completed a stop string."""
+        rows = input_ids[:, -self._matcher.window :].tolist()
+        return torch.tensor([self._matcher.completed(row) for row in rows], device=input_ids.device)
+
+
+class ConfidenceCriteria(StoppingCriteria):
+    """Finish rows whose newest token had a low probability; ends the drafting of assisted generation.
+
+    Args:
+        assistant_confidence_threshold: the least probability to go on with.
+    """
+
+    def __init__(self, assistant_confidence_threshold: float) -> None:
+        self.assistant_confidence_threshold = assistant_confidence_threshold
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token was unlikely under the last scores (B, V)."""
+        probabilities: torch.Tensor = scores[-1].softmax(-1)
+        return probabilities.gather(1, input_ids[:, -1:])[:, 0] < self.assistant_confidence_threshold
+
+
+def build_stopping(
+    config: GenerationConfig,
+    *,
+    max_length: int | None = None,
+    stopping_criteria: Iterable[Criterion] = (),
+    tokenizer: Tokenizer | None = None,
+    max_position_embeddings: int | None = None,
+) -> StoppingCriteriaList:
+    """Return the criteria that the options ask for, then the caller's.
+
+    Args:
+        config: the options.
+        max_length: most tokens of a row, prompt included; `config.max_length` by default.
+        stopping_criteria: the caller's own; one of a built-in class replaces the one built here.
+        tokenizer: needed for stop strings.
+        max_position_embeddings: see `MaxLengthCriteria`.
+
+    Raises:
+        OptionError: stop strings without a tokenizer.
+    """
+    built: list[Criterion] = []
+    limit = config.max_length if max_length is None else max_length
+    if limit is not None:
+        built.append(MaxLengthCriteria(limit, max_position_embeddings))
+    if config.max_time is not None:
+        built.append(MaxTimeCriteria(config.max_time))
+    if config.stop_strings is not None:
+        built.append(StopStringCriteria(tokenizer, config.stop_strings))
+    if config.eos_token_id is not None:
+        built.append(EosTokenCriteria(config.eos_token_id))
+    if config.is_assistant and config.assistant_confidence_threshold:
+        built.append(ConfidenceCriteria(config.assistant_confidence_threshold))
+    return StoppingCriteriaList(merge(built, stopping_criteria, "stopping_criteria"))
+
+
+def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_length: int) -> StoppingCriteriaList:
+    """Return a copy of the criteria that has a maximum length; warn when it already has another one."""
+    criteria = copy.deepcopy(stopping_criteria)
+    if criteria.max_length is None:
+        criteria.append(MaxLengthCriteria(max_length))
+    elif criteria.max_length != max_length:
+        warnings.warn(
+            f"stopping_criteria stop at {criteria.max_length} tokens, max_length={max_length} says otherwise",
+            GptrioWarning,
+            stacklevel=2,
+        )
+    return criteria
