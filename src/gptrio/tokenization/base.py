@@ -1,28 +1,21 @@
-"""What every tokenizer is called by: encoding, padding, decoding and files, over a few methods of the subclasses."""
+"""The base of every tokenizer: its settings, decoding and files."""
 
 from __future__ import annotations
 
 import copy
 import os
-import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptrio.errors import GptrioWarning, TokenizationError
-from gptrio.tokenization.batch_encoding import BatchEncoding
-from gptrio.tokenization.lengths import Ids, pad_example, padded_length, truncate
-from gptrio.tokenization.options import (
-    VERY_LARGE_INTEGER,
-    EncodeOptions,
-    PaddingStrategy,
-    TruncationStrategy,
-)
-from gptrio.tokenization.special_tokens import AddedToken, SpecialTokensMixin
-from gptrio.tokenization.tensors import kind_of, to_plain
+from gptrio.errors import TokenizationError
+from gptrio.tokenization.encoding import short
+from gptrio.tokenization.lengths import Ids
+from gptrio.tokenization.options import VERY_LARGE_INTEGER
+from gptrio.tokenization.prepare import PrepareMixin
+from gptrio.tokenization.special_tokens import AddedToken
+from gptrio.tokenization.tensors import to_plain
 
-Text = str | Sequence[str] | Sequence[int]
-Sample = tuple[Text, Text | None]
-Self = TypeVar("Self", bound="PreTrainedTokenizerBase")
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
@@ -30,7 +23,7 @@ _CLEAN_UP = (
 )  # fmt: skip
 
 
-class PreTrainedTokenizerBase(SpecialTokensMixin):
+class PreTrainedTokenizerBase(PrepareMixin):
     """Front shared by the tokenizers in Python and the fast ones.
 
     Args:
@@ -46,9 +39,6 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
-    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
-    padding_side: str = "right"
-    truncation_side: str = "right"
     slow_tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = None
     is_fast: ClassVar[bool] = False
 
@@ -99,10 +89,6 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         """Return the number of tokens, with the added ones."""
         raise NotImplementedError
 
-    def num_special_tokens_to_add(self, pair: bool = False) -> int:
-        """Return how many special tokens encoding a text (or a pair) adds."""
-        raise NotImplementedError
-
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
@@ -119,207 +105,8 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         """Write the vocabulary files and return their paths."""
         raise NotImplementedError
 
-    def _encode_one(self, sample: Sample, options: EncodeOptions) -> BatchEncoding:
-        raise NotImplementedError
-
-    def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
-        raise NotImplementedError
-
     def _decode(self, ids: Ids, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
         raise NotImplementedError
-
-    # Encoding
-
-    def __call__(
-        self,
-        text: Any = None,
-        text_pair: Any = None,
-        text_target: Any = None,
-        text_pair_target: Any = None,
-        **options: Any,
-    ) -> BatchEncoding:
-        """Encode a text, a batch of texts, or (with `is_split_into_words`) lists of words.
-
-        Args:
-            text: string, list of strings, or lists of words.
-            text_pair: second text of a pair, in the same form.
-            text_target, text_pair_target: texts whose ids become the entry `labels`.
-            **options: see `EncodeOptions`.
-
-        Returns:
-            Lists (or tensors) by name: `input_ids`, `attention_mask` and what else was asked for.
-
-        Raises:
-            TokenizationError: input of another form, or options that do not fit.
-        """
-        if text is None and text_target is None:
-            raise TokenizationError("nothing to encode: give text or text_target")
-        encodings = None if text is None else self._call_one(text, text_pair, options)
-        if text_target is None:
-            assert encodings is not None
-            return encodings
-        targets = self._call_one(text_target, text_pair_target, options)
-        if encodings is None:
-            return targets
-        encodings["labels"] = targets["input_ids"]
-        return encodings
-
-    def _call_one(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
-        split = bool(options.get("is_split_into_words"))
-        for given in (text,) if text_pair is None else (text, text_pair):
-            if not _is_text(given):
-                raise TokenizationError(
-                    f"text is {_short(given)}; expected a string, a list of strings, or with is_split_into_words=True "
-                    "lists of words"
-                )
-        is_batch = isinstance(text, (list, tuple)) and (not split or bool(text and isinstance(text[0], (list, tuple))))
-        if not is_batch:
-            return self.encode_plus(text, text_pair, **options)
-        if text_pair is None:
-            return self.batch_encode_plus(text, **options)
-        if isinstance(text_pair, str) or len(text) != len(text_pair):
-            count = "one string" if isinstance(text_pair, str) else f"{len(text_pair)} texts"
-            raise TokenizationError(f"text is a batch of {len(text)} and text_pair {count}; expected as many of both")
-        return self.batch_encode_plus(list(zip(text, text_pair, strict=True)), **options)
-
-    def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> Any:
-        """Return the ids of one text or pair (`options`: see `EncodeOptions`)."""
-        return self.encode_plus(text, text_pair, **options)["input_ids"]
-
-    def encode_plus(self, text: Text, text_pair: Text | None = None, **options: Any) -> BatchEncoding:
-        """Encode one text or pair (`options`: see `EncodeOptions`)."""
-        return self._encode_one((text, text_pair), self._resolve(EncodeOptions(**options)))
-
-    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **options: Any) -> BatchEncoding:
-        """Encode a batch of texts, or of pairs as tuples (`options`: see `EncodeOptions`)."""
-        if not isinstance(batch_text_or_text_pairs, (list, tuple)) or not batch_text_or_text_pairs:
-            raise TokenizationError(
-                f"the batch is {_short(batch_text_or_text_pairs)}; expected a list of at least one text"
-            )
-        resolved = self._resolve(EncodeOptions(**options))
-        samples = [as_pair(item, resolved.is_split_into_words) for item in batch_text_or_text_pairs]
-        return self._encode_many(samples, resolved)
-
-    def _resolve(self, options: EncodeOptions) -> EncodeOptions:
-        pad_id = self.pad_token_id
-        return options.resolve(self.model_max_length, pad_id, self._warn_once if options.verbose else lambda *_: None)
-
-    # Lengths
-
-    def pad(
-        self,
-        encoded_inputs: Any,
-        padding: bool | str = True,
-        max_length: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        padding_side: str | None = None,
-        return_attention_mask: bool | None = None,
-        return_tensors: str | None = None,
-        verbose: bool = True,
-    ) -> BatchEncoding:
-        """Pad encoded texts: `input_ids`, `attention_mask`, `token_type_ids` and `special_tokens_mask`.
-
-        Args:
-            encoded_inputs: an encoding, a batch of them, or a list of encodings of single texts.
-            padding, max_length, pad_to_multiple_of, padding_side, return_attention_mask, return_tensors, verbose:
-                see `EncodeOptions`.
-        """
-        if isinstance(encoded_inputs, (list, tuple)) and encoded_inputs and isinstance(encoded_inputs[0], Mapping):
-            encoded_inputs = {key: [example[key] for example in encoded_inputs] for key in encoded_inputs[0]}
-        main = self.model_input_names[0]
-        if not isinstance(encoded_inputs, Mapping) or main not in encoded_inputs:
-            raise TokenizationError(f"cannot pad {_short(encoded_inputs)}: expected encodings with an entry {main!r}")
-        first = encoded_inputs[main]
-        inputs = {key: to_plain(value) for key, value in encoded_inputs.items()}
-        if not inputs[main]:
-            return BatchEncoding(inputs | ({"attention_mask": []} if return_attention_mask else {}))
-        return_tensors = return_tensors or kind_of(first) or kind_of(first[0])
-        options = self._resolve(
-            EncodeOptions(
-                padding=padding,
-                max_length=max_length,
-                pad_to_multiple_of=pad_to_multiple_of,
-                padding_side=padding_side,
-                return_attention_mask=return_attention_mask,
-                verbose=verbose,
-            )
-        )
-        if not isinstance(inputs[main][0], list):
-            return BatchEncoding(self._pad_rows([inputs], options)[0], tensor_type=return_tensors)
-        batch = len(inputs[main])
-        uneven = {key: len(value) for key, value in inputs.items() if len(value) != batch}
-        if uneven:
-            raise TokenizationError(f"cannot pad: {main} has {batch} rows, but {uneven}")
-        rows = self._pad_rows([{key: value[i] for key, value in inputs.items()} for i in range(batch)], options)
-        return BatchEncoding({key: [row[key] for row in rows] for key in rows[0]}, tensor_type=return_tensors)
-
-    def _pad_rows(self, rows: list[dict[str, Any]], options: EncodeOptions) -> list[dict[str, Any]]:
-        """Add attention masks and pad, as the (resolved) options say."""
-        main = self.model_input_names[0]
-        fill = {"token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
-        if options.return_attention_mask or (
-            options.return_attention_mask is None and "attention_mask" in self.model_input_names
-        ):
-            fill["attention_mask"] = 0
-            rows = [row if "attention_mask" in row else {**row, "attention_mask": [1] * len(row[main])} for row in rows]
-        if options.padding == PaddingStrategy.DO_NOT_PAD:
-            return rows
-        if options.padding == PaddingStrategy.LONGEST or options.max_length is None:
-            length = max(len(row[main]) for row in rows)
-        else:
-            length = options.max_length
-        length = padded_length(length, options.pad_to_multiple_of)
-        pad_id = self.pad_token_id
-        assert pad_id is not None, "resolving the options made sure of it"
-        return [
-            pad_example(row, length, options.padding_side or self.padding_side, {main: pad_id, **fill}) for row in rows
-        ]
-
-    def truncate_sequences(
-        self,
-        ids: Ids,
-        pair_ids: Ids | None = None,
-        num_tokens_to_remove: int = 0,
-        truncation_strategy: str = "longest_first",
-        stride: int = 0,
-    ) -> tuple[Ids, Ids | None, Ids]:
-        """Cut tokens from one or two texts; return both and the overflow (see `EncodeOptions`)."""
-        strategy = TruncationStrategy(truncation_strategy)
-        return truncate(ids, pair_ids, num_tokens_to_remove, strategy, stride, self.truncation_side)
-
-    # Special tokens around texts
-
-    def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
-        """Put the model's special tokens around one or two texts."""
-        return token_ids_0 + (token_ids_1 or [])
-
-    def create_token_type_ids_from_sequences(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
-        """Return 0 for each token of the first text and 1 for each of the second, special tokens as in BERT."""
-        ends = int(self.sep_token_id is not None)
-        first = int(self.cls_token_id is not None) + len(token_ids_0) + ends
-        return [0] * first + ([] if token_ids_1 is None else [1] * (len(token_ids_1) + ends))
-
-    def get_special_tokens_mask(
-        self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """Return 1 for special tokens and 0 for others, for ids that already hold their special tokens."""
-        if not already_has_special_tokens or token_ids_1 is not None:
-            raise TokenizationError(
-                "get_special_tokens_mask of this tokenizer takes one list of ids with already_has_special_tokens=True; "
-                "for the tokens that a call adds, use return_special_tokens_mask=True"
-            )
-        special = set(self.all_special_ids)
-        return [int(index in special) for index in token_ids_0]
-
-    @property
-    def max_len_single_sentence(self) -> int:
-        """Most tokens of one text, beside the special ones."""
-        return self.model_max_length - self.num_special_tokens_to_add(pair=False)
-
-    @property
-    def max_len_sentences_pair(self) -> int:
-        """Most tokens of a pair, beside the special ones."""
-        return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     # Decoding
 
@@ -346,7 +133,7 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         for index in ids if isinstance(ids, list) else [ids]:
             if not isinstance(index, int) or not 0 <= index < 1 << 32:
                 raise TokenizationError(
-                    f"{_short(index)} is no token id; decode takes one text's ids, batch_decode several"
+                    f"{short(index)} is no token id; decode takes one text's ids, batch_decode several"
                 )
         text = self._decode(ids, skip_special_tokens, spaces_between_special_tokens)
         clean = (
@@ -369,7 +156,7 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
 
     @classmethod
     def from_pretrained(
-        cls: type[Self], pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
     ) -> Self:
         """Load a tokenizer from a folder, a packaged model or the hub.
 
@@ -421,7 +208,7 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         return paths
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the tokenizer's files to a hub repository (`options`: see `push_folder`); return the commit's address."""
+        """Upload the tokenizer's files to a hub repository (`options`: see `push_folder`); return the address."""
         from gptrio.hub import save_and_push
 
         return save_and_push(self.save_pretrained, repo_id, **options)
@@ -437,19 +224,6 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         """Added token to id."""
         return self.added_tokens_encoder
 
-    def _warn_once(self, key: str, message: str) -> None:
-        """Warn at the first call with this key."""
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(message, GptrioWarning, stacklevel=6)
-
-    def _warn_if_too_long(self, length: int, options: EncodeOptions) -> None:
-        if options.verbose and options.max_length is None and length > self.model_max_length > 0:
-            self._warn_once(
-                "too long",
-                f"the text has {length} tokens, the model takes {self.model_max_length}; cut it with truncation=True",
-            )
-
     def __repr__(self) -> str:
         """Name the class and its settings."""
         added = "\n\t".join(f"{index}: {token!r}," for index, token in self.added_tokens_decoder.items())
@@ -462,42 +236,7 @@ class PreTrainedTokenizerBase(SpecialTokensMixin):
         )
 
 
-def as_pair(item: Any, is_split_into_words: bool) -> Sample:
-    """Tell a pair of texts from one text in a batch.
-
-    Raises:
-        TokenizationError: a tuple or list of other than two texts.
-    """
-    if not isinstance(item, (list, tuple)) or (item and isinstance(item[0], int)):
-        return item, None
-    if is_split_into_words and not (item and isinstance(item[0], (list, tuple))):
-        return item, None
-    if len(item) != 2:
-        raise TokenizationError(
-            f"{_short(item)} in the batch is no text and no pair; for lists of words set is_split_into_words=True"
-        )
-    return item[0], item[1]
-
-
-def _is_text(value: Any) -> bool:
-    """Whether the first elements look like a text, a batch of texts, or (batches of) lists of words."""
-    for _ in range(3):
-        if isinstance(value, str):
-            return True
-        if not isinstance(value, (list, tuple)):
-            return False
-        if not value:
-            return True
-        value = value[0]
-    return False
-
-
 def _side(value: Any, name: str) -> str:
     if value not in ("left", "right"):
         raise TokenizationError(f"{name} is {value!r}; expected 'left' or 'right'")
     return str(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import os
 from threading import Lock
 from typing import Any, ClassVar
 
 from tokenizers import AddedToken, Encoding, Tokenizer
-from tokenizers.decoders import ByteLevel as ByteLevelDecoder
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
-from tokenizers.processors import ByteLevel as ByteLevelProcessor
 
 from gptrio.errors import TokenizationError
-from gptrio.tokenization.base import PreTrainedTokenizerBase, Sample
+from gptrio.tokenization.backend import build_backend, set_prefix_space, take_backend_settings
+from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
-from gptrio.tokenization.bpe import Pair, has_surrogate, surrogate_error
+from gptrio.tokenization.bpe import has_surrogate, surrogate_error
+from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy
 from gptrio.tokenization.special_tokens import Token
 from gptrio.tokenization.tensors import to_plain
-from gptrio.tokenization.vocabulary import joined_path, read_model, write_text
+from gptrio.tokenization.vocabulary import joined_path, write_text
 
 _TOKENIZER_FILE = "tokenizer.json"
 
@@ -46,14 +42,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def __init__(self, **kwargs: Any) -> None:
         """Build the backend and register the added and the special tokens."""
         added_tokens_decoder: dict[int, AddedToken] = kwargs.pop("added_tokens_decoder", {})
-        self._tokenizer = _build_backend(kwargs)
+        self._tokenizer = build_backend(kwargs)
         self._lock = Lock()  # the backend keeps padding and truncation as state
         self.add_prefix_space: bool = kwargs.get("add_prefix_space", False)
-        _take_backend_settings(self._tokenizer, kwargs)
+        take_backend_settings(self._tokenizer, kwargs)
         super().__init__(**kwargs)
         self._tokenizer.encode_special_tokens = self.split_special_tokens
         self._register(list(dict(sorted(added_tokens_decoder.items())).values()))
-        _set_prefix_space(self._tokenizer, self.add_prefix_space)
+        set_prefix_space(self._tokenizer, self.add_prefix_space)
 
     def _register(self, tokens: list[AddedToken]) -> None:
         """Add tokens in the order of their ids, then the special ones that are missing."""
@@ -181,8 +177,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 )
         except TypeError as error:
             raise _input_error(samples, error) from error
-        except Exception as error:  # the library raises plain Exception when truncation is impossible
-            raise TokenizationError(f"cannot encode: {error}".rstrip(", ")) from error
+        except BaseException as error:  # impossible truncation is a plain Exception, or a panic outside of Exception
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            raise TokenizationError(f"cannot encode: {str(error).rstrip(', ')}") from error
 
     def _set_truncation_and_padding(self, options: EncodeOptions) -> None:
         if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
@@ -190,7 +188,12 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         else:
             assert options.max_length is not None, "resolving the options made sure of it"
             strategy = TruncationStrategy(options.truncation).value
-            self._tokenizer.enable_truncation(options.max_length, options.stride, strategy, self.truncation_side)
+            self._tokenizer.enable_truncation(
+                max_length=options.max_length,
+                stride=options.stride,
+                strategy=strategy,
+                direction=self.truncation_side,
+            )
         if options.padding == PaddingStrategy.DO_NOT_PAD:
             self._tokenizer.no_padding()
         else:
@@ -253,49 +256,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 write_text(path, self._tokenizer.to_str(pretty=True))
             paths += (path,)
         return paths
-
-
-def byte_level_backend(vocab: dict[str, int], merges: list[Pair]) -> Tokenizer:
-    """Build GPT-2's tokenizer of the `tokenizers` library from its vocabulary."""
-    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
-    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
-    return tokenizer
-
-
-def _build_backend(kwargs: dict[str, Any]) -> Tokenizer:
-    """Take the source of the backend out of the settings; the vocabulary files stay, as part of the settings."""
-    given: Tokenizer | None = kwargs.pop("tokenizer_object", None)
-    path, from_slow = kwargs.pop("tokenizer_file", None), kwargs.pop("from_slow", False)
-    if given is not None:
-        return copy.deepcopy(given)
-    try:
-        if path is not None and not from_slow:
-            return Tokenizer.from_file(os.fspath(path))
-        return byte_level_backend(*read_model(kwargs.get("vocab_file"), kwargs.get("merges_file")))
-    except TokenizationError:
-        raise
-    except Exception as error:  # the library raises plain Exception for malformed files
-        raise TokenizationError(f"cannot build a tokenizer from {path or kwargs.get('vocab_file')}: {error}") from error
-
-
-def _take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
-    """Let a backend that truncates or pads by itself give the defaults."""
-    if tokenizer.truncation is not None:
-        kwargs.setdefault("truncation_side", tokenizer.truncation["direction"])
-    if tokenizer.padding is not None:
-        kwargs.setdefault("pad_token", tokenizer.padding["pad_token"])
-        kwargs.setdefault("padding_side", tokenizer.padding["direction"])
-
-
-def _set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
-    """Make a byte-level pre-tokenizer add the space, or not; other kinds have none to set."""
-    if isinstance(tokenizer.pre_tokenizer, ByteLevel):
-        state = json.loads(tokenizer.pre_tokenizer.__getstate__())
-        tokenizer.pre_tokenizer = ByteLevel(
-            add_prefix_space, trim_offsets=state["trim_offsets"], use_regex=state["use_regex"]
-        )
 
 
 def _input_error(samples: list[Sample], error: TypeError) -> TokenizationError:

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 from tokenizers.processors import TemplateProcessing
 
 from gptrio.errors import TokenizationError
-from gptrio.tokenization.base import Sample
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import ByteLevelBPE, byte_alphabet, from_alphabet
+from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions
@@ -109,6 +109,11 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         """Put the bos token before each text, if switched on."""
         bos = [self._required_bos_id()] if self.add_bos_token else []
         return bos + token_ids_0 + ([] if token_ids_1 is None else bos + token_ids_1)
+
+    def create_token_type_ids_from_sequences(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
+        """Return 0 for each token of the first text and 1 for each of the second, their bos tokens included."""
+        bos = int(self.add_bos_token)
+        return [0] * (bos + len(token_ids_0)) + ([] if token_ids_1 is None else [1] * (bos + len(token_ids_1)))
 
     def _required_bos_id(self) -> int:
         if self.bos_token_id is None:

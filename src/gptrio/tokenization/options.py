@@ -92,7 +92,7 @@ class EncodeOptions:
         if self.padding_side not in (None, "left", "right"):
             raise TokenizationError(f"padding_side is {self.padding_side!r}; expected 'left' or 'right'")
         padding, truncation, max_length = self._padding(), self._truncation(warn), self.max_length
-        cut, filled = truncation != TruncationStrategy.DO_NOT_TRUNCATE, padding != PaddingStrategy.DO_NOT_PAD
+        cut = truncation != TruncationStrategy.DO_NOT_TRUNCATE
         if self.padding is True and max_length is not None and not cut:
             warn(
                 "max_length ignored",
@@ -109,6 +109,7 @@ class EncodeOptions:
                 )
                 truncation = TruncationStrategy.DO_NOT_TRUNCATE
                 padding = PaddingStrategy.DO_NOT_PAD if padding == PaddingStrategy.MAX_LENGTH else padding
+        filled = padding != PaddingStrategy.DO_NOT_PAD
         if filled and pad_token_id is None:
             raise TokenizationError(
                 "cannot pad: the tokenizer has no pad_token; set one, e.g. tokenizer.pad_token = tokenizer.eos_token"

@@ -7,10 +7,11 @@ from itertools import chain
 from typing import Any
 
 from gptrio.errors import TokenizationError, UnsupportedError
-from gptrio.tokenization.base import PreTrainedTokenizerBase, Sample, Text
+from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.tokenization.encoding import Sample, Text
 from gptrio.tokenization.lengths import Ids
-from gptrio.tokenization.options import EncodeOptions, TruncationStrategy
+from gptrio.tokenization.options import EncodeOptions
 from gptrio.tokenization.special_tokens import AddedToken, Token
 from gptrio.tokenization.tensors import to_plain
 
@@ -196,18 +197,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         rows = self._pad_rows(rows, options)
         return BatchEncoding({key: [row[key] for row in rows] for key in rows[0]}, tensor_type=options.return_tensors)
 
-    def prepare_for_model(
-        self, ids: Ids, pair_ids: Ids | None = None, prepend_batch_axis: bool = False, **options: Any
-    ) -> BatchEncoding:
-        """Add special tokens to ids, cut and pad them (`options`: see `EncodeOptions`)."""
-        resolved = self._resolve(EncodeOptions(**options))
-        row = self._finish_row(self._prepare(ids, pair_ids, resolved), resolved)
-        return BatchEncoding(row, tensor_type=resolved.return_tensors, prepend_batch_axis=prepend_batch_axis)
-
-    def _finish_row(self, row: dict[str, Any], options: EncodeOptions) -> dict[str, Any]:
-        [row] = self._pad_rows([row], options)
-        return {**row, "length": len(row["input_ids"])} if options.return_length else row
-
     def _sample_ids(self, sample: Sample, options: EncodeOptions) -> tuple[Ids, Ids | None]:
         if options.return_offsets_mapping:
             raise UnsupportedError("return_offsets_mapping needs a fast tokenizer; use the class ending in Fast")
@@ -224,48 +213,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 words = (self._split(word, options) for word in text) if options.is_split_into_words else [text]
                 return self._known_ids(list(chain.from_iterable(words)))
         raise TokenizationError(f"{text!r} is no text; expected a string, a list of strings or a list of ids")
-
-    def _prepare(self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions) -> dict[str, Any]:
-        """Cut, add special tokens, and make the entries that the (resolved) options ask for, unpadded."""
-        if options.return_token_type_ids and not options.add_special_tokens:
-            raise TokenizationError("return_token_type_ids needs add_special_tokens=True")
-        evens_out = options.truncation == TruncationStrategy.LONGEST_FIRST and pair_ids is not None
-        if options.return_overflowing_tokens and evens_out:
-            raise TokenizationError(
-                "return_overflowing_tokens of a pair needs truncation='only_first' or 'only_second': 'longest_first' "
-                "cuts both texts"
-            )
-        special = self.num_special_tokens_to_add(pair_ids is not None) if options.add_special_tokens else 0
-        total = len(ids) + len(pair_ids or []) + special
-        excess = 0 if options.max_length is None else total - options.max_length
-        overflow: Ids = []
-        if options.truncation != TruncationStrategy.DO_NOT_TRUNCATE and excess > 0:
-            ids, pair_ids, overflow = self.truncate_sequences(
-                ids, pair_ids, excess, TruncationStrategy(options.truncation), options.stride
-            )
-            if len(ids) + len(pair_ids or []) + special == total:
-                self._warn_once(
-                    "not cut", f"truncation {options.truncation} cannot remove {excess} tokens: text too short"
-                )
-        row: dict[str, Any] = {}
-        if options.return_overflowing_tokens:
-            row |= {"overflowing_tokens": overflow, "num_truncated_tokens": excess}
-        if options.add_special_tokens:
-            row["input_ids"] = self.build_inputs_with_special_tokens(ids, pair_ids)
-            types, mask = self.create_token_type_ids_from_sequences, self.get_special_tokens_mask
-        else:
-            row["input_ids"] = ids + (pair_ids or [])
-        if options.return_token_type_ids or (
-            options.return_token_type_ids is None and "token_type_ids" in self.model_input_names
-        ):
-            added = options.add_special_tokens
-            row["token_type_ids"] = types(ids, pair_ids) if added else [0] * len(row["input_ids"])
-        if options.return_special_tokens_mask:
-            row["special_tokens_mask"] = (
-                mask(ids, pair_ids) if options.add_special_tokens else [0] * len(row["input_ids"])
-            )
-        self._warn_if_too_long(len(row["input_ids"]), options)
-        return row
 
     # Tokens to text
 

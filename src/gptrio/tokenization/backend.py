@@ -1,0 +1,61 @@
+"""Building tokenizers of the `tokenizers` library: from files, from a vocabulary, from another one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.processors import ByteLevel as ByteLevelProcessor
+
+from gptrio.errors import TokenizationError
+from gptrio.tokenization.bpe import Pair
+from gptrio.tokenization.vocabulary import read_model
+
+
+def byte_level_backend(vocab: dict[str, int], merges: list[Pair]) -> Tokenizer:
+    """Build GPT-2's tokenizer of the `tokenizers` library from its vocabulary."""
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, continuing_subword_prefix="", end_of_word_suffix=""))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
+    return tokenizer
+
+
+def build_backend(kwargs: dict[str, Any]) -> Tokenizer:
+    """Take the source of the backend out of the settings; the vocabulary files stay, as part of the settings."""
+    given: Tokenizer | None = kwargs.pop("tokenizer_object", None)
+    path, from_slow = kwargs.pop("tokenizer_file", None), kwargs.pop("from_slow", False)
+    if given is not None:
+        return copy.deepcopy(given)
+    try:
+        if path is not None and not from_slow:
+            return Tokenizer.from_file(os.fspath(path))
+        return byte_level_backend(*read_model(kwargs.get("vocab_file"), kwargs.get("merges_file")))
+    except TokenizationError:
+        raise
+    except Exception as error:  # the library raises plain Exception for malformed files
+        raise TokenizationError(f"cannot build a tokenizer from {path or kwargs.get('vocab_file')}: {error}") from error
+
+
+def take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
+    """Let a backend that truncates or pads by itself give the defaults."""
+    if tokenizer.truncation is not None:
+        kwargs.setdefault("truncation_side", tokenizer.truncation["direction"])
+    if tokenizer.padding is not None:
+        kwargs.setdefault("pad_token", tokenizer.padding["pad_token"])
+        kwargs.setdefault("padding_side", tokenizer.padding["direction"])
+
+
+def set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
+    """Make a byte-level pre-tokenizer add the space, or not; other kinds have none to set."""
+    if isinstance(tokenizer.pre_tokenizer, ByteLevel):
+        state = json.loads(tokenizer.pre_tokenizer.__getstate__())
+        tokenizer.pre_tokenizer = ByteLevel(
+            add_prefix_space, trim_offsets=state["trim_offsets"], use_regex=state["use_regex"]
+        )

@@ -1,0 +1,156 @@
+"""How a tokenizer is called: one text, pairs, batches and lists of words, in one place for every class."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from gptrio.errors import GptrioWarning, TokenizationError
+from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.tokenization.options import EncodeOptions
+from gptrio.tokenization.special_tokens import SpecialTokensMixin
+
+Text = str | Sequence[str] | Sequence[int]
+Sample = tuple[Text, Text | None]
+
+
+class EncodingMixin(SpecialTokensMixin):
+    """The calls that encode, over two methods of the subclasses: for one sample, and for many."""
+
+    model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
+    model_max_length: int
+    _warned: set[str]
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """Return how many special tokens encoding a text (or a pair) adds."""
+        raise NotImplementedError
+
+    def _encode_one(self, sample: Sample, options: EncodeOptions) -> BatchEncoding:
+        raise NotImplementedError
+
+    def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        text: Any = None,
+        text_pair: Any = None,
+        text_target: Any = None,
+        text_pair_target: Any = None,
+        **options: Any,
+    ) -> BatchEncoding:
+        """Encode a text, a batch of texts, or (with `is_split_into_words`) lists of words.
+
+        Args:
+            text: string, list of strings, or lists of words.
+            text_pair: second text of a pair, in the same form.
+            text_target, text_pair_target: texts whose ids become the entry `labels`.
+            **options: see `EncodeOptions`.
+
+        Returns:
+            Lists (or tensors) by name: `input_ids`, `attention_mask` and what else was asked for.
+
+        Raises:
+            TokenizationError: input of another form, or options that do not fit.
+        """
+        if text is None and text_target is None:
+            raise TokenizationError("nothing to encode: give text or text_target")
+        encodings = None if text is None else self._call_one(text, text_pair, options)
+        if text_target is None:
+            assert encodings is not None
+            return encodings
+        targets = self._call_one(text_target, text_pair_target, options)
+        if encodings is None:
+            return targets
+        encodings["labels"] = targets["input_ids"]
+        return encodings
+
+    def _call_one(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
+        split = bool(options.get("is_split_into_words"))
+        for given in (text,) if text_pair is None else (text, text_pair):
+            if not _is_text(given):
+                raise TokenizationError(
+                    f"text is {short(given)}; expected a string, a list of strings, or with is_split_into_words=True "
+                    "lists of words"
+                )
+        is_batch = isinstance(text, (list, tuple)) and (not split or bool(text and isinstance(text[0], (list, tuple))))
+        if not is_batch:
+            return self.encode_plus(text, text_pair, **options)
+        if text_pair is None:
+            return self.batch_encode_plus(text, **options)
+        if isinstance(text_pair, str) or len(text) != len(text_pair):
+            count = "one string" if isinstance(text_pair, str) else f"{len(text_pair)} texts"
+            raise TokenizationError(f"text is a batch of {len(text)} and text_pair {count}; expected as many of both")
+        return self.batch_encode_plus(list(zip(text, text_pair, strict=True)), **options)
+
+    def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> Any:
+        """Return the ids of one text or pair (`options`: see `EncodeOptions`)."""
+        return self.encode_plus(text, text_pair, **options)["input_ids"]
+
+    def encode_plus(self, text: Text, text_pair: Text | None = None, **options: Any) -> BatchEncoding:
+        """Encode one text or pair (`options`: see `EncodeOptions`)."""
+        return self._encode_one((text, text_pair), self._resolve(EncodeOptions(**options)))
+
+    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **options: Any) -> BatchEncoding:
+        """Encode a batch of texts, or of pairs as tuples (`options`: see `EncodeOptions`)."""
+        if not isinstance(batch_text_or_text_pairs, (list, tuple)) or not batch_text_or_text_pairs:
+            raise TokenizationError(
+                f"the batch is {short(batch_text_or_text_pairs)}; expected a list of at least one text"
+            )
+        resolved = self._resolve(EncodeOptions(**options))
+        samples = [as_pair(item, resolved.is_split_into_words) for item in batch_text_or_text_pairs]
+        return self._encode_many(samples, resolved)
+
+    def _resolve(self, options: EncodeOptions) -> EncodeOptions:
+        pad_id = self.pad_token_id
+        return options.resolve(self.model_max_length, pad_id, self._warn_once if options.verbose else lambda *_: None)
+
+    def _warn_once(self, key: str, message: str) -> None:
+        """Warn at the first call with this key."""
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, GptrioWarning, stacklevel=6)
+
+    def _warn_if_too_long(self, length: int, options: EncodeOptions) -> None:
+        if options.verbose and options.max_length is None and length > self.model_max_length > 0:
+            self._warn_once(
+                "too long",
+                f"the text has {length} tokens, the model takes {self.model_max_length}; cut it with truncation=True",
+            )
+
+
+def as_pair(item: Any, is_split_into_words: bool) -> Sample:
+    """Tell a pair of texts from one text in a batch.
+
+    Raises:
+        TokenizationError: a tuple or list of other than two texts.
+    """
+    if not isinstance(item, (list, tuple)) or (item and isinstance(item[0], int)):
+        return item, None
+    if is_split_into_words and not (item and isinstance(item[0], (list, tuple))):
+        return item, None
+    if len(item) != 2:
+        raise TokenizationError(
+            f"{short(item)} in the batch is no text and no pair; for lists of words set is_split_into_words=True"
+        )
+    return item[0], item[1]
+
+
+def _is_text(value: Any) -> bool:
+    """Whether the first elements look like a text, a batch of texts, or (batches of) lists of words."""
+    for _ in range(3):
+        if isinstance(value, str):
+            return True
+        if not isinstance(value, (list, tuple)):
+            return False
+        if not value:
+            return True
+        value = value[0]
+    return False
+
+
+def short(value: Any) -> str:
+    """Show a value in an error, cut to a line."""
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"
