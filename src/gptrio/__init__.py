@@ -7,6 +7,7 @@ table of public names is the stub beside this file, `__init__.pyi`: type checker
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,10 @@ __version__ = "0.1.0"
 
 
 def _read_exports() -> dict[str, str]:
-    """Public name -> module that defines it, from the stub's `from MODULE import NAME as NAME`, wrapped or not."""
-    exports, module = {}, ""
-    for line in Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8").splitlines():
-        words = line.rstrip(",").split()
-        if words[:1] == ["from"]:
-            module = words[1]
-        if words[-2:-1] == ["as"]:
-            exports[words[-1]] = module
-    return exports
+    """Public name -> module that defines it, from the stub's lines `from MODULE import NAME as NAME`."""
+    stub = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+    rows = re.findall(r"^from (\S+) import \(?\s*(\w+) as \2\b", stub, re.MULTILINE)
+    return {name: module for module, name in rows}
 
 
 _EXPORTS = _read_exports()

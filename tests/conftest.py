@@ -1,0 +1,46 @@
+"""What every test starts from: one thread, fixed seeds, no network, and the reference data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import; no test may depend on a network
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+
+settings.register_profile("gptrio", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gptrio")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Two workers of two threads each would only wait for each other; the models here are tiny."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def seeds() -> None:
+    """The same random numbers in every test, whatever ran before it."""
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def reference_dir() -> Path:
+    """The folder of reference data beside the checkout; tests that need it are skipped where it is absent."""
+    if not REFERENCE.is_dir():
+        pytest.skip("the reference data (../shared/reference) is not beside this checkout")
+    return REFERENCE
