@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptrio.errors import TokenizationError
@@ -72,41 +73,48 @@ class PreTrainedTokenizerBase(PrepareMixin):
     # What a subclass provides
 
     @property
+    @abstractmethod
     def vocab_size(self) -> int:
         """Number of tokens without those added."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
         """Tokens that are never split, by id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def get_vocab(self) -> dict[str, int]:
         """Token to id, with the added ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of tokens, with the added ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **options: Any
     ) -> list[str]:
         """Split a text (or a pair) into tokens."""
-        raise NotImplementedError
 
+    @abstractmethod
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens into text."""
-        raise NotImplementedError
 
+    @abstractmethod
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None
     ) -> tuple[str, ...]:
         """Write the vocabulary files and return their paths."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, ids: Ids, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
-        raise NotImplementedError
+        """Turn checked ids into text."""
+
+    @abstractmethod
+    def _save_vocabularies(
+        self, folder: str, legacy_format: bool | None, filename_prefix: str | None
+    ) -> tuple[str, ...]:
+        """Write the files that hold the vocabulary and the added tokens; return their paths."""
 
     # Decoding
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,15 +23,17 @@ class EncodingMixin(SpecialTokensMixin):
     model_max_length: int
     _warned: set[str]
 
+    @abstractmethod
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
         """Return how many special tokens encoding a text (or a pair) adds."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode_one(self, sample: Sample, options: EncodeOptions) -> BatchEncoding:
-        raise NotImplementedError
+        """Encode one text or pair, by resolved options; lists without a batch axis, tensors with one."""
 
+    @abstractmethod
     def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
-        raise NotImplementedError
+        """Encode several texts or pairs, by resolved options."""
 
     def __call__(
         self,

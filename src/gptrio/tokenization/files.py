@@ -66,11 +66,10 @@ def load_tokenizer(
         settings["chat_template"] = templates["default"] if [*templates] == ["default"] else templates
     inputs = inputs or tuple(settings.pop("init_inputs", ()))
     settings.update(kwargs)
-    for key, filename in {**cls.vocab_files_names, "tokenizer_file": TOKENIZER_FILE}.items():
-        if settings.get(key) is None:
-            settings[key] = locate(filename)
-    if not any(settings[key] for key in cls.vocab_files_names):
-        names = ", ".join(cls.vocab_files_names.values())
+    files = {**cls.vocab_files_names, "tokenizer_file": TOKENIZER_FILE}
+    settings |= {key: locate(filename) for key, filename in files.items() if settings.get(key) is None}
+    if not any(settings[key] for key in files):
+        names = ", ".join(files.values())
         raise CheckpointNotFoundError(f"{name_or_path} holds no tokenizer for {cls.__name__}: expected {names}")
     settings["name_or_path"] = os.fspath(name_or_path)
     added = _added_tokens(cls, settings, kwargs, locate)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from itertools import chain
 from typing import Any
 
@@ -35,14 +36,17 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         special = self.all_special_tokens_extended
         self._add_tokens([token for token in special if token not in self._added_tokens_encoder], special_tokens=True)
 
+    @abstractmethod
     def _tokenize(self, text: str) -> list[str]:
-        raise NotImplementedError
+        """Split a text that holds no added tokens."""
 
+    @abstractmethod
     def _convert_token_to_id(self, token: str) -> int | None:
-        raise NotImplementedError
+        """Id of a token of the vocabulary; the unknown token's, or None, for others."""
 
+    @abstractmethod
     def _convert_id_to_token(self, index: int) -> str | None:
-        raise NotImplementedError
+        """Token of the vocabulary with an id; None if there is none."""
 
     # Added tokens
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenizers import AddedToken as AddedToken
 
@@ -44,7 +45,7 @@ class _SpecialTokenId:
         setattr(tokenizer, self.token_name, None if index is None else tokenizer.convert_ids_to_tokens(index))
 
 
-class SpecialTokensMixin:
+class SpecialTokensMixin(ABC):
     """Keeps the special tokens; the tokenizer classes build on it.
 
     Args:
@@ -80,22 +81,24 @@ class SpecialTokensMixin:
             if kwargs.get(name) is not None:
                 setattr(self, name, kwargs[name])
 
+    @abstractmethod
     def convert_tokens_to_ids(self, tokens: Any) -> Any:
         """Return the id of a token, or the ids of several."""
-        raise NotImplementedError
 
+    @abstractmethod
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Return the token of an id, or the tokens of several."""
-        raise NotImplementedError
 
-    def __getattr__(self, name: str) -> Any:
-        """Special tokens of one model (`extra_special_tokens`), and their ids."""
-        tokens = self.__dict__.get("_special_tokens_map", {})
-        if name in tokens:
-            return str(tokens[name])
-        if name.removesuffix("_id") in tokens:
-            return self.convert_tokens_to_ids(str(tokens[name.removesuffix("_id")]))
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+    if not TYPE_CHECKING:  # a type checker would take every name for an attribute
+
+        def __getattr__(self, name: str) -> Any:
+            """Special tokens of one model (`extra_special_tokens`), and their ids."""
+            tokens = self.__dict__.get("_special_tokens_map", {})
+            if name in tokens:
+                return str(tokens[name])
+            if name.removesuffix("_id") in tokens:
+                return self.convert_tokens_to_ids(str(tokens[name.removesuffix("_id")]))
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
     def additional_special_tokens(self) -> list[str]:
@@ -197,8 +200,9 @@ class SpecialTokensMixin:
         several = [new_tokens] if isinstance(new_tokens, Token) else list(new_tokens)
         return self._add_tokens(check_tokens(several, "new_tokens"), special_tokens)
 
+    @abstractmethod
     def _add_tokens(self, new_tokens: list[Token], special_tokens: bool) -> int:
-        raise NotImplementedError
+        """Add checked tokens; return how many the vocabulary lacked."""
 
 
 def check_tokens(tokens: Any, name: str) -> list[Token]:
