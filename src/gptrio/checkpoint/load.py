@@ -1,0 +1,128 @@
+"""Tensors from a checkpoint into a model that was built without storage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys
+from gptrio.checkpoint.read import CheckpointReader, TensorDict
+from gptrio.errors import SizeMismatchError
+
+Placement = str | torch.device | Callable[[str], str | int | torch.device]
+
+
+@dataclass
+class LoadReport:
+    """What was not loaded.
+
+    Args:
+        missing: model keys that the checkpoint lacks; their tensors were left as they were.
+        unexpected: checkpoint keys that the model has no place for.
+        mismatched: (model key, shape in the checkpoint, shape in the model); left as they were.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+
+def load_into(
+    module: nn.Module,
+    source: CheckpointReader | Mapping[str, torch.Tensor],
+    *,
+    base_model_prefix: str = "",
+    ignore_unexpected: Iterable[str] = IGNORED_BUFFERS,
+    ignore_missing: Iterable[str] = (),
+    tied: Mapping[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+    device: Placement = "cpu",
+    ignore_mismatched_sizes: bool = False,
+) -> LoadReport:
+    """Give a module the tensors of a checkpoint, one at a time and without a second copy of the model.
+
+    On the CPU and in the type of the file, a parameter is the memory-mapped file itself, copied page by page only where
+    it is written to; the file never changes.
+
+    Args:
+        module: the model; its parameters may be on the meta device. They are replaced, not written to.
+        source: an open checkpoint, or tensors by name (which are copied).
+        base_model_prefix, ignore_unexpected, ignore_missing, tied: see `gptrio.checkpoint.keys.plan_keys`.
+        dtype: type to convert floating-point tensors to; as stored when None.
+        device: where tensors go: one device, or a function of the model key.
+        ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
+
+    Raises:
+        SizeMismatchError: tensors have other shapes than the model's.
+    """
+    reader = source if isinstance(source, CheckpointReader) else TensorDict(source)
+    targets = dict(module.state_dict(keep_vars=True))
+    plan = plan_keys(
+        targets,
+        reader.keys(),
+        base_model_prefix=base_model_prefix,
+        ignore_unexpected=ignore_unexpected,
+        ignore_missing=ignore_missing,
+        tied=tied,
+    )
+    report = LoadReport(plan.missing, plan.unexpected)
+    destinations = {key: name for name, key in plan.sources.items()}
+    for key in _in_file_order(reader):
+        name = destinations.get(key)
+        if name is None:
+            continue
+        stored, expected = reader.shape(key), tuple(targets[name].shape)
+        if stored != expected:
+            report.mismatched.append((name, stored, expected))
+            continue
+        place = torch.device(device(name) if callable(device) else device)
+        _assign(module, name, _convert(reader.tensor(key), dtype, place, copy=isinstance(reader, TensorDict)))
+    if report.mismatched and not ignore_mismatched_sizes:
+        raise SizeMismatchError(_mismatch_message(report))
+    return report
+
+
+def _in_file_order(reader: CheckpointReader | TensorDict) -> Iterator[str]:
+    """Yield the keys file by file, with a progress bar over shards if someone is watching."""
+    if isinstance(reader, TensorDict):
+        yield from reader.keys()
+        return
+    shards: Iterable[tuple[Path, list[str]]] = reader.keys_by_file()
+    if len(reader.files.paths) > 1 and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        total = len(reader.files.paths)
+        shards = track(shards, "Loading checkpoint shards", total=total, console=Console(stderr=True), transient=True)
+    for _, keys in shards:
+        yield from keys
+
+
+def _convert(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device, *, copy: bool) -> torch.Tensor:
+    target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
+    return tensor.to(device=device, dtype=target, copy=copy).contiguous()
+
+
+def _assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._buffers:
+        owner._buffers[leaf] = tensor
+    else:
+        requires_grad = owner.get_parameter(leaf).requires_grad and tensor.is_floating_point()
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=requires_grad)
+
+
+def _mismatch_message(report: LoadReport) -> str:
+    rows = [
+        f"{name}: {stored} in the checkpoint, {expected} in the model" for name, stored, expected in report.mismatched
+    ]
+    return (
+        f"{len(rows)} tensors have other shapes than the model's: {'; '.join(rows[:5])}{'; ...' * (len(rows) > 5)}. "
+        "Check the configuration, or pass ignore_mismatched_sizes=True to initialise them anew"
+    )

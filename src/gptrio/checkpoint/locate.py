@@ -1,0 +1,92 @@
+"""Which files hold the weights of a model, and which tensors lie in which. Loads no torch."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
+from gptrio.hub import HubOptions, local_folder, read_json
+
+SAFETENSORS_NAME = "model.safetensors"
+TORCH_NAME = "pytorch_model.bin"
+_PLAIN_FILE_NAME = re.compile(r"(?!\.+$)[^/\\:\0]+")
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files of a checkpoint.
+
+    Args:
+        paths: the files, in reading order.
+        weight_map: tensor name -> file, for a checkpoint with an index; None for a single file.
+    """
+
+    paths: tuple[Path, ...]
+    weight_map: dict[str, Path] | None = None
+
+
+def locate_weights(
+    name_or_path: str | os.PathLike[str],
+    *,
+    use_safetensors: bool | None = None,
+    variant: str | None = None,
+    options: HubOptions | None = None,
+) -> WeightFiles:
+    """Find the weights of a model: safetensors before torch files, one file before shards with an index.
+
+    Args:
+        name_or_path: folder, packaged name or hub id; or a single weight file of any name.
+        use_safetensors: True refuses torch files, False passes safetensors over, None takes what there is.
+        variant: middle part of the file names, such as "fp16" in `model.fp16.safetensors`.
+        options: lookup options.
+
+    Raises:
+        CheckpointNotFoundError: there are no weights, or a file that the index names is missing.
+        CheckpointFormatError: the index is malformed.
+        UnsafeCheckpointError: the index names a file outside its folder.
+    """
+    if Path(name_or_path).is_file():
+        return WeightFiles((Path(name_or_path),))
+    options = options or HubOptions()
+    names = [SAFETENSORS_NAME] * (use_safetensors is not False) + [TORCH_NAME] * (use_safetensors is not True)
+    for name in names:
+        path = options.find(name_or_path, variant_name(name, variant))
+        if path is not None:
+            return WeightFiles((path,))
+        index = options.find(name_or_path, variant_name(f"{name}.index.json", variant))
+        if index is not None:
+            return _read_index(name_or_path, index, Path(name).suffix, options)
+    wanted = " or ".join(f"{variant_name(name, variant)} (or its .index.json)" for name in names)
+    folder = local_folder(name_or_path)
+    place = f"hub repository {os.fspath(name_or_path)!r}" if folder is None else f"folder {folder / options.subfolder}"
+    raise CheckpointNotFoundError(
+        f"no weights in {place}: expected {wanted}; check variant, subfolder, use_safetensors"
+    )
+
+
+def variant_name(name: str, variant: str | None) -> str:
+    """Put a variant before the last extension: "model.safetensors", "fp16" -> "model.fp16.safetensors"."""
+    if not variant:
+        return name
+    stem, _, extension = name.rpartition(".")
+    return f"{stem}.{variant}.{extension}"
+
+
+def _read_index(name_or_path: str | os.PathLike[str], index: Path, suffix: str, options: HubOptions) -> WeightFiles:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointFormatError(f"{index} has no weight_map of tensor names to file names")
+    paths: dict[str, Path] = {}
+    for file_name in dict.fromkeys(map(str, weight_map.values())):
+        if not _PLAIN_FILE_NAME.fullmatch(file_name):
+            raise UnsafeCheckpointError(f"{index} names {file_name!r}; expected plain names of files beside it")
+        if not file_name.endswith(suffix):
+            raise CheckpointFormatError(f"{index} names {file_name!r}; expected {suffix} files")
+        path = options.find(name_or_path, file_name)
+        if path is None:
+            raise CheckpointNotFoundError(f"shard {file_name} is missing beside {index}; fetch the checkpoint again")
+        paths[file_name] = path
+    return WeightFiles(tuple(paths.values()), {name: paths[str(file)] for name, file in weight_map.items()})
