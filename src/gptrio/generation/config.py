@@ -59,11 +59,19 @@ class GenerationConfig(GenerationOptions):
             raise AttributeError(str(_unknown(name)))
         return kept[name]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an option, or a key of a file that is no option."""
+        kept: dict[str, Any] = vars(self).get("_kept", {})
+        if name in kept:
+            kept[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # checks
     def check(self) -> None:
         """Raise OptionError for unknown options, wrong types, values out of range and contradictions."""
         hints = _types()
-        strays = vars(self).keys() - hints.keys() - self._kept.keys() - {"_from_model_config", "_kept"}
+        strays = vars(self).keys() - hints.keys() - {"_from_model_config", "_kept"}
         if strays:
             raise _unknown(min(strays))
         for field in dataclasses.fields(self):
@@ -122,7 +130,10 @@ class GenerationConfig(GenerationOptions):
         """Set the options that exist and return the arguments that are none; an error leaves the config unchanged."""
         names = _types().keys() | self._kept.keys()
         changed = copy.copy(self)
-        vars(changed).update({name: _plain(name, value) for name, value in options.items() if name in names})
+        changed._kept = dict(self._kept)
+        for name, value in options.items():
+            if name in names:
+                setattr(changed, name, _plain(name, value))
         changed.check()
         vars(self).update(vars(changed))
         return {name: value for name, value in options.items() if name not in names}
@@ -131,7 +142,7 @@ class GenerationConfig(GenerationOptions):
     def to_dict(self) -> dict[str, Any]:
         """Return all options and kept keys as a new dictionary (without `compile_config`, which is of this machine)."""
         names = [name for name in _types() if name != "compile_config"]
-        result = {name: copy.deepcopy(getattr(self, name)) for name in (*names, *self._kept)}
+        result = copy.deepcopy({name: getattr(self, name) for name in names} | self._kept)
         if self._from_model_config:
             result["_from_model_config"] = True
         return result

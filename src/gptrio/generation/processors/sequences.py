@@ -144,5 +144,7 @@ def _checked(sequences: Sequence[Sequence[int]], name: str) -> list[tuple[int, .
     """Return sequences of token ids as tuples, or raise OptionError."""
     usable = fits(sequences, list[list[int]]) and sequences
     if not usable or any(len(ids) == 0 or min(ids) < 0 for ids in sequences):
-        raise OptionError(f"{name}={sequences!r} must hold lists of token ids, none of them empty")
+        raise OptionError(
+            f"{name} holds the sequences {sequences!r}; expected lists of token ids, one at least, none empty"
+        )
     return [tuple(ids) for ids in sequences]
