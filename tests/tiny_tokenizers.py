@@ -15,6 +15,7 @@ def hello_world(names: list[str]) -> None:
     for name in names:
         print(f"Hello {name}!")  # says hello to 12345 names in 2024
 Größe, naïveté, façade, Ελληνικά, русский язык, עברית, العربية, हिन्दी, 生活的真谛是什么, 日本語のテキスト, 한국어 텍스트
+a b c d e f a b c d e f a b c d e f a b c d e f a b c d e f a b c d e f
 Emoji 😊😊👩‍👩‍👧 and signs ∑∞≠, tabs\tand   runs of     spaces
 """
 
@@ -37,9 +38,8 @@ TEXTS = [
 
 def _train(tokenizer: Tokenizer, size: int, special: list[str]) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, initial_alphabet=alphabet, show_progress=False
-    )
+    settings = {"special_tokens": special, "initial_alphabet": alphabet, "show_progress": False}
+    trainer = trainers.BpeTrainer(vocab_size=size, **settings)
     tokenizer.train_from_iterator([WORDS] * 3, trainer)
     return tokenizer
 

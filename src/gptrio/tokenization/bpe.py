@@ -47,13 +47,9 @@ def to_alphabet(text: str) -> str:
     """Write the UTF-8 bytes of a text in the byte alphabet.
 
     Raises:
-        TokenizationError: the text holds a lone surrogate, which no encoding can write.
+        UnicodeEncodeError: the text holds a lone surrogate; see `surrogate_error`.
     """
-    try:
-        data = text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise surrogate_error(text) from error
-    return data.decode("latin-1").translate(byte_alphabet())
+    return text.encode("utf-8").decode("latin-1").translate(byte_alphabet())
 
 
 def from_alphabet(text: str, errors: str) -> str:

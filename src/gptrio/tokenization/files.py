@@ -213,7 +213,12 @@ def save_added_tokens(tokenizer: PreTrainedTokenizerBase, folder: str, filename_
 def _config_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Content of `tokenizer_config.json`: the settings as they are now, without what other files hold."""
     config: dict[str, Any] = copy.deepcopy(tokenizer.init_kwargs)
-    for name in (*config, "model_max_length", "clean_up_tokenization_spaces", "extra_special_tokens"):
+    sides = [
+        side
+        for side in ("padding_side", "truncation_side")
+        if getattr(type(tokenizer), side) != getattr(tokenizer, side)
+    ]
+    for name in (*config, *sides, "model_max_length", "clean_up_tokenization_spaces", "extra_special_tokens"):
         config[name] = getattr(tokenizer, name, config.get(name))
     config.update(tokenizer.special_tokens_map)
     if tokenizer.init_inputs:

@@ -10,6 +10,7 @@ from typing import Any
 from gptrio.errors import TokenizationError, UnsupportedError
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.tokenization.bpe import surrogate_error
 from gptrio.tokenization.encoding import Sample, Text
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions
@@ -111,16 +112,15 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _split(self, text: str, options: EncodeOptions) -> list[str]:
         """Cut added tokens out, and split what lies between them."""
-        text = self.prepare_for_tokenization(text, options)
         whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
-        if whole or self._added_pattern is None:
-            return self._tokenize(text)
-        pieces = self._strip_around_added([piece for piece in self._added_pattern.split(text) if piece])
-        return list(
-            chain.from_iterable(
-                [piece] if piece in self._added_tokens_encoder else self._tokenize(piece) for piece in pieces if piece
-            )
-        )
+        pieces = [self.prepare_for_tokenization(text, options)]
+        if not whole and self._added_pattern is not None:
+            pieces = self._strip_around_added([piece for piece in self._added_pattern.split(pieces[0]) if piece])
+        added = {} if whole else self._added_tokens_encoder
+        try:
+            return [token for piece in pieces for token in ([piece] if piece in added else self._tokenize(piece))]
+        except UnicodeEncodeError as error:
+            raise surrogate_error(text) from error
 
     def _strip_around_added(self, pieces: list[str]) -> list[str]:
         """Let the added tokens among the pieces take white space, or join the word that they are part of."""
