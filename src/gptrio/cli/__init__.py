@@ -1,0 +1,15 @@
+"""The command line `gptrio`: one file per command, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command that `sys.argv` asks for and exit with its code.
+
+    0 is success, 1 a failure on the way, 2 a command line that cannot be meant, 130 an interruption from the keyboard.
+    """
+    from gptrio.cli.app import run
+
+    sys.exit(run(sys.argv[1:]))

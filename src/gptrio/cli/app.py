@@ -1,0 +1,76 @@
+"""The command group: finds a command's file by its name and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from gptrio import __version__
+from gptrio.cli.errors import complain
+
+# command -> module with a function of the same name
+COMMANDS = {"generate": "gptrio.cli.generate", "env": "gptrio.cli.env"}
+
+
+class LazyGroup(TyperGroup):
+    """Commands that are imported when they are called or listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Name the commands in the order of help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> TyperCommand | None:
+        """Import a command and build its parser from the function's signature; None if there is none of that name."""
+        if cmd_name not in COMMANDS:
+            return None
+        function = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
+        app = typer.Typer(add_completion=False)
+        app.command(cmd_name)(function)
+        command = typer.main.get_command(app)
+        command.name = cmd_name
+        return command  # type: ignore[return-value]  # one command and no callback: always a TyperCommand
+
+
+app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+def _print_version(wanted: bool) -> None:
+    """Print the version and leave, when the option is given."""
+    if wanted:
+        print(f"gptrio {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Generate text with GPT-2, GPT-Neo and GPT-NeoX models."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code.
+
+    Args:
+        arguments: what follows the program's name.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    try:
+        code = app(arguments, prog_name="gptrio", standalone_mode=False)
+    except typer.TyperException as error:
+        context = getattr(error, "ctx", None)
+        message = error.format_message().rstrip(".")
+        complain(f"{message}; see '{context.command_path if context else 'gptrio'} --help'")
+        return error.exit_code
+    return code if isinstance(code, int) else 0

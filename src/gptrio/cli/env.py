@@ -1,0 +1,88 @@
+"""`gptrio env`: what a bug report should say of this machine and installation."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from gptrio import __version__
+from gptrio.cli.errors import plain_errors
+
+LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
+OPTIONAL = ("jax", "transformers")
+
+
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Show versions, processor and devices, for bug reports."""
+    with plain_errors(verbose):
+        facts = {**software(), **hardware()}
+        print(json.dumps(facts, indent=2) if as_json else table(facts), end="\n" if as_json else "")
+
+
+def software() -> dict[str, str]:
+    """Versions of gptrio, Python and the libraries, read without importing them."""
+    own = {"gptrio": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {name: installed(name) for name in (*LIBRARIES, *OPTIONAL)}
+    return own | {name: release or "not installed" for name, release in found.items()}
+
+
+def installed(name: str) -> str | None:
+    """Version of an installed distribution, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def hardware() -> dict[str, str]:
+    """Processor, its vector instructions as torch uses them, threads and GPUs."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "processor": processor_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "gpus": ", ".join(devices) or "none",
+        "hub cache": str(cache_folder()),
+    }
+
+
+def processor_name() -> str:
+    """Name of the processor as the system tells it."""
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        if names:
+            return names[0]
+    return platform.processor() or platform.machine()
+
+
+def cache_folder() -> str:
+    """Folder where the hub keeps what it fetched."""
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_CACHE
+
+
+def table(facts: dict[str, str]) -> str:
+    """Facts as aligned lines, names in colour on a terminal."""
+    from rich.console import Console
+    from rich.text import Text
+
+    width = max(map(len, facts))
+    console = Console(soft_wrap=True)
+    with console.capture() as capture:
+        for name, value in facts.items():
+            console.print(Text(f"{name:<{width}}  ", style="cyan").append(value, style="default"))
+    return capture.get()

@@ -1,0 +1,53 @@
+"""What a command says on standard error: one line per error or warning, a traceback only on request."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import typer
+
+from gptrio.errors import GptrioError, GptrioWarning, OptionError
+
+
+def complain(message: str) -> None:
+    """Print a message on standard error as one line that begins with the program's name."""
+    print(f"gptrio: {' '.join(message.split())}", file=sys.stderr)
+
+
+@contextmanager
+def plain_errors(verbose: bool) -> Iterator[None]:
+    """Turn exceptions of a command into one line and an exit code, and warnings of gptrio into one line.
+
+    Args:
+        verbose: also print the traceback, and the warnings of other libraries.
+
+    Raises:
+        typer.Exit: code 2 for an OptionError, 1 for any other exception. A closed pipe is left to the caller.
+    """
+
+    def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        if verbose or issubclass(category, GptrioWarning):
+            complain(f"warning: {message}")
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = cast(Any, show)
+            yield
+    except (BrokenPipeError, typer.Exit, typer.TyperException):
+        raise
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        complain(str(error) if isinstance(error, GptrioError) else _unexpected(error, verbose))
+        raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
+
+
+def _unexpected(error: Exception, verbose: bool) -> str:
+    """Message for an exception that is not one of ours."""
+    hint = "" if verbose else " (--verbose shows where)"
+    return f"{type(error).__name__}: {error}{hint}"

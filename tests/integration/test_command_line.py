@@ -1,0 +1,73 @@
+"""The program as a shell runs it, on the model that ships with the package."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = (sys.executable, "-m", "gptrio")
+
+
+def gptrio(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def test_first_command_of_the_readme_writes_code():
+    done = gptrio("generate", "def hello_world():", "--max-new-tokens", "16")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("def hello_world():")
+    assert len(done.stdout) > len("def hello_world():\n")
+
+
+def test_json_in_a_pipe_is_one_object_and_nothing_else():
+    done = gptrio("generate", "--json", "--greedy", "--max-new-tokens", "8", input="import os\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    result = json.loads(done.stdout)
+    assert result["prompt"] == "import os\n"
+    assert result["completions"][0]["tokens"] <= 8
+
+
+def test_text_comes_as_it_is_written_and_a_closed_pipe_ends_it_quietly():
+    arguments = (*PROGRAM, "generate", "import os\n", "--max-new-tokens", "400")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "import os\n"
+        assert process.poll() is None, "the first line comes while the rest is being written"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(60) == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
+def test_interruption_ends_it_without_a_traceback():
+    arguments = (*PROGRAM, "generate", "import os\n", "--max-new-tokens", "400")
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+
+
+def test_an_output_that_cannot_show_a_character_is_no_error():
+    done = gptrio("generate", "# größer", "--max-new-tokens", "2", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0
+    assert done.stdout.startswith("# gr??er") or done.stdout.startswith("# gr?")
+
+
+def test_a_missing_model_is_one_line():
+    done = gptrio("generate", "x", "--model", "./no-such-folder")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("gptrio: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_help_and_mistakes_load_no_torch():
+    code = (
+        "import sys\nsys.argv = ['gptrio', 'generate', '--help']\nfrom gptrio.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules, 'huggingface_hub' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False False"

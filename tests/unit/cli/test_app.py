@@ -1,0 +1,47 @@
+"""The command group: version, help, and mistakes in the command line."""
+
+from __future__ import annotations
+
+import pytest
+
+import gptrio
+from gptrio.cli.app import COMMANDS, run
+
+
+def test_version(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"gptrio {gptrio.__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_help_lists_every_command(arguments, capsys):
+    assert run(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name, capsys):
+    assert run([name, "--help"]) == 0
+    assert f"Usage: gptrio {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compose"], "No such command 'compose'; see 'gptrio --help'"),
+        (["generate", "--fast", "x"], "No such option: --fast"),
+        (["generate", "--top-k", "many", "x"], "--top-k"),
+        (["generate", "--max-new-tokens", "0", "x"], "--max-new-tokens"),
+        (["generate", "--dtype", "int3", "x"], "--dtype"),
+        (["generate", "--file", "/not/there"], "'/not/there' does not exist"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_code_2(arguments, message, capsys):
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gptrio: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert "--help'" in err

@@ -1,0 +1,203 @@
+"""`gptrio generate` on a tiny random model: what it reads, what it prints, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+
+import pytest
+import torch
+
+from gptrio import AutoModelForCausalLM, AutoTokenizer
+from gptrio.cli import generate as command
+from gptrio.cli.app import run
+from gptrio.cli.generate import describe, sampling_options
+from gptrio.errors import GptrioWarning, OptionError
+from gptrio.testing import VOCABULARY_SIZE, byte_tokenizer
+
+END = VOCABULARY_SIZE - 1
+
+
+@pytest.fixture
+def generate(model_folder, capsys):
+    """Run the command on the tiny model and return (exit code, standard output, standard error)."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        code = run(["generate", "--model", model_folder, *arguments])
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def completion(generate, *arguments):
+    """The one JSON object printed, checked to be all of the output."""
+    code, out, err = generate("--json", *arguments)
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def test_greedy_prints_the_prompt_and_what_the_model_writes(generate, model_folder):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ids = model.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=12, do_sample=False)
+    expected = tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert generate("ab", "--greedy", "--max-new-tokens", "12") == (0, expected + "\n", "")
+
+
+def test_prompt_comes_from_argument_file_or_standard_input(generate, tmp_path, stdin):
+    (tmp_path / "prompt.txt").write_text("ab\n", encoding="utf-8")
+    arguments = ("--greedy", "--max-new-tokens", "5")
+    expected = generate("ab\n", *arguments)
+    assert generate("--file", str(tmp_path / "prompt.txt"), *arguments) == expected
+    for given in ((), ("-",)):
+        stdin(b"ab\n")
+        assert generate(*given, *arguments) == expected
+
+
+def test_seed_repeats_a_sample(generate):
+    one, two, three = (completion(generate, "ab", "--seed", seed) for seed in ("1", "1", "2"))
+    assert one == two
+    assert one["completions"] != three["completions"]
+
+
+def test_without_a_seed_runs_differ_and_the_seed_is_told(generate):
+    one, two = (completion(generate, "ab") for _ in range(2))
+    assert one["seed"] != two["seed"]
+    assert completion(generate, "ab", "--seed", str(one["seed"]))["completions"] == one["completions"]
+
+
+def test_default_length_stays_within_the_context(generate):
+    done = completion(generate, "a" * 50, "--seed", "1")["completions"][0]
+    assert 0 < done["tokens"] <= 14
+
+
+def test_several_sequences_are_printed_one_after_the_other(generate):
+    arguments = ("ab", "--seed", "3", "--num-return-sequences", "3", "--max-new-tokens", "6")
+    rows = completion(generate, *arguments)["completions"]
+    code, out, err = generate(*arguments)
+    assert (code, err) == (0, "")
+    assert out == "".join(f"ab{row['text']}\n" for row in rows)
+
+
+def test_stop_ends_the_text_and_is_the_reason(generate):
+    text = completion(generate, "ab", "--greedy", "--max-new-tokens", "20")["completions"][0]["text"]
+    stop = text[3]
+    done = completion(generate, "ab", "--greedy", "--max-new-tokens", "20", "--stop", stop)["completions"][0]
+    assert done["text"] == text[: text.index(stop) + 1]
+    assert done["finish_reason"] == "stop"
+
+
+def test_dtype_and_attention_reach_the_model(generate, monkeypatch):
+    seen = {}
+    original = command.load
+
+    def spy(*arguments):
+        seen["model"], tokenizer = original(*arguments)
+        return seen["model"], tokenizer
+
+    monkeypatch.setattr(command, "load", spy)
+    code, _, _ = generate("ab", "--dtype", "bfloat16", "--attn-implementation", "eager", "--max-new-tokens", "1")
+    assert code == 0
+    assert seen["model"].dtype == torch.bfloat16
+    assert seen["model"].config._attn_implementation == "eager"
+
+
+def test_verbose_reports_on_standard_error_only(generate):
+    quiet = generate("ab", "--seed", "1", "--max-new-tokens", "4")
+    code, out, err = generate("ab", "--seed", "1", "--max-new-tokens", "4", "--verbose")
+    assert (code, out) == quiet[:2]
+    assert "4 tokens in" in err
+    assert "seed 1" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("ab", "--model", "/no/such/model"), 1, ("/no/such/model",)),
+        (("ab", "--file", __file__), 2, ("--file", "give one of them")),
+        (("",), 2, ("empty",)),
+        (("ab", "--greedy", "--top-p", "0.5"), 2, ("--greedy", "--top-p", "drop one")),
+        (("ab", "--greedy", "--num-return-sequences", "2"), 2, ("num_return_sequences",)),
+        (("ab", "--temperature", "0"), 2, ("temperature",)),
+        (("ab", "--top-p", "1.5"), 2, ("top_p",)),
+        (("ab", "--device", "abacus"), 2, ("abacus", "expected cpu")),
+        (("ab", "--device", "cuda:99"), 2, ("cuda:99", "--device cpu")),
+        (("a" * 65,), 1, ("64",)),
+    ],
+)
+def test_mistakes_are_one_line_with_a_code(generate, arguments, code, words):
+    got, out, err = generate(*arguments)
+    assert (got, out) == (code, "")
+    assert err.startswith("gptrio: ")
+    assert err.count("\n") == 1
+    assert [word for word in words if word not in err] == []
+
+
+def test_no_prompt_on_a_terminal_is_a_mistake(generate, monkeypatch):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    code, _, err = generate()
+    assert code == 2
+    assert 'gptrio generate "def hello_world():"' in err
+
+
+def test_standard_input_that_is_no_text_is_a_mistake(generate, stdin):
+    stdin(b"ab\xff")
+    code, _, err = generate()
+    assert code == 2
+    assert "standard input is not UTF-8 text (byte 2)" in err
+
+
+def failing_load(*_):
+    raise RuntimeError("the wheels\ncame off")
+
+
+def test_the_unexpected_is_one_line_and_a_traceback_only_on_request(generate, monkeypatch):
+    monkeypatch.setattr(command, "load", failing_load)
+    assert generate("ab") == (1, "", "gptrio: RuntimeError: the wheels came off (--verbose shows where)\n")
+    code, out, err = generate("ab", "--verbose")
+    assert (code, out) == (1, "")
+    assert "Traceback" in err
+    assert "failing_load" in err
+
+
+def test_warnings_of_gptrio_are_one_line_and_others_are_left_out(generate, monkeypatch):
+    def warning_load(*_):
+        warnings.simplefilter("default")
+        warnings.warn("weights\nare odd", GptrioWarning, stacklevel=1)
+        warnings.warn("not yours to mend", UserWarning, stacklevel=1)
+        raise OptionError("enough")
+
+    monkeypatch.setattr(command, "load", warning_load)
+    assert generate("ab") == (2, "", "gptrio: warning: weights are odd\ngptrio: enough\n")
+    assert "not yours to mend" in generate("ab", "--verbose")[2]
+
+
+def test_a_closed_pipe_is_left_to_the_program_to_end_quietly(generate, monkeypatch):
+    def closed(*_):
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(command, "load", closed)
+    with pytest.raises(SystemExit) as left:
+        generate("ab")
+    assert left.value.code == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "text", "number", "reason"),
+    [
+        ([97, 98, 99], "abc", 3, "length"),
+        ([97, END, END], "a", 2, "stop"),
+        ([97, 98, END], "ab", 3, "stop"),
+        ([97, 98], "ab", 2, "stop"),
+        ([97, 98, 46], "ab.", 3, "stop"),
+    ],
+)
+def test_a_row_is_described_without_its_padding(ids, text, number, reason):
+    row = describe(ids, {END}, 3, byte_tokenizer(), {"skip_special_tokens": True}, {"stop_strings": ["."]})
+    assert row == {"text": text, "tokens": number, "finish_reason": reason}
+
+
+def test_only_given_options_override_the_model(monkeypatch):
+    assert sampling_options(False, temperature=None, top_k=5) == {"do_sample": True, "top_k": 5}
+    assert sampling_options(True, temperature=None) == {"do_sample": False}
