@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
 
 _PACKAGED_PREFIX = "gptrio/"
+_COMMIT = re.compile("[0-9a-f]{40}")
 _ASSETS = Path(__file__).parent / "assets"
 
 
@@ -49,6 +52,14 @@ class HubOptions:
     def as_kwargs(self) -> dict[str, Any]:
         """Return the options as keyword arguments, for `locate_file` and `from_pretrained`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def pinned_to(self, path: Path) -> HubOptions:
+        """Return the options for more files of the commit that `path`, a file in the hub's cache, belongs to.
+
+        They come from the cache without asking the hub again, and never from a newer commit.
+        """
+        commits = [commit for folder, commit in pairwise(path.parts) if folder == "snapshots"]
+        return replace(self, revision=commits[-1]) if commits and _COMMIT.fullmatch(commits[-1]) else self
 
     def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
         """Return the path of a file of a model, or None if the model lacks it (see `locate_file`)."""
@@ -97,16 +108,20 @@ def locate_file(
 
 
 def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
-    """Return the folder that a name stands for: an existing folder, a packaged model, or None for a hub id."""
+    """Return the folder that a name stands for: an existing folder, a packaged model, or None for a hub id.
+
+    Names that start with "gptrio/" are never looked up on the hub; unknown ones raise CheckpointNotFoundError.
+    """
     name = os.fspath(name_or_path)
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
-    if name.startswith(_PACKAGED_PREFIX):
-        packaged = _ASSETS / name.removeprefix(_PACKAGED_PREFIX)
-        if packaged.resolve().parent == _ASSETS.resolve() and packaged.is_dir():
-            return packaged
-    return None
+    if not name.startswith(_PACKAGED_PREFIX):
+        return None
+    packaged = sorted(path.name for path in _ASSETS.glob("*") if path.is_dir())
+    if name.removeprefix(_PACKAGED_PREFIX) in packaged:
+        return _ASSETS / name.removeprefix(_PACKAGED_PREFIX)
+    raise CheckpointNotFoundError(f"no packaged model {name!r}; there are: {', '.join(packaged) or 'none'}")
 
 
 def push_folder(

@@ -60,16 +60,19 @@ def test_file_outside_the_folder_is_refused(model_folder: Path, name: str) -> No
 def test_packaged_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_ASSETS", model_folder)
     assert locate_file("gptrio/inner", "config.json") == model_folder / "inner" / "config.json"
-    assert local_folder("gptrio/..") is None
-    assert local_folder("gptrio/absent") is None
+    for name in ("gptrio/..", "gptrio/absent", "gptrio/"):
+        with pytest.raises(CheckpointNotFoundError, match=f"no packaged model '{name}'; there are: inner"):
+            local_folder(name)
 
 
 def test_cached_repository_opens_offline(cached_repo: Path) -> None:
     path = locate_file("someone/tiny", "config.json", cache_dir=cached_repo, local_files_only=True)
     assert path is not None
     assert path.read_text() == '{"cached": true}'
-    pinned = locate_file("someone/tiny", "config.json", cache_dir=cached_repo, revision=COMMIT)
-    assert pinned == path
+    pinned = HubOptions(cache_dir=cached_repo).pinned_to(path)
+    assert pinned.revision == COMMIT
+    assert pinned.locate("someone/tiny", "config.json") == path
+    assert HubOptions().pinned_to(Path("/models/snapshots/mine/config.json")) == HubOptions()
 
 
 def test_optional_file_missing_in_the_cache_is_none(cached_repo: Path) -> None:

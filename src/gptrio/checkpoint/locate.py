@@ -79,6 +79,7 @@ def _read_index(name_or_path: str | os.PathLike[str], index: Path, suffix: str, 
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointFormatError(f"{index} has no weight_map of tensor names to file names")
+    options = options.pinned_to(index)
     paths: dict[str, Path] = {}
     for file_name in dict.fromkeys(map(str, weight_map.values())):
         if not _PLAIN_FILE_NAME.fullmatch(file_name):

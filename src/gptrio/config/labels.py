@@ -47,7 +47,7 @@ def reconcile(given: dict[str, Any]) -> dict[str, Any]:
     id2label = integer_keys("id2label", id2label)
     if count is not None and count != len(id2label):
         message = f"num_labels={count} is ignored: id2label names {len(id2label)} classes; give one of the two"
-        warnings.warn(message, GptrioWarning, stacklevel=4)
+        warnings.warn(message, GptrioWarning, stacklevel=3)
     return given | {"id2label": id2label, "label2id": inverse(id2label) if label2id is None else dict(label2id)}
 
 
@@ -56,7 +56,7 @@ def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any
     count, id2label = overrides.get("num_labels"), overrides.get("id2label")
     if count is not None and id2label is not None and count != len(id2label):
         raise ConfigError(f"num_labels={count} and an id2label of {len(id2label)} classes disagree; give one of them")
-    replaced = bool(overrides.keys() & _NAMES)
+    replaced = any(overrides.get(name) is not None for name in _NAMES)
     if id2label is None and count == len(values.get("id2label") or ()):
         replaced = False  # the names in the file fit
     return {name: value for name, value in values.items() if not (replaced and name in _NAMES)} | overrides

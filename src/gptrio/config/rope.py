@@ -83,7 +83,7 @@ def validate_rope_scaling(scaling: Mapping[str, Any], rotary_width: int) -> None
     if missing := sorted(required.keys() - scaling.keys()):
         raise ConfigError(f"{owner} lacks {', '.join(missing)}; it needs {', '.join(required)}")
     if unknown := sorted(scaling.keys() - required.keys() - optional.keys() - {"rope_type", "type"}):
-        warnings.warn(f"{owner} does not use {', '.join(unknown)}", GptrioWarning, stacklevel=5)
+        warnings.warn(f"{owner} does not use {', '.join(unknown)}", GptrioWarning, stacklevel=4)
     for name, rule in (required | optional).items():
         if name in required or scaling.get(name) is not None:
             rule.check(owner, name, scaling[name])
