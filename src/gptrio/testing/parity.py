@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:
@@ -16,6 +18,8 @@ def relative_difference(actual: Tensor, expected: Tensor) -> float:
     Raises:
         AssertionError: the shapes differ.
     """
+    import torch
+
     assert actual.shape == expected.shape, f"shapes {tuple(actual.shape)} and {tuple(expected.shape)} differ"
     one, other = actual.detach().double().cpu(), expected.detach().double().cpu()
     gap = torch.where(one == other, 0.0, (one - other).abs()).nan_to_num(nan=torch.inf, posinf=torch.inf)
