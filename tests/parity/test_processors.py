@@ -90,6 +90,18 @@ def test_equals_upstream(name, arguments, dtype):
         torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.parametrize("spread", [0.5, 3.0, 10.0])
+@pytest.mark.parametrize("top_p", [0.0, 0.5, 0.9, 0.999])
+def test_top_p_over_a_large_vocabulary(top_p, spread):
+    scores = spread * torch.randn(3, 20_000, generator=torch.Generator().manual_seed(6))
+    after_top_k = gptrio.TopKLogitsWarper(50)(None, scores)
+    for given in (scores, after_top_k):
+        ours, theirs = (
+            lib.TopPLogitsWarper(top_p, min_tokens_to_keep=2)(None, given) for lib in (gptrio, transformers)
+        )
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_invalid_values_are_replaced(dtype):
     scores = torch.tensor([[float("nan"), float("inf"), -float("inf"), 1.5]], dtype=dtype)

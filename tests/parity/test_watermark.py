@@ -117,6 +117,21 @@ def test_synthid_detector():
     torch.testing.assert_close(found[0], expected[0])
 
 
+def test_synthid_detector_files_open_both_ways(tmp_path):
+    ours = gptrio.BayesianDetectorModel(gptrio.BayesianDetectorConfig(watermarking_depth=4, base_rate=0.3))
+    ours.save_pretrained(tmp_path / "ours")
+    theirs = transformers.BayesianDetectorModel.from_pretrained(tmp_path / "ours")
+    theirs.save_pretrained(tmp_path / "theirs")
+    again = gptrio.BayesianDetectorModel.from_pretrained(tmp_path / "theirs")
+    for name, value in ours.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name])
+        assert torch.equal(value, again.state_dict()[name])
+    torch.save({"prior": torch.zeros(1)}, tmp_path / "ours" / "pytorch_model.bin")
+    (tmp_path / "ours" / "model.safetensors").unlink()
+    with pytest.raises(gptrio.CheckpointFormatError, match="lacks the weights"):
+        gptrio.BayesianDetectorModel.from_pretrained(tmp_path / "ours")
+
+
 def test_synthid_detector_learns_as_upstream():
     ours = gptrio.BayesianDetectorModel(gptrio.BayesianDetectorConfig(watermarking_depth=3))
     theirs = transformers.BayesianDetectorModel(transformers.BayesianDetectorConfig(watermarking_depth=3))

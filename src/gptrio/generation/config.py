@@ -91,7 +91,7 @@ class GenerationConfig(GenerationOptions):
         message = "these generation options have no effect: " + "; ".join(issues)
         if strict:
             raise OptionError(message)
-        warnings.warn(message, GptrioWarning, stacklevel=3)
+        warnings.warn(message, GptrioWarning, stacklevel=2)
 
     def get_generation_mode(self, assistant_model: object | None = None) -> GenerationMode:
         """Return the decoding mode that these options ask for; warn when a draft or DoLa cannot be combined with it."""

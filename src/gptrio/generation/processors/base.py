@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -15,6 +16,10 @@ from gptrio.generation.options import fits
 NEVER = float("-inf")
 
 Processor = Callable[..., torch.Tensor]
+
+_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# reading a signature takes longer than most processors
+_ARGUMENTS: WeakKeyDictionary[Processor, tuple[tuple[str, ...], tuple[str, ...] | None]] = WeakKeyDictionary()
 
 
 class LogitsProcessor:
@@ -48,7 +53,7 @@ class LogitsProcessorList(list[Processor]):
             InputError: a processor needs an argument that is not there.
         """
         for processor in self:
-            needed, accepted = _further_arguments(_signature_holder(processor))
+            needed, accepted = _further_arguments(processor)
             missing = [name for name in needed if name not in kwargs]
             if missing:
                 raise InputError(f"{type(processor).__name__} needs the arguments {missing}; pass them by name")
@@ -57,23 +62,17 @@ class LogitsProcessorList(list[Processor]):
         return scores
 
 
-def _signature_holder(processor: Processor) -> Callable[..., Any]:
-    """Return what the arguments are read from: something that lives longer than one processor, where there is."""
-    plain = inspect.isroutine(processor) or isinstance(processor, partial)
-    return processor if plain else type(processor).__call__
-
-
-@lru_cache(maxsize=256)
-def _further_arguments(call: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+def _further_arguments(processor: Processor) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """Return the arguments after ids and scores: those without a default, and all (None: any name)."""
-    parameters = [parameter for name, parameter in inspect.signature(call).parameters.items() if name != "self"]
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        accepted = None
-    else:
-        accepted = tuple(parameter.name for parameter in parameters[2:])
-    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    further = (parameter for parameter in parameters[2:] if parameter.kind not in variable)
-    return tuple(parameter.name for parameter in further if parameter.default is parameter.empty), accepted
+    plain = inspect.isroutine(processor) or isinstance(processor, partial)
+    call = processor if plain else type(processor).__call__
+    if call not in _ARGUMENTS:
+        further = list(inspect.signature(call).parameters.values())[2 if plain else 3 :]
+        named = [parameter for parameter in further if parameter.kind not in _VARIABLE]
+        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in further)
+        needed = tuple(parameter.name for parameter in named if parameter.default is parameter.empty)
+        _ARGUMENTS[call] = needed, None if any_name else tuple(parameter.name for parameter in named)
+    return _ARGUMENTS[call]
 
 
 class TokenIds:

@@ -7,6 +7,13 @@ import torch
 from gptrio.generation.options import check_number
 from gptrio.generation.processors.base import NEVER, LogitsProcessor
 
+_HEAD = 512  # likeliest tokens that top-p looks at before it sorts a large vocabulary
+
+
+def _sorts_slowly(scores: torch.Tensor) -> bool:
+    """Whether sorting scores (B, V) takes longer than looking at their head, and precision allows the latter."""
+    return scores.device.type == "cpu" and scores.shape[-1] > 16 * _HEAD and scores.dtype is torch.float32
+
 
 class TemperatureLogitsWarper(LogitsProcessor):
     """Divide scores by a temperature: below 1 the likely tokens gain, above 1 the unlikely ones.
@@ -73,10 +80,24 @@ class TopPLogitsWarper(_Truncation):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the tail filled."""
-        ascending, order = scores.sort(dim=-1)
-        in_tail = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
-        in_tail[:, -self.min_tokens_to_keep :] = False
-        return scores.masked_fill(in_tail.scatter(1, order, in_tail), self.filter_value)
+        tail = self._tail_by_head(scores) if _sorts_slowly(scores) else None
+        if tail is None:
+            ascending, order = scores.sort(dim=-1)
+            in_tail = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
+            in_tail[:, -self.min_tokens_to_keep :] = False
+            tail = in_tail.scatter(1, order, in_tail)
+        return scores.masked_fill(tail, self.filter_value)
+
+    def _tail_by_head(self, scores: torch.Tensor) -> torch.Tensor | None:
+        """Find the tail (B, V) by sorting the likeliest tokens only; None if they do not reach `top_p` in every row."""
+        head = scores.topk(max(_HEAD, self.min_tokens_to_keep))
+        reached = (head.values - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+        if not bool((reached[:, -1] >= self.top_p).all()):
+            return None
+        in_tail = torch.ones_like(head.indices, dtype=torch.bool)
+        in_tail[:, 1:] = reached[:, :-1] >= self.top_p
+        in_tail[:, : self.min_tokens_to_keep] = False
+        return torch.ones_like(scores, dtype=torch.bool).scatter_(1, head.indices, in_tail)
 
 
 class MinPLogitsWarper(_Truncation):

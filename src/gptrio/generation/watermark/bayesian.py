@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from gptrio.checkpoint.load import load_into
+from gptrio.checkpoint.read import open_checkpoint
+from gptrio.checkpoint.write import save_state_dict
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.errors import ConfigError
+from gptrio.errors import CheckpointFormatError, ConfigError
 from gptrio.generation.watermark.synthid import SynthIDTextWatermarkLogitsProcessor
+from gptrio.hub import HubOptions
 from gptrio.outputs import ModelOutput
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @config_class
@@ -118,6 +126,27 @@ class BayesianDetectorModel(nn.Module):
         if return_dict:
             return BayesianWatermarkDetectorModelOutput(loss=loss, posterior_probabilities=posterior)
         return (posterior,) if loss is None else (posterior, loss)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
+        """Read a trained detector from a folder or the hub (`kwargs`: see `gptrio.hub.HubOptions`).
+
+        Raises:
+            CheckpointNotFoundError: there is no such detector.
+            CheckpointFormatError: its weights are incomplete.
+        """
+        options = HubOptions.pop_from(kwargs)
+        config = cls.config_class.from_pretrained(pretrained_model_name_or_path, **options.as_kwargs(), **kwargs)
+        model = cls(config)
+        report = load_into(model, open_checkpoint(pretrained_model_name_or_path, options=options))
+        if report.missing:
+            raise CheckpointFormatError(f"{pretrained_model_name_or_path} lacks the weights {report.missing}")
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write configuration and weights into a folder, made if need be."""
+        save_state_dict(self.state_dict(), save_directory)
+        self.config.save_pretrained(save_directory)
 
 
 class SynthIDTextWatermarkDetector:
