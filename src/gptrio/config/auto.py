@@ -18,7 +18,7 @@ CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {
 
 def config_class_of(model_type: str) -> type[PretrainedConfig]:
     """Return the configuration class of a family; raises UnsupportedError, naming those there are."""
-    if model_type not in CONFIG_CLASSES:
+    if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
         known = ", ".join(sorted(CONFIG_CLASSES))
         raise UnsupportedError(
             f"model_type={model_type!r} is a family that gptrio does not have; it has: {known} "

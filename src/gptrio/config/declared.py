@@ -66,7 +66,7 @@ class DeclaredConfig(GenerationKeys):
     sep_token_id: int | None = token_id(None)
     decoder_start_token_id: int | None = token_id(None)
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         """Set every field from the arguments or its default, keep unknown keywords, and validate."""
         given = labels.reconcile(self._bind(args, kwargs))
         self._dtype_name: str | None = None
@@ -76,8 +76,8 @@ class DeclaredConfig(GenerationKeys):
         for row in fields(self):
             setattr(self, row.name, given.pop(row.name) if row.name in given else default_of(row))
         for name, value in given.items():
-            if callable(getattr(type(self), name, None)):
-                raise ConfigError(f"{type(self).__name__}: no field can be named {name!r}, which is a method")
+            if self._is_reserved(name):
+                raise ConfigError(f"{type(self).__name__}: no key can be named {name!r}, which the class uses itself")
             setattr(self, name, value)
         self.validate()
 
@@ -238,6 +238,13 @@ class DeclaredConfig(GenerationKeys):
         return iter(vars(self))
 
     # Arguments
+
+    @classmethod
+    def _is_reserved(cls, name: str) -> bool:
+        attribute = getattr(cls, name, None)
+        if isinstance(attribute, property):
+            return attribute.fset is None
+        return callable(attribute) or hasattr(DeclaredConfig, name) or name.startswith("__") or name == "_dtype_name"
 
     @classmethod
     def _override(cls, values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -78,8 +78,8 @@ class GPTNeoConfig(PretrainedConfig):
 
     @attention_layers.setter
     def attention_layers(self, value: Sequence[str]) -> None:
-        if list(value) != self.attention_layers:
-            self.attention_types = [[list(value), 1]]
+        if value != self.attention_layers:
+            self.attention_types = [[value, 1]]
 
     def to_dict(self) -> dict[str, Any]:
         """Return every attribute, `attention_layers` included, with plain values that JSON can hold."""

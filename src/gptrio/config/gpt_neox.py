@@ -20,6 +20,7 @@ from gptrio.config.fields import (
     token_id,
 )
 from gptrio.config.rope import normalize_rope_scaling, validate_rope_scaling
+from gptrio.errors import ConfigError
 
 
 @config_class
@@ -92,7 +93,9 @@ class GPTNeoXConfig(PretrainedConfig):
     def _canonical(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         given = dict(values)
         rope = given.pop("rope_parameters", None)  # Transformers 5 gathers the rotary fields under this key
-        if rope is not None:
+        if rope is not None and not isinstance(rope, Mapping):
+            raise ConfigError(f"{cls.__name__}: rope_parameters={rope!r} is not possible; expected a dictionary")
+        if rope:
             rope = dict(rope)
             own = {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in rope}
             given |= own if rope.get("rope_type", "default") == "default" else own | {"rope_scaling": rope}

@@ -19,9 +19,12 @@ def names(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
 
 
-def inverse(id2label: Mapping[int, str]) -> dict[str, int]:
-    """Turn {id: label} into {label: id}."""
-    return {label: index for index, label in id2label.items()}
+def inverse(mapping: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Turn {id: label} into {label: id}, or back; raises ConfigError for what cannot be a key."""
+    try:
+        return {value: key for key, value in mapping.items()}
+    except TypeError as error:
+        raise ConfigError(f"{mapping!r} does not map ids and labels to each other; expected plain values") from error
 
 
 def integer_keys(name: str, mapping: object) -> dict[int, Any]:
@@ -41,9 +44,7 @@ def reconcile(given: dict[str, Any]) -> dict[str, Any]:
     if label2id is not None and not isinstance(label2id, Mapping):
         raise ConfigError(f"label2id={label2id!r} is not possible; expected a dictionary")
     if id2label is None:
-        id2label = (
-            names(2 if count is None else count) if label2id is None else {i: name for name, i in label2id.items()}
-        )
+        id2label = inverse(label2id) if label2id is not None else names(2 if count is None else count)
     id2label = integer_keys("id2label", id2label)
     if count is not None and count != len(id2label):
         message = f"num_labels={count} is ignored: id2label names {len(id2label)} classes; give one of the two"
@@ -54,9 +55,11 @@ def reconcile(given: dict[str, Any]) -> dict[str, Any]:
 def override(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Merge `overrides` over `values`, so that classes which are overridden one way replace all three ways."""
     count, id2label = overrides.get("num_labels"), overrides.get("id2label")
-    if count is not None and id2label is not None and count != len(id2label):
-        raise ConfigError(f"num_labels={count} and an id2label of {len(id2label)} classes disagree; give one of them")
     replaced = any(overrides.get(name) is not None for name in _NAMES)
-    if id2label is None and count == len(values.get("id2label") or ()):
-        replaced = False  # the names in the file fit
+    if count is not None and id2label is not None:
+        found = len(integer_keys("id2label", id2label))
+        if found != count:
+            raise ConfigError(f"num_labels={count} and an id2label of {found} classes disagree; give one of them")
+    elif count is not None and values.get("id2label") is not None:
+        replaced = count != len(integer_keys("id2label", values["id2label"]))  # else the names in the file fit
     return {name: value for name, value in values.items() if not (replaced and name in _NAMES)} | overrides

@@ -62,7 +62,7 @@ def normalize_rope_scaling(value: object) -> dict[str, Any] | None:
         raise ConfigError(f"rope_scaling={value!r} is not possible; expected None or a dictionary with 'rope_type'")
     scaling = dict(value)
     kind = scaling.get("type", scaling.get("rope_type"))
-    if kind not in _KEYS:
+    if not isinstance(kind, str) or kind not in _KEYS:
         raise ConfigError(f"rope_scaling: rope_type={kind!r} is not possible; expected one of {kinds}")
     return scaling | {"rope_type": kind}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import random
 import shutil
 import zipfile
 from pathlib import Path
@@ -272,3 +273,23 @@ def test_compressed_zip_is_read_rather_than_mapped(tmp_path: Path) -> None:
         for entry in plain.infolist():
             packed.writestr(entry.filename, plain.read(entry), zipfile.ZIP_DEFLATED)
     assert_holds(open_checkpoint(tmp_path / "packed.pt"), TENSORS)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch's own, on odd pickles
+@pytest.mark.parametrize("layout", ["safetensors", "bin", "legacy bin"])
+def test_flipped_bytes_give_tensors_or_a_clear_error(tmp_path: Path, layout: str) -> None:
+    write_layout(tmp_path, layout)
+    (file,) = tmp_path.iterdir()
+    data, chance = file.read_bytes(), random.Random(0)
+    for _ in range(100):
+        broken = bytearray(data)
+        for _ in range(chance.choice([1, 2, 5])):
+            broken[chance.randrange(min(len(data), chance.choice([400, 10**6])))] = chance.randrange(256)
+        file.unlink()
+        file.write_bytes(broken)
+        try:
+            reader = open_checkpoint(file)
+            for name in reader.keys():  # noqa: SIM118 - not a mapping
+                assert tuple(reader.tensor(name).shape) == reader.shape(name)
+        except (CheckpointFormatError, UnsafeCheckpointError):
+            continue

@@ -117,7 +117,7 @@ def test_two_spellings_must_agree() -> None:
         ({"label2id": 3}, r"label2id=3"),
         ({"attn_implementation": "magic"}, r"attn_implementation='magic' .* eager, sdpa, flash_attention_2"),
         ({"model_type": "gpt_neo"}, r"GPT2Config is for model_type='gpt2', but the configuration says 'gpt_neo'"),
-        ({"to_dict": 1}, r"'to_dict', which is a method"),
+        ({"to_dict": 1}, r"'to_dict', which the class uses"),
     ],
 )
 def test_impossible_value_names_field_value_and_what_is_accepted(values: dict[str, Any], message: str) -> None:

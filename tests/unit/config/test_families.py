@@ -181,3 +181,21 @@ def test_register_adds_a_family(tmp_path: Path) -> None:
         AutoConfig.register("gpt2", type("Other", (GPT2Config,), {}))
     with pytest.raises(ConfigError, match="not a PretrainedConfig with model_type='small'"):
         AutoConfig.register("small", Tiny)
+
+
+ODD_VALUES = [None, 0, -1, 2.5, float("inf"), "x", True, [], ["a"], {}, {"a": 1}, {"1": []}, {"1": 2}, [[["local"], 2]]]
+ODD_KEYS = ["num_labels", "torch_dtype", "attn_implementation", "rope_parameters", "rope_theta", "model_type"]
+ODD_KEYS += ["use_return_dict", "attribute_map", "positional_fields", "validate", "self", "cls", "__dict__"]
+
+
+@pytest.mark.parametrize("family", [GPT2Config, GPTNeoConfig, GPTNeoXConfig])
+def test_no_content_of_a_file_leads_to_anything_but_a_config_or_a_clear_error(
+    family: type[PretrainedConfig],
+) -> None:
+    for key in [*family().to_dict(), *ODD_KEYS]:
+        for value in ODD_VALUES:
+            try:
+                config = family.from_dict({key: value})
+            except (ConfigError, UnsupportedError):
+                continue
+            assert family.from_dict(config.to_dict()) == config
