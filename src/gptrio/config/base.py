@@ -136,13 +136,13 @@ class PretrainedConfig(DeclaredConfig):
 
     def __repr__(self) -> str:
         """Class name and `config.json`."""
-        return f"{type(self).__name__} {self.to_json_string()}"
+        return f"{type(self).__name__} {json.dumps(self.to_diff_dict(), indent=2, sort_keys=True, default=repr)}\n"
 
 
 def refuse_remote_code(kwargs: dict[str, Any]) -> None:
     """Take `trust_remote_code` out of `kwargs`; raises UnsupportedError if it is true."""
     if kwargs.pop("trust_remote_code", None):
         raise UnsupportedError(
-            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out; the "
-            "families gptrio, or `AutoConfig.register`, knows load without it"
+            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out, and add "
+            "a family of your own with AutoConfig.register"
         )

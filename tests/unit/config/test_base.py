@@ -227,6 +227,7 @@ def test_value_that_json_cannot_hold(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a value that JSON cannot"):
         config.save_pretrained(tmp_path)
     assert list(tmp_path.iterdir()) == []
+    assert "<object object" in repr(config)
 
 
 def test_bad_files(tmp_path: Path) -> None:
