@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import dataclasses
 import json
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
-_UNSAVED = ("_commit_hash", "_original_object_hash")
 _CALL_ARGUMENTS = (
     "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
     "negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults",
@@ -55,9 +53,9 @@ class GenerationConfig(GenerationOptions):
     def __getattr__(self, name: str) -> Any:
         """Return a key of a file that is no option."""
         kept: dict[str, Any] = vars(self).get("_kept", {})
-        if name not in kept:
-            raise AttributeError(str(_unknown(name)))
-        return kept[name]
+        if name in kept:
+            return kept[name]
+        raise AttributeError(name if name.startswith("_") else str(_unknown(name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an option, or a key of a file that is no option."""
@@ -197,7 +195,7 @@ class GenerationConfig(GenerationOptions):
             raise _unknown(next(iter(unused)))
         merged = config_dict | {name: value for name, value in kwargs.items() if name in known}
         config = cls(**{name: value for name, value in merged.items() if name in known})
-        config._kept = {name: merged[name] for name in merged if name not in known and name not in _UNSAVED}
+        config._kept = {name: merged[name] for name in merged if name not in known and not name.startswith("_")}
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -327,8 +325,15 @@ def _plain(name: str, value: Any) -> Any:
     if name == "compile_config":
         return CompileConfig(**value)
     if name == "sequence_bias":  # JSON turns the key (1, 2) into "(1, 2)"
-        return {ast.literal_eval(key) if isinstance(key, str) else key: bias for key, bias in value.items()}
+        return {_token_ids(key) if isinstance(key, str) else key: bias for key, bias in value.items()}
     return value
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    except ValueError as error:
+        raise OptionError(f"sequence_bias has the key {text!r}; expected token ids such as '(1, 2)'") from error
 
 
 def _without_metadata(config: GenerationConfig) -> dict[str, Any]:

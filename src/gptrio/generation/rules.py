@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gptrio.generation.declared import GenerationOptions
 
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-_BEAMS = ("early_stopping", "num_beam_groups", "diversity_penalty", "length_penalty")
+_BEAMS = ("early_stopping", "num_beam_groups", "length_penalty")
 _CACHE = ("cache_implementation", "cache_config", "return_legacy_cache")
 
 
@@ -20,6 +20,8 @@ def check_conflicts(options: GenerationOptions) -> None:
     _check_returned(options)
     if options.do_sample and options.temperature == 0:
         raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")
+    if isinstance(options.dola_layers, str) and options.dola_layers not in ("low", "high"):
+        raise OptionError(f"dola_layers={options.dola_layers!r} is not known; expected 'low', 'high' or layer indices")
     fewest, most = options.min_new_tokens, options.max_new_tokens
     if fewest is not None and most is not None and fewest > most:
         raise OptionError(f"min_new_tokens={fewest} is more than max_new_tokens={most}")
@@ -28,14 +30,13 @@ def check_conflicts(options: GenerationOptions) -> None:
 def _check_groups(options: GenerationOptions) -> None:
     if options.num_beams == 1:
         return
-    grouped = options.num_beam_groups > 1 or bool(options.diversity_penalty)
+    beams, groups = options.num_beams, options.num_beam_groups
     if options.constraints is not None or options.force_words_ids is not None:
         mode = "constrained beam search (constraints or force_words_ids)"
-        if options.num_beam_groups > 1:
-            raise OptionError(f"{mode} has no groups; leave num_beam_groups={options.num_beam_groups} out")
-    elif grouped:
-        mode = "group beam search (num_beam_groups and diversity_penalty)"
-        beams, groups = options.num_beams, options.num_beam_groups
+        if groups > 1:
+            raise OptionError(f"{mode} has no groups; leave num_beam_groups={groups} out")
+    elif groups > 1:
+        mode = "group beam search (num_beam_groups > 1)"
         if beams % groups:
             raise OptionError(f"num_beams={beams} is no multiple of num_beam_groups={groups}")
         if not options.diversity_penalty:
@@ -62,6 +63,7 @@ def ignored_options(options: GenerationOptions) -> list[str]:
     for names, idle, way_out in (
         (_SAMPLING, not options.do_sample, "without do_sample=True"),
         (_BEAMS, options.num_beams == 1, "without num_beams > 1"),
+        (("diversity_penalty",), options.num_beams == 1 or options.num_beam_groups == 1, "without num_beam_groups > 1"),
         (_CACHE, not options.use_cache, "with use_cache=False"),
         (_outputs(options), not options.return_dict_in_generate, "without return_dict_in_generate=True"),
     ):

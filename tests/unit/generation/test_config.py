@@ -40,6 +40,8 @@ from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotF
         ({"num_beams": 4, "force_words_ids": [[1]], "do_sample": True}, "constrained beam search .* does not sample"),
         ({"num_beams": 4, "force_words_ids": [[1]], "num_beam_groups": 2}, "has no groups"),
         ({"do_sample": True, "temperature": 0.0}, "temperature=0 with do_sample=True"),
+        ({"dola_layers": "mid"}, "dola_layers='mid' is not known"),
+        ({"sequence_bias": {"(1, x)": 2.0}}, "sequence_bias has the key '\\(1, x\\)'"),
         ({"min_new_tokens": 5, "max_new_tokens": 3}, "min_new_tokens=5 is more than max_new_tokens=3"),
     ],
     ids=str,
@@ -78,6 +80,7 @@ def test_update_returns_what_is_no_option():
     [
         ({"temperature": 0.5, "top_k": 3}, "temperature=0.5, top_k=3 without do_sample=True"),
         ({"length_penalty": 2.0}, "length_penalty=2.0 without num_beams > 1"),
+        ({"num_beams": 2, "diversity_penalty": 0.5}, "diversity_penalty=0.5 without num_beam_groups > 1"),
         ({"use_cache": False, "cache_implementation": "static"}, "cache_implementation='static' with use_cache=False"),
         ({"output_scores": True}, "output_scores=True without return_dict_in_generate=True"),
         ({"pad_token_id": -1}, "pad_token_id=-1"),
@@ -116,7 +119,7 @@ def test_assisted_generation_is_ignored_for_beams_with_a_warning():
 
 
 def test_unknown_keys_of_a_file_survive(tmp_path):
-    content = {"top_k": 4, "do_sample": True, "made_by": "someone", "check": 3}
+    content = {"top_k": 4, "do_sample": True, "made_by": "someone", "check": 3, "_kept": 4}
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     config = GenerationConfig.from_pretrained(tmp_path)
     assert config.made_by == "someone"
@@ -125,7 +128,7 @@ def test_unknown_keys_of_a_file_survive(tmp_path):
     again = pickle.loads(pickle.dumps(copy.deepcopy(config)))
     again.save_pretrained(tmp_path / "copy")
     written = json.loads((tmp_path / "copy" / "generation_config.json").read_text())
-    assert written == content | {"made_by": "me"}
+    assert written == {name: content[name] for name in content if name != "_kept"} | {"made_by": "me"}
     assert again == config
     assert again != GenerationConfig.from_pretrained(tmp_path)
 

@@ -155,6 +155,11 @@ def test_batched_guidance_names_wrong_halves():
         gptrio.ClassifierFreeGuidanceLogitsProcessor(2.0)(IDS, torch.zeros(3, 6))
 
 
+def test_group_options_without_groups_build_nothing():
+    for options in ({"diversity_penalty": 1.0}, {"num_beams": 2, "diversity_penalty": 1.0}, {"num_beam_groups": 2}):
+        assert not build_processors(gptrio.GenerationConfig(**options), prompt_length=3, vocab_size=6)
+
+
 def test_unchanged_scores_are_not_copied():
     assert gptrio.MinLengthLogitsProcessor(1, 2)(IDS, SCORES) is SCORES
     assert gptrio.ForcedBOSTokenLogitsProcessor(1)(IDS, SCORES) is SCORES

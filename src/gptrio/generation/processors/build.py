@@ -71,7 +71,7 @@ def build_processors(
 def _penalties(config: GenerationConfig, prompt_ids: torch.Tensor | None) -> Iterator[Processor]:
     if config.sequence_bias is not None:
         yield sequences.SequenceBiasLogitsProcessor(config.sequence_bias)
-    if config.diversity_penalty:
+    if config.diversity_penalty and config.num_beams > 1 and config.num_beam_groups > 1:
         yield penalties.HammingDiversityLogitsProcessor(
             config.diversity_penalty, config.num_beams, config.num_beam_groups
         )
@@ -100,7 +100,7 @@ def _lengths(
         if config.min_new_tokens:
             yield forcing.MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, config.eos_token_id)
     if prefix_allowed_tokens_fn is not None:
-        rows = config.num_beams // config.num_beam_groups
+        rows = max(1, config.num_beams // config.num_beam_groups)  # a group's beams are processed together
         yield forcing.PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, rows)
 
 
