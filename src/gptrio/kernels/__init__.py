@@ -1,0 +1,1 @@
+"""How one matrix product is really run on this machine."""

@@ -1,0 +1,149 @@
+"""The one matrix product that every linear layer ends in.
+
+Outside `packed_inference`, and whenever gradients, tracing, compilation, autocast, subclasses or wrapped tensors are in
+play, it is torch's own call, and its numbers are torch's. Inside, a product of few rows runs through the C kernels,
+which read the weight in place, and any other through oneDNN on a packed copy of the weight (see `packing`).
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptrio.kernels.native.calls import native_linear
+from gptrio.kernels.native.library import native
+from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
+
+Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
+
+MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
+_ONEDNN_ACTIVATIONS = {
+    "none": ("none", ""),
+    "relu": ("relu", ""),
+    "gelu_tanh": ("gelu", "tanh"),
+    "gelu_erf": ("gelu", "none"),
+}
+_fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
+
+
+@contextmanager
+def packed_inference(model: nn.Module) -> Iterator[None]:
+    """Let the linear layers of `model` use this machine's fastest kernels, in this thread, for inference.
+
+    Results differ from the plain path by rounding only (sums run in another order). Parameters may change between
+    calls and inside: a changed parameter is packed anew (`packing` states what goes unseen). A process forked later
+    runs torch with one thread: OpenMP cannot restart its threads there, and would wait for them for ever.
+    """
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        yield
+        return
+    _run_alone_after_fork()
+    drop_stale_packs(model)
+    token = _fast.set(True)
+    try:
+        yield
+    finally:
+        _fast.reset(token)
+
+
+@functools.cache
+def _run_alone_after_fork() -> None:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    transposed: bool = False,
+    activation: Activation = "none",
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Compute `activation(x @ W + bias) + residual`.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), or (in, out) if `transposed` (GPT-2's layout).
+        bias: (out,) or None.
+        transposed: the weight is stored (in, out).
+        activation: applied to the product.
+        residual: (..., out) added at the end, or None.
+
+    Returns:
+        (..., out).
+    """
+    if not torch.compiler.is_compiling() and _fast.get() and _eligible(x, weight, bias, residual):
+        rows = x.numel() // x.shape[-1]
+        if 0 < rows <= native_rows(weight.dtype) and weight.is_contiguous():
+            return native_linear(x, weight, bias, transposed, activation, residual)
+        if rows and can_pack_cached(weight.dtype):
+            return _packed(x, find_pack(weight, transposed), bias, activation, residual)
+    return _plain(x, weight, bias, transposed, activation, residual)
+
+
+@functools.cache
+def native_rows(dtype: torch.dtype) -> int:
+    """Most rows for which the C kernels are the fastest call; 0 where there are none."""
+    if native().library is None:
+        return 0
+    if not can_pack_cached(dtype):
+        return 16
+    return 4 if dtype is torch.bfloat16 else 8
+
+
+can_pack_cached = functools.cache(can_pack)
+
+
+def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+    """Whether plain CPU tensors of one dtype meet outside autograd."""
+    dtype = weight.dtype
+    return (
+        type(weight) is nn.Parameter
+        and type(x) is Tensor
+        and x.dtype is dtype
+        and x.is_cpu
+        and weight.is_cpu
+        and not torch.is_grad_enabled()
+        and weight.numel() >= MIN_ELEMENTS
+        and (bias is None or (type(bias) is nn.Parameter and bias.dtype is dtype and bias.is_contiguous()))
+        and (residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_contiguous()))
+        and dtype.is_floating_point
+        and not torch.is_autocast_enabled("cpu")
+        and not weight.is_inference()
+        and not torch._C._functorch.peek_interpreter_stack()
+    )
+
+
+def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+    if residual is not None and activation == "none":
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, pack, bias, "add")
+        return out
+    name, algorithm = _ONEDNN_ACTIVATIONS[activation]
+    out = torch.ops.mkldnn._linear_pointwise.default(x, pack, bias, name, [], algorithm)
+    return out if residual is None else out + residual
+
+
+def _plain(
+    x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: str, residual: Tensor | None
+) -> Tensor:
+    if not transposed:
+        out = F.linear(x, weight, bias)
+    elif bias is None:
+        out = x @ weight
+    else:
+        out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
+    if activation == "relu":
+        out = F.relu(out)
+    elif activation != "none":
+        out = F.gelu(out, approximate="tanh" if activation == "gelu_tanh" else "none")
+    return out if residual is None else out + residual

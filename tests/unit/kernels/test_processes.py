@@ -1,0 +1,93 @@
+"""The kernels in other processes: older instruction sets, one thread, no compiler, after a fork."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import os, torch
+from gptrio.kernels.linear import packed_inference
+from gptrio.kernels.native.library import native
+from gptrio.nn.linear import Conv1D, Linear
+if "THREADS" in os.environ:
+    torch.set_num_threads(int(os.environ["THREADS"]))
+torch.manual_seed(0)
+
+def check():
+    for dtype, error in ((torch.float32, 2e-6), (torch.bfloat16, 1.2e-2), (torch.float16, 1.5e-3)):
+        for module in (Linear(768, 300), Conv1D(300, 768)):
+            module = module.to(dtype)
+            for rows in (1, 4, 40):
+                x = torch.randn(rows, 768).to(dtype)
+                weight = module.weight.double().T if isinstance(module, Linear) else module.weight.double()
+                with torch.inference_mode(), packed_inference(module):
+                    got = module(x).double()
+                want = x.double() @ weight + module.bias.double()
+                assert (got - want).abs().max() <= error * want.abs().max(), (dtype, rows)
+
+check()
+if "FORK" in os.environ:
+    child = os.fork()
+    if child == 0:
+        check()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+print(native().reason)
+"""
+
+
+def run(**environment: str) -> str:
+    source = Path(__file__).parents[3] / "src"
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        env=os.environ | {"PYTHONPATH": os.fspath(source)} | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
+        {"GPTRIO_KERNELS": "torch", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"THREADS": "1"},
+        {"THREADS": "3"},
+    ],
+    ids=str,
+)
+def test_products_are_right(environment: dict[str, str]) -> None:
+    run(**environment)
+
+
+def test_products_are_right_after_fork() -> None:
+    run(FORK="1")
+
+
+def test_missing_compiler_is_said(tmp_path: Path) -> None:
+    assert "no C compiler" in run(PATH=os.fspath(tmp_path), CC="", XDG_CACHE_HOME=os.fspath(tmp_path))
+
+
+def test_broken_compiler_is_said(tmp_path: Path) -> None:
+    assert "cannot be built" in run(CC="/bin/false", XDG_CACHE_HOME=os.fspath(tmp_path))
+
+
+def test_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "gptrio" / "kernels"
+    folder.mkdir(parents=True)
+    folder.chmod(0o777)
+    assert "can be written by other users" in run(XDG_CACHE_HOME=os.fspath(tmp_path))
+
+
+def test_switch_turns_native_off() -> None:
+    assert "GPTRIO_KERNELS=torch" in run(GPTRIO_KERNELS="torch")
