@@ -107,3 +107,26 @@ class Endless(gptrio.Constraint):
 def test_custom_constraint_is_tried_out():
     with pytest.raises(gptrio.OptionError, match="Endless: remaining"):
         Endless()
+
+
+@pytest.mark.parametrize("name", ["PhrasalConstraint", "DisjunctiveConstraint"])
+def test_copies_and_counts_of_one_constraint(name):
+    ids = [1, 2, 3] if name == "PhrasalConstraint" else [[1, 2, 3], [1, 4]]
+    ours, theirs = getattr(gptrio, name)(ids), getattr(transformers, name)(ids)
+    for token in (1, 2, 3):
+        assert ours.does_advance(token) == theirs.does_advance(token)
+        assert ours.update(token) == theirs.update(token)
+        assert ours.remaining() == theirs.remaining()
+        assert ours.copy(stateful=True).advance() == theirs.copy(stateful=True).advance()
+        assert ours.copy().remaining() == theirs.copy().remaining() == 3
+    with pytest.raises(TypeError, match="expected an int"):
+        ours.does_advance("1")
+
+
+def test_phrase_starts_over_after_a_wrong_token():
+    constraint = gptrio.PhrasalConstraint([1, 2])
+    constraint.update(1)
+    assert constraint.update(3) == (False, False, True)
+    assert constraint.advance() == 1
+    constraint.test()  # a constraint of the package passes its own trial
+    assert constraint.remaining() == 2
