@@ -216,11 +216,9 @@ def test_prepare_for_model_and_truncate_sequences(folders, name):
             assert plain(ours.prepare_for_model(first, pair, **options)) == expected
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", CLASSES[1:])
 def test_words_and_characters(folders, name):
     ours, theirs = both(folders, name)
-    if not ours.is_fast:
-        pytest.skip("needs a fast tokenizer")
     text = "Hello wörld [NEW] 生活"
     mine, other = ours(text, "second one"), theirs(text, "second one")
     assert (mine.tokens(), mine.word_ids(), mine.sequence_ids()) == (

@@ -6,13 +6,12 @@ import os
 from typing import Any
 
 from gptrio.errors import CheckpointNotFoundError, UnsupportedError
-from gptrio.hub import HubOptions, locate_file
+from gptrio.hub import HubOptions
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
-from gptrio.tokenization.files import TOKENIZER_CONFIG_FILE, refuse_remote_code
+from gptrio.tokenization.files import TOKENIZER_CONFIG_FILE, read_object, refuse_remote_code
 from gptrio.tokenization.gpt2 import GPT2Tokenizer, GPT2TokenizerFast
 from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast
-from gptrio.tokenization.vocabulary import read_json
 
 TokenizerClass = type[PreTrainedTokenizerBase]
 
@@ -35,7 +34,6 @@ class AutoTokenizer:
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike[str],
-        *inputs: Any,
         use_fast: bool = True,
         tokenizer_type: str | None = None,
         config: Any = None,
@@ -47,7 +45,6 @@ class AutoTokenizer:
 
         Args:
             pretrained_model_name_or_path: folder, packaged model or hub id.
-            *inputs: positional arguments of the class.
             use_fast: take the fast class where there is one.
             tokenizer_type: a model type, such as "gpt2", instead of what the files say.
             config: configuration of the model.
@@ -64,7 +61,7 @@ class AutoTokenizer:
         slow, fast = pair
         chosen = (fast or slow) if use_fast else (slow or fast)
         assert chosen is not None, "no row of the table is empty"
-        return chosen.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+        return chosen.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @staticmethod
     def register(
@@ -96,9 +93,9 @@ Classes = tuple[TokenizerClass | None, TokenizerClass | None]
 
 def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOptions) -> Classes:
     """Classes that `tokenizer_config.json` names, else the configuration."""
-    name = _read(name_or_path, TOKENIZER_CONFIG_FILE, hub).get("tokenizer_class")
+    name = read_object(hub.find(name_or_path, TOKENIZER_CONFIG_FILE)).get("tokenizer_class")
     if name is None:
-        model = _read(name_or_path, "config.json", hub) if config is None else config.to_dict()
+        model = read_object(hub.find(name_or_path, "config.json")) if config is None else config.to_dict()
         name = model.get("tokenizer_class")
         if name is None and not model.get("model_type"):
             raise CheckpointNotFoundError(
@@ -108,12 +105,6 @@ def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOp
         if name is None:
             return _classes_of_model(model["model_type"])
     return _classes_by_name(name)
-
-
-def _read(name_or_path: str | os.PathLike[str], filename: str, hub: HubOptions) -> dict[str, Any]:
-    path = locate_file(name_or_path, filename, **hub.as_kwargs(), required=False)
-    data = {} if path is None else read_json(path)
-    return data if isinstance(data, dict) else {}
 
 
 def _classes_by_name(name: str) -> Classes:

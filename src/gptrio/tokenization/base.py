@@ -7,13 +7,16 @@ import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from gptrio import hub
 from gptrio.errors import TokenizationError
 from gptrio.tokenization.encoding import short
+from gptrio.tokenization.files import load_tokenizer, save_tokenizer
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import VERY_LARGE_INTEGER
 from gptrio.tokenization.prepare import PrepareMixin
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.tensors import to_plain
+from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, joined_path, write_json
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -50,11 +53,12 @@ class PreTrainedTokenizerBase(PrepareMixin):
                 raise TokenizationError(
                     f"setting {name!r} has the name of a method of {type(self).__name__}; rename it"
                 )
-        self.init_inputs: tuple[Any, ...] = ()
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)
         self.name_or_path: str = kwargs.pop("name_or_path", "")
         limit = kwargs.pop("model_max_length", kwargs.pop("max_len", None))
-        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else limit
+        if limit is not None and not isinstance(limit, (int, float)):
+            raise TokenizationError(f"model_max_length is {limit!r}; expected a number of tokens")
+        self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else int(limit)
         self.padding_side = _side(kwargs.pop("padding_side", self.padding_side), "padding_side")
         self.truncation_side = _side(kwargs.pop("truncation_side", self.truncation_side), "truncation_side")
         self.model_input_names = list(kwargs.pop("model_input_names", self.model_input_names))
@@ -97,6 +101,14 @@ class PreTrainedTokenizerBase(PrepareMixin):
         """Split a text (or a pair) into tokens."""
 
     @abstractmethod
+    def _token_to_id(self, token: str | None) -> int | None:
+        """Id of a token, or of the unknown token; None if there is none."""
+
+    @abstractmethod
+    def _id_to_token(self, index: int) -> str | None:
+        """Token of an id; None if there is none."""
+
+    @abstractmethod
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens into text."""
 
@@ -115,6 +127,22 @@ class PreTrainedTokenizerBase(PrepareMixin):
         self, folder: str, legacy_format: bool | None, filename_prefix: str | None
     ) -> tuple[str, ...]:
         """Write the files that hold the vocabulary and the added tokens; return their paths."""
+
+    # Tokens and ids
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Return the id of a token, or the ids of several; those unknown get the unknown token's."""
+        if tokens is None or isinstance(tokens, str):
+            return self._token_to_id(tokens)
+        return [self._token_to_id(token) for token in tokens]
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """Return the token of an id (None if there is none), or the tokens of several."""
+        ids = to_plain(ids)
+        if isinstance(ids, int):
+            return self._id_to_token(ids)
+        skipped = set(self.all_special_ids) if skip_special_tokens else ()
+        return [self._id_to_token(int(index)) for index in ids if index not in skipped]
 
     # Decoding
 
@@ -163,14 +191,11 @@ class PreTrainedTokenizerBase(PrepareMixin):
     # Files
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Self:
         """Load a tokenizer from a folder, a packaged model or the hub.
 
         Args:
             pretrained_model_name_or_path: folder, "gptrio/stdlib-gpt2", or hub id.
-            *inputs: positional arguments of the class.
             **kwargs: `HubOptions`, and settings that go before those of the files.
 
         Raises:
@@ -178,9 +203,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
             TokenizationError: a file is malformed.
             UnsupportedError: `trust_remote_code=True`.
         """
-        from gptrio.tokenization.files import load_tokenizer
-
-        return load_tokenizer(cls, pretrained_model_name_or_path, inputs, kwargs)
+        return load_tokenizer(cls, pretrained_model_name_or_path, kwargs)
 
     def save_pretrained(
         self,
@@ -202,24 +225,27 @@ class PreTrainedTokenizerBase(PrepareMixin):
         Returns:
             Paths of the files.
         """
-        from gptrio.tokenization.files import save_tokenizer
-
         paths = save_tokenizer(
             self, save_directory, legacy_format, filename_prefix, kwargs.pop("save_jinja_files", True)
         )
         if push_to_hub:
-            from gptrio.hub import push_folder
-
-            push_folder(
+            hub.push_folder(
                 save_directory, kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs
             )
         return paths
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Upload the tokenizer's files to a hub repository (`options`: see `push_folder`); return the address."""
-        from gptrio.hub import save_and_push
+        return hub.save_and_push(self.save_pretrained, repo_id, **options)
 
-        return save_and_push(self.save_pretrained, repo_id, **options)
+    def _save_added_tokens(self, folder: str, filename_prefix: str | None) -> tuple[str, ...]:
+        """Write the tokens that the vocabulary files lack, if there are any; return the path."""
+        added = {text: index for text, index in self.added_tokens_encoder.items() if index >= self.vocab_size}
+        if not added:
+            return ()
+        path = joined_path(folder, filename_prefix, ADDED_TOKENS_FILE)
+        write_json(path, added)
+        return (path,)
 
     # Small things
 

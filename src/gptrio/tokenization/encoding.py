@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -109,11 +110,15 @@ class EncodingMixin(SpecialTokensMixin):
         pad_id = self.pad_token_id
         return options.resolve(self.model_max_length, pad_id, self._warn_once if options.verbose else lambda *_: None)
 
+    def _wants(self, entry: str, asked: bool | None) -> bool:
+        """Whether a call returns an entry: as asked, or else if the model takes it."""
+        return entry in self.model_input_names if asked is None else asked
+
     def _warn_once(self, key: str, message: str) -> None:
         """Warn at the first call with this key."""
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, GptrioWarning, stacklevel=6)
+            warnings.warn(message, GptrioWarning, stacklevel=_levels_to_caller())
 
     def _warn_if_too_long(self, length: int, options: EncodeOptions) -> None:
         if options.verbose and options.max_length is None and length > self.model_max_length > 0:
@@ -121,6 +126,14 @@ class EncodingMixin(SpecialTokensMixin):
                 "too long",
                 f"the text has {length} tokens, the model takes {self.model_max_length}; cut it with truncation=True",
             )
+
+
+def _levels_to_caller() -> int:
+    """How many frames lie between a warning and the code that called this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gptrio."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
 
 
 def as_pair(item: Any, is_split_into_words: bool) -> Sample:

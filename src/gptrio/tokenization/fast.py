@@ -17,10 +17,7 @@ from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy
 from gptrio.tokenization.special_tokens import Token
-from gptrio.tokenization.tensors import to_plain
-from gptrio.tokenization.vocabulary import joined_path, write_text
-
-_TOKENIZER_FILE = "tokenizer.json"
+from gptrio.tokenization.vocabulary import TOKENIZER_FILE, joined_path, write_text
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
@@ -36,7 +33,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         **kwargs: see `PreTrainedTokenizerBase`.
     """
 
-    vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": _TOKENIZER_FILE}
+    vocab_files_names: ClassVar[dict[str, str]] = {"tokenizer_file": TOKENIZER_FILE}
     is_fast = True
 
     def __init__(self, **kwargs: Any) -> None:
@@ -48,7 +45,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         take_backend_settings(self._tokenizer, kwargs)
         super().__init__(**kwargs)
         self._tokenizer.encode_special_tokens = self.split_special_tokens
-        self._register(list(dict(sorted(added_tokens_decoder.items())).values()))
+        self._register([token for _, token in sorted(added_tokens_decoder.items())])
         set_prefix_space(self._tokenizer, self.add_prefix_space)
 
     def _register(self, tokens: list[AddedToken]) -> None:
@@ -108,23 +105,13 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         add = self._tokenizer.add_special_tokens if special_tokens else self._tokenizer.add_tokens
         return int(add(new_tokens))
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Return the id of a token, or the ids of several; those unknown get the unknown token's."""
-        if tokens is None or isinstance(tokens, str):
-            return self._token_to_id(tokens)
-        return [self._token_to_id(token) for token in tokens]
-
     def _token_to_id(self, token: str | None) -> int | None:
         index = None if token is None else self._tokenizer.token_to_id(token)
         return self.unk_token_id if index is None and token not in (None, self.unk_token) else index
 
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Return the token of an id (None if there is none), or the tokens of several."""
-        ids = to_plain(ids)
-        if isinstance(ids, int):
-            return self._tokenizer.id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._tokenizer.id_to_token(int(index)) for index in ids if index not in skipped]
+    def _id_to_token(self, index: int) -> str | None:
+        token: str | None = self._tokenizer.id_to_token(index) if 0 <= index < 1 << 32 else None
+        return token
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Join tokens into text."""
@@ -160,7 +147,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         data = self._entries(rows, options)
         if options.return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = [i for i, part in enumerate(parts) for _ in part]
-        self._warn_if_too_long(max(len(row.ids) for row in rows), options)
+        self._warn_if_too_long(max(map(len, data["input_ids"])), options)
         return BatchEncoding(data, rows, tensor_type=options.return_tensors)
 
     def _run_backend(self, samples: list[Sample], options: EncodeOptions) -> list[Encoding]:
@@ -208,11 +195,10 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
 
     def _entries(self, rows: list[Encoding], options: EncodeOptions) -> dict[str, Any]:
         """Entries that the options ask for, by name."""
-        types, mask = options.return_token_type_ids, options.return_attention_mask
         data: dict[str, Any] = {"input_ids": [row.ids for row in rows]}
-        if types or (types is None and "token_type_ids" in self.model_input_names):
+        if self._wants("token_type_ids", options.return_token_type_ids):
             data["token_type_ids"] = [row.type_ids for row in rows]
-        if mask or (mask is None and "attention_mask" in self.model_input_names):
+        if self._wants("attention_mask", options.return_attention_mask):
             data["attention_mask"] = [row.attention_mask for row in rows]
         if options.return_special_tokens_mask:
             data["special_tokens_mask"] = [row.special_tokens_mask for row in rows]
@@ -223,10 +209,9 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return data
 
     def _decode(self, ids: Ids, skip_special_tokens: bool, spaces_between_special_tokens: bool) -> str:
-        if ids and max(ids) >= len(self):
-            unknown = sorted({index for index in ids if self._tokenizer.id_to_token(index) is None})
-            if unknown:
-                self._warn_once("no token", f"ids {unknown} have no token in this vocabulary and decode to nothing")
+        if ids and self._id_to_token(max(ids)) is None:
+            unknown = sorted({index for index in ids if self._id_to_token(index) is None})
+            self._warn_once("no token", f"ids {unknown} have no token in this vocabulary and decode to nothing")
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
     # Files
@@ -240,16 +225,14 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     def _save_vocabularies(
         self, folder: str, legacy_format: bool | None, filename_prefix: str | None
     ) -> tuple[str, ...]:
-        from gptrio.tokenization.files import save_added_tokens
-
         if legacy_format and self.slow_tokenizer_class is None:
             raise TokenizationError(f"{type(self).__name__} has no legacy format; leave legacy_format out")
         paths: tuple[str, ...] = ()
         if legacy_format is not False and self.slow_tokenizer_class is not None:
             paths += self.save_vocabulary(folder, filename_prefix)
-            paths += save_added_tokens(self, folder, filename_prefix)
+            paths += self._save_added_tokens(folder, filename_prefix)
         if not legacy_format:
-            path = joined_path(folder, filename_prefix, _TOKENIZER_FILE)
+            path = joined_path(folder, filename_prefix, TOKENIZER_FILE)
             with self._lock:
                 self._tokenizer.no_truncation()
                 self._tokenizer.no_padding()

@@ -7,18 +7,25 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptrio.errors import CheckpointNotFoundError, GptrioWarning, TokenizationError, UnsupportedError
-from gptrio.hub import HubOptions, local_folder, locate_file
-from gptrio.tokenization.base import PreTrainedTokenizerBase
+from gptrio.hub import HubOptions, local_folder
 from gptrio.tokenization.special_tokens import AddedToken
-from gptrio.tokenization.vocabulary import joined_path, read_json, write_json, write_text
+from gptrio.tokenization.vocabulary import (
+    ADDED_TOKENS_FILE,
+    TOKENIZER_FILE,
+    joined_path,
+    read_json,
+    write_json,
+    write_text,
+)
 
-TOKENIZER_FILE = "tokenizer.json"
+if TYPE_CHECKING:
+    from gptrio.tokenization.base import PreTrainedTokenizerBase
+
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
-ADDED_TOKENS_FILE = "added_tokens.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_TEMPLATE_DIR = "additional_chat_templates"
 
@@ -31,10 +38,20 @@ _IGNORED = (
     "_from_pipeline",
     "_commit_hash",
 )
-# keys of tokenizer_config.json that say what to load, not how the tokenizer works
-_NOT_SETTINGS = ("tokenizer_class", "auto_map", "name_or_path", "special_tokens_map_file", "tokenizer_file")
+# keys of tokenizer_config.json that say what to load, not how the tokenizer works; files are found in the folder alone
+_NOT_SETTINGS = (
+    "tokenizer_class",
+    "auto_map",
+    "init_inputs",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_file",
+    "vocab_file",
+    "merges_file",
+    "tokenizer_object",
+)
 
-AnyTokenizer = TypeVar("AnyTokenizer", bound=PreTrainedTokenizerBase)
+AnyTokenizer = TypeVar("AnyTokenizer", bound="PreTrainedTokenizerBase")
 PathLike = str | os.PathLike[str]
 
 
@@ -46,43 +63,42 @@ def refuse_remote_code(kwargs: Mapping[str, Any]) -> None:
         )
 
 
-def load_tokenizer(
-    cls: type[AnyTokenizer], name_or_path: PathLike, inputs: tuple[Any, ...], kwargs: dict[str, Any]
-) -> AnyTokenizer:
+def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict[str, Any]) -> AnyTokenizer:
     """Build a tokenizer of class `cls` from its files; `kwargs` go before what these say."""
     refuse_remote_code(kwargs)
     kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
     if "use_auth_token" in kwargs:  # never to be written to a configuration
         kwargs.setdefault("token", kwargs.pop("use_auth_token"))
     hub = HubOptions.pop_from(kwargs)
-
-    def locate(filename: str) -> Path | None:
-        return locate_file(name_or_path, filename, **hub.as_kwargs(), required=False)
-
-    settings, tokenizer_class = _read_config(locate(TOKENIZER_CONFIG_FILE))
-    _warn_of_other_class(cls, tokenizer_class)
-    templates = _read_chat_templates(name_or_path, locate)
+    config_path = hub.find(name_or_path, TOKENIZER_CONFIG_FILE)
+    hub = hub if config_path is None else hub.pinned_to(config_path)
+    config = read_object(config_path)
+    _warn_of_other_class(cls, config.get("tokenizer_class"))
+    settings = {name: _revive(value) for name, value in config.items() if name not in _NOT_SETTINGS}
+    templates = _read_chat_templates(name_or_path, hub)
     if templates:
         settings["chat_template"] = templates["default"] if [*templates] == ["default"] else templates
-    inputs = inputs or tuple(settings.pop("init_inputs", ()))
     settings.update(kwargs)
     files = {**cls.vocab_files_names, "tokenizer_file": TOKENIZER_FILE}
-    settings |= {key: locate(filename) for key, filename in files.items() if settings.get(key) is None}
+    settings |= {key: hub.find(name_or_path, file) for key, file in files.items() if settings.get(key) is None}
     if not any(settings[key] for key in files):
         names = ", ".join(files.values())
         raise CheckpointNotFoundError(f"{name_or_path} holds no tokenizer for {cls.__name__}: expected {names}")
     settings["name_or_path"] = os.fspath(name_or_path)
-    added = _added_tokens(cls, settings, kwargs, locate)
-    return cls(*inputs, **{**_with_added_tokens(cls, settings, added), "added_tokens_decoder": added})
+    if "added_tokens_decoder" in settings:
+        added = _declared_tokens(settings["added_tokens_decoder"])
+    else:
+        _take_special_tokens_map(hub.find(name_or_path, SPECIAL_TOKENS_MAP_FILE), settings, kwargs)
+        added = _undeclared_tokens(cls, settings, hub.find(name_or_path, ADDED_TOKENS_FILE))
+    return cls(**{**_with_added_tokens(cls, settings, added), "added_tokens_decoder": added})
 
 
-def _read_config(path: Path | None) -> tuple[dict[str, Any], str | None]:
-    """Settings of a `tokenizer_config.json`, and the class it was written by."""
-    config = {} if path is None else read_json(path)
-    if not isinstance(config, dict):
-        raise TokenizationError(f"{path}: expected a JSON object")
-    settings = {name: _revive(value) for name, value in config.items() if name not in _NOT_SETTINGS}
-    return settings, config.get("tokenizer_class")
+def read_object(path: PathLike | None) -> dict[str, Any]:
+    """Content of a JSON object's file; nothing when there is no file."""
+    content = {} if path is None else read_json(path)
+    if not isinstance(content, dict):
+        raise TokenizationError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    return content
 
 
 def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
@@ -95,37 +111,41 @@ def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
         )
 
 
-def _read_chat_templates(name_or_path: PathLike, locate: Any) -> dict[str, str]:
+def _read_chat_templates(name_or_path: PathLike, hub: HubOptions) -> dict[str, str]:
     """Templates by name: the default one, and those of a local folder's extra directory."""
-    default = locate(CHAT_TEMPLATE_FILE)
+    default = hub.find(name_or_path, CHAT_TEMPLATE_FILE)
     paths = {} if default is None else {"default": default}
     folder = local_folder(name_or_path)
     if folder is not None:
-        paths |= {path.stem: path for path in sorted((folder / CHAT_TEMPLATE_DIR).glob("*.jinja"))}
+        extra = folder / hub.subfolder / CHAT_TEMPLATE_DIR
+        paths |= {path.stem: path for path in sorted(extra.glob("*.jinja"))}
     return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
 
 
-def _added_tokens(
-    cls: type[PreTrainedTokenizerBase], settings: dict[str, Any], kwargs: Mapping[str, Any], locate: Any
+def _declared_tokens(declared: Any) -> dict[int, AddedToken]:
+    """Added tokens by id, of the configuration or of the caller."""
+    if not isinstance(declared, dict) or not all(str(index).isdecimal() for index in declared):
+        raise TokenizationError(f"added_tokens_decoder is {declared!r}; expected added tokens by id")
+    return {int(index): _as_token(token) for index, token in declared.items()}
+
+
+def _undeclared_tokens(
+    cls: type[PreTrainedTokenizerBase], settings: Mapping[str, Any], path: Path | None
 ) -> dict[int, AddedToken]:
-    """Added tokens by id; special tokens of the older files are put into `settings`."""
-    declared = settings.pop("added_tokens_decoder", None)
-    if declared is not None:
-        return {int(index): _as_token(token) for index, token in declared.items()}
-    _read_special_tokens_map(locate(SPECIAL_TOKENS_MAP_FILE), settings, kwargs)
-    added: dict[int, AddedToken] = {}
-    path = locate(ADDED_TOKENS_FILE)
+    """Added tokens by id of folders whose configuration lists none: `added_tokens.json`, then `tokenizer.json`."""
     special = set(_special_texts(cls, settings))
-    for text, index in (read_json(path) if path else {}).items():
-        added[index] = AddedToken(text, normalized=text not in special, special=text in special)
-    tokenizer_file = settings.get("tokenizer_file")
-    for state in read_json(tokenizer_file).get("added_tokens", []) if tokenizer_file else []:
-        added[state["id"]] = AddedToken(**{name: value for name, value in state.items() if name != "id"})
+    added = {
+        index: AddedToken(text, normalized=text not in special, special=text in special)
+        for text, index in read_object(path).items()
+    }
+    for state in read_object(settings["tokenizer_file"]).get("added_tokens", []):
+        added[state["id"]] = _as_token({name: value for name, value in state.items() if name != "id"})
     return added
 
 
-def _read_special_tokens_map(path: Path | None, settings: dict[str, Any], kwargs: Mapping[str, Any]) -> None:
-    for name, value in (read_json(path) if path else {}).items():
+def _take_special_tokens_map(path: Path | None, settings: dict[str, Any], kwargs: Mapping[str, Any]) -> None:
+    """Put the special tokens of `special_tokens_map.json` into `settings`, unless the caller gave them."""
+    for name, value in read_object(path).items():
         if kwargs.get(name):
             continue
         if name == "additional_special_tokens":
@@ -152,22 +172,21 @@ def _with_added_tokens(
 def _as_token(value: Any) -> AddedToken:
     if isinstance(value, AddedToken):
         return value
-    if not isinstance(value, dict):
-        raise TokenizationError(
-            f"added_tokens_decoder holds {value!r}; expected objects with content and matching rules"
-        )
-    return AddedToken(**value)
+    try:
+        return AddedToken(**value)
+    except TypeError as error:
+        raise TokenizationError(f"added token {value!r}: expected an object of content and matching rules") from error
 
 
 def _special(value: Any) -> Any:
-    return AddedToken(**{**value, "special": True}) if isinstance(value, dict) else value
+    return _as_token({**value, "special": True}) if isinstance(value, dict) else value
 
 
 def _revive(value: Any) -> Any:
     """Turn what JSON says of an AddedToken back into one, wherever it stands."""
     if isinstance(value, dict):
         if value.get("__type") == "AddedToken":
-            return AddedToken(**{name: item for name, item in value.items() if name != "__type"})
+            return _as_token({name: item for name, item in value.items() if name != "__type"})
         return {name: _revive(item) for name, item in value.items()}
     return [_revive(item) for item in value] if isinstance(value, list) else value
 
@@ -200,16 +219,6 @@ def save_tokenizer(
     return (config_path, map_path, *templates, *vocabularies)
 
 
-def save_added_tokens(tokenizer: PreTrainedTokenizerBase, folder: str, filename_prefix: str | None) -> tuple[str, ...]:
-    """Write the tokens that the vocabulary files lack, if there are any; return the path."""
-    added = {text: index for text, index in tokenizer.added_tokens_encoder.items() if index >= tokenizer.vocab_size}
-    if not added:
-        return ()
-    path = joined_path(folder, filename_prefix, ADDED_TOKENS_FILE)
-    write_json(path, added)
-    return (path,)
-
-
 def _config_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     """Content of `tokenizer_config.json`: the settings as they are now, without what other files hold."""
     config: dict[str, Any] = copy.deepcopy(tokenizer.init_kwargs)
@@ -221,9 +230,7 @@ def _config_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     for name in (*config, *sides, "model_max_length", "clean_up_tokenization_spaces", "extra_special_tokens"):
         config[name] = getattr(tokenizer, name, config.get(name))
     config.update(tokenizer.special_tokens_map)
-    if tokenizer.init_inputs:
-        config["init_inputs"] = list(tokenizer.init_inputs)
-    for name in (*tokenizer.vocab_files_names, *_NOT_SETTINGS, "chat_template", "device_map"):
+    for name in (*_NOT_SETTINGS, "chat_template", "device_map"):
         config.pop(name, None)
     config = dict(_plain(config, {"__type": "AddedToken"}))
     config["added_tokens_decoder"] = {

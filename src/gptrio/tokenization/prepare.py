@@ -106,9 +106,7 @@ class PrepareMixin(EncodingMixin):
         """Add attention masks and pad, as the (resolved) options say."""
         main = self.model_input_names[0]
         fill = {"token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
-        if options.return_attention_mask or (
-            options.return_attention_mask is None and "attention_mask" in self.model_input_names
-        ):
+        if self._wants("attention_mask", options.return_attention_mask):
             fill["attention_mask"] = 0
             rows = [row if "attention_mask" in row else {**row, "attention_mask": [1] * len(row[main])} for row in rows]
         if options.padding == PaddingStrategy.DO_NOT_PAD:
@@ -150,8 +148,26 @@ class PrepareMixin(EncodingMixin):
 
     def _prepare(self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions) -> dict[str, Any]:
         """Cut, add special tokens, and make the entries that the (resolved) options ask for, unpadded."""
-        if options.return_token_type_ids and not options.add_special_tokens:
+        with_special = options.add_special_tokens
+        if options.return_token_type_ids and not with_special:
             raise TokenizationError("return_token_type_ids needs add_special_tokens=True")
+        ids, pair_ids, row = self._cut_to_length(ids, pair_ids, options)
+        build = self.build_inputs_with_special_tokens
+        row["input_ids"] = build(ids, pair_ids) if with_special else ids + (pair_ids or [])
+        none_special = [0] * len(row["input_ids"])
+        if self._wants("token_type_ids", options.return_token_type_ids):
+            types = self.create_token_type_ids_from_sequences
+            row["token_type_ids"] = types(ids, pair_ids) if with_special else none_special
+        if options.return_special_tokens_mask:
+            mask = self.get_special_tokens_mask
+            row["special_tokens_mask"] = mask(ids, pair_ids) if with_special else none_special
+        self._warn_if_too_long(len(row["input_ids"]), options)
+        return row
+
+    def _cut_to_length(
+        self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions
+    ) -> tuple[Ids, Ids | None, dict[str, Any]]:
+        """Cut so that there is room for the special tokens; return the texts and the entries about the overflow."""
         evens_out = options.truncation == TruncationStrategy.LONGEST_FIRST and pair_ids is not None
         if options.return_overflowing_tokens and evens_out:
             raise TokenizationError(
@@ -161,31 +177,10 @@ class PrepareMixin(EncodingMixin):
         special = self.num_special_tokens_to_add(pair_ids is not None) if options.add_special_tokens else 0
         total = len(ids) + len(pair_ids or []) + special
         excess = 0 if options.max_length is None else total - options.max_length
-        overflow: Ids = []
-        if options.truncation != TruncationStrategy.DO_NOT_TRUNCATE and excess > 0:
-            ids, pair_ids, overflow = self.truncate_sequences(
-                ids, pair_ids, excess, TruncationStrategy(options.truncation), options.stride
-            )
+        strategy, overflow = TruncationStrategy(options.truncation), list[int]()
+        if strategy != TruncationStrategy.DO_NOT_TRUNCATE and excess > 0:
+            ids, pair_ids, overflow = self.truncate_sequences(ids, pair_ids, excess, strategy, options.stride)
             if len(ids) + len(pair_ids or []) + special == total:
-                self._warn_once(
-                    "not cut", f"truncation {options.truncation} cannot remove {excess} tokens: text too short"
-                )
-        row: dict[str, Any] = {}
-        if options.return_overflowing_tokens:
-            row |= {"overflowing_tokens": overflow, "num_truncated_tokens": excess}
-        if options.add_special_tokens:
-            row["input_ids"] = self.build_inputs_with_special_tokens(ids, pair_ids)
-            types, mask = self.create_token_type_ids_from_sequences, self.get_special_tokens_mask
-        else:
-            row["input_ids"] = ids + (pair_ids or [])
-        if options.return_token_type_ids or (
-            options.return_token_type_ids is None and "token_type_ids" in self.model_input_names
-        ):
-            added = options.add_special_tokens
-            row["token_type_ids"] = types(ids, pair_ids) if added else [0] * len(row["input_ids"])
-        if options.return_special_tokens_mask:
-            row["special_tokens_mask"] = (
-                mask(ids, pair_ids) if options.add_special_tokens else [0] * len(row["input_ids"])
-            )
-        self._warn_if_too_long(len(row["input_ids"]), options)
-        return row
+                self._warn_once("not cut", f"truncation {strategy.value!r} cannot remove {excess} tokens: too short")
+        entries = {"overflowing_tokens": overflow, "num_truncated_tokens": excess}
+        return ids, pair_ids, entries if options.return_overflowing_tokens else {}

@@ -15,7 +15,6 @@ from gptrio.tokenization.encoding import Sample, Text
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions
 from gptrio.tokenization.special_tokens import AddedToken, Token
-from gptrio.tokenization.tensors import to_plain
 
 
 class PreTrainedTokenizer(PreTrainedTokenizerBase):
@@ -142,12 +141,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     # Tokens and ids
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Return the id of a token, or the ids of several; those unknown get the unknown token's."""
-        if tokens is None or isinstance(tokens, str):
-            return self._token_to_id(tokens)
-        return [self._token_to_id(token) for token in tokens]
-
     def _token_to_id(self, token: str | None) -> int | None:
         if token is None:
             return None
@@ -162,14 +155,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 f"token {unknown!r} is not in the vocabulary and there is no unk_token to stand for it"
             )
         return ids
-
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Return the token of an id (None if there is none), or the tokens of several."""
-        ids = to_plain(ids)
-        if isinstance(ids, int):
-            return self._id_to_token(ids)
-        skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [self._id_to_token(int(index)) for index in ids if index not in skipped]
 
     def _id_to_token(self, index: int) -> str | None:
         added = self._added_tokens_decoder.get(index)
@@ -250,8 +235,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def _save_vocabularies(
         self, folder: str, legacy_format: bool | None, filename_prefix: str | None
     ) -> tuple[str, ...]:
-        from gptrio.tokenization.files import save_added_tokens
-
         if legacy_format is False:
             raise TokenizationError("legacy_format=False writes a tokenizer.json, which needs a fast tokenizer")
-        return (*self.save_vocabulary(folder, filename_prefix), *save_added_tokens(self, folder, filename_prefix))
+        return (*self.save_vocabulary(folder, filename_prefix), *self._save_added_tokens(folder, filename_prefix))

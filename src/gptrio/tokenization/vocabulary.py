@@ -12,6 +12,9 @@ from gptrio.tokenization.bpe import Pair
 
 PathLike = str | os.PathLike[str]
 
+TOKENIZER_FILE = "tokenizer.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
+
 
 def read_vocab(path: PathLike) -> dict[str, int]:
     """Read a `vocab.json`: an object of token to id."""
@@ -33,16 +36,18 @@ def read_merges(path: PathLike) -> list[Pair]:
             lines = file.read().split("\n")
     except UnicodeDecodeError as error:
         raise TokenizationError(f"{path} is not UTF-8 text: {error}") from error
-    return _parse_merges([line for line in lines if line.strip() and not line.startswith("#version")], path)
+    first = 1 if lines[0].startswith("#version") else 0
+    return _parse_merges(filter(str.strip, lines[first:]), path)
 
 
 def _parse_merges(lines: Iterable[Any], path: PathLike) -> list[Pair]:
     merges: list[Pair] = []
     for line in lines:
-        parts = line.split() if isinstance(line, str) else line
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) and part for part in parts):
-            raise TokenizationError(f"{path}: merge {len(merges)} is {line!r}; expected two tokens")
-        merges.append((parts[0], parts[1]))
+        try:
+            first, second = line.split() if isinstance(line, str) else line
+        except (TypeError, ValueError) as error:
+            raise TokenizationError(f"{path}: merge {len(merges)} is {line!r}; expected two tokens") from error
+        merges.append((first, second))
     return merges
 
 

@@ -159,7 +159,11 @@ def test_failed_saves_leave_nothing_half_written(gpt2, tmp_path, monkeypatch):
     [
         ("tokenizer_config.json", "[]", "expected a JSON object"),
         ("tokenizer_config.json", "{", "not valid JSON"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"5": "x"}}', "added_tokens_decoder holds 'x'"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"5": "x"}}', "added token 'x': expected an object"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "expected added tokens by id"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": []}', "expected added tokens by id"),
+        ("tokenizer_config.json", '{"model_max_length": "many"}', "model_max_length is 'many'"),
+        ("special_tokens_map.json", "[]", "expected a JSON object, found list"),
         ("tokenizer.json", '{"version": "1.0"}', "cannot build a tokenizer"),
         ("special_tokens_map.json", "nonsense", "not valid JSON"),
     ],
@@ -170,6 +174,15 @@ def test_malformed_files_are_named(gpt2_folder, tmp_path, name, content, message
     (tmp_path / name).write_text(content)
     with pytest.raises(TokenizationError, match=message):
         GPT2TokenizerFast.from_pretrained(tmp_path)
+
+
+def test_a_configuration_cannot_name_files_elsewhere(slow, gpt2_folder, tmp_path):
+    for vocabulary in ("vocab.json", "merges.txt"):
+        (tmp_path / vocabulary).write_text((gpt2_folder / vocabulary).read_text())
+    elsewhere = {"vocab_file": "/etc/passwd", "merges_file": "/etc/passwd", "tokenizer_file": "/etc/passwd"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(elsewhere | {"tokenizer_object": "x"}))
+    for cls in (GPT2Tokenizer, GPT2TokenizerFast):
+        assert cls.from_pretrained(tmp_path).encode(TEXT) == slow.encode(TEXT)
 
 
 def test_push_uploads_the_saved_files(gpt2, monkeypatch):
