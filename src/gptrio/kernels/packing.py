@@ -76,7 +76,7 @@ def packed_bytes(module: nn.Module) -> int:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies packed weights of this dtype on this processor."""
-    if not torch.backends.mkldnn.is_available():
+    if not torch._C._has_mkldnn:
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
