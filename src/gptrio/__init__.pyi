@@ -114,3 +114,19 @@ from gptrio.tokenization.special_tokens import AddedToken as AddedToken
 from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialTokensMixin
 
 __version__: str
+from gptrio.cache import Cache as Cache
+from gptrio.cache import DynamicCache as DynamicCache
+from gptrio.cache import EncoderDecoderCache as EncoderDecoderCache
+from gptrio.models.auto import AutoModel as AutoModel
+from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
+from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
+from gptrio.models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
+from gptrio.models.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+from gptrio.models.base import PreTrainedModel as PreTrainedModel
+from gptrio.models.gpt2 import GPT2DoubleHeadsModel as GPT2DoubleHeadsModel
+from gptrio.models.gpt2 import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
+from gptrio.models.gpt2 import GPT2ForSequenceClassification as GPT2ForSequenceClassification
+from gptrio.models.gpt2 import GPT2ForTokenClassification as GPT2ForTokenClassification
+from gptrio.models.gpt2 import GPT2LMHeadModel as GPT2LMHeadModel
+from gptrio.models.gpt2 import GPT2Model as GPT2Model
+from gptrio.models.gpt2 import GPT2PreTrainedModel as GPT2PreTrainedModel

@@ -1,0 +1,91 @@
+"""The cache of a decoder with cross-attention: its own past, and the encoder's keys and values, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor
+
+from gptrio.cache.base import Cache
+from gptrio.cache.dynamic import DynamicCache
+
+LegacyCrossCache = tuple[tuple[Tensor, ...], ...]
+
+
+class EncoderDecoderCache(Cache):
+    """Two caches: `self_attention_cache` grows, `cross_attention_cache` is filled by the first call.
+
+    Args:
+        self_attention_cache: the decoder's past.
+        cross_attention_cache: keys and values of the encoder's states.
+    """
+
+    def __init__(self, self_attention_cache: Cache, cross_attention_cache: Cache) -> None:
+        """Join two caches; layers that the second already holds are not computed again."""
+        self.self_attention_cache = self_attention_cache
+        self.cross_attention_cache = cross_attention_cache
+        self.is_updated = {i: cross_attention_cache.get_seq_length(i) > 0 for i in range(len(cross_attention_cache))}
+
+    @classmethod
+    def from_legacy_cache(cls, past_key_values: Iterable[tuple[Tensor, ...]] | None = None) -> EncoderDecoderCache:
+        """From a tuple of (keys, values, cross keys, cross values) for each layer, each (B, H, S, D)."""
+        layers = list(past_key_values or ())
+        cross = [(layer[2], layer[3]) for layer in layers if len(layer) > 2]
+        return cls(DynamicCache((layer[0], layer[1]) for layer in layers), DynamicCache(cross))
+
+    @property
+    def layers(self) -> list[Any]:  # type: ignore[override]  # a view on the decoder's layers
+        """Layers of the decoder's past."""
+        return self.self_attention_cache.layers
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append to the decoder's past."""
+        return self.self_attention_cache.update(key_states, value_states, layer_idx, cache_kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions of the decoder's past."""
+        return self.self_attention_cache.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Geometry of the decoder's past."""
+        return self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """Limit of the decoder's past."""
+        return self.self_attention_cache.get_max_cache_shape(layer_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices` (n,) of both caches."""
+        self.self_attention_cache.batch_select_indices(indices)
+        self.cross_attention_cache.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row of both caches."""
+        self.self_attention_cache.batch_repeat_interleave(repeats)
+        self.cross_attention_cache.batch_repeat_interleave(repeats)
+
+    def crop(self, max_length: int) -> None:
+        """Shorten the decoder's past."""
+        self.self_attention_cache.crop(max_length)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.self_attention_cache.reset()
+        self.cross_attention_cache.reset()
+        self.is_updated = dict.fromkeys(self.is_updated, False)
+
+    def to_legacy_cache(self) -> LegacyCrossCache:  # type: ignore[override]  # four tensors a layer
+        """A tuple of (keys, values, cross keys, cross values) for each layer."""
+        cross = self.cross_attention_cache
+        return tuple(own + (cross[i] if i < len(cross) else ()) for i, own in enumerate(self.self_attention_cache))
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor, ...]:  # type: ignore[override]  # four tensors a layer
+        """(keys, values, cross keys, cross values) of a layer."""
+        return self.self_attention_cache[layer_idx] + self.cross_attention_cache[layer_idx]
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.self_attention_cache)

@@ -1,0 +1,1 @@
+"""One file per family, over blocks, backbone and heads that are written once."""

@@ -1,0 +1,125 @@
+"""Model classes chosen by the `model_type` of a checkpoint's `config.json`, over one registry."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, ClassVar, NoReturn
+
+from gptrio.config import AutoConfig, PretrainedConfig
+from gptrio.config.base import refuse_remote_code
+from gptrio.errors import ConfigError, UnsupportedError
+from gptrio.hub import HubOptions
+from gptrio.models.base import PreTrainedModel
+
+# model_type -> module and, per kind of model, the class in it
+_FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
+    "gpt2": (
+        "gptrio.models.gpt2",
+        {
+            "base": "GPT2Model",
+            "causal_lm": "GPT2LMHeadModel",
+            "sequence_classification": "GPT2ForSequenceClassification",
+            "token_classification": "GPT2ForTokenClassification",
+            "question_answering": "GPT2ForQuestionAnswering",
+        },
+    ),
+}
+
+
+class _AutoModel:
+    """Loads the class of one kind that fits a checkpoint; not to be instantiated."""
+
+    _kind: ClassVar[str]
+    _registered: ClassVar[dict[type[PretrainedConfig], type[PreTrainedModel]]]
+
+    def __init_subclass__(cls) -> None:
+        cls._registered = {}
+
+    def __init__(self) -> NoReturn:
+        """Refuse: models come from the class methods."""
+        raise TypeError(f"{type(self).__name__} is not instantiated; use from_pretrained(name) or from_config(config)")
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint into the class of its family; arguments as for the class's own `from_pretrained`.
+
+        Raises:
+            UnsupportedError: a family that gptrio does not have, or `trust_remote_code=True`.
+        """
+        refuse_remote_code(kwargs)
+        kwargs.pop("code_revision", None)
+        config = kwargs.get("config")
+        if not isinstance(config, PretrainedConfig):
+            options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
+            config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **options)
+        return cls._class_for(config).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
+        """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
+        refuse_remote_code(kwargs)
+        return cls._class_for(config)._from_config(config, **kwargs)
+
+    @classmethod
+    def register(
+        cls, config_class: type[PretrainedConfig], model_class: type[PreTrainedModel], exist_ok: bool = False
+    ) -> None:
+        """Add the model class of a configuration class.
+
+        Raises:
+            ConfigError: the configuration class has a model already, or the model is of another.
+        """
+        if model_class.config_class is not config_class:
+            raise ConfigError(
+                f"{model_class.__name__}.config_class is {model_class.config_class.__name__}, not "
+                f"{config_class.__name__}"
+            )
+        if not exist_ok and (config_class in cls._registered or config_class.model_type in _FAMILIES):
+            raise ConfigError(f"{config_class.__name__} has a model in {cls.__name__}; exist_ok=True replaces it")
+        cls._registered[config_class] = model_class
+
+    @classmethod
+    def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
+        if type(config) in cls._registered:
+            return cls._registered[type(config)]
+        module, classes = _FAMILIES.get(config.model_type, ("", {}))
+        if cls._kind not in classes:
+            raise UnsupportedError(
+                f"{cls.__name__} has no class for model_type={config.model_type!r}; it has: {', '.join(_FAMILIES)} "
+                f"({cls.__name__}.register adds your own)"
+            )
+        model_class: type[PreTrainedModel] = getattr(importlib.import_module(module), classes[cls._kind])
+        return model_class
+
+
+class AutoModel(_AutoModel):
+    """Backbones: hidden states without a head."""
+
+    _kind = "base"
+
+
+class AutoModelForCausalLM(_AutoModel):
+    """Models that predict the next token."""
+
+    _kind = "causal_lm"
+
+
+class AutoModelForSequenceClassification(_AutoModel):
+    """Models that classify sequences."""
+
+    _kind = "sequence_classification"
+
+
+class AutoModelForTokenClassification(_AutoModel):
+    """Models that classify tokens."""
+
+    _kind = "token_classification"
+
+
+class AutoModelForQuestionAnswering(_AutoModel):
+    """Models that find the span of an answer."""
+
+    _kind = "question_answering"

@@ -1,0 +1,248 @@
+"""The forward that all backbones share: embed, blocks, norm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.cache import Cache, EncoderDecoderCache
+from gptrio.errors import InputError
+from gptrio.models import inputs
+from gptrio.models.base import PreTrainedModel
+from gptrio.nn.context import CrossAttention, LayerContext
+from gptrio.nn.masks import AttentionMask
+from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
+
+if TYPE_CHECKING:
+    from gptrio.cache.base import LegacyCache
+
+
+class Backbone(PreTrainedModel):
+    """A stack of blocks over embeddings; a family names its parts and says how to embed.
+
+    Attributes:
+        causal_under_ready_mask: a 4D mask given ready-made is combined with causality.
+    """
+
+    causal_under_ready_mask = True
+
+    def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
+        raise NotImplementedError(f"{type(self).__name__} must say how to embed")
+
+    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine tables for the blocks, for families with rotary positions."""
+        return None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        raise NotImplementedError(f"{type(self).__name__} must name its blocks")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        raise NotImplementedError(f"{type(self).__name__} must name its final norm")
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Hidden states of a batch of sequences.
+
+        Args:
+            input_ids: (B, T) token ids; (..., T) is flattened and restored.
+            past_key_values: a cache, or a tuple of (keys, values) per layer, of the positions before these.
+            cache_position: (T,) positions of the new tokens; needed by compiled static caches only.
+            attention_mask: (B, past + T), 1 for real tokens; or (B or 1, H or 1, T, S) ready-made, bool (True attends)
+                or added to the scores.
+            token_type_ids: (B, T) ids looked up in the token embedding and added (families with learned positions).
+            position_ids: (B, T); counted from the past's length if not given.
+            head_mask: (H,) or (L, H), 1 keeps a head and 0 removes it.
+            inputs_embeds: (B, T, C) instead of `input_ids`.
+            encoder_hidden_states: (B, S, C), for a model with `add_cross_attention`.
+            encoder_attention_mask: (B, S), 1 for real states.
+            use_cache: return keys and values; `config.use_cache` if None.
+            output_attentions: return attention weights.
+            output_hidden_states: return the input of every block and the result.
+            return_dict: return a `ModelOutput` rather than a tuple.
+
+        Raises:
+            InputError: arguments do not fit each other or the model.
+            TokenIdError: ids or positions outside their tables.
+        """
+        config = self.config
+        inputs.one_of_ids_and_embeddings(input_ids, inputs_embeds)
+        need_weights = config.output_attentions if output_attentions is None else output_attentions
+        need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
+        table = cast(nn.Embedding, self.get_input_embeddings())
+        x = inputs.embed_tokens(table, cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
+        leading, x = x.shape[:-1], x.flatten(0, -3)  # (B, T, C)
+        cache = inputs.as_cache(past_key_values, use_cache, config)
+        inputs.warn_of_missing_mask(input_ids, attention_mask, config)
+        mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)
+        context = LayerContext(
+            mask,
+            self.attn_implementation,
+            need_weights,
+            cache,
+            cache_position,
+            inputs.per_layer_head_mask(head_mask, len(self.blocks), x.dtype),
+            self.rotary_tables(x, position_ids),
+            self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
+        )
+        types = None if token_type_ids is None else token_type_ids.reshape(-1, leading[-1])
+        x, states, weights, cross = self._run(self.embed(x, position_ids, types), context, need_states)
+        result: dict[str, Any] = {
+            "last_hidden_state": x.view(*leading, x.shape[-1]),
+            "past_key_values": cache if use_cache else None,
+            "hidden_states": (*states, x.view(*leading, x.shape[-1])) if need_states else None,
+            "attentions": weights if need_weights else None,
+        }
+        if config.add_cross_attention:
+            result["cross_attentions"] = cross if need_weights and cross else None
+            output: BaseModelOutputWithPast = BaseModelOutputWithPastAndCrossAttentions(**result)
+        else:
+            output = BaseModelOutputWithPast(**result)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def _may_cache(self, use_cache: bool) -> bool:
+        if use_cache and self.gradient_checkpointing and self.training:
+            inputs.warn_once("use_cache=True does not go with gradient checkpointing; going on with use_cache=False")
+            return False
+        return use_cache
+
+    def _mask_and_positions(
+        self,
+        x: Tensor,
+        cache: Cache | None,
+        cache_position: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> tuple[AttentionMask, Tensor]:
+        """What the new tokens may attend to, and their positions (B or 1, T)."""
+        rows, length = x.shape[:2]
+        in_place = cache is not None and cache.is_compileable and cache_position is not None
+        past = 0 if cache is None or in_place else cache.get_seq_length()
+        keys, offset = (length, 0) if cache is None else cache.get_mask_sizes(length)
+        mask = AttentionMask(length, keys, x.device, query_start=past, key_offset=offset)
+        if in_place:
+            mask.positions = cache_position
+        if attention_mask is not None and attention_mask.dim() == 4:
+            heads = self.config.num_attention_heads
+            mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, offset + keys)[..., offset:]
+            mask.causal = self.causal_under_ready_mask
+        elif attention_mask is not None:
+            exact = cache is None or not cache.is_compileable
+            mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)
+            if length > 1:
+                inputs.warn_of_left_padding(mask.padding, position_ids)
+        elif position_ids is not None and cache is None:
+            mask.segments = inputs.packed_segments(position_ids, rows)
+        if position_ids is not None:
+            return mask, position_ids.reshape(-1, length)
+        self._check_length(past + length)
+        first = cache_position if in_place else torch.arange(past, past + length, device=x.device)
+        return mask, cast(Tensor, first).unsqueeze(0)
+
+    def _check_length(self, length: int) -> None:
+        """Raise InputError if so many positions are more than the model has; rotary models have no such limit."""
+
+    def _cross(
+        self, x: Tensor, cache: Cache | None, states: Tensor | None, mask: Tensor | None
+    ) -> CrossAttention | None:
+        """The encoder's side of a call."""
+        if states is None:
+            return None
+        if not self.config.add_cross_attention:
+            raise InputError(
+                "encoder_hidden_states were given, but the model has no cross-attention; build it with "
+                "config.add_cross_attention=True"
+            )
+        if states.dim() != 3 or states.shape[0] != x.shape[0]:
+            raise InputError(
+                f"encoder_hidden_states must be (batch {x.shape[0]}, length, width); got {tuple(states.shape)}"
+            )
+        padding = None if mask is None or mask.dim() > 2 else inputs.padding_of(mask, x.shape[0], states.shape[1], True)
+        visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, padding=padding)
+        if mask is not None and mask.dim() > 2:
+            visible.ready = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
+        if not isinstance(cache, EncoderDecoderCache):
+            return CrossAttention(states, visible)
+        return CrossAttention(states, visible, cache.cross_attention_cache, cache.is_updated)
+
+    def _run(
+        self, x: Tensor, context: LayerContext, need_states: bool
+    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """All blocks and the final norm, with what they were asked to show."""
+        states: list[Tensor] = []
+        weights: list[Tensor] = []
+        cross: list[Tensor] = []
+        checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        for block in self.blocks:
+            if need_states:
+                states.append(x)
+            x, own, other = block(x, context) if checkpoint is None else checkpoint(block, x, context)
+            if own is not None:
+                weights.append(own)
+            if other is not None:
+                cross.append(other)
+        return self.final_norm(x), states, tuple(weights), tuple(cross)
+
+
+class LearnedPositionBackbone(Backbone):
+    """A backbone with a table of positions: `wte`, `wpe`, `drop`, `h`, `ln_f`."""
+
+    wte: nn.Embedding
+    wpe: nn.Embedding
+    drop: nn.Dropout
+    h: nn.ModuleList
+    ln_f: nn.LayerNorm
+
+    def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Add positions (Vaswani et al., 2017, learned as in GPT) and token types, and drop."""
+        x = x + inputs.embed_tokens(self.wpe, position_ids, "position")
+        if token_type_ids is not None:
+            x = x + inputs.embed_tokens(self.wte, token_type_ids)
+        return cast(Tensor, self.drop(x))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        return self.h
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.ln_f
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        return self.wte
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the token table."""
+        self.wte = cast(nn.Embedding, new_embeddings)
+
+    def _check_length(self, length: int) -> None:
+        if length > self.wpe.num_embeddings:
+            raise InputError(
+                f"the sequence has {length} positions, but the model has {self.wpe.num_embeddings}; shorten the input, "
+                "or generate fewer tokens"
+            )

@@ -1,0 +1,300 @@
+"""What every model can do besides its forward: be built, loaded, saved, moved, tied and asked about itself."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gptrio.config import PretrainedConfig
+from gptrio.errors import ConfigError, UnsupportedError
+from gptrio.generation.config import GenerationConfig
+from gptrio.kernels.packing import release_packs
+from gptrio.models.embeddings import EmbeddingsMixin
+from gptrio.models.pruning import prune
+from gptrio.nn.attention import check_implementation
+from gptrio.nn.linear import Conv1D
+
+if TYPE_CHECKING:
+    from gptrio.generation.outputs import GenerateOutput
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+
+
+class PreTrainedModel(EmbeddingsMixin):
+    """Base of all models.
+
+    Args:
+        config: the model's configuration, of the class's `config_class`.
+
+    Raises:
+        ConfigError: the configuration is of another family.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    base_model_prefix: ClassVar[str] = ""
+    main_input_name: ClassVar[str] = "input_ids"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    is_parallelizable: ClassVar[bool] = False
+    _no_split_modules: ClassVar[list[str]] = []
+    _tied_weights_keys: ClassVar[list[str]] = []
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = []
+    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = []
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa: ClassVar[bool] = True
+    _supports_flash_attn: ClassVar[bool] = True
+    _can_generate: ClassVar[bool] = False
+
+    def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
+        super().__init__()
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}; "
+                f"{type(self).__name__}.from_pretrained(name) loads a model by name"
+            )
+        self.config: Any = config
+        self.name_or_path = config.name_or_path
+        self.warnings_issued: dict[str, bool] = {}
+        self.gradient_checkpointing = False
+        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
+        self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+
+    # building -------------------------------------------------------------------------------------------------------
+
+    def post_init(self) -> None:
+        """Prune, initialise and tie what the class has built."""
+        if self.config.pruned_heads:
+            prune(self.base_model, self.config.pruned_heads)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw all weights anew and tie what is tied."""
+        self.apply(self._init_weights)
+        self.tie_weights()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the weights of one module: normal, zero biases, unit norms (GPT-2; Radford et al., 2019)."""
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, Conv1D)):
+            module.weight.normal_(0.0, std * getattr(module, "init_gain", 1.0))
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, std)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+
+    @classmethod
+    def _from_config(cls: type[Model], config: PretrainedConfig, **kwargs: Any) -> Model:
+        """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
+        from gptrio.models.loading import build
+
+        return build(cls, config, **kwargs)
+
+    # files ----------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint; see `gptrio.models.loading.load_model` for every argument and error."""
+        from gptrio.models.loading import load_model
+
+        return load_model(cls, pretrained_model_name_or_path, *model_args, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write configuration and weights; see `gptrio.models.saving.save_model` for every argument and error."""
+        from gptrio.models.saving import save_model
+
+        save_model(self, save_directory, **kwargs)
+
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
+        """Push configuration and weights to a hub repository (options of `gptrio.hub.push_folder`)."""
+        from gptrio.hub import save_and_push
+
+        return save_and_push(self.save_pretrained, repo_id, **kwargs)
+
+    # parts ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Any:
+        """The backbone: this model itself, or the part that a head stands on."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A small batch (3, 5) that any forward takes."""
+        rows = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
+        return {"input_ids": torch.tensor(rows, device=self.device) % self.config.vocab_size}
+
+    @property
+    def framework(self) -> str:
+        """The tensor library: "pt"."""
+        return "pt"
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, shared ones once.
+
+        Args:
+            only_trainable: leave out those without gradient.
+            exclude_embeddings: leave out tables of tokens and positions.
+        """
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
+        counted = (p for p in self.parameters() if id(p) not in tables)
+        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of parameters, and of buffers unless told otherwise."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
+
+    def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
+        """Remove attention heads for good.
+
+        Args:
+            heads_to_prune: {layer: [heads]}, numbered as in the unpruned model.
+
+        Raises:
+            InputError: no such layer or head, or no head would be left.
+        """
+        prune(self.base_model, heads_to_prune)
+        for layer, heads in heads_to_prune.items():
+            pruned = set(self.config.pruned_heads.get(layer, ())) | set(heads)
+            self.config.pruned_heads = {**self.config.pruned_heads, layer: sorted(pruned)}
+
+    # switches -------------------------------------------------------------------------------------------------------
+
+    @property
+    def attn_implementation(self) -> str:
+        """Attention back end in use: the configuration's, or sdpa."""
+        return self.config._attn_implementation or "sdpa"
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose the attention back end: "eager", "sdpa" or "flash_attention_2".
+
+        Raises:
+            UnsupportedError: no such back end.
+        """
+        self.config._attn_implementation = check_implementation(attn_implementation)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether blocks are computed again in the backward pass."""
+        return bool(self.base_model.gradient_checkpointing)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
+        """Compute blocks again in the backward pass instead of keeping their activations (Chen et al., 2016).
+
+        Args:
+            gradient_checkpointing_kwargs: arguments of `torch.utils.checkpoint.checkpoint`; `use_reentrant=False` by
+                default, which needs no input that requires gradients.
+        """
+        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self.base_model._gradient_checkpointing_func = functools.partial(checkpoint, **options)
+        self.base_model.gradient_checkpointing = True
+        if options["use_reentrant"]:
+            self.enable_input_require_grads()
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self.base_model.gradient_checkpointing = False
+
+    def enable_input_require_grads(self) -> None:
+        """Let token embeddings require gradients, for adapters and re-entrant checkpointing over frozen weights."""
+        self.disable_input_require_grads()
+        table = self.get_input_embeddings()
+        self._require_grads_hook = table.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+
+    def disable_input_require_grads(self) -> None:
+        """Undo `enable_input_require_grads`."""
+        hook = self.__dict__.pop("_require_grads_hook", None)
+        if hook is not None:
+            hook.remove()
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """Switch between training and evaluation; packed copies of the weights are freed for training."""
+        if mode:
+            release_packs(self)
+        return super().train(mode)
+
+    def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        release_packs(self)
+        return super()._apply(fn, recurse)
+
+    # generation -----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has a language-model head."""
+        return cls._can_generate
+
+    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor | GenerateOutput:
+        """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
+        if not self.can_generate():
+            raise UnsupportedError(
+                f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
+                "AutoModelForCausalLM"
+            )
+        from gptrio.generation.generate import generate
+
+        return generate(self, inputs, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward for the next step: what the cache lacks, with positions from the mask.
+
+        Args:
+            input_ids: (B, S) all tokens so far.
+            past_key_values: cache, or None.
+            attention_mask: (B, S), or None.
+            inputs_embeds: (B, T, C) for a first step from embeddings.
+            cache_position: (T,) positions of the new tokens, or None.
+            kwargs: handed through.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if cache_position is not None and past_key_values is not None:
+            new = cache_position.shape[0]
+        else:
+            new = input_ids.shape[1] - past
+        first = inputs_embeds is not None and past == 0
+        arguments: dict[str, Any] = {"inputs_embeds": inputs_embeds} if first else {"input_ids": input_ids[:, -new:]}
+        length = inputs_embeds.shape[1] if first and inputs_embeds is not None else new
+        if attention_mask is not None and attention_mask.dim() == 2 and kwargs.get("position_ids") is None:
+            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return {
+            **kwargs,
+            **arguments,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "cache_position": cache_position,
+        }
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.use_return_dict if return_dict is None else return_dict)

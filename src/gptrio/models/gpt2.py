@@ -1,0 +1,255 @@
+"""GPT-2 (Radford et al., 2019, "Language Models are Unsupervised Multitask Learners").
+
+Shapes: `B` batch, `T` query length, `S` key length, `H` heads, `D` head width, `C` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.cache import Cache
+from gptrio.config import GPT2Config
+from gptrio.models import heads
+from gptrio.models.backbone import LearnedPositionBackbone
+from gptrio.models.base import PreTrainedModel
+from gptrio.models.pruning import head_features
+from gptrio.models.summary import SequenceSummary
+from gptrio.nn.activations import activation
+from gptrio.nn.attention import split_heads
+from gptrio.nn.context import LayerContext
+from gptrio.nn.linear import Conv1D, feed_forward, keep_inputs, keep_outputs
+from gptrio.nn.losses import next_token_loss, token_loss
+from gptrio.outputs import GPT2DoubleHeadsModelOutput
+
+
+class GPT2Attention(nn.Module):
+    """Multi-head attention to the past, or to an encoder's states."""
+
+    def __init__(self, config: GPT2Config, layer_idx: int, is_cross_attention: bool = False) -> None:
+        """Create the projections of layer `layer_idx`."""
+        super().__init__()
+        width = config.n_embd
+        self.layer_idx = layer_idx
+        self.all_heads = config.n_head
+        self.pruned_heads: set[int] = set()
+        self.head_dim = width // config.n_head
+        self.scale = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scale /= layer_idx + 1
+        self.float32_scores = config.reorder_and_upcast_attn
+        if is_cross_attention:
+            self.c_attn = Conv1D(2 * width, width)
+            self.q_attn = Conv1D(width, width)
+        else:
+            self.c_attn = Conv1D(3 * width, width)
+        self.c_proj = Conv1D(width, width)
+        self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
+        self.attn_dropout = nn.Dropout(config.attn_pdrop)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))
+        out, weights = context.attend(
+            q, k, v, self.layer_idx, scale=self.scale, dropout=self._dropout(), float32_scores=self.float32_scores
+        )
+        return self.resid_dropout(self.c_proj(out)), weights
+
+    def attend_to_encoder(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, C) to (B, T, C) by what the encoder's states (B, S, C) hold."""
+        q = split_heads(self.q_attn(x), self.head_dim)
+        out, weights = context.attend_to_encoder(
+            q,
+            self._encoder_keys_and_values,
+            self.layer_idx,
+            scale=self.scale,
+            dropout=self._dropout(),
+            float32_scores=self.float32_scores,
+        )
+        return self.resid_dropout(self.c_proj(out)), weights
+
+    def _encoder_keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        k, v = self.c_attn(states).chunk(2, dim=-1)
+        return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
+
+    def _dropout(self) -> float:
+        return self.attn_dropout.p if self.training else 0.0
+
+    def keep_heads(self, kept: list[int]) -> None:
+        """Shrink to the heads at the places `kept`."""
+        features = head_features(kept, self.head_dim)
+        width = self.c_attn.nf // 3
+        keep_outputs(self.c_attn, torch.cat([features + part * width for part in range(3)]))
+        keep_inputs(self.c_proj, features)
+
+
+class GPT2MLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        """Create the layers."""
+        super().__init__()
+        inner = config.n_inner or 4 * config.n_embd
+        self.c_fc = Conv1D(inner, config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, inner)
+        self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
+        self.act = activation(config.activation_function)
+        self.dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
+
+
+class GPT2Block(nn.Module):
+    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
+
+    def __init__(self, config: GPT2Config, layer_idx: int) -> None:
+        """Create block `layer_idx`."""
+        super().__init__()
+        width, eps = config.n_embd, config.layer_norm_epsilon
+        self.ln_1 = nn.LayerNorm(width, eps)
+        self.attn = GPT2Attention(config, layer_idx)
+        self.ln_2 = nn.LayerNorm(width, eps)
+        if config.add_cross_attention:
+            self.crossattention = GPT2Attention(config, layer_idx, is_cross_attention=True)
+            self.ln_cross_attn = nn.LayerNorm(width, eps)
+        self.mlp = GPT2MLP(config)
+
+    @property
+    def self_attention(self) -> GPT2Attention:
+        """The attention whose heads can be pruned."""
+        return self.attn
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Map (B, T, C) to (B, T, C), with the weights of self- and cross-attention or None."""
+        attended, weights = self.attn(self.ln_1(x), context)
+        x = x + attended
+        cross_weights = None
+        if context.cross is not None:
+            attended, cross_weights = self.crossattention.attend_to_encoder(self.ln_cross_attn(x), context)
+            x = x + attended
+        return x + self.mlp(self.ln_2(x)), weights, cross_weights
+
+
+class GPT2PreTrainedModel(PreTrainedModel):
+    """Base of the GPT-2 classes."""
+
+    config_class = GPT2Config
+    base_model_prefix = "transformer"
+    _no_split_modules: ClassVar[list[str]] = ["GPT2Block"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attn\.(masked_)?bias$"]
+
+
+class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
+    """The GPT-2 backbone: hidden states without a head."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        """Build the blocks, with new weights."""
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
+        self.drop = nn.Dropout(config.embd_pdrop)
+        self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
+        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.post_init()
+
+
+class GPT2LMHeadModel(heads.CausalLMHead, GPT2PreTrainedModel):
+    """GPT-2 that predicts the next token."""
+
+    backbone_class = GPT2Model
+    _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+
+
+class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
+    """GPT-2 that predicts the next token and chooses among several continuations."""
+
+    backbone_class = GPT2Model
+    _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+
+    def build_head(self) -> None:
+        """Create both heads; a choice has one score."""
+        self.config.num_labels = 1
+        super().build_head()
+        self.multiple_choice_head = SequenceSummary(self.config)
+
+    def forward(  # type: ignore[override]  # the reference's own argument order
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        mc_token_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        mc_labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        **loss_kwargs: Any,
+    ) -> heads.Result:
+        """Scores of every next token and of every choice.
+
+        Args:
+            input_ids: (B, choices, T); the other inputs likewise, see the backbone.
+            mc_token_ids: (B, choices) place of the token that the choice is read from; the last one by default.
+            labels: (B, choices, T) the input itself, shifted inside; -100 does not count.
+            mc_labels: (B,) the right choice.
+            past_key_values, cache_position, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
+                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
+            loss_kwargs: see `CausalLMHead.forward`.
+
+        Returns:
+            logits (B, choices, T, V), mc_logits (B, choices), the losses whose labels were given, and what the backbone
+            returned.
+        """
+        out = self.transformer(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            cache_position=cache_position,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.lm_head(out.last_hidden_state)
+        mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
+        loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)
+        mc_loss = None
+        if mc_labels is not None:
+            mc_loss = token_loss(mc_logits.view(-1, mc_logits.shape[-1]), mc_labels.view(-1))
+        output = GPT2DoubleHeadsModelOutput(
+            loss, mc_loss, logits, mc_logits, out.past_key_values, out.hidden_states, out.attentions
+        )
+        return self._finish(output, return_dict)
+
+
+class GPT2ForSequenceClassification(heads.SequenceClassificationHead, GPT2PreTrainedModel):
+    """GPT-2 that classifies sequences by their last token."""
+
+    backbone_class = GPT2Model
+
+
+class GPT2ForTokenClassification(heads.TokenClassificationHead, GPT2PreTrainedModel):
+    """GPT-2 that classifies every token."""
+
+    backbone_class = GPT2Model
+
+
+class GPT2ForQuestionAnswering(heads.QuestionAnsweringHead, GPT2PreTrainedModel):
+    """GPT-2 that finds the span of an answer."""
+
+    backbone_class = GPT2Model

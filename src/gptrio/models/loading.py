@@ -1,0 +1,287 @@
+"""From a checkpoint to a model: built without storage, then given the file's tensors one by one."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.checkpoint.keys import IGNORED_BUFFERS
+from gptrio.checkpoint.load import LoadReport, load_into
+from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
+from gptrio.config import PretrainedConfig
+from gptrio.config.base import CONFIG_NAME, refuse_remote_code
+from gptrio.errors import CheckpointNotFoundError, GptrioWarning, MissingDependencyError, OptionError
+from gptrio.generation.config import GenerationConfig
+from gptrio.hub import HubOptions
+from gptrio.models.base import PreTrainedModel
+from gptrio.nn.attention import check_implementation
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+DeviceMap = str | int | torch.device | dict[str, Any]
+Source = CheckpointReader | Mapping[str, Tensor]
+
+
+def load_model(
+    cls: type[Model],
+    name_or_path: str | os.PathLike[str] | None,
+    *model_args: Any,
+    config: PretrainedConfig | str | os.PathLike[str] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    device_map: DeviceMap | None = None,
+    attn_implementation: str | None = None,
+    use_safetensors: bool | None = None,
+    variant: str | None = None,
+    ignore_mismatched_sizes: bool = False,
+    output_loading_info: bool = False,
+    low_cpu_mem_usage: bool | None = None,
+    **kwargs: Any,
+) -> Model | tuple[Model, dict[str, Any]]:
+    """Load a model in evaluation mode.
+
+    Tensors go from the memory-mapped files straight to their place: there is no second copy of the model, and what the
+    files hold is never initialised at random first.
+
+    Args:
+        cls: class of the model.
+        name_or_path: folder, packaged name, hub id or a single weight file; None with `config` and `state_dict`.
+        model_args: further positional arguments of the class.
+        config: configuration, or where to read it; beside the weights if None.
+        state_dict: tensors to load instead of files.
+        dtype: type of the weights, or "auto" for that of the checkpoint; float32 (torch's default type) if None.
+        torch_dtype: older name of `dtype`.
+        device_map: a device, "auto", or {name of a module: device}.
+        attn_implementation: "eager", "sdpa" or "flash_attention_2".
+        use_safetensors: True refuses torch files, False passes safetensors over.
+        variant: middle part of the file names, such as "fp16".
+        ignore_mismatched_sizes: draw tensors of other shapes anew instead of raising.
+        output_loading_info: also return a dictionary of missing, unexpected and mismatched keys.
+        low_cpu_mem_usage: accepted and without effect: memory use is always low.
+        kwargs: lookup options (see `gptrio.hub.HubOptions`), and overrides of the configuration such as `num_labels`.
+
+    Raises:
+        CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
+        OptionError: an argument that is none of these and no configuration key.
+    """
+    refuse_remote_code(kwargs)
+    options = HubOptions.pop_from(kwargs)
+    config, kwargs = _read_config(cls, config, name_or_path, options, kwargs)
+    if kwargs:
+        raise OptionError(
+            f"{cls.__name__}.from_pretrained does not know {', '.join(sorted(kwargs))}; expected its own arguments, "
+            "lookup options or configuration keys"
+        )
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    source = _open(name_or_path, state_dict, use_safetensors, variant, options)
+    number_format = _number_format(torch_dtype if dtype is None else dtype, config, source)
+    place = _placement(device_map)
+    model = build(cls, config, *model_args, dtype=number_format, device="meta")
+    report = load_into(
+        model,
+        source,
+        base_model_prefix=cls.base_model_prefix,
+        ignore_unexpected=(*IGNORED_BUFFERS, *cls._keys_to_ignore_on_load_unexpected),
+        ignore_missing=cls._keys_to_ignore_on_load_missing,
+        tied=model.tied_weights(),
+        dtype=number_format,
+        device=place,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+    )
+    model.tie_weights()
+    _initialise_rest(model, place)
+    _tell(report, cls.__name__, name_or_path)
+    _read_generation_config(model, name_or_path, options)
+    model.name_or_path = str(name_or_path or "")
+    model.eval()
+    model = _dispatch(model, device_map)
+    return (model, _loading_info(report)) if output_loading_info else model
+
+
+def build(
+    cls: type[Model],
+    config: PretrainedConfig,
+    *model_args: Any,
+    dtype: torch.dtype | str | None = None,
+    torch_dtype: torch.dtype | str | None = None,
+    attn_implementation: str | None = None,
+    device: torch.device | str | None = None,
+) -> Model:
+    """Build a model with new weights; on the meta device without storage.
+
+    Args:
+        cls: class of the model.
+        config: its configuration.
+        model_args: further positional arguments of the class.
+        dtype: type of the weights; torch's default type if None.
+        torch_dtype: older name of `dtype`.
+        attn_implementation: attention back end.
+        device: where the weights are; torch's default device if None.
+    """
+    if attn_implementation is not None:
+        config._attn_implementation = attn_implementation
+    check_implementation(config._attn_implementation or "sdpa")
+    chosen = torch_dtype if dtype is None else dtype
+    number_format = getattr(torch, chosen) if isinstance(chosen, str) else chosen
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(number_format or before)
+    try:
+        with torch.device(device or torch.get_default_device()):
+            model = cls(config, *model_args)
+    finally:
+        torch.set_default_dtype(before)
+    config.dtype = number_format or before
+    return model
+
+
+def _read_config(
+    cls: type[PreTrainedModel],
+    config: PretrainedConfig | str | os.PathLike[str] | None,
+    name_or_path: str | os.PathLike[str] | None,
+    options: HubOptions,
+    overrides: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """The configuration with overrides applied, and the overrides that it does not know."""
+    if isinstance(config, PretrainedConfig):
+        known = {key: value for key, value in overrides.items() if hasattr(config, key)}
+        for key, value in known.items():
+            setattr(config, key, value)
+        config.validate()
+        return config, {key: value for key, value in overrides.items() if key not in known}
+    where = config or name_or_path
+    if where is None:
+        raise OptionError(f"{cls.__name__}.from_pretrained needs a name, a folder, or config and state_dict")
+    return cls.config_class.from_pretrained(where, return_unused_kwargs=True, **options.as_kwargs(), **overrides)
+
+
+def _open(
+    name_or_path: str | os.PathLike[str] | None,
+    state_dict: Mapping[str, Tensor] | None,
+    use_safetensors: bool | None,
+    variant: str | None,
+    options: HubOptions,
+) -> Source:
+    if state_dict is not None:
+        return state_dict
+    if name_or_path is None:
+        raise OptionError("from_pretrained needs a name or folder to read weights from, or state_dict")
+    config_file = options.find(name_or_path, CONFIG_NAME)
+    if config_file is not None:
+        options = options.pinned_to(config_file)
+    return open_checkpoint(name_or_path, use_safetensors=use_safetensors, variant=variant, options=options)
+
+
+def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, source: Source) -> torch.dtype:
+    """Type of the weights; "auto" is the configuration's, or else that of the first floating-point tensor."""
+    if dtype is None:
+        return torch.get_default_dtype()
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype != "auto":
+        found = getattr(torch, dtype, None)
+        if not isinstance(found, torch.dtype):
+            raise OptionError(f"dtype={dtype!r} is no type; expected float32, bfloat16, float16 or 'auto'")
+        return found
+    if config.dtype is not None:
+        return config.dtype
+    stored = (source.dtype(k) if isinstance(source, CheckpointReader) else source[k].dtype for k in source.keys())  # noqa: SIM118 - a reader is no mapping
+    return next((kind for kind in stored if kind.is_floating_point), torch.get_default_dtype())
+
+
+def _placement(device_map: DeviceMap | None) -> torch.device | Callable[[str], torch.device]:
+    """Where each tensor goes."""
+    if device_map is None:
+        return torch.get_default_device()
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(device_map, dict):
+        return torch.device(device_map)
+    prefixes = {name: torch.device(device) for name, device in device_map.items()}
+
+    def device_of(key: str) -> torch.device:
+        fitting = [name for name in prefixes if not name or key == name or key.startswith(f"{name}.")]
+        if not fitting:
+            raise OptionError(f"device_map has no device for {key}; add an entry for it, or '' for all the rest")
+        return prefixes[max(fitting, key=len)]
+
+    return device_of
+
+
+def _initialise_rest(model: PreTrainedModel, place: torch.device | Callable[[str], torch.device]) -> None:
+    """Give storage and new values to parameters that the checkpoint did not have."""
+    empty: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                device = place(f"{path}.{leaf}") if callable(place) else place
+                data = torch.empty_like(parameter, device=device)
+                empty.setdefault(module, {})[leaf] = nn.Parameter(data, parameter.requires_grad)
+    for module, parameters in empty.items():
+        loaded = {leaf: p for leaf, p in module._parameters.items() if p is not None and leaf not in parameters}
+        for leaf, parameter in loaded.items():  # stands in, so that what was loaded is not drawn anew
+            module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+        module._parameters.update(parameters)
+        model._init_weights(module)
+        module._parameters.update(loaded)
+    model.tie_weights()
+
+
+def _tell(report: LoadReport, class_name: str, name_or_path: str | os.PathLike[str] | None) -> None:
+    """One warning that names what did not fit."""
+    mismatched = [f"{key} {stored} instead of {expected}" for key, stored, expected in report.mismatched]
+    parts = {
+        "drawn at random, because the checkpoint lacks them": report.missing,
+        "drawn at random, because their shapes differ": mismatched,
+        "in the checkpoint but not in the model": report.unexpected,
+    }
+    told = [
+        f"{len(keys)} {what}: {', '.join(keys[:8])}{', ...' * (len(keys) > 8)}" for what, keys in parts.items() if keys
+    ]
+    if told:
+        where = f" from {os.fspath(name_or_path)}" if name_or_path else ""
+        trained = "; train the model before you rely on it" if report.missing or mismatched else ""
+        warnings.warn(f"{class_name}{where}: {'; '.join(told)}{trained}", GptrioWarning, stacklevel=4)
+
+
+def _loading_info(report: LoadReport) -> dict[str, Any]:
+    return {
+        "missing_keys": report.missing,
+        "unexpected_keys": report.unexpected,
+        "mismatched_keys": report.mismatched,
+        "error_msgs": [],
+    }
+
+
+def _read_generation_config(
+    model: PreTrainedModel, name_or_path: str | os.PathLike[str] | None, options: HubOptions
+) -> None:
+    """Take the options beside the weights; without such a file those of the configuration stay."""
+    if not model.can_generate() or name_or_path is None or os.path.isfile(name_or_path):
+        return
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs())
+    except CheckpointNotFoundError:
+        return
+
+
+def _dispatch(model: Model, device_map: DeviceMap | None) -> Model:
+    """Let a model that is spread over several devices move its activations between them."""
+    if not isinstance(device_map, dict):
+        return model
+    model.hf_device_map = device_map  # type: ignore[assignment]  # read by other libraries under this name
+    if len({torch.device(device) for device in device_map.values()}) == 1:
+        return model
+    try:
+        from accelerate import dispatch_model
+    except ImportError as error:
+        raise MissingDependencyError(
+            "a device_map over several devices needs accelerate; pip install 'gptrio[accelerate]', or name one device"
+        ) from error
+    dispatched: Model = dispatch_model(model, device_map)
+    return dispatched

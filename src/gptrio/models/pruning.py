@@ -1,0 +1,46 @@
+"""Removing attention heads from a model (Michel et al., 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import InputError
+
+
+def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+    """Remove heads from the attention of a backbone's blocks.
+
+    Args:
+        backbone: its `blocks` have `self_attention()`, which knows `all_heads`, `pruned_heads` and `keep_heads(kept)`.
+        heads_to_prune: {layer: heads}, numbered as in the unpruned model; heads already removed are passed over.
+
+    Raises:
+        InputError: no such layer or head, or no head would be left.
+    """
+    for layer, heads in heads_to_prune.items():
+        if not 0 <= layer < len(backbone.blocks):
+            raise InputError(f"layer {layer} to prune does not exist; the model has {len(backbone.blocks)} layers")
+        _prune_layer(backbone.blocks[layer].self_attention, set(heads), layer)
+
+
+def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:
+    total, gone = attention.all_heads, attention.pruned_heads
+    wrong = sorted(head for head in heads if not 0 <= head < total)
+    if wrong:
+        raise InputError(f"heads {wrong} of layer {layer} do not exist; it has heads 0 to {total - 1}")
+    left = [head for head in range(total) if head not in gone]
+    kept = [place for place, head in enumerate(left) if head not in heads]
+    if not kept:
+        raise InputError(f"pruning heads {sorted(heads)} would leave layer {layer} without heads; keep at least one")
+    if len(kept) < len(left):
+        attention.keep_heads(kept)
+        attention.pruned_heads = gone | heads
+
+
+def head_features(kept: list[int], width: int) -> Tensor:
+    """(len(kept) * width,) features of the heads at the places `kept`, each `width` wide."""
+    return (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()

@@ -1,0 +1,68 @@
+"""From a model to a checkpoint folder."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptrio.checkpoint.write import save_state_dict
+from gptrio.errors import CheckpointError
+from gptrio.hub import push_folder
+from gptrio.models.base import PreTrainedModel
+
+
+def save_model(
+    model: PreTrainedModel,
+    save_directory: str | os.PathLike[str],
+    *,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Tensor] | None = None,
+    save_function: Callable[..., None] | None = None,
+    push_to_hub: bool = False,
+    max_shard_size: int | str = "5GB",
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    **kwargs: Any,
+) -> None:
+    """Write a model's configuration, generation options and weights into a folder.
+
+    Weights appear only once they are complete; an error leaves those of an earlier save as they were.
+
+    Args:
+        model: the model.
+        save_directory: the folder, made if need be.
+        is_main_process: write only if true (distributed training).
+        state_dict: tensors to write instead of the model's own.
+        save_function: accepted and without effect: files are always written safely.
+        push_to_hub: push the folder, to the repository `repo_id` or one named like the folder.
+        max_shard_size: bytes, or text such as "500MB".
+        safe_serialization: write safetensors rather than a torch file.
+        variant: middle part of the file names, such as "fp16".
+        kwargs: `repo_id` and options of `gptrio.hub.push_folder`.
+
+    Raises:
+        CheckpointError: the folder is a file, or cannot be written to.
+    """
+    folder = Path(save_directory)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; expected a folder to save a model into")
+    if not is_main_process:
+        return
+    tensors = dict(model.state_dict() if state_dict is None else state_dict)
+    if state_dict is None:
+        for tied in model.tied_weights():
+            tensors.pop(tied, None)
+    save_state_dict(tensors, folder, max_shard_size, safe_serialization, variant)
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    config.dtype = model.dtype
+    config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if push_to_hub:
+        push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)

@@ -1,0 +1,1 @@
+"""Torch blocks that the families share; no family name appears inside."""

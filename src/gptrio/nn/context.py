@@ -1,0 +1,172 @@
+"""What one forward tells each of its layers: the past, what may be seen, and how to attend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gptrio.nn.attention import attention
+from gptrio.nn.masks import AttentionMask
+
+
+class KeyValueStore(Protocol):
+    """The part of the cache protocol that a layer uses."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append and return everything this call's queries may see."""
+        ...
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """Number of keys an update returns, and the position of the first."""
+        ...
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer."""
+        ...
+
+
+@dataclass
+class CrossAttention:
+    """The encoder's side of a forward.
+
+    Attributes:
+        states: (B, S, C).
+        mask: which of the S states a query sees.
+        cache: keys and values of the states, or None.
+        filled: layers whose keys and values the cache already holds.
+    """
+
+    states: Tensor
+    mask: AttentionMask
+    cache: KeyValueStore | None = None
+    filled: dict[int, bool] = field(default_factory=dict)
+
+
+@dataclass
+class LayerContext:
+    """One forward, as its layers see it.
+
+    Attributes:
+        mask: what a query may attend to, for a layer that holds the whole past.
+        implementation: attention back end.
+        need_weights: layers return their attention weights.
+        cache: past keys and values, or None.
+        cache_position: (T,) positions of the queries for caches that write in place, or None.
+        head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
+        rotary: cosine and sine tables (B or 1, 1, T, R), or None.
+        cross: the encoder's side, or None.
+    """
+
+    mask: AttentionMask
+    implementation: str
+    need_weights: bool = False
+    cache: KeyValueStore | None = None
+    cache_position: Tensor | None = None
+    head_mask: Tensor | None = None
+    rotary: tuple[Tensor, Tensor] | None = None
+    cross: CrossAttention | None = None
+    _masks: dict[tuple[int, int, int | None], AttentionMask] = field(default_factory=dict)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        layer: int,
+        *,
+        scale: float,
+        window: int | None = None,
+        dropout: float = 0.0,
+        float32_scores: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Causal self-attention of layer `layer` over its past and the new keys and values.
+
+        Args:
+            q: queries (B, H, T, D).
+            k: new keys (B, H, T, D).
+            v: new values (B, H, T, D).
+            layer: index of the layer.
+            scale: factor of the scores.
+            window: most positions a query sees, itself included; None for all.
+            dropout: probability of dropping a weight; 0 outside training.
+            float32_scores: take scores in float32 whatever the dtype.
+
+        Returns:
+            The result (B, T, H * D), and the weights (B, H, T, S) if the context needs them.
+        """
+        mask = self._mask_of(layer, window)
+        if self.cache is not None:
+            k, v = self.cache.update(k, v, layer, {"cache_position": self.cache_position})
+        return self._attention(q, k, v, mask, layer, scale, dropout, float32_scores)
+
+    def _mask_of(self, layer: int, window: int | None) -> AttentionMask:
+        """The mask for a layer's own keys; layers of the same geometry share one."""
+        length, offset = self.mask.key_length, self.mask.key_offset
+        if self.cache is not None:
+            length, offset = self.cache.get_mask_sizes(self.mask.query_length, layer)
+        if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
+            return self.mask
+        key = (length, offset, window)
+        if key not in self._masks:
+            self._masks[key] = replace(self.mask, key_length=length, key_offset=offset, window=window, _additive={})
+        return self._masks[key]
+
+    def attend_to_encoder(
+        self,
+        q: Tensor,
+        keys_and_values: Callable[[Tensor], tuple[Tensor, Tensor]],
+        layer: int,
+        *,
+        scale: float,
+        dropout: float,
+        float32_scores: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention of layer `layer` to the encoder's states.
+
+        Args:
+            q: queries (B, H, T, D).
+            keys_and_values: maps the states (B, S, C) to keys and values, each (B, H, S, D); called once per cache.
+            layer: index of the layer.
+            scale: factor of the scores.
+            dropout: probability of dropping a weight; 0 outside training.
+            float32_scores: take scores in float32 whatever the dtype.
+        """
+        cross = self.cross
+        assert cross is not None
+        if cross.cache is not None and cross.filled.get(layer):
+            k, v = cross.cache[layer]
+        else:
+            k, v = keys_and_values(cross.states)
+            if cross.cache is not None:
+                k, v = cross.cache.update(k, v, layer)
+                cross.filled[layer] = True
+        return self._attention(q, k, v, cross.mask, layer, scale, dropout, float32_scores)
+
+    def _attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: AttentionMask,
+        layer: int,
+        scale: float,
+        dropout: float,
+        float32_scores: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        return attention(
+            q,
+            k,
+            v,
+            mask,
+            scale=scale,
+            dropout=dropout,
+            head_mask=None if self.head_mask is None else self.head_mask[layer],
+            float32_scores=float32_scores,
+            implementation=self.implementation,
+            need_weights=self.need_weights,
+        )

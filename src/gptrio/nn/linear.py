@@ -1,0 +1,94 @@
+"""The two linear layers of these families: (out, in) weights, and GPT-2's (in, out) weights."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.kernels.linear import Activation, linear
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` whose product runs through `gptrio.kernels`.
+
+    Attributes:
+        init_gain: factor of the standard deviation that new weights are drawn with.
+    """
+
+    init_gain = 1.0
+
+    def forward(self, input: Tensor, activation: Activation = "none") -> Tensor:
+        """Map (..., in) to (..., out), through `activation`."""
+        return linear(input, self.weight, self.bias, activation=activation)
+
+
+class Conv1D(nn.Module):
+    """A linear layer that stores its weight (in, out), as the released GPT-2 files do.
+
+    Args:
+        nf: output width.
+        nx: input width.
+    """
+
+    init_gain = 1.0
+
+    def __init__(self, nf: int, nx: int) -> None:
+        """Create a weight (nx, nf) drawn from N(0, 0.02) and a zero bias (nf,)."""
+        super().__init__()
+        self.nf = nf
+        self.nx = nx
+        self.weight = nn.Parameter(torch.empty(nx, nf))
+        self.bias = nn.Parameter(torch.zeros(nf))
+        nn.init.normal_(self.weight, std=0.02)
+
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        """Map (..., nx) to (..., nf), through `activation`."""
+        return linear(x, self.weight, self.bias, transposed=True, activation=activation)
+
+    def extra_repr(self) -> str:
+        """Widths, for `repr`."""
+        return f"nf={self.nf}, nx={self.nx}"
+
+
+def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> Tensor:
+    """`down(act(up(x)))`, the activation fused into the first product where that is possible.
+
+    Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
+    """
+    fused = _FUSED.get(type(act)) if type(up) in (Linear, Conv1D) else None
+    hidden = act(up(x)) if fused is None else up(x, fused(act))
+    return cast(Tensor, down(hidden))
+
+
+def _gelu_name(act: nn.Module) -> Activation:
+    return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
+
+
+_FUSED = {nn.GELU: _gelu_name, nn.ReLU: lambda act: "relu"}
+
+
+def keep_outputs(layer: nn.Module, index: Tensor) -> None:
+    """Shrink a linear layer in place to the output features in `index` (n,)."""
+    _keep(layer, index, axis=1 if isinstance(layer, Conv1D) else 0)
+    if layer.bias is not None:
+        layer.bias = _select(cast(nn.Parameter, layer.bias), index, 0)
+
+
+def keep_inputs(layer: nn.Module, index: Tensor) -> None:
+    """Shrink a linear layer in place to the input features in `index` (n,)."""
+    _keep(layer, index, axis=0 if isinstance(layer, Conv1D) else 1)
+
+
+def _keep(layer: nn.Module, index: Tensor, axis: int) -> None:
+    weight = layer.weight = _select(cast(nn.Parameter, layer.weight), index, axis)
+    if isinstance(layer, Conv1D):
+        layer.nx, layer.nf = weight.shape
+    else:
+        layer.out_features, layer.in_features = weight.shape
+
+
+def _select(parameter: nn.Parameter, index: Tensor, axis: int) -> nn.Parameter:
+    chosen = parameter.detach().index_select(axis, index.to(parameter.device))
+    return nn.Parameter(chosen, requires_grad=parameter.requires_grad)

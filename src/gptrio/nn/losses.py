@@ -1,0 +1,100 @@
+"""Losses of the heads."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptrio.errors import InputError
+
+IGNORE = -100
+
+
+def next_token_loss(
+    logits: Tensor,
+    labels: Tensor | None,
+    num_items_in_batch: int | Tensor | None = None,
+    ignore_index: int = IGNORE,
+    shift_labels: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each token given those before it, in float32.
+
+    Args:
+        logits: (..., T, V).
+        labels: (..., T); position t is predicted by the logits at t - 1. Entries of `ignore_index` do not count.
+        num_items_in_batch: divide the sum by this count instead of the number of labels (gradient accumulation).
+        ignore_index: the label that does not count.
+        shift_labels: (..., T) labels that are shifted already; replaces `labels`.
+    """
+    if shift_labels is None:
+        assert labels is not None
+        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    flat = logits.float().reshape(-1, logits.shape[-1])
+    return token_loss(flat, shift_labels.reshape(-1), num_items_in_batch, ignore_index)
+
+
+def token_loss(
+    logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor | None = None, ignore_index: int = IGNORE
+) -> Tensor:
+    """Cross-entropy of logits (N, V) against labels (N,), averaged over those that count.
+
+    Raises:
+        InputError: the numbers of logits and labels differ.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise InputError(
+            f"{labels.numel()} labels do not fit logits of shape {tuple(logits.shape)}; one label per position"
+        )
+    labels = labels.to(logits.device)
+    if num_items_in_batch is None:
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index)
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    count = num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
+    return total / count
+
+
+def infer_problem_type(num_labels: int, labels: Tensor) -> str:
+    """The kind of classification that label dtype and count imply."""
+    if num_labels == 1:
+        return "regression"
+    return "single_label_classification" if labels.dtype in (torch.long, torch.int) else "multi_label_classification"
+
+
+def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Tensor:
+    """Loss of one prediction per row.
+
+    Args:
+        logits: (B, num_labels).
+        labels: (B,) class ids, (B,) or (B, num_labels) real values, or (B, num_labels) zeros and ones.
+        problem_type: "regression" (mean squared error), "single_label_classification" (cross-entropy) or
+            "multi_label_classification" (binary cross-entropy of each label).
+    """
+    labels = labels.to(logits.device)
+    if problem_type == "regression":
+        return F.mse_loss(logits.squeeze(), labels.squeeze()) if logits.shape[-1] == 1 else F.mse_loss(logits, labels)
+    if problem_type == "single_label_classification":
+        return F.cross_entropy(logits, labels.view(-1))
+    if problem_type == "multi_label_classification":
+        return F.binary_cross_entropy_with_logits(logits, labels)
+    raise InputError(
+        f"problem_type={problem_type!r} is not known; use 'regression', 'single_label_classification' or "
+        "'multi_label_classification'"
+    )
+
+
+def span_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Mean cross-entropy of the first and the last token of a span; positions outside the text do not count.
+
+    Args:
+        start_logits: (B, T).
+        end_logits: (B, T).
+        starts: (B,) or (B, 1) first tokens.
+        ends: (B,) or (B, 1) last tokens.
+    """
+    length = start_logits.shape[1]
+    losses = [
+        F.cross_entropy(logits, target.view(-1).to(logits.device).clamp(0, length), ignore_index=length)
+        for logits, target in ((start_logits, starts), (end_logits, ends))
+    ]
+    return (losses[0] + losses[1]) / 2

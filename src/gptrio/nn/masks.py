@@ -1,0 +1,115 @@
+"""What a query may attend to, told once per forward; each attention back end derives its own mask from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class AttentionMask:
+    """Which of `S` keys each of `T` queries may attend to.
+
+    Key slot `j` holds position `key_offset + j`; query `i` stands at `query_start + i`, or at `positions[i]` when given
+    (static caches, whose lengths a compiled graph may only see as tensors).
+
+    A query whose every allowed key is padding attends evenly to those keys, as the reference's eager path does, so that
+    no row is ever NaN. Derived forms are computed once and shared by all layers that share the mask.
+
+    Attributes:
+        query_length: T.
+        key_length: S.
+        query_start: position of the first query.
+        key_offset: position of the first key slot.
+        causal: a query sees no later position.
+        window: a query sees at most this many positions, itself included; None for all.
+        padding: (B, positions) bool, True for real tokens, indexed by position; None if all are real.
+        ready: (B or 1, H or 1, T, S), a mask given ready-made: bool (True attends) or additive float.
+        segments: (B, T), the packed sequence each token belongs to; queries see only their own.
+        positions: (T,) positions of the queries, if they are only known as a tensor.
+    """
+
+    query_length: int
+    key_length: int
+    device: torch.device
+    query_start: int = 0
+    key_offset: int = 0
+    causal: bool = True
+    window: int | None = None
+    padding: Tensor | None = None
+    ready: Tensor | None = None
+    segments: Tensor | None = None
+    positions: Tensor | None = None
+    _additive: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_plain(self) -> bool:
+        """True if nothing but causality (or nothing at all) and the window restricts a query."""
+        return self.padding is None and self.ready is None and self.segments is None and self.positions is None
+
+    @property
+    def sees_all(self) -> bool:
+        """True if every query attends to every key."""
+        if not self.is_plain:
+            return False
+        last_key = self.key_offset + self.key_length - 1
+        reaches_back = self.window is None or self.query_start + self.query_length - 1 - self.window < self.key_offset
+        return not self.causal or (last_key <= self.query_start and reaches_back)
+
+    @property
+    def is_square_causal(self) -> bool:
+        """True if the mask is the lower triangle of a square: query i sees keys 0..i."""
+        if not (self.is_plain and self.causal and self.query_length == self.key_length):
+            return False
+        return self.query_start == self.key_offset and (self.window is None or self.window >= self.key_length)
+
+    def visible(self) -> Tensor:
+        """(1 or B, 1, T, S) bool: positions that causality, window and packing allow, padding left aside."""
+        keys = torch.arange(self.key_offset, self.key_offset + self.key_length, device=self.device)
+        if self.positions is not None:
+            queries = self.positions[:, None]
+        else:
+            start = self.query_start
+            queries = torch.arange(start, start + self.query_length, device=self.device)[:, None]
+        if self.causal:
+            allowed = keys <= queries  # (T, S)
+        else:
+            allowed = torch.ones(self.query_length, self.key_length, dtype=torch.bool, device=self.device)
+        if self.window is not None:
+            allowed = allowed & (keys > queries - self.window)
+        allowed = allowed[None, None]
+        if self.segments is not None:
+            allowed = allowed & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
+        return allowed
+
+    def real_keys(self) -> Tensor | None:
+        """(B, S) bool, True for keys that are no padding; None if all are real."""
+        if self.padding is None:
+            return None
+        real = self.padding[:, self.key_offset : self.key_offset + self.key_length]
+        missing = self.key_length - real.shape[1]  # slots of a static cache that are not filled yet
+        return torch.nn.functional.pad(real, (0, missing)) if missing > 0 else real
+
+    def additive(self, dtype: torch.dtype) -> Tensor:
+        """(B or 1, H or 1, T, S) float to add to scores: 0 attends, -inf never, the least finite value padding."""
+        if dtype not in self._additive:
+            self._additive[dtype] = self._compute_additive(dtype)
+        return self._additive[dtype]
+
+    def _compute_additive(self, dtype: torch.dtype) -> Tensor:
+        least = torch.finfo(dtype).min
+        soft = torch.zeros((), dtype=dtype, device=self.device)
+        real = self.real_keys()
+        if real is not None:
+            soft = soft.masked_fill(~real[:, None, None, :], least)
+        if self.ready is not None:
+            soft = soft + _as_additive(self.ready, dtype, least)
+        return torch.where(self.visible(), soft, float("-inf"))
+
+
+def _as_additive(ready: Tensor, dtype: torch.dtype, least: float) -> Tensor:
+    if ready.dtype == torch.bool:
+        return torch.zeros((), dtype=dtype, device=ready.device).masked_fill(~ready, least)
+    return ready.to(dtype).clamp(min=least)
