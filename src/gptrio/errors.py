@@ -19,6 +19,9 @@ Each also derives from the built-in type in parentheses, so that code written fo
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 
 class GptrioError(Exception):
     """Base of every exception of this package."""
@@ -74,3 +77,11 @@ class SizeMismatchError(CheckpointError, RuntimeError):
 
 class GptrioWarning(UserWarning):
     """Something works, but probably not as meant; the message names the way out."""
+
+
+def warn(message: str) -> None:
+    """Warn with a GptrioWarning that points at the line which called this package."""
+    level, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gptrio."):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, GptrioWarning, stacklevel=level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, NoReturn
+from typing import Any
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.gpt2 import GPT2Config
@@ -30,7 +30,7 @@ def config_class_of(model_type: str) -> type[PretrainedConfig]:
 class AutoConfig:
     """Reads any configuration that gptrio has a class for; not to be instantiated."""
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         """Refuse: configurations come from the class methods."""
         raise TypeError("AutoConfig is not instantiated; use its from_pretrained(...) or for_model(...)")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, cast
 
 from gptrio.config import AutoConfig, PretrainedConfig
 from gptrio.config.base import refuse_remote_code
@@ -36,7 +36,7 @@ class _AutoModel:
     def __init_subclass__(cls) -> None:
         cls._registered = {}
 
-    def __init__(self) -> NoReturn:
+    def __init__(self) -> None:
         """Refuse: models come from the class methods."""
         raise TypeError(f"{type(self).__name__} is not instantiated; use from_pretrained(name) or from_config(config)")
 
@@ -55,7 +55,9 @@ class _AutoModel:
         if not isinstance(config, PretrainedConfig):
             options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
             config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **options)
-        return cls._class_for(config).from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(
+            pretrained_model_name_or_path, *model_args, **kwargs
+        )
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:

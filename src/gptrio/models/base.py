@@ -37,7 +37,6 @@ class PreTrainedModel(EmbeddingsMixin):
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
-    base_model_prefix: ClassVar[str] = ""
     main_input_name: ClassVar[str] = "input_ids"
     supports_gradient_checkpointing: ClassVar[bool] = True
     is_parallelizable: ClassVar[bool] = False
@@ -239,7 +238,8 @@ class PreTrainedModel(EmbeddingsMixin):
 
     def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
         release_packs(self)
-        return super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
 
     # generation -----------------------------------------------------------------------------------------------------
 

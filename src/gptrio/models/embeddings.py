@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ class EmbeddingsMixin(nn.Module):
     """Input and output embeddings of a model, tied or not."""
 
     config: Any
-    base_model_prefix: Any
-    head_name: str | None = None
+    base_model_prefix: ClassVar[str] = ""
+    head_name: ClassVar[str | None] = None
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table (V, C)."""
@@ -93,7 +93,7 @@ class EmbeddingsMixin(nn.Module):
         return new_table
 
     @torch.no_grad()
-    def _resized(self, weight: nn.Parameter, rows: int, mean_resizing: bool) -> nn.Parameter:
+    def _resized(self, weight: Tensor, rows: int, mean_resizing: bool) -> nn.Parameter:
         kept = min(rows, weight.shape[0])
         new = weight.new_empty(rows, weight.shape[1])
         new[:kept] = weight[:kept]
@@ -118,4 +118,5 @@ def _like(weight: Tensor, count: int) -> Tensor:
     covariance = centred.T @ centred / rows.shape[0]
     values, vectors = torch.linalg.eigh(1e-9 * covariance)
     noise = torch.randn(count, rows.shape[1], device=rows.device) * values.clamp(min=0).sqrt()
-    return (mean + noise @ vectors.T).to(weight.dtype)
+    drawn: Tensor = mean + noise @ vectors.T
+    return drawn.to(weight.dtype)

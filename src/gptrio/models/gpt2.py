@@ -211,7 +211,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             logits (B, choices, T, V), mc_logits (B, choices), the losses whose labels were given, and what the backbone
             returned.
         """
-        out = self.transformer(
+        out = self.base_model(
             input_ids=input_ids,
             past_key_values=past_key_values,
             cache_position=cache_position,
@@ -225,7 +225,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        logits = self.lm_head(out.last_hidden_state)
+        logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
         loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)
         mc_loss = None

@@ -57,11 +57,11 @@ class CausalLMHead(HeadModel):
     """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
 
     _can_generate = True
-    head_name: str = "lm_head"
+    head_name: ClassVar[str | None] = "lm_head"
 
     def build_head(self) -> None:
         """Create the linear layer (V, C)."""
-        setattr(self, self.head_name, Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
+        setattr(self, cast(str, self.head_name), Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
 
     def forward(
         self,
@@ -199,7 +199,8 @@ class SequenceClassificationHead(HeadModel):
             )
             return -1
         places = torch.arange(input_ids.shape[-1], device=input_ids.device)
-        return (places * (input_ids != pad)).argmax(-1)
+        last: Tensor = (places * (input_ids != pad)).argmax(-1)
+        return last
 
 
 class TokenClassificationHead(HeadModel):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,7 @@ from torch.nn import functional as F
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.config import PretrainedConfig
-from gptrio.errors import GptrioWarning, InputError, TokenIdError
+from gptrio.errors import InputError, TokenIdError, warn
 
 if TYPE_CHECKING:
     from gptrio.cache.base import LegacyCache
@@ -143,7 +142,7 @@ def per_layer_head_mask(head_mask: Tensor | None, layers: int, dtype: torch.dtyp
 @functools.cache
 def warn_once(message: str) -> None:
     """Warn the first time a message is met."""
-    warnings.warn(message, GptrioWarning, stacklevel=3)
+    warn(message)
 
 
 def warn_of_left_padding(padding: Tensor | None, position_ids: Tensor | None) -> None:
@@ -169,4 +168,4 @@ def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: 
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +14,7 @@ from gptrio.checkpoint.load import LoadReport, load_into
 from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
-from gptrio.errors import CheckpointNotFoundError, GptrioWarning, MissingDependencyError, OptionError
+from gptrio.errors import CheckpointNotFoundError, MissingDependencyError, OptionError, warn
 from gptrio.generation.config import GenerationConfig
 from gptrio.hub import HubOptions
 from gptrio.models.base import PreTrainedModel
@@ -71,18 +70,18 @@ def load_model(
     """
     refuse_remote_code(kwargs)
     options = HubOptions.pop_from(kwargs)
-    config, kwargs = _read_config(cls, config, name_or_path, options, kwargs)
-    if kwargs:
+    settings, unknown = _read_config(cls, config, name_or_path, options, kwargs)
+    if unknown:
         raise OptionError(
-            f"{cls.__name__}.from_pretrained does not know {', '.join(sorted(kwargs))}; expected its own arguments, "
+            f"{cls.__name__}.from_pretrained does not know {', '.join(sorted(unknown))}; expected its own arguments, "
             "lookup options or configuration keys"
         )
     if attn_implementation is not None:
-        config._attn_implementation = attn_implementation
+        settings._attn_implementation = attn_implementation
     source = _open(name_or_path, state_dict, use_safetensors, variant, options)
-    number_format = _number_format(torch_dtype if dtype is None else dtype, config, source)
+    number_format = _number_format(torch_dtype if dtype is None else dtype, settings, source)
     place = _placement(device_map)
-    model = build(cls, config, *model_args, dtype=number_format, device="meta")
+    model = build(cls, settings, *model_args, dtype=number_format, device="meta")
     report = load_into(
         model,
         source,
@@ -146,7 +145,7 @@ def _read_config(
     name_or_path: str | os.PathLike[str] | None,
     options: HubOptions,
     overrides: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The configuration with overrides applied, and the overrides that it does not know."""
     if isinstance(config, PretrainedConfig):
         known = {key: value for key, value in overrides.items() if hasattr(config, key)}
@@ -246,7 +245,7 @@ def _tell(report: LoadReport, class_name: str, name_or_path: str | os.PathLike[s
     if told:
         where = f" from {os.fspath(name_or_path)}" if name_or_path else ""
         trained = "; train the model before you rely on it" if report.missing or mismatched else ""
-        warnings.warn(f"{class_name}{where}: {'; '.join(told)}{trained}", GptrioWarning, stacklevel=4)
+        warn(f"{class_name}{where}: {'; '.join(told)}{trained}")
 
 
 def _loading_info(report: LoadReport) -> dict[str, Any]:

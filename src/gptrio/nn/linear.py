@@ -57,16 +57,16 @@ def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> T
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
-    fused = _FUSED.get(type(act)) if type(up) in (Linear, Conv1D) else None
-    hidden = act(up(x)) if fused is None else up(x, fused(act))
+    fused = _fused_name(act) if type(up) in (Linear, Conv1D) else "none"
+    hidden = act(up(x)) if fused == "none" else up(x, fused)
     return cast(Tensor, down(hidden))
 
 
-def _gelu_name(act: nn.Module) -> Activation:
-    return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
-
-
-_FUSED = {nn.GELU: _gelu_name, nn.ReLU: lambda act: "relu"}
+def _fused_name(act: nn.Module) -> Activation:
+    """Name of an activation that `linear` can apply itself, or "none"."""
+    if type(act) is nn.GELU:
+        return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
+    return "relu" if type(act) is nn.ReLU else "none"
 
 
 def keep_outputs(layer: nn.Module, index: Tensor) -> None:
@@ -86,7 +86,7 @@ def _keep(layer: nn.Module, index: Tensor, axis: int) -> None:
     if isinstance(layer, Conv1D):
         layer.nx, layer.nf = weight.shape
     else:
-        layer.out_features, layer.in_features = weight.shape
+        cast(Linear, layer).out_features, cast(Linear, layer).in_features = weight.shape
 
 
 def _select(parameter: nn.Parameter, index: Tensor, axis: int) -> nn.Parameter:
