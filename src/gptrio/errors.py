@@ -81,7 +81,7 @@ class GptrioWarning(UserWarning):
 
 def warn(message: str) -> None:
     """Warn with a GptrioWarning that points at the line which called this package."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gptrio."):
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("gptrio.", "torch.")):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, GptrioWarning, stacklevel=level)
