@@ -100,6 +100,9 @@ from gptrio.outputs import ModelOutput as ModelOutput
 from gptrio.outputs import QuestionAnsweringModelOutput as QuestionAnsweringModelOutput
 from gptrio.outputs import SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast
 from gptrio.outputs import TokenClassifierOutput as TokenClassifierOutput
+from gptrio.quantization import quantize as quantize
+from gptrio.quantization.config import Int4Config as Int4Config
+from gptrio.quantization.config import Int8Config as Int8Config
 from gptrio.tokenization.auto import AutoTokenizer as AutoTokenizer
 from gptrio.tokenization.base import PreTrainedTokenizerBase as PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding as BatchEncoding

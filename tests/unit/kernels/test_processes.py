@@ -13,6 +13,7 @@ PROGRAM = """
 import os, torch
 from gptrio.kernels.linear import packed_inference
 from gptrio.kernels.native.library import native
+from gptrio.kernels.quantized import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8, quantized_linear
 from gptrio.nn.linear import Conv1D, Linear
 if "THREADS" in os.environ:
     torch.set_num_threads(int(os.environ["THREADS"]))
@@ -29,6 +30,15 @@ def check():
                     got = module(x).double()
                 want = x.double() @ weight + module.bias.double()
                 assert (got - want).abs().max() <= error * want.abs().max(), (dtype, rows)
+
+    for bits, make, back in ((8, quantize_int8, dequantize_int8), (4, lambda w: quantize_int4(w, 32), dequantize_int4)):
+        codes, scale = make(torch.randn(300, 768))
+        for rows in (1, 4, 40):
+            x = torch.randn(rows, 768)
+            with torch.inference_mode():
+                got = quantized_linear(x, codes, scale, None, bits=bits).double()
+            want = x.double() @ back(codes, scale, torch.float64).T
+            assert (got - want).norm() <= 0.01 * want.norm(), (bits, rows)
 
 check()
 if "FORK" in os.environ:

@@ -21,7 +21,10 @@ _TIMEOUT = 120  # seconds a compiler may take
 
 _pointer, _long, _int = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 _SIGNATURES: dict[str, list[Any]] = {
-    "gptrio_linear": [_int, _int, *[_pointer] * 6, _long, _long, _long, _int, _int],
+    "gptrio_quantize": [_int, *[_pointer] * 3, _long, _long, _long, _int],
+    "gptrio_quantized": [_int, _int, *[_pointer] * 6, _long, _long, _long, _long, _int, _int],
+    "gptrio_rescale": [_int, *[_pointer] * 6, _long, _long, _int, _int],
+    "gptrio_linear": [_int, _int, *[_pointer] * 5, _long, _long, _long, _int, _int],
 }
 
 

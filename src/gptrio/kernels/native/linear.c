@@ -2,38 +2,14 @@
  *
  * Storage is float32, bfloat16 or float16; sums are float32, rounded once at the end. Every sum runs in one fixed order
  * whatever the number of threads, so results do not depend on it. */
-#include "vectors.h"
+#include <stdlib.h>
+
+#include "product.h"
 
 #define BLOCK 4      /* rows of x that share one pass over the weight's registers */
 #define PASS 8       /* rows of x that share one read of an (in, out) weight */
 #define CHUNK 512    /* columns of an (in, out) weight that one task accumulates */
 #define AHEAD 3072   /* elements between a load and the prefetch beside it */
-#define SMALL 65536  /* weights with fewer elements are not worth waking a thread */
-
-typedef struct {
-  const void *w, *bias, *residual;
-  const float *x; /* (m, k) */
-  void *y;        /* (m, n) */
-  long m, n, k;
-  int activation;
-} Product;
-
-/* y[row, col:col + count] = activation(values + bias) + residual */
-INLINE void finish(const Product *p, long row, long col, const float *values, long count, int dtype) {
-  long at = row * p->n + col, j = 0;
-  for (; j + LANES <= count; j += LANES) {
-    vf v = load(values, j, F32);
-    if (p->bias) v += load(p->bias, col + j, dtype);
-    v = activate(v, p->activation);
-    if (p->residual) v += load(p->residual, at + j, dtype);
-    store(p->y, at + j, v, dtype);
-  }
-  for (; j < count; j++) {
-    vf v = splat(values[j] + (p->bias ? load1(p->bias, col + j, dtype) : 0.0f));
-    float residual = p->residual ? load1(p->residual, at + j, dtype) : 0.0f;
-    store1(p->y, at + j, activate(v, p->activation)[0] + residual, dtype);
-  }
-}
 
 /* Dot products of `rows` rows of x with `cols` rows of an (out, in) weight. */
 INLINE void dots(const Product *p, long row, long col, const int rows, const int cols, float out[][64], long at, int dtype) {
@@ -155,14 +131,17 @@ static const float *widen(const void *x, float *out, long count, int dtype) {
 /* y (m, n) = activation(x (m, k) @ W + bias) + residual.
  *
  * The weight is (n, k), or (k, n) if `transposed`; x, bias, residual and y have the weight's dtype and are contiguous;
- * bias and residual may be null. `scratch` holds m * k floats. */
+ * bias and residual may be null. */
 void gptrio_linear(int dtype, int transposed, const void *x, const void *w, const void *bias, const void *residual,
-                   void *y, float *scratch, long m, long n, long k, int activation, int threads) {
-  const float *rows = dtype == F32 ? x : widen(x, scratch, m * k, dtype);
+                   void *y, long m, long n, long k, int activation, int threads) {
+  float *wide = dtype == F32 ? 0 : malloc((size_t)(m * k) * sizeof(float));
+  if (dtype != F32 && !wide) abort();
+  const float *rows = dtype == F32 ? x : widen(x, wide, m * k, dtype);
   Product p = {w, bias, residual, rows, y, m, n, k, activation};
   if (n * k < SMALL) threads = 1;
   long width = task_width(n, transposed, threads);
   if (dtype == F32) tasks_f32(&p, transposed, width, threads);
   else if (dtype == BF16) tasks_bf16(&p, transposed, width, threads);
   else tasks_f16(&p, transposed, width, threads);
+  free(wide);
 }

@@ -1,0 +1,79 @@
+"""Swap the linear layers of a model for quantized ones: native int8 and int4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gptrio.errors import OptionError
+from gptrio.quantization.config import Int4Config, Int8Config
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    QuantizationConfig = Int8Config | Int4Config
+
+__all__ = ["Int4Config", "Int8Config", "Quantizer", "get_quantizer", "quantize"]
+
+_CONFIGS: dict[str, type[Int8Config | Int4Config]] = {
+    "int8": Int8Config,
+    "gptrio_int8": Int8Config,
+    "int4": Int4Config,
+    "gptrio_int4": Int4Config,
+}
+
+
+class Quantizer(Protocol):
+    """What loading asks of a way to quantize.
+
+    Attributes:
+        config: what it does, for `config.json`.
+        ignore_missing: patterns of model keys that a checkpoint in full precision lacks.
+    """
+
+    config: QuantizationConfig
+    ignore_missing: tuple[str, ...]
+
+    def prepare(self, model: nn.Module) -> None:
+        """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
+
+    def place(self, model: nn.Module, name: str, tensor: Tensor) -> bool:
+        """Take a checkpoint's tensor for the model key `name` if it must be quantized; else leave it (False)."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Share what is tied, after all tensors are in place."""
+
+
+def get_quantizer(config: QuantizationConfig | Mapping[str, Any] | str) -> Quantizer:
+    """The quantizer that a configuration asks for.
+
+    Args:
+        config: a configuration object, its dictionary from `config.json`, or "int8" or "int4".
+
+    Raises:
+        OptionError: no such method or option.
+    """
+    from gptrio.quantization.native import NativeQuantizer
+
+    return NativeQuantizer(_parsed(config))
+
+
+def quantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | str) -> None:
+    """Quantize the linear layers of a built model in place, freeing each full-precision weight as it goes."""
+    quantizer = get_quantizer(config)
+    quantizer.prepare(model)
+    quantizer.finish(model)
+
+
+def _parsed(config: QuantizationConfig | Mapping[str, Any] | str) -> QuantizationConfig:
+    if isinstance(config, (Int8Config, Int4Config)):
+        return config
+    options = {"quant_method": config} if isinstance(config, str) else dict(config)
+    method = options.pop("quant_method", None)
+    if method not in _CONFIGS:
+        raise OptionError(f"quantization method {method!r} is not known; use one of {', '.join(_CONFIGS)}")
+    make: Callable[..., QuantizationConfig] = _CONFIGS[method]
+    try:
+        return make(**options)
+    except TypeError as error:
+        raise OptionError(f"quantization method {method!r}: {error}") from None

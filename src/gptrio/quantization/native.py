@@ -1,0 +1,232 @@
+"""Linear layers and embeddings whose weights have 8 or 4 bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.errors import SizeMismatchError
+from gptrio.kernels import quantized
+from gptrio.nn.linear import Conv1D
+from gptrio.quantization.config import Int4Config, Int8Config
+
+_FULL_PRECISION = ("score", "classifier", "qa_outputs", "summary")  # small heads, trained anew
+
+
+class _QuantizedWeight(nn.Module):
+    """Codes and scales; a change of dtype touches neither.
+
+    Attributes:
+        weight: int8 (out, in), or uint8 (out, in / 2) for 4 bits.
+        weight_scale: float32 (out,), or float16 (out, in / group) for 4 bits.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, outer: int, inner: int, group: int | None) -> None:
+        super().__init__()
+        self.group = group
+        self.out_features, self.in_features = outer, inner
+        self.transposed = False  # whether full-precision weights come as (in, out)
+        if group is None:
+            self.register_buffer("weight", torch.empty(outer, inner, dtype=torch.int8, device="meta"))
+            self.register_buffer("weight_scale", torch.empty(outer, device="meta"))
+        else:
+            scale = torch.empty(outer, inner // group, dtype=torch.float16, device="meta")
+            self.register_buffer("weight", torch.empty(outer, inner // 2, dtype=torch.uint8, device="meta"))
+            self.register_buffer("weight_scale", scale)
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return 8 if self.group is None else 4
+
+    @torch.no_grad()
+    def take(self, weight: Tensor) -> None:
+        """Quantize a full-precision weight, (in, out) if `transposed`.
+
+        Raises:
+            SizeMismatchError: it has another shape than this layer.
+        """
+        weight = weight.t().contiguous() if self.transposed else weight
+        if weight.shape != (self.out_features, self.in_features):
+            raise SizeMismatchError(
+                f"a weight is {tuple(weight.shape)} (out, in) in the checkpoint, "
+                f"{(self.out_features, self.in_features)} in the model"
+            )
+        if self.group is None:
+            self.weight, self.weight_scale = quantized.quantize_int8(weight)
+        else:
+            self.weight, self.weight_scale = quantized.quantize_int4(weight, self.group)
+
+    def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The weight (out, in) that the codes stand for."""
+        function = quantized.dequantize_int8 if self.group is None else quantized.dequantize_int4
+        return function(self.weight, self.weight_scale, dtype)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Keep ready-made codes ("weight") or scales ("weight_scale") as they are.
+
+        Raises:
+            SizeMismatchError: they are of another type or shape than this layer's.
+        """
+        mine = getattr(self, name)
+        if tensor.shape != mine.shape or tensor.dtype != mine.dtype:
+            raise SizeMismatchError(
+                f"{name} of a quantized layer is {tensor.dtype} {tuple(tensor.shape)} in the checkpoint, "
+                f"{mine.dtype} {tuple(mine.shape)} in the model; load it with the configuration it was saved with"
+            )
+        setattr(self, name, tensor)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        scale = self.weight_scale
+        apply: Callable[..., Any] = super()._apply
+        apply(fn, recurse)
+        if not scale.is_meta:
+            self.weight_scale = scale.to(self.weight.device)
+        return self
+
+
+class QuantizedLinear(_QuantizedWeight):
+    """A linear layer with a weight of 8 or 4 bits, in place of `nn.Linear` or `Conv1D`.
+
+    Args:
+        layer: the layer it replaces; unless on the meta device, its weight is quantized now. The bias is kept.
+        group: inputs that share a scale of 4 bits, or None for 8 bits.
+    """
+
+    def __init__(self, layer: nn.Linear | Conv1D, group: int | None) -> None:
+        """Take the place of `layer`."""
+        transposed = isinstance(layer, Conv1D)
+        inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
+        super().__init__(outer, inner, group)
+        self.transposed = transposed
+        self.bias = layer.bias
+        if not layer.weight.is_meta:
+            self.take(layer.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return quantized.quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `repr`."""
+        group = "" if self.group is None else f", group_size={self.group}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, bits={self.bits}{group}"
+
+
+class QuantizedEmbedding(_QuantizedWeight):
+    """An embedding with rows of 8 bits, for models whose head shares them.
+
+    Args:
+        embedding: the embedding it replaces; unless on the meta device, its weight is quantized now.
+    """
+
+    unit: Tensor
+
+    def __init__(self, embedding: nn.Embedding) -> None:
+        """Take the place of `embedding`."""
+        outer, inner = embedding.weight.shape
+        super().__init__(outer, inner, None)
+        self.register_buffer("unit", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
+        self.num_embeddings, self.embedding_dim = outer, inner
+        if not embedding.weight.is_meta:
+            self.take(embedding.weight)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Look ids (...) up: (..., width) in the model's dtype."""
+        rows = self.weight[ids].to(torch.float32) * self.weight_scale[ids].unsqueeze(-1)
+        return rows.to(self.unit.dtype)
+
+    def extra_repr(self) -> str:
+        """Sizes, for `repr`."""
+        return f"{self.num_embeddings}, {self.embedding_dim}, bits=8"
+
+
+class NativeQuantizer:
+    """Quantizes linear layers to int8 or int4, while a checkpoint streams in or in a built model."""
+
+    ignore_missing: tuple[str, ...] = (r"\.weight_scale$",)
+
+    def __init__(self, config: Int8Config | Int4Config) -> None:
+        """Do as `config` says."""
+        self.config = config
+
+    def prepare(self, model: nn.Module) -> None:
+        """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
+        head = _tied_head(model)
+        skipped = (*_FULL_PRECISION, *(self.config.modules_to_not_convert or ()))
+        for name, layer in list(model.named_modules()):
+            if not isinstance(layer, (nn.Linear, Conv1D)) or _is_named(name, skipped):
+                continue
+            if layer is head:
+                _replace(model, _name_of(model, _input_embedding(model)), QuantizedEmbedding(_input_embedding(model)))
+                _replace(model, name, QuantizedLinear(_without_weight(layer), None))
+            else:
+                _replace(model, name, QuantizedLinear(layer, self._group(layer)))
+        owner: Any = model
+        owner.is_quantized = True
+        if hasattr(model, "config"):
+            owner.config.quantization_config = self.config.to_dict()
+
+    def place(self, model: nn.Module, name: str, tensor: Tensor) -> bool:
+        """Take a checkpoint's tensor for the model key `name`, codes or full precision; False if it is not for us."""
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        if leaf not in ("weight", "weight_scale") or not isinstance(owner, _QuantizedWeight):
+            return False
+        if leaf == "weight" and tensor.is_floating_point():
+            owner.take(tensor)
+        else:
+            owner.put(leaf, tensor)
+        return True
+
+    def finish(self, model: nn.Module) -> None:
+        """Let a tied head share the codes of the embedding."""
+        head = _tied_head(model)
+        if isinstance(head, QuantizedLinear):
+            embedding = _input_embedding(model)
+            head.weight, head.weight_scale = embedding.weight, embedding.weight_scale
+
+    def _group(self, layer: nn.Linear | Conv1D) -> int | None:
+        """Group size of a layer, or None for 8 bits."""
+        if isinstance(self.config, Int8Config):
+            return None
+        inner = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
+        group = self.config.group_size
+        return None if inner % max(group, quantized.UNIT) else group
+
+
+def _tied_head(model: Any) -> Any:
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    return model.get_output_embeddings() if tied and hasattr(model, "get_output_embeddings") else None
+
+
+def _input_embedding(model: Any) -> Any:
+    return model.get_input_embeddings()
+
+
+def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:
+    """A layer of the same shape whose weight comes from elsewhere."""
+    outer, inner = layer.weight.shape
+    empty = nn.Linear(inner, outer, bias=False, device="meta")
+    empty.bias = layer.bias
+    return empty
+
+
+def _is_named(name: str, names: tuple[str, ...]) -> bool:
+    return any(name == other or name.endswith(f".{other}") or name.startswith(f"{other}.") for other in names)
+
+
+def _name_of(model: nn.Module, wanted: nn.Module) -> str:
+    names: Iterator[str] = (name for name, module in model.named_modules() if module is wanted)
+    return next(names)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, module)

@@ -1,0 +1,177 @@
+"""Codes, and products with them, against float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptrio.errors import OptionError
+from gptrio.kernels import quantized
+from gptrio.kernels.native.library import native
+from gptrio.kernels.quantized import (
+    dequantize_int4,
+    dequantize_int8,
+    quantize_int4,
+    quantize_int8,
+    quantized_linear,
+)
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+def codes(bits: int, weight: Tensor, group: int = 32) -> tuple[Tensor, Tensor, Tensor]:
+    if bits == 8:
+        packed, scale = quantize_int8(weight)
+        return packed, scale, dequantize_int8(packed, scale, torch.float64)
+    packed, scale = quantize_int4(weight, group)
+    return packed, scale, dequantize_int4(packed, scale, torch.float64)
+
+
+def test_int8_codes_are_within_half_a_step() -> None:
+    weight = torch.randn(500, 700) * torch.logspace(-6, 2, 500).unsqueeze(1)
+    packed, scale, back = codes(8, weight)
+    assert packed.dtype is torch.int8 and scale.shape == (500,)
+    assert ((back - weight).abs() <= scale.unsqueeze(1) * 0.5001).all()
+
+
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_codes_are_near_their_values(group: int) -> None:
+    weight = torch.randn(300, 256)
+    packed, scale, back = codes(4, weight, group)
+    assert packed.shape == (300, 128) and scale.shape == (300, 256 // group) and scale.dtype is torch.float16
+    steps = scale.double().abs().repeat_interleave(group, dim=1)
+    assert ((back - weight).abs() <= steps * 3.01).all()
+    assert relative(back, weight.double()) < {32: 0.09, 64: 0.105, 128: 0.12}[group]
+
+
+def test_int4_layout_is_as_documented() -> None:
+    weight = torch.arange(64).remainder(15).sub(7).float().unsqueeze(0)
+    weight[0, [3, 40]] = -8
+    packed, scale = quantize_int4(weight, 32)
+    assert scale.tolist() == [[1.0, 1.0]]
+    assert (packed[0] & 15).int().sub(8).tolist() == weight[0, :32].int().tolist()
+    assert (packed[0] >> 4).int().sub(8).tolist() == weight[0, 32:].int().tolist()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_zero_weights_stay_zero(bits: int) -> None:
+    packed, scale, back = codes(bits, torch.zeros(8, 64))
+    assert not back.any()
+    with torch.no_grad():
+        assert not quantized_linear(torch.randn(2, 64), packed, scale, None, bits=bits).any()
+
+
+@pytest.mark.parametrize("group", [0, 16, 48, 256])
+def test_other_groups_are_refused(group: int) -> None:
+    with pytest.raises(OptionError, match=f"group_size is {group}"):
+        quantize_int4(torch.randn(4, 256), group)
+
+
+def test_inputs_that_do_not_divide_are_refused() -> None:
+    with pytest.raises(OptionError, match="192 inputs"):
+        quantize_int4(torch.randn(4, 192), 128)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 15, 16, 33])
+def test_product_is_near_the_one_with_dequantized_weights(dtype: torch.dtype, bits: int, rows: int) -> None:
+    for inner, outer, group in ((64, 67, 32), (384, 130, 64), (768, 259, 128)):
+        packed, scale, back = codes(bits, torch.randn(outer, inner) * 0.05, group)
+        x, bias = torch.randn(rows, inner).to(dtype), torch.randn(outer).to(dtype)
+        with torch.inference_mode():
+            got = quantized_linear(x, packed, scale, bias, bits=bits)
+        assert got.dtype is dtype and got.shape == (rows, outer)
+        assert relative(got, x.double() @ back.T + bias.double()) < 0.01
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_large_activations_do_not_drown_their_neighbours(bits: int) -> None:
+    if native().library is None:
+        pytest.skip("needs the C kernels")
+    packed, scale, back = codes(bits, torch.randn(128, 768) * 0.05)
+    x = torch.randn(1, 768)
+    x[0, 5] = 1000.0
+    rest = x.clone()
+    rest[0, :64] = 0
+    with torch.no_grad():
+        with_outlier = (
+            quantized_linear(x, packed, scale, None, bits=bits).double() - x[:, :64].double() @ back[:, :64].T
+        )
+    error = with_outlier - rest.double() @ back.T
+    step = 1000 / 127 / 2
+    assert error.abs().max() < step * back[:, :64].abs().sum(1).max()
+    assert error.abs().mean() < 1.0 < step
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [2, 20])
+def test_fusions_equal_the_separate_operations(bits: int, rows: int) -> None:
+    packed, scale, _ = codes(bits, torch.randn(96, 128) * 0.1)
+    x, bias, residual = torch.randn(rows, 128), torch.randn(96), torch.randn(rows, 96)
+    functions = {"relu": F.relu, "gelu_erf": F.gelu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh")}
+    with torch.no_grad():
+        plain = quantized_linear(x, packed, scale, bias, bits=bits)
+        for name, function in functions.items():
+            got = quantized_linear(x, packed, scale, bias, bits=bits, activation=name, residual=residual)
+            torch.testing.assert_close(got, function(plain) + residual, atol=3e-6, rtol=3e-6)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_do_not_depend_on_their_batch(bits: int) -> None:
+    packed, scale, _ = codes(bits, torch.randn(300, 768) * 0.05)
+    x = torch.randn(13, 768)
+    with torch.no_grad():
+        batch = quantized_linear(x, packed, scale, None, bits=bits)
+        for row in range(13):
+            assert torch.equal(quantized_linear(x[row : row + 1], packed, scale, None, bits=bits), batch[row : row + 1])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [2, 20])
+def test_nan_spoils_its_row_alone(bits: int, rows: int) -> None:
+    packed, scale, _ = codes(bits, torch.randn(64, 128))
+    x = torch.randn(rows, 128)
+    x[1, 100] = float("nan")
+    with torch.no_grad():
+        got = quantized_linear(x, packed, scale, None, bits=bits)
+    assert got[1].isnan().all() and got[0].isfinite().all()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_gradients_pass_through_to_x(bits: int) -> None:
+    packed, scale, back = codes(bits, torch.randn(64, 128))
+    x = torch.randn(3, 128, requires_grad=True)
+    quantized_linear(x, packed, scale, None, bits=bits).sum().backward()
+    torch.testing.assert_close(x.grad, back.float().sum(0).expand(3, -1))
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_plain_path_is_the_dequantized_product(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantized, "_can_run_natively", lambda x, codes: False)
+    packed, scale, back = codes(bits, torch.randn(64, 128))
+    x = torch.randn(5, 128)
+    with torch.no_grad():
+        got = quantized_linear(x, packed, scale, None, bits=bits, activation="relu", residual=torch.ones(5, 64))
+    torch.testing.assert_close(got.double(), F.relu(x.double() @ back.T) + 1, atol=1e-4, rtol=1e-5)
+
+
+def test_int8_takes_any_number_of_inputs() -> None:
+    packed, scale, back = codes(8, torch.randn(10, 37))
+    x = torch.randn(2, 37)
+    with torch.no_grad():
+        got = quantized_linear(x, packed, scale, None, bits=8)
+    torch.testing.assert_close(got.double(), x.double() @ back.T, atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_empty_batches_give_empty_results(bits: int) -> None:
+    packed, scale, _ = codes(bits, torch.randn(64, 128))
+    with torch.no_grad():
+        assert quantized_linear(torch.randn(0, 3, 128), packed, scale, None, bits=bits).shape == (0, 3, 64)
