@@ -1,8 +1,8 @@
 """The one matrix product that every linear layer ends in.
 
 Outside `packed_inference`, and whenever gradients, tracing, compilation, autocast, subclasses or wrapped tensors are in
-play, it is torch's own call, and its numbers are torch's. Inside, a product of few rows runs through the C kernels,
-which read the weight in place, and any other through oneDNN on a packed copy of the weight (see `packing`).
+play, it is torch's own call, and its numbers are torch's. Inside, it runs through oneDNN on a packed copy of the weight
+(see `packing`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptrio.kernels.native.calls import native_linear
-from gptrio.kernels.native.library import native
 from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
 
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
@@ -84,21 +82,9 @@ def linear(
     """
     if not torch.compiler.is_compiling() and _fast.get() and _eligible(x, weight, bias, residual):
         rows = x.numel() // x.shape[-1]
-        if 0 < rows <= native_rows(weight.dtype) and weight.is_contiguous():
-            return native_linear(x, weight, bias, transposed, activation, residual)
         if rows and can_pack_cached(weight.dtype):
             return _packed(x, find_pack(weight, transposed), bias, activation, residual)
     return _plain(x, weight, bias, transposed, activation, residual)
-
-
-@functools.cache
-def native_rows(dtype: torch.dtype) -> int:
-    """Most rows for which the C kernels are the fastest call; 0 where there are none."""
-    if native().library is None:
-        return 0
-    if not can_pack_cached(dtype):
-        return 16
-    return 4 if dtype is torch.bfloat16 else 8
 
 
 can_pack_cached = functools.cache(can_pack)
