@@ -47,13 +47,13 @@ def hardware() -> dict[str, str]:
     """Processor, its vector instructions as torch uses them, the kernels in use and why, threads and GPUs."""
     import torch
 
-    from gptrio.kernels.native.library import native
+    from gptrio.kernels.report import kernel_report
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "kernels": f"{'native' if native().library else 'torch'} ({native().reason})",
+        **{f"{kind} products": how for kind, how in kernel_report().items()},
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(devices) or "none",

@@ -4,9 +4,8 @@ int8: one float32 scale per output, codes in [-127, 127].
 int4: one float16 scale per `group` inputs of an output, codes in [-8, 7]. Two codes share a byte: byte j of each 32
 holds, plus 8, elements j (low half) and j + 32 (high half) of a unit of 64 inputs.
 
-With the C kernels the rows of x become int8 too, 64 values to a scale, or a whole row to a scale in products of many
-rows with int8 weights, which run on the processor's int8 units through torch. Where these means are missing, the weight
-is taken back to x's dtype.
+With int8 weights the rows of x become int8 too, a row to a scale, and run on the processor's int8 units through torch.
+Where these are missing, the weight is taken back to x's dtype.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import OptionError
-from gptrio.kernels.native.calls import native_quantize, native_quantized, native_rescale
-from gptrio.kernels.native.library import native
 
 UNIT = 64  # inputs that the kernels handle at a time
 GROUPS = (32, 64, 128)
-_MANY_ROWS = {8: 16, 4: 32}  # from here on a matrix product beats reading the codes row by row
 _SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # int4 scales tried, as shares of the one that fits the largest value
 _CHUNK = 1 << 18  # elements that are quantized at a time: what stays in the processor's cache
 
@@ -127,10 +123,8 @@ def quantized_linear(
     Returns:
         (..., out) of x's dtype.
     """
-    if _can_run_natively(x, codes):
+    if _can_use_int8_units(x, codes):
         rows = x.numel() // x.shape[-1]
-        if 0 < rows < _MANY_ROWS[bits]:
-            return native_quantized(x, codes, scale, bias, bits, activation, residual)
         if rows and bits == 8 and int8_products_are_exact():
             return _int8_matrix_product(x, codes, scale, bias, activation, residual)
     weight = dequantize_int8(codes, scale, x.dtype) if bits == 8 else dequantize_int4(codes, scale, x.dtype)
@@ -147,7 +141,7 @@ def activate(x: Tensor, activation: str) -> Tensor:
     return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def _can_run_natively(x: Tensor, codes: Tensor) -> bool:
+def _can_use_int8_units(x: Tensor, codes: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
@@ -157,7 +151,6 @@ def _can_run_natively(x: Tensor, codes: Tensor) -> bool:
         and x.shape[-1] % UNIT == 0
         and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and not torch._C._functorch.peek_interpreter_stack()
-        and native().library is not None
     )
 
 
@@ -175,8 +168,10 @@ def int8_products_are_exact() -> bool:
 def _int8_matrix_product(
     x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None
 ) -> Tensor:
-    values, x_scale = native_quantize(x)
-    sums = torch._int_mm(values, codes.t())
-    out = x.new_empty((*x.shape[:-1], codes.shape[0]))
-    native_rescale(sums, x_scale, scale, bias, activation, residual, out)
-    return out
+    rows = x.reshape(-1, x.shape[-1]).float()
+    x_scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    values = (rows / x_scale).round_().to(torch.int8)
+    sums = torch._int_mm(values, codes.t()).float() * x_scale * scale
+    out = sums if bias is None else sums + bias
+    out = activate(out.to(x.dtype), activation).view(*x.shape[:-1], codes.shape[0])
+    return out if residual is None else out + residual
