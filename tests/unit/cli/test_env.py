@@ -9,7 +9,7 @@ from importlib.metadata import version
 import gptrio
 from gptrio.cli import env
 from gptrio.cli.app import run
-from gptrio.kernels.native import library
+from gptrio.kernels.report import kernel_report
 
 
 def test_table_has_one_fact_a_line_and_no_colour_in_a_pipe(capsys):
@@ -28,14 +28,10 @@ def test_json_holds_the_same_facts(capsys):
     assert {"processor", "instructions", "threads", "gpus"} <= facts.keys()
 
 
-def test_kernels_are_told_with_the_reason(monkeypatch, capsys):
-    library.native.cache_clear()
-    monkeypatch.setenv("GPTRIO_KERNELS", "torch")
-    try:
-        assert run(["env"]) == 0
-    finally:
-        library.native.cache_clear()
-    assert "torch (switched off by GPTRIO_KERNELS=torch)" in capsys.readouterr().out
+def test_kernels_are_told_for_each_kind_of_weight(capsys):
+    assert run(["env", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert {f"{kind} products": how for kind, how in kernel_report().items()}.items() <= facts.items()
 
 
 def test_a_library_that_is_absent_is_said_to_be(monkeypatch):
