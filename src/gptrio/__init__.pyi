@@ -133,3 +133,15 @@ from gptrio.models.gpt2 import GPT2ForTokenClassification as GPT2ForTokenClassif
 from gptrio.models.gpt2 import GPT2LMHeadModel as GPT2LMHeadModel
 from gptrio.models.gpt2 import GPT2Model as GPT2Model
 from gptrio.models.gpt2 import GPT2PreTrainedModel as GPT2PreTrainedModel
+from gptrio.models.gpt_neo import GPTNeoForCausalLM as GPTNeoForCausalLM
+from gptrio.models.gpt_neo import GPTNeoForQuestionAnswering as GPTNeoForQuestionAnswering
+from gptrio.models.gpt_neo import GPTNeoForSequenceClassification as GPTNeoForSequenceClassification
+from gptrio.models.gpt_neo import GPTNeoForTokenClassification as GPTNeoForTokenClassification
+from gptrio.models.gpt_neo import GPTNeoModel as GPTNeoModel
+from gptrio.models.gpt_neo import GPTNeoPreTrainedModel as GPTNeoPreTrainedModel
+from gptrio.models.gpt_neox import GPTNeoXForCausalLM as GPTNeoXForCausalLM
+from gptrio.models.gpt_neox import GPTNeoXForQuestionAnswering as GPTNeoXForQuestionAnswering
+from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXForSequenceClassification
+from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
+from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
+from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel

@@ -81,6 +81,11 @@ class GPTNeoConfig(PretrainedConfig):
         if value != self.attention_layers:
             self.attention_types = [[value, 1]]
 
+    @property
+    def layer_windows(self) -> list[int | None]:
+        """Most positions that each layer sees, the query's own included; None for all."""
+        return [self.window_size if kind == "local" else None for kind in self.attention_layers]
+
     def to_dict(self) -> dict[str, Any]:
         """Return every attribute, `attention_layers` included, with plain values that JSON can hold."""
         return super().to_dict() | {"attention_layers": self.attention_layers}

@@ -24,6 +24,26 @@ _FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
             "question_answering": "GPT2ForQuestionAnswering",
         },
     ),
+    "gpt_neo": (
+        "gptrio.models.gpt_neo",
+        {
+            "base": "GPTNeoModel",
+            "causal_lm": "GPTNeoForCausalLM",
+            "sequence_classification": "GPTNeoForSequenceClassification",
+            "token_classification": "GPTNeoForTokenClassification",
+            "question_answering": "GPTNeoForQuestionAnswering",
+        },
+    ),
+    "gpt_neox": (
+        "gptrio.models.gpt_neox",
+        {
+            "base": "GPTNeoXModel",
+            "causal_lm": "GPTNeoXForCausalLM",
+            "sequence_classification": "GPTNeoXForSequenceClassification",
+            "token_classification": "GPTNeoXForTokenClassification",
+            "question_answering": "GPTNeoXForQuestionAnswering",
+        },
+    ),
 }
 
 

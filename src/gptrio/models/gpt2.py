@@ -17,29 +17,27 @@ from gptrio.models.backbone import LearnedPositionBackbone
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.pruning import head_features
 from gptrio.models.summary import SequenceSummary
-from gptrio.nn.activations import activation
 from gptrio.nn.attention import split_heads
+from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import LayerContext
-from gptrio.nn.linear import Conv1D, feed_forward, keep_inputs, keep_outputs
+from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
 
 
-class GPT2Attention(nn.Module):
+class GPT2Attention(MultiHeadAttention):
     """Multi-head attention to the past, or to an encoder's states."""
 
     def __init__(self, config: GPT2Config, layer_idx: int, is_cross_attention: bool = False) -> None:
         """Create the projections of layer `layer_idx`."""
-        super().__init__()
         width = config.n_embd
-        self.layer_idx = layer_idx
-        self.all_heads = config.n_head
-        self.pruned_heads: set[int] = set()
-        self.head_dim = width // config.n_head
-        self.scale = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        super().__init__(
+            width, config.n_head, layer_idx, dropout=config.attn_pdrop, float32_scores=config.reorder_and_upcast_attn
+        )
+        if not config.scale_attn_weights:
+            self.scale = 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer_idx + 1
-        self.float32_scores = config.reorder_and_upcast_attn
         if is_cross_attention:
             self.c_attn = Conv1D(2 * width, width)
             self.q_attn = Conv1D(width, width)
@@ -47,15 +45,12 @@ class GPT2Attention(nn.Module):
             self.c_attn = Conv1D(3 * width, width)
         self.c_proj = Conv1D(width, width)
         self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
-        self.attn_dropout = nn.Dropout(config.attn_pdrop)
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
         q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))
-        out, weights = context.attend(
-            q, k, v, self.layer_idx, scale=self.scale, dropout=self._dropout(), float32_scores=self.float32_scores
-        )
+        out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.c_proj(out)), weights
 
     def attend_to_encoder(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
@@ -66,7 +61,7 @@ class GPT2Attention(nn.Module):
             self._encoder_keys_and_values,
             self.layer_idx,
             scale=self.scale,
-            dropout=self._dropout(),
+            dropout=self.dropout_rate,
             float32_scores=self.float32_scores,
         )
         return self.resid_dropout(self.c_proj(out)), weights
@@ -74,9 +69,6 @@ class GPT2Attention(nn.Module):
     def _encoder_keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
         k, v = self.c_attn(states).chunk(2, dim=-1)
         return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
-
-    def _dropout(self) -> float:
-        return self.attn_dropout.p if self.training else 0.0
 
     def keep_heads(self, kept: list[int]) -> None:
         """Shrink to the heads at the places `kept`."""
@@ -86,53 +78,16 @@ class GPT2Attention(nn.Module):
         keep_inputs(self.c_proj, features)
 
 
-class GPT2MLP(nn.Module):
-    """Two linear layers around an activation."""
-
-    def __init__(self, config: GPT2Config) -> None:
-        """Create the layers."""
-        super().__init__()
-        inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = Conv1D(inner, config.n_embd)
-        self.c_proj = Conv1D(config.n_embd, inner)
-        self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
-        self.act = activation(config.activation_function)
-        self.dropout = nn.Dropout(config.resid_pdrop)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, T, C) to (B, T, C)."""
-        return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
-
-
-class GPT2Block(nn.Module):
-    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
+class GPT2Block(PreNormBlock):
+    """Pre-norm block, with attention to an encoder's states between the two parts if the configuration has it."""
 
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
         """Create block `layer_idx`."""
-        super().__init__()
-        width, eps = config.n_embd, config.layer_norm_epsilon
-        self.ln_1 = nn.LayerNorm(width, eps)
-        self.attn = GPT2Attention(config, layer_idx)
-        self.ln_2 = nn.LayerNorm(width, eps)
-        if config.add_cross_attention:
-            self.crossattention = GPT2Attention(config, layer_idx, is_cross_attention=True)
-            self.ln_cross_attn = nn.LayerNorm(width, eps)
-        self.mlp = GPT2MLP(config)
-
-    @property
-    def self_attention(self) -> GPT2Attention:
-        """The attention whose heads can be pruned."""
-        return self.attn
-
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), with the weights of self- and cross-attention or None."""
-        attended, weights = self.attn(self.ln_1(x), context)
-        x = x + attended
-        cross_weights = None
-        if context.cross is not None:
-            attended, cross_weights = self.crossattention.attend_to_encoder(self.ln_cross_attn(x), context)
-            x = x + attended
-        return x + self.mlp(self.ln_2(x)), weights, cross_weights
+        attn = GPT2Attention(config, layer_idx)
+        cross = GPT2Attention(config, layer_idx, is_cross_attention=True) if config.add_cross_attention else None
+        mlp = MLP(config.n_embd, config.n_inner, config.activation_function, config.resid_pdrop, Conv1D)
+        mlp.c_proj.init_gain = attn.c_proj.init_gain
+        super().__init__(attn, mlp, config.n_embd, config.layer_norm_epsilon, cross)
 
 
 class GPT2PreTrainedModel(PreTrainedModel):

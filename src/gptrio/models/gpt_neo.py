@@ -1,0 +1,141 @@
+"""GPT-Neo (Black et al., 2021): GPT-2's shape with unscaled scores, and layers that see a window in turn.
+
+Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from torch import Tensor, nn
+
+from gptrio.config import GPTNeoConfig
+from gptrio.models import heads
+from gptrio.models.backbone import LearnedPositionBackbone
+from gptrio.models.base import PreTrainedModel
+from gptrio.models.pruning import head_features
+from gptrio.models.signatures import arguments
+from gptrio.nn.attention import split_heads
+from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
+from gptrio.nn.context import LayerContext
+from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
+
+
+class GPTNeoSelfAttention(MultiHeadAttention):
+    """Multi-head attention to the whole past ("global") or to the last `window_size` positions ("local")."""
+
+    def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
+        """Create the projections of layer `layer_idx`."""
+        width = config.hidden_size
+        super().__init__(
+            width,
+            config.num_heads,
+            layer_idx,
+            scale=1.0,
+            dropout=config.attention_dropout,
+            window=config.layer_windows[layer_idx],
+            float32_scores=True,
+        )
+        self.k_proj = Linear(width, width, bias=False)
+        self.v_proj = Linear(width, width, bias=False)
+        self.q_proj = Linear(width, width, bias=False)
+        self.out_proj = Linear(width, width)
+        self.resid_dropout = nn.Dropout(config.resid_dropout)
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
+        out, weights = self.attend(q, k, v, context)
+        return self.resid_dropout(self.out_proj(out)), weights
+
+    def keep_heads(self, kept: list[int]) -> None:
+        """Shrink to the heads at the places `kept`."""
+        features = head_features(kept, self.head_dim)
+        for projection in (self.q_proj, self.k_proj, self.v_proj):
+            keep_outputs(projection, features)
+        keep_inputs(self.out_proj, features)
+
+
+class GPTNeoAttention(nn.Module):
+    """Holds the attention of a layer under the name that checkpoints have for it."""
+
+    def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
+        """Create the attention of layer `layer_idx`."""
+        super().__init__()
+        self.attention_type = config.attention_layers[layer_idx]
+        self.attention = GPTNeoSelfAttention(config, layer_idx)
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
+
+
+class GPTNeoBlock(PreNormBlock):
+    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
+
+    def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
+        """Create block `layer_idx`."""
+        width = config.hidden_size
+        attn = GPTNeoAttention(config, layer_idx)
+        mlp = MLP(width, config.intermediate_size, config.activation_function, config.resid_dropout, Linear)
+        super().__init__(attn, mlp, width, config.layer_norm_epsilon)
+
+    @property
+    def self_attention(self) -> GPTNeoSelfAttention:
+        """The attention whose heads can be pruned."""
+        return cast(GPTNeoAttention, self.attn).attention
+
+
+class GPTNeoPreTrainedModel(PreTrainedModel):
+    """Base of the GPT-Neo classes."""
+
+    config_class = GPTNeoConfig
+    base_model_prefix = "transformer"
+    _no_split_modules: ClassVar[list[str]] = ["GPTNeoBlock"]
+
+
+@arguments(
+    "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds use_cache "
+    "output_attentions output_hidden_states return_dict cache_position"
+)
+class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
+    """The GPT-Neo backbone: hidden states without a head."""
+
+    def __init__(self, config: GPTNeoConfig) -> None:
+        """Build the blocks, with new weights."""
+        super().__init__(config)
+        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.drop = nn.Dropout(config.embed_dropout)
+        self.h = nn.ModuleList([GPTNeoBlock(config, i) for i in range(config.num_layers)])
+        self.ln_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.post_init()
+
+
+@arguments(
+    "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds labels use_cache "
+    "output_attentions output_hidden_states return_dict cache_position logits_to_keep"
+)
+class GPTNeoForCausalLM(heads.CausalLMHead, GPTNeoPreTrainedModel):
+    """GPT-Neo that predicts the next token."""
+
+    backbone_class = GPTNeoModel
+    _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+
+
+class GPTNeoForSequenceClassification(heads.SequenceClassificationHead, GPTNeoPreTrainedModel):
+    """GPT-Neo that classifies sequences by their last token."""
+
+    backbone_class = GPTNeoModel
+
+
+class GPTNeoForTokenClassification(heads.TokenClassificationHead, GPTNeoPreTrainedModel):
+    """GPT-Neo that classifies every token."""
+
+    backbone_class = GPTNeoModel
+
+
+class GPTNeoForQuestionAnswering(heads.QuestionAnsweringHead, GPTNeoPreTrainedModel):
+    """GPT-Neo that finds the span of an answer."""
+
+    backbone_class = GPTNeoModel

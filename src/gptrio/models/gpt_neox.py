@@ -1,0 +1,193 @@
+"""GPT-NeoX (Black et al., 2022, "GPT-NeoX-20B"), and Pythia (Biderman et al., 2023).
+
+Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `R` rotated dimensions, `C` hidden size, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, cast
+
+from torch import Tensor, nn
+
+from gptrio.config import GPTNeoXConfig
+from gptrio.models import heads
+from gptrio.models.backbone import Backbone
+from gptrio.models.base import PreTrainedModel
+from gptrio.models.inputs import warn_once
+from gptrio.models.pruning import head_features
+from gptrio.models.signatures import arguments
+from gptrio.nn.activations import activation
+from gptrio.nn.blocks import BlockOutput, MultiHeadAttention
+from gptrio.nn.context import LayerContext
+from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
+from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, rotate
+
+
+class GPTNeoXAttention(MultiHeadAttention):
+    """Multi-head attention to the past, with rotary positions."""
+
+    def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
+        """Create the projections of layer `layer_idx`."""
+        width = config.hidden_size
+        super().__init__(width, config.num_attention_heads, layer_idx, dropout=config.attention_dropout)
+        self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
+        self.dense = Linear(width, width, bias=config.attention_bias)
+
+    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
+        q, k, v = qkv.transpose(1, 2).unbind(-2)  # (B, H, T, D)
+        assert context.rotary is not None
+        out, weights = self.attend(rotate(q, context.rotary), rotate(k, context.rotary), v, context)
+        return self.dense(out), weights
+
+    def keep_heads(self, kept: list[int]) -> None:
+        """Shrink to the heads at the places `kept`."""
+        keep_outputs(self.query_key_value, head_features(kept, 3 * self.head_dim))
+        keep_inputs(self.dense, head_features(kept, self.head_dim))
+
+
+class GPTNeoXMLP(nn.Module):
+    """Two linear layers around an activation."""
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        """Create the layers."""
+        super().__init__()
+        self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
+        self.act = activation(config.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return feed_forward(x, self.dense_h_to_4h, self.act, self.dense_4h_to_h)
+
+
+class GPTNeoXLayer(nn.Module):
+    """Pre-norm block, with attention and MLP side by side or one after the other."""
+
+    def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
+        """Create block `layer_idx`."""
+        super().__init__()
+        self.use_parallel_residual = config.use_parallel_residual
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_dropout = nn.Dropout(config.hidden_dropout)
+        self.post_mlp_dropout = nn.Dropout(config.hidden_dropout)
+        self.attention = GPTNeoXAttention(config, layer_idx)
+        self.mlp = GPTNeoXMLP(config)
+
+    @property
+    def self_attention(self) -> GPTNeoXAttention:
+        """The attention whose heads can be pruned."""
+        return self.attention
+
+    def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
+        """Map (B, T, C) to (B, T, C), with the weights of self-attention or None."""
+        attended, weights = self.attention(self.input_layernorm(x), context)
+        attended = self.post_attention_dropout(attended)
+        if self.use_parallel_residual:
+            return self._mlp(x) + attended + x, weights, None
+        x = x + attended
+        return x + self._mlp(x), weights, None
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.post_mlp_dropout(self.mlp(self.post_attention_layernorm(x))))
+
+
+class GPTNeoXPreTrainedModel(PreTrainedModel):
+    """Base of the GPT-NeoX classes."""
+
+    config_class = GPTNeoXConfig
+    base_model_prefix = "gpt_neox"
+    _no_split_modules: ClassVar[list[str]] = ["GPTNeoXLayer"]
+
+
+@arguments(
+    "input_ids attention_mask position_ids head_mask inputs_embeds past_key_values use_cache output_attentions "
+    "output_hidden_states cache_position return_dict"
+)
+class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
+    """The GPT-NeoX backbone: hidden states without a head."""
+
+    causal_under_ready_mask = False
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        """Build the blocks, with new weights."""
+        super().__init__(config)
+        width = config.hidden_size // config.num_attention_heads
+        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.emb_dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.rotary_emb = RotaryEmbedding(
+            RotarySettings(
+                int(width * config.rotary_pct),
+                config.rotary_emb_base,
+                config.max_position_embeddings,
+                config.rope_scaling or {},
+                getattr(config, "original_max_position_embeddings", None),
+            )
+        )
+        self.post_init()
+
+    def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Drop; positions are rotations, and there are no token types."""
+        if token_type_ids is not None:
+            warn_once("GPT-NeoX has no token types, so token_type_ids have no effect; leave them out")
+        return cast(Tensor, self.emb_dropout(x))
+
+    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines, each (B or 1, 1, T, R / 2)."""
+        return cast("tuple[Tensor, Tensor]", self.rotary_emb(x, position_ids))
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        return self.layers
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.final_layer_norm
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        return self.embed_in
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the token table."""
+        self.embed_in = cast(nn.Embedding, new_embeddings)
+
+
+@arguments(
+    "input_ids attention_mask position_ids inputs_embeds head_mask past_key_values labels use_cache output_attentions "
+    "output_hidden_states cache_position logits_to_keep return_dict"
+)
+class GPTNeoXForCausalLM(heads.CausalLMHead, GPTNeoXPreTrainedModel):
+    """GPT-NeoX that predicts the next token."""
+
+    backbone_class = GPTNeoXModel
+    head_name = "embed_out"
+    _tied_weights_keys: ClassVar[list[str]] = ["embed_out.weight"]
+
+
+@arguments(
+    "input_ids attention_mask position_ids inputs_embeds head_mask past_key_values labels use_cache output_attentions "
+    "output_hidden_states return_dict"
+)
+class GPTNeoXForSequenceClassification(heads.SequenceClassificationHead, GPTNeoXPreTrainedModel):
+    """GPT-NeoX that classifies sequences by their last token."""
+
+    backbone_class = GPTNeoXModel
+
+
+class GPTNeoXForTokenClassification(heads.TokenClassificationHead, GPTNeoXPreTrainedModel):
+    """GPT-NeoX that classifies every token."""
+
+    backbone_class = GPTNeoXModel
+
+
+class GPTNeoXForQuestionAnswering(heads.QuestionAnsweringHead, GPTNeoXPreTrainedModel):
+    """GPT-NeoX that finds the span of an answer."""
+
+    backbone_class = GPTNeoXModel

@@ -1,0 +1,134 @@
+"""The parts that blocks of several families are made of."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from gptrio.nn.activations import activation
+from gptrio.nn.context import LayerContext
+from gptrio.nn.linear import Conv1D, Linear, feed_forward
+
+BlockOutput = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+class MultiHeadAttention(nn.Module):
+    """What attention layers share; a family adds its projections.
+
+    Args:
+        width: C, divided among the heads.
+        heads: H.
+        layer_idx: index of the layer.
+        scale: factor of the scores; 1 / sqrt(head width) if None.
+        dropout: probability of dropping an attention weight in training.
+        window: most positions a query sees, itself included; None for all.
+        float32_scores: take scores in float32 whatever the dtype.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layer_idx: int,
+        *,
+        scale: float | None = None,
+        dropout: float = 0.0,
+        window: int | None = None,
+        float32_scores: bool = False,
+    ) -> None:
+        """Remember the settings."""
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.all_heads = heads
+        self.pruned_heads: set[int] = set()
+        self.head_dim = width // heads
+        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.window = window
+        self.float32_scores = float32_scores
+        self.attn_dropout = nn.Dropout(dropout)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+        """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `LayerContext.attend`."""
+        return context.attend(
+            q,
+            k,
+            v,
+            self.layer_idx,
+            scale=self.scale,
+            window=self.window,
+            dropout=self.dropout_rate,
+            float32_scores=self.float32_scores,
+        )
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of dropping a weight now."""
+        return self.attn_dropout.p if self.training else 0.0
+
+
+class MLP(nn.Module):
+    """Two linear layers around an activation.
+
+    Args:
+        width: C.
+        inner: width between the layers; 4 * C if None.
+        act: name of the activation.
+        dropout: of the result.
+        linear: kind of the layers, called with (outputs, inputs) for `Conv1D` and (inputs, outputs) for `Linear`.
+    """
+
+    def __init__(self, width: int, inner: int | None, act: str, dropout: float, linear: type[Conv1D | Linear]) -> None:
+        """Create the layers."""
+        super().__init__()
+        inner = 4 * width if inner is None else inner
+        self.c_fc, self.c_proj = (
+            Conv1D(outputs, inputs) if issubclass(linear, Conv1D) else linear(inputs, outputs)
+            for inputs, outputs in ((width, inner), (inner, width))
+        )
+        self.act = activation(act)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, T, C) to (B, T, C)."""
+        return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
+
+
+class PreNormBlock(nn.Module):
+    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))` (Radford et al., 2019).
+
+    Args:
+        attn: maps (x, context) to (B, T, C) and weights.
+        mlp: maps (B, T, C) to (B, T, C).
+        width: C.
+        eps: added to the variance in layer norms.
+        crossattention: its `attend_to_encoder` reads an encoder's states between the two; None for no such part.
+    """
+
+    def __init__(
+        self, attn: nn.Module, mlp: nn.Module, width: int, eps: float, crossattention: nn.Module | None = None
+    ) -> None:
+        """Put the parts together."""
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width, eps)
+        self.attn = attn
+        self.ln_2 = nn.LayerNorm(width, eps)
+        if crossattention is not None:
+            self.crossattention = crossattention
+            self.ln_cross_attn = nn.LayerNorm(width, eps)
+        self.mlp = mlp
+
+    @property
+    def self_attention(self) -> Any:
+        """The attention whose heads can be pruned."""
+        return self.attn
+
+    def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
+        """Map (B, T, C) to (B, T, C), with the weights of self- and cross-attention or None."""
+        attended, weights = self.attn(self.ln_1(x), context)
+        x = x + attended
+        cross_weights = None
+        if context.cross is not None:
+            attended, cross_weights = cast(Any, self.crossattention).attend_to_encoder(self.ln_cross_attn(x), context)
+            x = x + attended
+        return x + self.mlp(self.ln_2(x)), weights, cross_weights
