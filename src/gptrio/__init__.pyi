@@ -26,6 +26,8 @@ from gptrio.generation.constraints import DisjunctiveConstraint as DisjunctiveCo
 from gptrio.generation.constraints import PhrasalConstraint as PhrasalConstraint
 from gptrio.generation.declared import CompileConfig as CompileConfig
 from gptrio.generation.declared import GenerationMode as GenerationMode
+from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput as GenerateBeamDecoderOnlyOutput
+from gptrio.generation.outputs import GenerateDecoderOnlyOutput as GenerateDecoderOnlyOutput
 from gptrio.generation.processors.base import LogitsProcessor as LogitsProcessor
 from gptrio.generation.processors.base import LogitsProcessorList as LogitsProcessorList
 from gptrio.generation.processors.base import LogitsWarper as LogitsWarper

@@ -1,0 +1,142 @@
+"""One call of `generate`, made ready: what every decoding loop is handed, and the chores they share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.generation.config import GenerationConfig
+from gptrio.generation.outputs import GenerateDecoderOnlyOutput
+from gptrio.generation.processors.base import LogitsProcessorList
+from gptrio.generation.step import Stepper
+from gptrio.generation.stopping import MaxLengthCriteria, StoppingCriteriaList
+from gptrio.generation.streamers import Streamer
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+
+class Record:
+    """What the caller asked to see of every step."""
+
+    def __init__(self, config: GenerationConfig) -> None:
+        self.wanted = bool(config.return_dict_in_generate)
+        names = ("scores", "logits", "attentions", "hidden_states")
+        self.kept: dict[str, list[Any]] = {
+            name: [] for name in names if self.wanted and getattr(config, f"output_{name}")
+        }
+
+    def add(self, output: Any, logits: Tensor, scores: Tensor) -> None:
+        """Keep a step's output of the model, and the logits (B, V) before and after processing."""
+        values = {"scores": scores, "logits": logits}
+        for name, steps in self.kept.items():
+            steps.append(values[name] if name in values else getattr(output, name))
+
+    def tuples(self) -> dict[str, tuple[Any, ...]]:
+        """What was kept, a tuple with one entry for each step."""
+        return {name: tuple(steps) for name, steps in self.kept.items()}
+
+    @property
+    def scores(self) -> tuple[Tensor, ...] | None:
+        """Processed scores so far, for stopping criteria that look at them."""
+        return tuple(self.kept["scores"]) if "scores" in self.kept else None
+
+
+@dataclass
+class Call:
+    """What a decoding loop needs.
+
+    Attributes:
+        model: the language model.
+        config: the options of this call.
+        ids: (B, T) the prompts, a row for every sequence or beam.
+        step: runs the model.
+        processors: change the scores.
+        criteria: say which rows are finished.
+        pad: token that fills finished rows, or None.
+        generators: where random numbers come from: torch's own, one for all rows, or one for each.
+        streamer: is handed the tokens, or None.
+        synced_gpus: go on with other processes until all have finished.
+        record: what the result shall hold.
+        prompts: number of prompts.
+        draft: arguments of assisted generation.
+    """
+
+    model: Any
+    config: GenerationConfig
+    ids: Tensor
+    step: Stepper
+    processors: LogitsProcessorList
+    criteria: StoppingCriteriaList
+    pad: int | None
+    record: Record
+    prompts: int
+    generators: Generators = None
+    streamer: Streamer | None = None
+    synced_gpus: bool = False
+    draft: dict[str, Any] = field(default_factory=dict)
+
+    def process(self, ids: Tensor, logits: Tensor) -> Tensor:
+        """Scores (B, V) after the processors."""
+        return self.processors(ids, logits) if self.processors else logits
+
+    def finish(self, ids: Tensor) -> Tensor | GenerateDecoderOnlyOutput:
+        """End the stream and return what the caller asked for."""
+        if self.streamer is not None:
+            self.streamer.end()
+        if not self.record.wanted:
+            return ids
+        return GenerateDecoderOnlyOutput(ids, past_key_values=self.step.cache, **self.record.tuples())
+
+
+class Rows:
+    """Which rows go on.
+
+    Args:
+        criteria: say which rows are finished.
+        count: B.
+        pad: token that fills finished rows; needed where an end token finishes them.
+    """
+
+    def __init__(self, criteria: StoppingCriteriaList, count: int, pad: int | None, streamer: Streamer | None) -> None:
+        limits = [item for item in criteria if type(item) is MaxLengthCriteria and item.max_position_embeddings is None]
+        self._limit = min((item.max_length for item in limits), default=None)
+        self._criteria = StoppingCriteriaList(item for item in criteria if item not in limits)
+        ends = [item.eos_token_id for item in criteria if hasattr(item, "eos_token_id")]
+        self.pad = pad if pad is not None or not ends else int(torch.as_tensor(ends[0]).flatten()[0])
+        self._pads = bool(ends)
+        self._count = count
+        self._end_row = getattr(streamer, "end_row", None) if count > 1 else None
+        self.running: Tensor | None = None  # (B,) bool, None while all are
+
+    def fill(self, tokens: Tensor) -> Tensor:
+        """Put padding in place of the tokens (B,) of finished rows."""
+        if self.running is None or not self._pads or self.pad is None:
+            return tokens
+        return tokens.masked_fill(~self.running, self.pad)
+
+    def all_finished(self, ids: Tensor, scores: Any) -> bool:
+        """Look at the newest tokens of ids (B, T) and tell whether no row goes on."""
+        if self._criteria:
+            going_on = ~self._criteria(ids, scores)
+            if self.running is not None:
+                going_on &= self.running
+            flags = going_on.tolist()
+            if not any(flags):
+                return True
+            if not all(flags):
+                self._tell(flags)
+                self.running = going_on
+        return self._limit is not None and ids.shape[1] >= self._limit
+
+    def _tell(self, flags: list[bool]) -> None:
+        """Tell the streamer of rows that have just finished."""
+        if self._end_row is None:
+            return
+        before = [True] * self._count if self.running is None else self.running.tolist()
+        for row, (ran, runs) in enumerate(zip(before, flags, strict=True)):
+            if ran and not runs:
+                self._end_row(row)

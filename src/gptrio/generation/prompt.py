@@ -1,0 +1,184 @@
+"""What `generate` starts from: ids or embeddings, their padding, and what else the model is told at every step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.cache import Cache
+from gptrio.errors import InputError, OptionError, TokenIdError, warn
+from gptrio.generation.config import GenerationConfig
+
+_BY_POSITION = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
+_COLUMNS = ("ids", "padding", "embeds", "position_ids", "token_type_ids")  # fields with an axis of positions
+
+
+@dataclass
+class Prompt:
+    """The rows to continue.
+
+    Attributes:
+        ids: (B, T) tokens; T may be 0 beside embeddings.
+        padding: (B, S) bool, False for padding, S the longer of ids and embeddings; None if nothing is padded.
+        embeds: (B, S, C) in place of the ids in the first step, or None.
+        position_ids: (B, S) given by the caller, or None.
+        token_type_ids: (B, S) or None; the last column goes on.
+        cache: keys and values of the first positions, or None.
+        constants: further arguments of the model's forward, the same at every step.
+    """
+
+    ids: Tensor
+    padding: Tensor | None = None
+    embeds: Tensor | None = None
+    position_ids: Tensor | None = None
+    token_type_ids: Tensor | None = None
+    cache: Any = None
+    constants: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def length(self) -> int:
+        """S: positions of the prompt."""
+        return self.ids.shape[1] if self.embeds is None else self.embeds.shape[1]
+
+    @property
+    def longest_row(self) -> int:
+        """Most positions of a row that are no padding."""
+        return self.length if self.padding is None else int(self.padding.sum(-1).max())
+
+    def repeated(self, times: int) -> Prompt:
+        """Every row `times` times, copies side by side; the cache stays as it is."""
+        if times == 1:
+            return self
+
+        def repeat(name: str, value: Any) -> Any:
+            shared = name == "head_mask" or not isinstance(value, Tensor) or value.dim() < 2
+            return value if shared else value.repeat_interleave(times, dim=0)
+
+        constants = {name: repeat(name, value) for name, value in self.constants.items()}
+        by_row = {name: repeat(name, getattr(self, name)) for name in _COLUMNS}
+        return replace(self, constants=constants, **by_row)
+
+    def without_first(self, number: int) -> Prompt:
+        """The prompt without its first `number` positions."""
+        tensors = {name: getattr(self, name) for name in _COLUMNS}
+        return replace(self, **{name: tensor[:, number:] for name, tensor in tensors.items() if tensor is not None})
+
+
+def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
+    """Check the rows to continue and find their padding.
+
+    Args:
+        model: gives device and vocabulary.
+        inputs: (B, T) ids, or None.
+        arguments: arguments of the model's forward; `input_ids`, and those named in `Prompt` are taken out of it.
+        config: gives the special tokens.
+
+    Raises:
+        InputError: the tensors do not fit each other or the model.
+        OptionError: there is no prompt, and no `bos_token_id` to start from.
+        TokenIdError: an id outside the vocabulary.
+    """
+    own = arguments.pop("input_ids", None)
+    if inputs is not None and own is not None:
+        raise InputError("the prompt was given twice, as the first argument and as input_ids; give one of them")
+    ids = own if inputs is None else inputs
+    given = {name: arguments.pop(name, None) for name in _BY_POSITION}
+    given = {name: value if value is None else value.to(model.device) for name, value in given.items()}
+    embeds, mask = given["inputs_embeds"], given["attention_mask"]
+    ids = _checked_ids(model, ids) if ids is not None else _start(model, given, arguments, config.bos_token_id)
+    if ids.shape[1] == 0 and embeds is None:
+        ids, mask = _from_bos(ids, config.bos_token_id), None
+    if embeds is not None and (embeds.dim() != 3 or embeds.shape[0] != ids.shape[0] or embeds.shape[1] == 0):
+        raise InputError(f"inputs_embeds must be ({ids.shape[0]}, length, width); got shape {tuple(embeds.shape)}")
+    cache = arguments.pop("past_key_values", None)
+    prompt = Prompt(
+        ids, None, embeds, given["position_ids"], given["token_type_ids"], cache, _on_device(model, arguments)
+    )
+    prompt.padding = _padding(prompt, mask, config)
+    return prompt
+
+
+def _checked_ids(model: Any, ids: Any) -> Tensor:
+    if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in (torch.long, torch.int) or not len(ids):
+        what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"the prompt must be a tensor of token ids (batch, length), such as input_ids; got {what}")
+    placed: Tensor = ids.to(model.device, torch.long)
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", model.config.vocab_size)
+    if placed.numel():
+        lowest, highest = (int(end) for end in placed.aminmax())
+        if lowest < 0 or highest >= rows:
+            wrong = lowest if lowest < 0 else highest
+            raise TokenIdError(f"the prompt holds token id {wrong}; the model knows 0 to {rows - 1}")
+    return placed
+
+
+def _start(model: Any, given: dict[str, Tensor | None], arguments: dict[str, Any], bos_token_id: int | None) -> Tensor:
+    """Ids where none were given: none beside embeddings, else one beginning for each row of the other tensors."""
+    others = [value for value in [*given.values(), *arguments.values()] if isinstance(value, Tensor)]
+    empty = torch.empty((others[0].shape[0] if others else 1, 0), dtype=torch.long, device=model.device)
+    return empty if given["inputs_embeds"] is not None else _from_bos(empty, bos_token_id)
+
+
+def _from_bos(empty: Tensor, bos_token_id: int | None) -> Tensor:
+    if bos_token_id is None:
+        raise OptionError("the prompt is empty and there is no bos_token_id to start from; pass input_ids")
+    return empty.new_full((empty.shape[0], 1), bos_token_id)
+
+
+def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value.to(model.device) if isinstance(value, Tensor) else value
+        for name, value in arguments.items()
+        if value is not None
+    }
+
+
+def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> Tensor | None:
+    """The prompt's padding, from the mask or from the ids."""
+    ends = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
+    if mask is None:
+        ids, pad = prompt.ids, config.pad_token_id
+        if prompt.embeds is not None and ids.shape[1] != prompt.length:
+            return None
+        if pad is None or pad in ends:
+            _warn_of_unseen_padding(ids, pad if pad is not None else ends[0])
+            return None
+        padding: Tensor = ids != pad
+    else:
+        rows, length = prompt.ids.shape[0], prompt.length
+        if mask.dim() != 2 or mask.shape != (rows, length):
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}; expected ({rows}, {length}), one number for each token "
+                "of the prompt, what a cache already holds included"
+            )
+        padding = mask != 0
+    if bool(padding.all()):
+        return None
+    if not bool(padding[:, -1].all()):
+        warn("the prompts are padded on the right, so text would follow padding; tokenize with padding_side='left'")
+    return padding
+
+
+def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
+    """Tokens that look like padding, but could be ends, are taken for ends: say so where there are several rows."""
+    if pad is not None and ids.shape[0] > 1 and bool((ids[:, [0, -1]] == pad).any()):
+        warn(
+            f"some prompts begin or end with token {pad}, which pads as well as it ends a text; pass the tokenizer's "
+            "attention_mask to tell padding from text"
+        )
+
+
+def check_cache(prompt: Prompt) -> None:
+    """Raise InputError unless the cache is one and is shorter than the prompt."""
+    cache = prompt.cache
+    if not isinstance(cache, Cache):
+        raise InputError(f"past_key_values is a {type(cache).__name__}; expected a Cache or a tuple for each layer")
+    held = cache.get_seq_length()
+    if held >= prompt.length:
+        raise InputError(
+            f"past_key_values hold {held} positions and the prompt has {prompt.length}; the prompt starts with what "
+            "the cache holds, and at least one token must follow (cache.crop shortens it)"
+        )

@@ -1,0 +1,86 @@
+"""The options of one call: the caller's, over the given config's, over the model's."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, cast
+
+from gptrio.errors import OptionError
+from gptrio.generation.config import GenerationConfig
+from gptrio.generation.declared import GenerationOptions
+from gptrio.generation.options import unknown_option
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def merge_config(
+    model: Any, given: GenerationConfig | None, use_model_defaults: bool | None, kwargs: dict[str, Any]
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Return the options of this call in a new config, and the arguments of the model's forward.
+
+    Args:
+        model: its `generation_config` gives what is not said otherwise.
+        given: the caller's config, or None.
+        use_model_defaults: options at their default in `given` are the model's own.
+        kwargs: options and arguments of the model's forward.
+
+    Raises:
+        OptionError: an unknown name, with the nearest one that exists, or an impossible value.
+    """
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
+    base: GenerationConfig = model.generation_config
+    config = copy.copy(base if given is None else given)
+    config._kept = dict(config._kept)
+    if given is not None:
+        _fill(config, base, use_model_defaults)
+    arguments = config.update(**kwargs)
+    names = _forward_arguments(cast(Hashable, type(model)))
+    for name in arguments:
+        if name not in names:
+            raise unknown_option(name, sorted(names | _option_names() | _generate_arguments()), "generate()")
+    return config, arguments
+
+
+def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: bool | None) -> None:
+    """Replace defaults by the model's own values: all of them, or special tokens only."""
+    if use_model_defaults is None:
+        use_model_defaults = not _is_old(base)
+    fields = dataclasses.fields(GenerationOptions)
+    for field in fields:
+        unset = getattr(config, field.name) == field.default
+        if unset and (use_model_defaults or field.name in _TOKENS):
+            setattr(config, field.name, getattr(base, field.name))
+    if config.temperature == 0:  # that means greedy, whatever the model prefers
+        config.do_sample = False
+
+
+def _is_old(base: GenerationConfig) -> bool:
+    """Whether a model's file was written before 4.50, when its values were not yet taken for defaults."""
+    version = str(base._kept.get("transformers_version") or "5").split(".")
+    numbers = [int(part) if part.isdigit() else 0 for part in [*version, "0"][:2]]
+    return numbers < [4, 50]
+
+
+@lru_cache
+def _forward_arguments(model_class: Hashable) -> frozenset[str]:
+    """Names that a model's forward takes."""
+    parameters = inspect.signature(model_class.forward).parameters.values()  # type: ignore[attr-defined]  # a module
+    named = {item.name for item in parameters if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
+    return frozenset(named - {"self", "labels", "return_dict", "use_cache"})
+
+
+@lru_cache
+def _option_names() -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(GenerationOptions))
+
+
+@lru_cache
+def _generate_arguments() -> frozenset[str]:
+    from gptrio.generation.generate import generate
+
+    return frozenset(inspect.signature(generate).parameters) - {"model", "kwargs"}

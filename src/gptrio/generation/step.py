@@ -1,0 +1,178 @@
+"""Run the model on the tokens that its cache lacks: the prompt first, then what was chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.cache import DynamicCache
+from gptrio.generation.config import GenerationConfig
+from gptrio.generation.lengths import last_column, no_more_positions
+from gptrio.generation.prompt import Prompt
+
+_SPARE = 256  # columns by which the mask grows
+
+
+class Stepper:
+    """One model, one batch and its cache, from step to step.
+
+    The prompt is read once for all copies of a row that are asked for.
+
+    Args:
+        model: a language model.
+        prompt: the rows to continue, one for each prompt.
+        config: says what the model shall return and whether it shall cache.
+        copies: rows that continue each prompt.
+        cache: empty, or holding the first positions of the prompt; None to run without.
+    """
+
+    def __init__(self, model: Any, prompt: Prompt, config: GenerationConfig, copies: int, cache: Any) -> None:
+        self.model = model
+        self.cache = cache
+        self.calls = 0
+        self._last_column = last_column(model, prompt)
+        self._prepare = _own_preparation(model)
+        plain = self._prepare is None and not (config.output_attentions or config.output_hidden_states)
+        self._shares_prefill = copies > 1 and type(cache) is DynamicCache and plain
+        if copies > 1 and not self._shares_prefill and cache is not None and cache.get_seq_length():
+            cache.batch_repeat_interleave(copies)
+        self._copies = copies if self._shares_prefill else 1
+        self._prompt = prompt if self._shares_prefill else prompt.repeated(copies)
+        self._embeds = self._prompt.embeds
+        self._offset = prompt.length - prompt.ids.shape[1]  # positions that have no ids
+        self._constants = {"logits_to_keep": 1, "use_cache": cache is not None, **_flags(config)}
+        self._constants.update(self._prompt.constants)
+        self._in_place = cache is not None and type(cache) is not DynamicCache
+        self._chunk = config.prefill_chunk_size
+        self._spread(self._prompt)
+
+    def _spread(self, prompt: Prompt) -> None:
+        """Take masks and positions from a prompt."""
+        self._mask = prompt.padding  # (B, at least S) bool
+        self._types = prompt.token_type_ids
+        self._shift: Tensor | None = None  # (B, 1) what a column's number exceeds its position by, negated
+        self._positions: Tensor | None = None  # (B, S) of the prompt
+        if prompt.position_ids is not None:
+            self._positions = prompt.position_ids
+        elif prompt.padding is not None:
+            self._positions = (prompt.padding.long().cumsum(-1) - 1).masked_fill_(~prompt.padding, 1)
+        if self._positions is not None:
+            self._shift = self._positions[:, -1:] + 1 - prompt.length
+
+    def __call__(self, ids: Tensor, keep: int = 1, **flags: Any) -> Any:
+        """Return the model's output for the positions that it has not seen, logits of the last `keep` only.
+
+        Args:
+            ids: (B, T) all tokens so far.
+            keep: number of positions to return logits (B, keep, V) for.
+            **flags: arguments of the model's forward for this call.
+        """
+        if self._last_column is not None and ids.shape[1] > self._last_column:
+            raise no_more_positions(self.model, self._prompt, ids.shape[1])
+        length = ids.shape[1] + self._offset
+        seen = 0 if self.cache is None else self.cache.get_seq_length()
+        self.calls += 1
+        if self._prepare is not None:
+            return self._by_own_preparation(ids, seen, length, {"logits_to_keep": keep, **flags})
+        if self._chunk is not None and self.calls == 1 and self.cache is not None:
+            while length - seen > self._chunk:
+                self._run(ids, seen, seen + self._chunk, {"logits_to_keep": 1})
+                seen += self._chunk
+        shared = self._copies > 1 and self.calls == 1
+        rows = ids[:: self._copies] if shared else ids
+        output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
+        return self._share(output) if shared else output
+
+    def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
+        arguments = {**self._constants, **flags, **self._masks(seen, length)}
+        if self._embeds is not None and seen < self._embeds.shape[1]:
+            arguments["inputs_embeds"] = self._embeds[:, seen:length]
+        else:
+            arguments["input_ids"] = ids[:, seen - self._offset : length - self._offset]
+        output = self.model(past_key_values=self.cache, return_dict=True, **arguments)
+        if self.cache is not None:
+            self.cache = output.past_key_values
+        return output
+
+    def _masks(self, seen: int, length: int) -> dict[str, Tensor]:
+        """Mask, positions and types of the columns from `seen` to `length`, as far as there is something to tell."""
+        told: dict[str, Tensor] = {}
+        if self._mask is not None:
+            told["attention_mask"] = self._mask_of(length)
+        if self._shift is not None:
+            told["position_ids"] = self._positions_of(seen, length)
+        if self._types is not None:
+            missing = length - self._types.shape[1]
+            types = (
+                self._types if missing <= 0 else torch.cat([self._types, self._types[:, -1:].expand(-1, missing)], 1)
+            )
+            told["token_type_ids"] = types[:, seen:length]
+        if self._in_place:
+            told["cache_position"] = torch.arange(seen, length, device=self._device)
+        return told
+
+    def _mask_of(self, length: int) -> Tensor:
+        assert self._mask is not None
+        if self._mask.shape[1] < length:
+            room = self._mask.new_ones(self._mask.shape[0], length - self._mask.shape[1] + _SPARE)
+            self._mask = torch.cat([self._mask, room], dim=1)
+        return self._mask[:, :length]
+
+    def _positions_of(self, seen: int, length: int) -> Tensor:
+        assert self._shift is not None and self._positions is not None
+        prompt = self._positions.shape[1]
+        if length - seen == 1 and seen >= prompt:
+            return self._shift + seen
+        new = self._shift + torch.arange(max(seen, prompt), length, device=self._device)
+        return torch.cat([self._positions[:, seen:length], new], dim=1)
+
+    @property
+    def _device(self) -> torch.device:
+        return self._prompt.ids.device
+
+    def _share(self, output: Any) -> Any:
+        """Give every copy of a row the prompt's keys, values and scores."""
+        self.cache.batch_repeat_interleave(self._copies)
+        self._prompt = self._prompt.repeated(self._copies)
+        self._constants.update(self._prompt.constants)
+        self._spread(self._prompt)
+        output.logits = output.logits.repeat_interleave(self._copies, dim=0)
+        return output
+
+    def _by_own_preparation(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
+        """A step of a model whose class defines `prepare_inputs_for_generation` itself."""
+        assert self._prepare is not None
+        masks = self._masks(seen, length)
+        masks.pop("position_ids", None)
+        mask = masks.pop("attention_mask", ids.new_ones(ids.shape[0], length))
+        arguments = {**self._constants, **flags, **masks}
+        arguments["cache_position"] = torch.arange(seen, length, device=self._device)
+        prepared = self._prepare(
+            ids, past_key_values=self.cache, attention_mask=mask.long(), inputs_embeds=self._embeds, **arguments
+        )
+        output = self.model(**prepared, return_dict=True)
+        if self.cache is not None:
+            self.cache = output.past_key_values
+        return output
+
+    def reorder(self, rows: Tensor) -> None:
+        """Continue row `rows[i]` (B,) as row i."""
+        if self.cache is not None:
+            self.cache.reorder_cache(rows)
+
+    def crop(self, length: int) -> None:
+        """Forget the positions from `length` on (counted as columns of the ids)."""
+        if self.cache is not None and self.cache.get_seq_length() > length + self._offset:
+            self.cache.crop(length + self._offset)
+
+
+def _flags(config: GenerationConfig) -> dict[str, bool]:
+    return {name: True for name in ("output_attentions", "output_hidden_states") if getattr(config, name)}
+
+
+def _own_preparation(model: Any) -> Any:
+    """The model's `prepare_inputs_for_generation`, where its class has not just inherited this package's."""
+    method = getattr(model, "prepare_inputs_for_generation", None)
+    return None if method is None or str(method.__module__).startswith("gptrio.") else method
