@@ -121,7 +121,11 @@ from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialToke
 __version__: str
 from gptrio.cache import Cache as Cache
 from gptrio.cache import DynamicCache as DynamicCache
+from gptrio.cache import DynamicLayer as DynamicLayer
 from gptrio.cache import EncoderDecoderCache as EncoderDecoderCache
+from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
+from gptrio.cache import StaticCache as StaticCache
+from gptrio.cache import StaticLayer as StaticLayer
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering

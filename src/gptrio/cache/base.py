@@ -6,40 +6,77 @@ Shapes: keys and values (B, H, S, D); `S` counts stored positions, `T` those of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import InputError
+
+REACH = 64  # positions beyond its window that a local layer keeps, so that a crop can go back as far
 LegacyCache = tuple[tuple[Tensor, Tensor], ...]
 
 
 class CacheLayer(ABC):
-    """Keys and values of one layer."""
+    """Keys and values of one layer.
+
+    Attributes:
+        is_compileable: a compiled graph may hold this layer: it writes in place where `cache_position` says.
+        is_sliding: it keeps a window of the past only.
+    """
 
     is_compileable = False
+    is_sliding = False
 
     @property
     @abstractmethod
     def keys(self) -> Tensor | None:
-        """(B, H, S, D), or None before the first update."""
+        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
 
     @property
     @abstractmethod
     def values(self) -> Tensor | None:
-        """(B, H, S, D), or None before the first update."""
+        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
+
+    def stored(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the positions that are there, oldest first, or None if there are none."""
+        return None if self.keys is None or self.values is None else (self.keys, self.values)
 
     @abstractmethod
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) and return all keys and values that this call's queries may see."""
+        """Append (B, H, T, D) and return all keys and values that this call's queries may see.
+
+        Args:
+            keys: (B, H, T, D).
+            values: (B, H, T, D).
+            cache_kwargs: `cache_position` (T,), or None, for compileable layers: where to write.
+        """
 
     @abstractmethod
     def get_seq_length(self) -> int:
         """Positions seen so far, those that a window has let go included."""
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Number of keys that an update of `query_length` positions returns, and the position of the first of them."""
-        return self.get_seq_length() + query_length, 0
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """Number of keys that an update returns, and the position of the first of them.
+
+        Args:
+            query_length: T of an update without `cache_position`, or the `cache_position` (T,) of one with it.
+        """
+        return self.get_seq_length() + count_of(query_length), 0
+
+    def key_positions(self, cache_position: Tensor) -> Tensor | None:
+        """(S,) positions of the keys that an update at `cache_position` (T,) returns; None if they follow each other.
+
+        Negative numbers mark slots that hold nothing.
+        """
+        return None
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) positions after those seen so far."""
+        past = self.get_seq_length()
+        return torch.arange(past, past + length, device=device)
 
     def get_max_cache_shape(self) -> int:
         """Most positions that fit, or -1 if there is no limit."""
@@ -59,21 +96,35 @@ class CacheLayer(ABC):
 
 
 class Cache:
-    """A list of layers, made on first use, with the operations of Transformers' `Cache`.
+    """A list of layers with the operations of Transformers' `Cache`.
 
     Args:
-        make_layer: layer index to a new layer.
+        layers: the layers that are known beforehand.
+        layer_class_to_replicate: makes the further layers, when they are first used; None if there are none.
     """
 
-    def __init__(self, make_layer: Callable[[int], CacheLayer]) -> None:
-        """Start without layers."""
-        self._make_layer = make_layer
-        self.layers: list[CacheLayer] = []
+    def __init__(
+        self,
+        layers: Iterable[CacheLayer] = (),
+        layer_class_to_replicate: Callable[[], CacheLayer] | None = None,
+    ) -> None:
+        """Start with empty layers."""
+        self.layers: list[CacheLayer] = list(layers)
+        self.layer_class_to_replicate = layer_class_to_replicate
 
     def layer(self, layer_idx: int) -> CacheLayer:
-        """The layer at `layer_idx`, made if it is not there yet."""
+        """The layer at `layer_idx`, made if it is not there yet.
+
+        Raises:
+            InputError: the cache was made for a model of fewer layers.
+        """
         while len(self.layers) <= layer_idx:
-            self.layers.append(self._make_layer(len(self.layers)))
+            if self.layer_class_to_replicate is None:
+                raise InputError(
+                    f"past_key_values have {len(self.layers)} layers, but the model asks for layer {layer_idx}; make "
+                    "the cache with the configuration of this model"
+                )
+            self.layers.append(self.layer_class_to_replicate())
         return self.layers[layer_idx]
 
     def update(
@@ -97,11 +148,18 @@ class Cache:
         """Number of keys that an update returns, and the position of the first of them.
 
         Args:
-            query_length: T, or the call's cache positions (T,).
+            query_length: T of an update without `cache_position`, or the `cache_position` (T,) of one with it.
             layer_idx: index of the layer.
         """
-        length = query_length.shape[0] if isinstance(query_length, Tensor) else query_length
-        return self.layer(layer_idx).get_mask_sizes(length)
+        return self.layer(layer_idx).get_mask_sizes(query_length)
+
+    def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
+        """(S,) positions of the keys of an update at `cache_position` (T,); None if they follow each other."""
+        return self.layer(layer_idx).key_positions(cache_position)
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) positions after those seen so far."""
+        return self.layer(0).next_positions(length, device)
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """Most positions that fit, or -1 if there is no limit."""
@@ -111,6 +169,11 @@ class Cache:
     def max_cache_len(self) -> int:
         """Most positions that fit in the roomiest layer, or -1 if there is no limit."""
         return max((layer.get_max_cache_shape() for layer in self.layers), default=-1)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """For each layer, whether it keeps a window of the past only."""
+        return [layer.is_sliding for layer in self.layers]
 
     @property
     def is_compileable(self) -> bool:
@@ -144,8 +207,8 @@ class Cache:
             layer.reset()
 
     def to_legacy_cache(self) -> LegacyCache:
-        """A tuple of (keys, values) for each layer, each (B, H, S, D)."""
-        return tuple(self[i] for i in range(len(self)))
+        """A tuple of (keys, values) for each layer that holds something, each (B, H, S, D)."""
+        return tuple(pair for layer in self.layers if (pair := layer.stored()) is not None)
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """(keys, values) of a layer, each (B, H, S, D).
@@ -154,17 +217,18 @@ class Cache:
             IndexError: there is no such layer, or it is empty.
         """
         layer = self.layers[layer_idx]
-        if layer.keys is None or layer.values is None:
+        keys, values = layer.keys, layer.values
+        if keys is None or values is None:
             raise IndexError(f"layer {layer_idx} of the cache is empty")
-        return layer.keys, layer.values
+        return keys, values
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(keys, values) of each layer."""
-        return (self[i] for i in range(len(self)))
+        """(keys, values) of each layer that holds something."""
+        return (self[i] for i, layer in enumerate(self.layers) if layer.get_seq_length())
 
     def __len__(self) -> int:
         """Number of layers that hold something."""
-        return sum(layer.keys is not None for layer in self.layers)
+        return sum(layer.get_seq_length() > 0 for layer in self.layers)
 
     def __repr__(self) -> str:
         """Class, layers and length."""
@@ -174,3 +238,28 @@ class Cache:
 def as_positions(max_length: int, length: int) -> int:
     """How many of `length` positions `crop(max_length)` keeps."""
     return min(max_length, length) if max_length >= 0 else max(length + max_length, 0)
+
+
+def count_of(query_length: int | Tensor) -> int:
+    """T, given as a number or as the positions (T,) themselves."""
+    return query_length if isinstance(query_length, int) else query_length.shape[0]
+
+
+def windows_of(config: PretrainedConfig) -> list[int | None]:
+    """For each layer, most positions that a query sees, itself included; None for all."""
+    windows: list[int | None] | None = getattr(config, "layer_windows", None)
+    return [None] * config.num_hidden_layers if windows is None else list(windows)
+
+
+def joined(past: Tensor | None, new: Tensor) -> Tensor:
+    """The past (B, H, S, D), if there is one, and the new positions (B, H, T, D), one after the other."""
+    return new if past is None else torch.cat([past, new], dim=-2)
+
+
+def check_fit(held: Tensor | None, new: Tensor) -> None:
+    """Raise InputError unless `new` (B, H, T, D) can follow what is `held` (B, H, S, D)."""
+    if held is not None and (held.shape[:2] != new.shape[:2] or held.shape[3] != new.shape[3]):
+        raise InputError(
+            f"past_key_values hold (batch, heads, _, head width) = {(*held.shape[:2], held.shape[3])}, but this call "
+            f"has {(*new.shape[:2], new.shape[3])}; pass the cache that this model made for this batch"
+        )

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import Cache, CacheLayer, LegacyCache, as_positions
+from gptrio.cache.base import (
+    REACH,
+    Cache,
+    CacheLayer,
+    LegacyCache,
+    as_positions,
+    check_fit,
+    count_of,
+    joined,
+    windows_of,
+)
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
 
@@ -17,7 +27,8 @@ class DynamicLayer(CacheLayer):
     """The whole past of one layer, in a buffer with room to spare.
 
     Appending writes into the room, so that a step costs what it adds and not what is there. While autograd records,
-    nothing is written in place: the past and the new positions are concatenated.
+    nothing is written in place: the past and the new positions are concatenated. Tensors that others may hold, given or
+    handed out, are never changed.
     """
 
     def __init__(self) -> None:
@@ -25,47 +36,62 @@ class DynamicLayer(CacheLayer):
         self._keys: Tensor | None = None  # (B, H, room, D)
         self._values: Tensor | None = None
         self._stored = 0  # filled positions of the buffer
+        self._owned = False  # free positions of the buffer are this layer's to write
+        self._lent = False  # others may look at filled positions
 
     @property
     def keys(self) -> Tensor | None:
         """(B, H, S, D), or None before the first update."""
+        self._lent = True
         return None if self._keys is None else self._keys[:, :, : self._stored]
 
     @property
     def values(self) -> Tensor | None:
         """(B, H, S, D), or None before the first update."""
+        self._lent = True
         return None if self._values is None else self._values[:, :, : self._stored]
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Start from given keys and values (B, H, S, D), which are not copied until they must be changed."""
+        self._keys, self._values, self._stored, self._owned = keys, values, keys.shape[-2], False
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the whole past."""
-        self._check_fit(keys)
+        check_fit(self._keys, keys)
+        return self._append(keys, values, drop=0)
+
+    def _append(self, keys: Tensor, values: Tensor, drop: int) -> tuple[Tensor, Tensor]:
+        """Append to all but the oldest `drop` positions."""
+        start, end = self._stored - drop, self._stored - drop + keys.shape[-2]
         if torch.is_grad_enabled():
-            self._keys, self._values = _concatenate(self.keys, keys), _concatenate(self.values, values)
-            self._stored = self._keys.shape[-2]
-            return self._keys, self._values
-        start, end = self._stored, self._stored + keys.shape[-2]
-        self._keys, self._values = self._with_room(self._keys, keys, end), self._with_room(self._values, values, end)
-        self._keys[:, :, start:end] = keys
-        self._values[:, :, start:end] = values
+            self._keys, self._values = self._longer(self._keys, keys, drop), self._longer(self._values, values, drop)
+            self._owned = False
+        else:
+            if drop or not self._has_room(end):
+                self._keys = self._with_room(self._keys, keys, drop, end)
+                self._values = self._with_room(self._values, values, drop, end)
+                self._owned, self._lent = True, False
+            assert self._keys is not None
+            assert self._values is not None
+            self._keys[:, :, start:end] = keys
+            self._values[:, :, start:end] = values
         self._stored = end
         return self._keys[:, :, :end], self._values[:, :, :end]
 
-    def _with_room(self, buffer: Tensor | None, new: Tensor, end: int) -> Tensor:
-        if buffer is not None and buffer.shape[-2] >= end and not _is_frozen(buffer):
-            return buffer
-        room = end + max(64, end // 4)
-        larger = new.new_empty(*new.shape[:-2], room, new.shape[-1])
-        if buffer is not None:
-            larger[:, :, : self._stored] = buffer[:, :, : self._stored]
-        return larger
+    def _longer(self, past: Tensor | None, new: Tensor, drop: int) -> Tensor:
+        return joined(None if past is None else past[:, :, drop : self._stored], new)
 
-    def _check_fit(self, keys: Tensor) -> None:
-        if self._keys is not None and (self._keys.shape[:2] != keys.shape[:2] or self._keys.shape[3] != keys.shape[3]):
-            held, given = tuple(self._keys.shape), tuple(keys.shape)
-            raise InputError(
-                f"past_key_values hold (batch, heads, _, head width) = {held[:2] + held[3:]}, but this call has "
-                f"{given[:2] + given[3:]}; pass the cache that this model made for this batch"
-            )
+    def _has_room(self, end: int) -> bool:
+        buffer = self._keys
+        if buffer is None or not self._owned or buffer.shape[-2] < end:
+            return False
+        return torch.is_inference_mode_enabled() or not buffer.is_inference()  # else this call may not write to it
+
+    def _with_room(self, buffer: Tensor | None, new: Tensor, drop: int, end: int) -> Tensor:
+        larger = new.new_empty(*new.shape[:-2], end + max(64, end // 4), new.shape[-1])
+        if buffer is not None:
+            larger[:, :, : self._stored - drop] = buffer[:, :, drop : self._stored]
+        return larger
 
     def get_seq_length(self) -> int:
         """Positions stored."""
@@ -73,12 +99,19 @@ class DynamicLayer(CacheLayer):
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace keys and values by `function` of them."""
-        if self.keys is not None and self.values is not None:
-            self._keys, self._values = function(self.keys), function(self.values)
+        if self._keys is not None and self._values is not None:
+            stored = self._stored
+            self._keys, self._values = function(self._keys[:, :, :stored]), function(self._values[:, :, :stored])
+            self._owned = self._lent = False
 
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
-        self._stored = as_positions(max_length, self._stored)
+        self._shorten(as_positions(max_length, self._stored))
+
+    def _shorten(self, stored: int) -> None:
+        if stored < self._stored and self._lent:
+            self._owned = False  # what is cut off may be in use elsewhere
+        self._stored = stored
 
     def reset(self) -> None:
         """Forget everything."""
@@ -89,12 +122,13 @@ class DynamicLayer(CacheLayer):
 class WindowLayer(DynamicLayer):
     """The last positions of one layer: as many as `window` queries to come may see.
 
-    The buffer slides by a whole window at a time. Positions stay until they must make room, so that a crop can go back
-    as far as the buffer still reaches.
+    Older positions are let go when the buffer is full, all but as many as a crop may want to go back.
 
     Args:
         window: most positions that a query sees, itself included.
     """
+
+    is_sliding = True
 
     def __init__(self, window: int) -> None:
         """Start empty."""
@@ -104,19 +138,16 @@ class WindowLayer(DynamicLayer):
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the last `window - 1 + T` positions, or fewer if there are fewer."""
-        self._slide(keys.shape[-2])
+        check_fit(self._keys, keys)
         seen, _ = self.get_mask_sizes(keys.shape[-2])
-        all_keys, all_values = super().update(keys, values)
+        drop = 0 if self._has_room(self._stored + keys.shape[-2]) else self._excess()
+        self._dropped += drop
+        all_keys, all_values = self._append(keys, values, drop)
         return all_keys[:, :, -seen:], all_values[:, :, -seen:]
 
-    def _slide(self, incoming: int) -> None:
-        """Let go of what no query to come can see, once it fills as much room as the window."""
-        excess = self._stored - (self.window - 1)
-        if self.keys is None or self.values is None or excess < self.window:
-            return
-        self._keys, self._values = self.keys[:, :, excess:].clone(), self.values[:, :, excess:].clone()
-        self._stored -= excess
-        self._dropped += excess
+    def _excess(self) -> int:
+        """Positions that no query to come can see, and no crop is likely to bring back."""
+        return max(self._stored - (self.window - 1) - REACH, 0)
 
     def get_seq_length(self) -> int:
         """Positions seen, those that were let go included."""
@@ -126,10 +157,10 @@ class WindowLayer(DynamicLayer):
         """Count what is stored as the last of `length` positions."""
         self._dropped = length - self._stored
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them."""
         kept = min(self._stored, self.window - 1)
-        return kept + query_length, self.get_seq_length() - kept
+        return kept + count_of(query_length), self.get_seq_length() - kept
 
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end.
@@ -138,17 +169,31 @@ class WindowLayer(DynamicLayer):
             InputError: positions that the shorter past would need have been let go.
         """
         length = as_positions(max_length, self.get_seq_length())
-        if self._dropped and length - self._dropped < min(self.window - 1, length):
-            raise InputError(
-                f"a window of {self.window} positions cannot be cropped from {self.get_seq_length()} to {length}: what "
-                f"came before position {self._dropped} is gone; crop by fewer positions or run the prompt again"
-            )
-        self._stored = length - self._dropped
+        check_reach(length, self.get_seq_length(), self._dropped, self.window)
+        if length == 0:
+            self.reset()
+        self._shorten(length - self._dropped)
 
     def reset(self) -> None:
         """Forget everything."""
         super().reset()
         self._dropped = 0
+
+
+def check_reach(length: int, seen: int, oldest: int, window: int) -> None:
+    """Raise InputError if a window cannot be cropped.
+
+    Args:
+        length: positions to be left.
+        seen: positions seen.
+        oldest: first position that is still there.
+        window: most positions that a query sees, itself included.
+    """
+    if length > 0 and oldest > max(length - (window - 1), 0):
+        raise InputError(
+            f"a window of {window} positions cannot be cropped from {seen} to {length}: what came before position "
+            f"{oldest} is gone; crop by fewer positions or run the prompt again"
+        )
 
 
 class DynamicCache(Cache):
@@ -165,18 +210,19 @@ class DynamicCache(Cache):
         config: PretrainedConfig | None = None,
     ) -> None:
         """Start empty, or from given keys and values."""
-        windows: list[int | None] = getattr(config, "layer_windows", None) or []
-        super().__init__(lambda i: _growing_layer(windows[i] if i < len(windows) else None))
-        with torch.enable_grad():  # given tensors are kept as they are, not copied into a buffer
-            for i, (keys, values) in enumerate(ddp_cache_data or ()):
-                self.update(keys, values, i)
+        windows = [] if config is None else windows_of(config)
+        super().__init__((growing_layer(window) for window in windows), DynamicLayer)
+        for i, (keys, values) in enumerate(ddp_cache_data or ()):
+            layer = self.layer(i)
+            assert isinstance(layer, DynamicLayer)
+            layer.hold(keys, values)
         self._align()
 
     def _align(self) -> None:
         """Local layers of given keys and values end where the longest layer ends."""
         length = max((layer.get_seq_length() for layer in self.layers), default=0)
         for layer in self.layers:
-            if isinstance(layer, WindowLayer):
+            if isinstance(layer, WindowLayer) and layer.get_seq_length():
                 layer.skip_to(length)
 
     @classmethod
@@ -187,14 +233,6 @@ class DynamicCache(Cache):
         return cls(past_key_values, config=config)
 
 
-def _growing_layer(window: int | None) -> DynamicLayer:
+def growing_layer(window: int | None) -> DynamicLayer:
+    """A layer for the whole past, or for a window of it."""
     return DynamicLayer() if window is None else WindowLayer(window)
-
-
-def _concatenate(past: Tensor | None, new: Tensor) -> Tensor:
-    return new if past is None else torch.cat([past, new], dim=-2)
-
-
-def _is_frozen(buffer: Tensor) -> bool:
-    """True for a buffer made in inference mode that this call may not write to."""
-    return buffer.is_inference() and not torch.is_inference_mode_enabled()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptrio.cache.base import Cache
@@ -17,22 +18,29 @@ class EncoderDecoderCache(Cache):
     """Two caches: `self_attention_cache` grows, `cross_attention_cache` is filled by the first call.
 
     Args:
-        self_attention_cache: the decoder's past.
-        cross_attention_cache: keys and values of the encoder's states.
+        self_attention_cache: the decoder's past; or (keys, values, cross keys, cross values) for each layer, of both.
+        cross_attention_cache: keys and values of the encoder's states; empty if None.
     """
 
-    def __init__(self, self_attention_cache: Cache, cross_attention_cache: Cache) -> None:
+    def __init__(
+        self,
+        self_attention_cache: Cache | Iterable[tuple[Tensor, ...]],
+        cross_attention_cache: Cache | None = None,
+    ) -> None:
         """Join two caches; layers that the second already holds are not computed again."""
+        if not isinstance(self_attention_cache, Cache):
+            held = list(self_attention_cache)
+            self_attention_cache = DynamicCache((layer[0], layer[1]) for layer in held)
+            cross_attention_cache = DynamicCache((layer[2], layer[3]) for layer in held if len(layer) > 2)
+        cross = DynamicCache() if cross_attention_cache is None else cross_attention_cache
         self.self_attention_cache = self_attention_cache
-        self.cross_attention_cache = cross_attention_cache
-        self.is_updated = {i: cross_attention_cache.get_seq_length(i) > 0 for i in range(len(cross_attention_cache))}
+        self.cross_attention_cache = cross
+        self.is_updated = {i: cross.get_seq_length(i) > 0 for i in range(len(cross))}
 
     @classmethod
     def from_legacy_cache(cls, past_key_values: Iterable[tuple[Tensor, ...]] | None = None) -> EncoderDecoderCache:
         """From a tuple of (keys, values, cross keys, cross values) for each layer, each (B, H, S, D)."""
-        layers = list(past_key_values or ())
-        cross = [(layer[2], layer[3]) for layer in layers if len(layer) > 2]
-        return cls(DynamicCache((layer[0], layer[1]) for layer in layers), DynamicCache(cross))
+        return cls(past_key_values or ())
 
     @property
     def layers(self) -> list[Any]:  # type: ignore[override]  # a view on the decoder's layers
@@ -52,6 +60,19 @@ class EncoderDecoderCache(Cache):
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Geometry of the decoder's past."""
         return self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
+
+    def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
+        """Positions of the keys of the decoder's past, where they do not follow each other."""
+        return self.self_attention_cache.key_positions(cache_position, layer_idx)
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) positions after the decoder's past."""
+        return self.self_attention_cache.next_positions(length, device)
+
+    @property
+    def max_cache_len(self) -> int:
+        """Limit of the decoder's past."""
+        return self.self_attention_cache.max_cache_len
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """Limit of the decoder's past."""

@@ -68,7 +68,7 @@ class Backbone(PreTrainedModel):
         Args:
             input_ids: (B, T) token ids; (..., T) is flattened and restored.
             past_key_values: a cache, or a tuple of (keys, values) per layer, of the positions before these.
-            cache_position: (T,) positions of the new tokens; needed by compiled static caches only.
+            cache_position: (T,) positions of the new tokens; a static cache writes there.
             attention_mask: (B, past + T), 1 for real tokens; or (B or 1, H or 1, T, S) ready-made, bool (True attends)
                 or added to the scores.
             token_type_ids: (B, T) ids looked up in the token embedding and added (families with learned positions).
@@ -102,7 +102,6 @@ class Backbone(PreTrainedModel):
             self.attn_implementation,
             need_weights,
             cache,
-            cache_position,
             inputs.per_layer_head_mask(head_mask, len(self.blocks), x.dtype),
             self.rotary_tables(x, position_ids),
             self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
@@ -138,15 +137,13 @@ class Backbone(PreTrainedModel):
     ) -> tuple[AttentionMask, Tensor]:
         """What the new tokens may attend to, and their positions (B or 1, T)."""
         rows, length = x.shape[:2]
-        in_place = cache is not None and cache.is_compileable and cache_position is not None
-        past = 0 if cache is None or in_place else cache.get_seq_length()
-        keys, offset = (length, 0) if cache is None else cache.get_mask_sizes(length)
-        mask = AttentionMask(length, keys, x.device, query_start=past, key_offset=offset)
-        if in_place:
-            mask.positions = cache_position
+        positions = inputs.written_positions(cache, cache_position, length, x.device)
+        past = 0 if cache is None or positions is not None else cache.get_seq_length()
+        keys = past + length if cache is None or positions is None else cache.max_cache_len
+        mask = AttentionMask(length, keys, x.device, query_start=past, positions=positions)
         if attention_mask is not None and attention_mask.dim() == 4:
             heads = self.config.num_attention_heads
-            mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, offset + keys)[..., offset:]
+            mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, keys)
             mask.causal = self.causal_under_ready_mask
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
@@ -158,8 +155,9 @@ class Backbone(PreTrainedModel):
         if position_ids is not None:
             return mask, position_ids.reshape(-1, length)
         self._check_length(past + length)
-        first = cache_position if in_place else torch.arange(past, past + length, device=x.device)
-        return mask, cast(Tensor, first).unsqueeze(0)
+        if positions is None:
+            positions = torch.arange(past, past + length, device=x.device)
+        return mask, positions.unsqueeze(0)
 
     def _check_length(self, length: int) -> None:
         """Raise InputError if so many positions are more than the model has; rotary models have no such limit."""
@@ -239,6 +237,11 @@ class LearnedPositionBackbone(Backbone):
     def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the token table."""
         self.wte = cast(nn.Embedding, new_embeddings)
+
+    @property
+    def max_positions(self) -> int:
+        """Rows of the table of positions, which no sequence can exceed."""
+        return self.wpe.num_embeddings
 
     def _check_length(self, length: int) -> None:
         if length > self.wpe.num_embeddings:

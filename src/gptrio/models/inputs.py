@@ -74,6 +74,20 @@ def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: Pretrain
     return EncoderDecoderCache(past, DynamicCache()) if cross and not isinstance(past, EncoderDecoderCache) else past
 
 
+def written_positions(
+    cache: Cache | None, cache_position: Tensor | None, length: int, device: torch.device
+) -> Tensor | None:
+    """(T,) positions that a static cache is told to write at, or None if it appends, as other caches do.
+
+    A compiled graph must not read the cache's length as a number: it would be compiled anew for each.
+    """
+    if cache is None or not cache.is_compileable:
+        return None
+    if cache_position is None and torch.compiler.is_compiling():
+        return cache.next_positions(length, device)
+    return cache_position
+
+
 def padding_of(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | None:
     """(B, positions) bool of a 2D attention mask, or None if every token is real.
 

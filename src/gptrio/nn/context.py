@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptrio.nn.attention import attention
 from gptrio.nn.masks import AttentionMask
@@ -21,8 +22,12 @@ class KeyValueStore(Protocol):
         """Append and return everything this call's queries may see."""
         ...
 
-    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Number of keys an update returns, and the position of the first."""
+        ...
+
+    def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
+        """Positions of the keys an update returns, where they do not follow each other."""
         ...
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
@@ -56,7 +61,6 @@ class LayerContext:
         implementation: attention back end.
         need_weights: layers return their attention weights.
         cache: past keys and values, or None.
-        cache_position: (T,) positions of the queries for caches that write in place, or None.
         head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
         rotary: cosine and sine tables (B or 1, 1, T, R), or None.
         cross: the encoder's side, or None.
@@ -66,7 +70,6 @@ class LayerContext:
     implementation: str
     need_weights: bool = False
     cache: KeyValueStore | None = None
-    cache_position: Tensor | None = None
     head_mask: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     cross: CrossAttention | None = None
@@ -101,19 +104,29 @@ class LayerContext:
         """
         mask = self._mask_of(layer, window)
         if self.cache is not None:
-            k, v = self.cache.update(k, v, layer, {"cache_position": self.cache_position})
-        return self._attention(q, k, v, mask, layer, scale, dropout, float32_scores)
+            k, v = self.cache.update(k, v, layer, {"cache_position": self.mask.positions})
+        if k.shape[2] > mask.key_length:  # the cache holds more than the window
+            k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
+        out, weights = self._attention(q, k, v, mask, layer, scale, dropout, float32_scores)
+        if weights is not None and mask.key_offset:
+            weights = F.pad(weights, (mask.key_offset, 0))  # positions that the window has left behind
+        return out, weights
 
     def _mask_of(self, layer: int, window: int | None) -> AttentionMask:
         """The mask for a layer's own keys; layers of the same geometry share one."""
-        length, offset = self.mask.key_length, self.mask.key_offset
+        length, offset, positions = self.mask.key_length, self.mask.key_offset, self.mask.positions
         if self.cache is not None:
-            length, offset = self.cache.get_mask_sizes(self.mask.query_length, layer)
+            length, offset = self.cache.get_mask_sizes(
+                self.mask.query_length if positions is None else positions, layer
+            )
         if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
             return self.mask
         key = (length, offset, window)
         if key not in self._masks:
-            self._masks[key] = replace(self.mask, key_length=length, key_offset=offset, window=window, _additive={})
+            keys = None
+            if self.cache is not None and positions is not None:
+                keys = self.cache.key_positions(positions, layer)
+            self._masks[key] = self.mask.over(length, offset, window, keys)
         return self._masks[key]
 
     def attend_to_encoder(

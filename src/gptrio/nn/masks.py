@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ class AttentionMask:
         ready: (B or 1, H or 1, T, S), a mask given ready-made: bool (True attends) or additive float.
         segments: (B, T), the packed sequence each token belongs to; queries see only their own.
         positions: (T,) positions of the queries, if they are only known as a tensor.
+        key_positions: (S,) positions of the keys where they do not follow each other; negative for empty slots.
+        derived: what back ends have computed from the mask, by name.
     """
 
     query_length: int
@@ -42,7 +45,39 @@ class AttentionMask:
     ready: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
+    key_positions: Tensor | None = None
+    derived: dict[str, Any] = field(default_factory=dict, repr=False)
     _additive: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+
+    def over(
+        self, key_length: int, key_offset: int, window: int | None, key_positions: Tensor | None = None
+    ) -> AttentionMask:
+        """The same mask for a layer that has other keys, or sees a window of them.
+
+        Args:
+            key_length: S; a window may leave fewer of them, the last ones.
+            key_offset: position of the first key slot.
+            window: most positions that a query sees, itself included; None for all.
+            key_positions: see the attribute.
+        """
+        if window is not None and self.positions is None:
+            unseen = max(self.query_start - window + 1 - key_offset, 0)
+            key_length, key_offset = key_length - unseen, key_offset + unseen
+        ready = self.ready
+        if ready is not None and key_positions is not None:
+            ready = ready.index_select(-1, key_positions.clamp(0, ready.shape[-1] - 1))
+        elif ready is not None:
+            ready = ready[..., key_offset - self.key_offset :][..., :key_length]
+        return replace(
+            self,
+            key_length=key_length,
+            key_offset=key_offset,
+            window=window,
+            ready=ready,
+            key_positions=key_positions,
+            derived={},
+            _additive={},
+        )
 
     @property
     def is_plain(self) -> bool:
@@ -67,7 +102,9 @@ class AttentionMask:
 
     def visible(self) -> Tensor:
         """(1 or B, 1, T, S) bool: positions that causality, window and packing allow, padding left aside."""
-        keys = torch.arange(self.key_offset, self.key_offset + self.key_length, device=self.device)
+        keys = self.key_positions
+        if keys is None:
+            keys = torch.arange(self.key_offset, self.key_offset + self.key_length, device=self.device)
         if self.positions is not None:
             queries = self.positions[:, None]
         else:
@@ -79,6 +116,8 @@ class AttentionMask:
             allowed = torch.ones(self.query_length, self.key_length, dtype=torch.bool, device=self.device)
         if self.window is not None:
             allowed = allowed & (keys > queries - self.window)
+        if self.key_positions is not None:
+            allowed = allowed & (keys >= 0)
         allowed = allowed[None, None]
         if self.segments is not None:
             allowed = allowed & (self.segments[:, None, :, None] == self.segments[:, None, None, :])
@@ -88,18 +127,21 @@ class AttentionMask:
         """(B, S) bool, True for keys that are no padding; None if all are real."""
         if self.padding is None:
             return None
+        if self.key_positions is not None:
+            known = (self.key_positions >= 0) & (self.key_positions < self.padding.shape[1])
+            return self.padding[:, self.key_positions.clamp(0, self.padding.shape[1] - 1)] & known
         real = self.padding[:, self.key_offset : self.key_offset + self.key_length]
         missing = self.key_length - real.shape[1]  # slots of a static cache that are not filled yet
         return torch.nn.functional.pad(real, (0, missing)) if missing > 0 else real
 
     def additive(self, dtype: torch.dtype) -> Tensor:
-        """(B or 1, H or 1, T, S) float to add to scores: 0 attends, -inf never, the least finite value padding."""
+        """(B or 1, H or 1, T, S) float to add to scores: 0 attends, -inf never, a very low finite value padding."""
         if dtype not in self._additive:
             self._additive[dtype] = self._compute_additive(dtype)
         return self._additive[dtype]
 
     def _compute_additive(self, dtype: torch.dtype) -> Tensor:
-        least = torch.finfo(dtype).min
+        least = torch.finfo(dtype).min / 2  # with room for a score: a row of -inf alone would be NaN
         soft = torch.zeros((), dtype=dtype, device=self.device)
         real = self.real_keys()
         if real is not None:
@@ -107,6 +149,15 @@ class AttentionMask:
         if self.ready is not None:
             soft = soft + _as_additive(self.ready, dtype, least)
         return torch.where(self.visible(), soft, float("-inf"))
+
+    def leaves_only_padding(self) -> bool:
+        """Whether the keys that some query may attend to are padding without exception; False while traced."""
+        if (self.padding is None and self.ready is None) or torch.compiler.is_compiling():
+            return False
+        if "leaves_only_padding" not in self.derived:
+            best = self.additive(torch.float32).amax(-1)
+            self.derived["leaves_only_padding"] = bool((best < -1000).any())  # lower than any score
+        return bool(self.derived["leaves_only_padding"])
 
 
 def _as_additive(ready: Tensor, dtype: torch.dtype, least: float) -> Tensor:

@@ -1,0 +1,109 @@
+"""Caches by the names that `cache_implementation` takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gptrio.cache.base import Cache
+from gptrio.cache.dynamic import DynamicCache
+from gptrio.cache.encoder_decoder import EncoderDecoderCache
+from gptrio.cache.static import StaticCache
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import OptionError
+
+
+@dataclass(frozen=True)
+class CacheRequest:
+    """What a cache is made for.
+
+    Attributes:
+        config: the model's configuration.
+        batch_size: rows.
+        max_cache_len: most positions.
+        device: where the model computes.
+        dtype: type of keys and values.
+    """
+
+    config: PretrainedConfig
+    batch_size: int
+    max_cache_len: int
+    device: torch.device
+    dtype: torch.dtype
+
+
+def make_cache(
+    name: str | None,
+    config: PretrainedConfig,
+    batch_size: int,
+    max_cache_len: int,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    options: Mapping[str, Any] | None = None,
+) -> Cache:
+    """The cache that `cache_implementation` names.
+
+    Args:
+        name: one of `cache_names()`; None for "dynamic".
+        config: the model's configuration; with `add_cross_attention` the cache has room for the encoder's side.
+        batch_size: rows.
+        max_cache_len: most positions, for caches of a fixed size.
+        device: where the model computes.
+        dtype: type of keys and values.
+        options: `cache_config`, further arguments of the cache.
+
+    Raises:
+        OptionError: there is no such cache, or it has no such option.
+    """
+    maker = _MAKERS.get("dynamic" if name is None else name)
+    if maker is None:
+        raise OptionError(f"cache_implementation={name!r} is not known; use one of {', '.join(_MAKERS)}")
+    request = CacheRequest(config, batch_size, max_cache_len, torch.device(device), dtype)
+    given = dict(options or {})
+    known = list(inspect.signature(maker).parameters)[1:]
+    unknown = [option for option in given if option not in known]
+    if unknown:
+        takes = ", ".join(known) or "no options"
+        raise OptionError(
+            f"cache_config has {', '.join(map(repr, unknown))}, but the {name or 'dynamic'!r} cache {takes}"
+        )
+    cache = maker(request, **given)
+    return EncoderDecoderCache(cache, DynamicCache()) if config.add_cross_attention else cache
+
+
+def cache_names() -> tuple[str, ...]:
+    """The names that `make_cache` knows."""
+    return tuple(_MAKERS)
+
+
+def _dynamic(request: CacheRequest) -> Cache:
+    return DynamicCache(config=request.config)
+
+
+def _dynamic_full(request: CacheRequest) -> Cache:
+    """Local layers keep the whole past too."""
+    return DynamicCache()
+
+
+def _static(request: CacheRequest, max_cache_len: int | None = None) -> Cache:
+    return StaticCache(
+        request.config,
+        max_cache_len or request.max_cache_len,
+        max_batch_size=request.batch_size,
+        device=request.device,
+        dtype=request.dtype,
+    )
+
+
+_MAKERS: dict[str, Callable[..., Cache]] = {
+    "dynamic": _dynamic,
+    "dynamic_full": _dynamic_full,
+    "static": _static,
+    "sliding_window": _static,
+    "hybrid": _static,
+    "hybrid_chunked": _static,
+}
