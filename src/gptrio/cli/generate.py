@@ -166,7 +166,7 @@ def run(
     """Generate, printing the text as it comes if asked to, and describe each row: text, tokens, finish_reason."""
     from gptrio import BatchTextStreamer, TextStreamer
 
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
+    inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
     length = inputs["input_ids"].shape[1]  # (1, T)
     room = model.config.max_position_embeddings - length
     limit = new_tokens or (min(DEFAULT_NEW_TOKENS, room) if room > 0 else DEFAULT_NEW_TOKENS)

@@ -123,7 +123,7 @@ def test_verbose_reports_on_standard_error_only(generate):
         (("ab", "--top-p", "1.5"), 2, ("top_p",)),
         (("ab", "--device", "abacus"), 2, ("abacus", "expected cpu")),
         (("ab", "--device", "cuda:99"), 2, ("cuda:99", "--device cpu")),
-        (("a" * 65,), 1, ("64",)),
+        (("a" * 65,), 2, ("65 tokens", "64 positions")),
     ],
 )
 def test_mistakes_are_one_line_with_a_code(generate, arguments, code, words):
