@@ -11,7 +11,7 @@ import torch
 import gptrio
 from gptrio.testing import tiny_config
 
-FAMILIES = ["gpt2"]
+FAMILIES = ["gpt2", "gpt_neo", "gpt_neox"]
 
 
 @lru_cache

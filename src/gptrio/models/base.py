@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from gptrio.models.embeddings import EmbeddingsMixin
 from gptrio.models.pruning import prune
 from gptrio.nn.attention import check_implementation
 from gptrio.nn.linear import Conv1D
-
-if TYPE_CHECKING:
-    from gptrio.generation.outputs import GenerateOutput
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 
@@ -48,6 +45,7 @@ class PreTrainedModel(EmbeddingsMixin):
     _supports_sdpa: ClassVar[bool] = True
     _supports_flash_attn: ClassVar[bool] = True
     _can_generate: ClassVar[bool] = False
+    has_cross_attention: ClassVar[bool] = False
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
@@ -222,7 +220,7 @@ class PreTrainedModel(EmbeddingsMixin):
         """Let token embeddings require gradients, for adapters and re-entrant checkpointing over frozen weights."""
         self.disable_input_require_grads()
         table = self.get_input_embeddings()
-        self._require_grads_hook = table.register_forward_hook(lambda _, __, output: output.requires_grad_(True))
+        self._require_grads_hook = table.register_forward_hook(_require_grad)
 
     def disable_input_require_grads(self) -> None:
         """Undo `enable_input_require_grads`."""
@@ -248,7 +246,7 @@ class PreTrainedModel(EmbeddingsMixin):
         """Whether the class has a language-model head."""
         return cls._can_generate
 
-    def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Tensor | GenerateOutput:
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
         if not self.can_generate():
             raise UnsupportedError(
@@ -257,7 +255,13 @@ class PreTrainedModel(EmbeddingsMixin):
             )
         from gptrio.generation.generate import generate
 
-        return generate(self, inputs, **kwargs)
+        return generate(self, inputs, *args, **kwargs)
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""
+        from gptrio.generation.outputs import compute_transition_scores
+
+        return compute_transition_scores(*args, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -298,3 +302,7 @@ class PreTrainedModel(EmbeddingsMixin):
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.use_return_dict if return_dict is None else return_dict)
+
+
+def _require_grad(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    return output.requires_grad_(True)
