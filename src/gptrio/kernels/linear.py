@@ -23,12 +23,7 @@ from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
-_ONEDNN_ACTIVATIONS = {
-    "none": ("none", ""),
-    "relu": ("relu", ""),
-    "gelu_tanh": ("gelu", "tanh"),
-    "gelu_erf": ("gelu", "none"),
-}
+_GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 
 
@@ -111,11 +106,14 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
 
 
 def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+    """One oneDNN call where it can be one; its own relu would turn NaN into 0."""
     if residual is not None and activation == "none":
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, pack, bias, "add")
         return out
-    name, algorithm = _ONEDNN_ACTIVATIONS[activation]
-    out = torch.ops.mkldnn._linear_pointwise.default(x, pack, bias, name, [], algorithm)
+    fused = "gelu" if activation in _GELU else "none"
+    out = torch.ops.mkldnn._linear_pointwise.default(x, pack, bias, fused, [], _GELU.get(activation, ""))
+    if activation == "relu":
+        out = out.relu_()
     return out if residual is None else out + residual
 
 
@@ -128,8 +126,12 @@ def _plain(
         out = x @ weight
     else:
         out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
-    if activation == "relu":
-        out = F.relu(out)
-    elif activation != "none":
-        out = F.gelu(out, approximate="tanh" if activation == "gelu_tanh" else "none")
+    out = activate(out, activation)
     return out if residual is None else out + residual
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """Apply an activation by the name that `linear` takes."""
+    if activation == "none":
+        return x
+    return F.relu(x) if activation == "relu" else F.gelu(x, approximate=_GELU[activation])

@@ -1,15 +1,18 @@
-"""Weights laid out for oneDNN, kept beside their parameters and dropped when those change.
+"""Forms of a weight made for this processor, kept beside the weight and dropped when it changes.
 
-A pack belongs to one parameter object. It is used only while the parameter is what it was when the pack was made:
-same version counter, storage, shape and strides. Writes through `.data` move no version counter, so a few values of
-every packed weight are compared again each time `packed_inference` is entered; a `.data` edit inside the context, or
-one that spares all of those values, goes unseen.
+A pack belongs to one tensor object. It is used only while the tensor is what it was when the pack was made: same
+version counter, storage, shape and strides. Writes through `.data` move no version counter, so a few values of every
+packed weight are compared again each time `packed_inference` is entered; a `.data` edit inside the context, or one that
+spares all of those values, goes unseen.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +26,13 @@ class Pack:
     """One packed weight.
 
     Attributes:
-        tensor: the weight (out, in) in oneDNN's layout; opaque to everything but oneDNN's calls.
-        state: what the parameter was when it was packed.
+        content: the packed form; opaque to everything but the calls it is made for.
+        state: what the weight was when it was packed.
         sample: some of its values.
         nbytes: size of the packed copy.
     """
 
-    tensor: Tensor
+    content: Any
     state: tuple[object, ...]
     sample: Tensor
     nbytes: int
@@ -39,38 +42,53 @@ _packs: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
 
 
 def find_pack(weight: Tensor, transposed: bool) -> Tensor:
-    """The packed form of a weight, made now if there is none that still fits.
+    """The form of a floating-point weight for oneDNN, made now if there is none that still fits.
 
     Args:
         weight: (out, in), or (in, out) if `transposed`; a plain parameter on the CPU, not an inference tensor.
         transposed: the weight is stored (in, out).
     """
-    entry = _packs.get(id(weight))
-    if entry is not None and entry[0]() is weight and entry[1].state == _state(weight, transposed):
-        return entry[1].tensor
-    pack = _make(weight, transposed)
+
+    def make() -> tuple[Tensor, int]:
+        plain = weight.detach().t() if transposed else weight.detach()
+        pack = torch.ops.mkldnn._reorder_linear_weight(plain, _ROWS_HINT[weight.dtype])
+        return pack, torch.ops.mkldnn._nbytes(pack)
+
+    pack: Tensor = find(weight, transposed, make)
+    return pack
+
+
+def find(weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]]) -> Any:
+    """The packed form of a weight, by `make` (content and its size in bytes) if there is none that still fits."""
     key = id(weight)
+    entry = _packs.get(key)
+    state = _state(weight, layout)
+    if entry is not None and entry[0]() is weight and entry[1].state == state:
+        return entry[1].content
+    with torch.no_grad():
+        content, nbytes = make()
+        pack = Pack(content, state, _sample(weight), nbytes)
     _packs[key] = (weakref.ref(weight, lambda _: _packs.pop(key, None)), pack)
-    return pack.tensor
+    return content
 
 
 def release_packs(module: nn.Module) -> None:
-    """Free the packs of a module's parameters."""
-    for parameter in module.parameters():
-        _packs.pop(id(parameter), None)
+    """Free the packs of a module's weights."""
+    for weight in _weights(module):
+        _packs.pop(id(weight), None)
 
 
 def drop_stale_packs(module: nn.Module) -> None:
-    """Free the packs whose parameters have visibly changed, edits through `.data` included."""
-    for parameter in module.parameters():
-        entry = _packs.get(id(parameter))
-        if entry is not None and not torch.equal(entry[1].sample, _sample(parameter)):
-            del _packs[id(parameter)]
+    """Free the packs whose weights have visibly changed, edits through `.data` included."""
+    for weight in _weights(module):
+        entry = _packs.get(id(weight))
+        if entry is not None and not torch.equal(entry[1].sample, _sample(weight)):
+            del _packs[id(weight)]
 
 
 def packed_bytes(module: nn.Module) -> int:
-    """Memory that the packs of a module's parameters hold, in bytes."""
-    entries = (_packs.get(id(parameter)) for parameter in module.parameters())
+    """Memory that the packs of a module's weights hold, in bytes."""
+    entries = (_packs.get(id(weight)) for weight in _weights(module))
     return sum(entry[1].nbytes for entry in entries if entry is not None)
 
 
@@ -85,20 +103,17 @@ def can_pack(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _state(weight: Tensor, transposed: bool) -> tuple[object, ...]:
-    return weight._version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), transposed
+def _weights(module: nn.Module) -> Iterator[Tensor]:
+    return chain(module.parameters(), module.buffers())
+
+
+def _state(weight: Tensor, layout: object) -> tuple[object, ...]:
+    version = 0 if weight.is_inference() else weight._version
+    return version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), layout
 
 
 def _sample(weight: Tensor) -> Tensor:
     """(at most 64,) values spread over a weight, the last one included."""
-    flat = weight.detach().flatten() if weight.is_contiguous() else weight.detach().reshape(-1)
+    flat = weight.detach().reshape(-1)
     places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), dtype=torch.float64).long()
     return flat[places]
-
-
-@torch.no_grad()
-def _make(weight: Tensor, transposed: bool) -> Pack:
-    state = _state(weight, transposed)
-    plain = weight.detach().t() if transposed else weight.detach()
-    tensor = torch.ops.mkldnn._reorder_linear_weight(plain, _ROWS_HINT[weight.dtype])
-    return Pack(tensor, state, _sample(weight), torch.ops.mkldnn._nbytes(tensor))

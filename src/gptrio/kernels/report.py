@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from gptrio.kernels.linear import can_pack_cached
-from gptrio.kernels.quantized import int8_products_are_exact
+from gptrio.kernels.quantized import int8_matrix_products_are_exact, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_PLAIN = "torch on weights taken back to the dtype of x"
 
 
 def kernel_report() -> dict[str, str]:
@@ -16,7 +17,9 @@ def kernel_report() -> dict[str, str]:
     for dtype, name in _NAMES.items():
         packed = can_pack_cached(dtype)
         report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
-    plain = "torch on weights taken back to the dtype of x"
-    report["int8"] = "torch's int8 product" if int8_products_are_exact() else plain
-    report["int4"] = plain
+    one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
+    exact = int8_matrix_products_are_exact()
+    more_rows = "torch's int8 product" if exact else f"{_PLAIN}, as int8 products overflow without VNNI"
+    report["int8"] = f"{one_row}; more rows: {more_rows}" if one_row else more_rows
+    report["int4"] = f"few rows: torch's int4 call in bfloat16; more rows: {_PLAIN}"
     return report

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import SizeMismatchError
-from gptrio.kernels import quantized
+from gptrio.kernels import codes
+from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.linear import Conv1D
 from gptrio.quantization.config import Int4Config, Int8Config
 
@@ -21,7 +22,7 @@ class _QuantizedWeight(nn.Module):
 
     Attributes:
         weight: int8 (out, in), or uint8 (out, in / 2) for 4 bits.
-        weight_scale: float32 (out,), or float16 (out, in / group) for 4 bits.
+        weight_scale: float32 (out,), or bfloat16 (out, in / group) for 4 bits.
     """
 
     weight: Tensor
@@ -36,7 +37,7 @@ class _QuantizedWeight(nn.Module):
             self.register_buffer("weight", torch.empty(outer, inner, dtype=torch.int8, device="meta"))
             self.register_buffer("weight_scale", torch.empty(outer, device="meta"))
         else:
-            scale = torch.empty(outer, inner // group, dtype=torch.float16, device="meta")
+            scale = torch.empty(outer, inner // group, dtype=torch.bfloat16, device="meta")
             self.register_buffer("weight", torch.empty(outer, inner // 2, dtype=torch.uint8, device="meta"))
             self.register_buffer("weight_scale", scale)
 
@@ -59,13 +60,13 @@ class _QuantizedWeight(nn.Module):
                 f"{(self.out_features, self.in_features)} in the model"
             )
         if self.group is None:
-            self.weight, self.weight_scale = quantized.quantize_int8(weight)
+            self.weight, self.weight_scale = codes.quantize_int8(weight)
         else:
-            self.weight, self.weight_scale = quantized.quantize_int4(weight, self.group)
+            self.weight, self.weight_scale = codes.quantize_int4(weight, self.group)
 
     def dequantized(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The weight (out, in) that the codes stand for."""
-        function = quantized.dequantize_int8 if self.group is None else quantized.dequantize_int4
+        function = codes.dequantize_int8 if self.group is None else codes.dequantize_int4
         return function(self.weight, self.weight_scale, dtype)
 
     def put(self, name: str, tensor: Tensor) -> None:
@@ -111,7 +112,7 @@ class QuantizedLinear(_QuantizedWeight):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., in) to (..., out)."""
-        return quantized.quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits)
+        return quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits)
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""
@@ -138,9 +139,9 @@ class QuantizedEmbedding(_QuantizedWeight):
             self.take(embedding.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Look ids (...) up: (..., width) in the model's dtype."""
-        rows = self.weight[ids].to(torch.float32) * self.weight_scale[ids].unsqueeze(-1)
-        return rows.to(self.unit.dtype)
+        """Look ids (...) up: (..., width) in the model's dtype; IndexError for an id outside the table."""
+        rows = nn.functional.embedding(ids, self.weight)
+        return (rows * nn.functional.embedding(ids, self.weight_scale.unsqueeze(1))).to(self.unit.dtype)
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""
@@ -198,7 +199,7 @@ class NativeQuantizer:
             return None
         inner = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
         group = self.config.group_size
-        return None if inner % max(group, quantized.UNIT) else group
+        return None if inner % max(group, codes.UNIT) else group
 
 
 def _tied_head(model: Any) -> Any:

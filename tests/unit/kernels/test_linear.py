@@ -9,9 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptrio.kernels import linear as kernel
 from gptrio.kernels.linear import linear, packed_inference
-from gptrio.kernels.native.library import native
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.nn.linear import Conv1D, Linear
 
@@ -44,11 +42,6 @@ def assert_close(got: Tensor, want: Tensor) -> None:
     assert (got.double() - want).abs().max() <= ERROR[got.dtype] * want.abs().max()
 
 
-@pytest.fixture
-def no_native(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "native_rows", lambda dtype: 0)
-
-
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 9, 33])
@@ -61,7 +54,7 @@ def test_fast_product_equals_float64(dtype: torch.dtype, transposed: bool, rows:
 
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 @pytest.mark.parametrize("rows", [1, 4, 8, 33])
-def test_packed_product_equals_float64(dtype: torch.dtype, rows: int, no_native: None) -> None:
+def test_packed_product_equals_float64(dtype: torch.dtype, rows: int) -> None:
     if not can_pack(dtype):
         pytest.skip(f"oneDNN cannot pack {dtype} here")
     for transposed in (False, True):
@@ -199,8 +192,3 @@ def test_copies_share_nothing() -> None:
         assert packed_bytes(other) == 0
         other.weight.mul_(2)
         assert_close(other(x), exact(other, x))
-
-
-def test_native_kernels_are_built_where_there_is_a_compiler() -> None:
-    state = native()
-    assert (state.library is None) == (not state.reason.startswith("compiled by"))

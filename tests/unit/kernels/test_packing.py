@@ -10,15 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptrio.kernels import linear as kernel
 from gptrio.kernels.linear import packed_inference
 from gptrio.kernels.packing import can_pack, find_pack, packed_bytes, release_packs
 from gptrio.nn.linear import Conv1D, Linear
-
-
-@pytest.fixture(autouse=True)
-def packs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "native_rows", lambda dtype: 0)
 
 
 @pytest.fixture(params=[Linear, Conv1D])

@@ -1,4 +1,4 @@
-"""The kernels in other processes: older instruction sets, one thread, no compiler, after a fork."""
+"""The kernels in other processes: older instruction sets, one thread, after a fork."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 PROGRAM = """
 import os, torch
 from gptrio.kernels.linear import packed_inference
-from gptrio.kernels.native.library import native
-from gptrio.kernels.quantized import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8, quantized_linear
+from gptrio.kernels.codes import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.linear import Conv1D, Linear
 if "THREADS" in os.environ:
     torch.set_num_threads(int(os.environ["THREADS"]))
@@ -38,7 +38,7 @@ def check():
             with torch.inference_mode():
                 got = quantized_linear(x, codes, scale, None, bits=bits).double()
             want = x.double() @ back(codes, scale, torch.float64).T
-            assert (got - want).norm() <= 0.01 * want.norm(), (bits, rows)
+            assert (got - want).norm() <= 0.02 * want.norm(), (bits, rows)
 
 check()
 if "FORK" in os.environ:
@@ -47,11 +47,10 @@ if "FORK" in os.environ:
         check()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-print(native().reason)
 """
 
 
-def run(**environment: str) -> str:
+def run(**environment: str) -> None:
     source = Path(__file__).parents[3] / "src"
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
@@ -61,16 +60,14 @@ def run(**environment: str) -> str:
         timeout=120,
     )
     assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 @pytest.mark.parametrize(
     "environment",
     [
         {"ONEDNN_MAX_CPU_ISA": "AVX2"},
-        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+        {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "FBGEMM_ENABLE_INSTRUCTIONS": "AVX2"},
         {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"},
-        {"GPTRIO_KERNELS": "torch", "ONEDNN_MAX_CPU_ISA": "AVX2"},
         {"THREADS": "1"},
         {"THREADS": "3"},
     ],
@@ -82,22 +79,3 @@ def test_products_are_right(environment: dict[str, str]) -> None:
 
 def test_products_are_right_after_fork() -> None:
     run(FORK="1")
-
-
-def test_missing_compiler_is_said(tmp_path: Path) -> None:
-    assert "no C compiler" in run(PATH=os.fspath(tmp_path), CC="", XDG_CACHE_HOME=os.fspath(tmp_path))
-
-
-def test_broken_compiler_is_said(tmp_path: Path) -> None:
-    assert "cannot be built" in run(CC="/bin/false", XDG_CACHE_HOME=os.fspath(tmp_path))
-
-
-def test_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
-    folder = tmp_path / "gptrio" / "kernels"
-    folder.mkdir(parents=True)
-    folder.chmod(0o777)
-    assert "can be written by other users" in run(XDG_CACHE_HOME=os.fspath(tmp_path))
-
-
-def test_switch_turns_native_off() -> None:
-    assert "GPTRIO_KERNELS=torch" in run(GPTRIO_KERNELS="torch")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptrio.checkpoint.load import load_into
 from gptrio.errors import OptionError, SizeMismatchError
-from gptrio.kernels.quantized import dequantize_int8
+from gptrio.kernels.codes import dequantize_int8
 from gptrio.nn.linear import Conv1D, Linear
 from gptrio.quantization import Int4Config, Int8Config, get_quantizer, quantize
 from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear
@@ -98,6 +98,14 @@ def test_tied_head_and_embedding_share_their_codes() -> None:
     assert model.lm_head.weight is model.wte.weight and model.lm_head.weight_scale is model.wte.weight_scale
     rows = dequantize_int8(model.wte.weight, model.wte.weight_scale, torch.float32)
     assert torch.equal(model.wte(torch.tensor([[3, 7]])), rows[[3, 7]].unsqueeze(0))
+
+
+@pytest.mark.parametrize("wrong", [-1, 200])
+def test_ids_outside_the_table_are_refused(wrong: int) -> None:
+    model = built()
+    quantize(model, Int8Config())
+    with pytest.raises(IndexError):
+        model.wte(torch.tensor([wrong]))
 
 
 def test_layer_whose_inputs_cannot_be_grouped_takes_8_bits() -> None:

@@ -1,0 +1,98 @@
+"""Weights of 8 and 4 bits: how values become codes, and codes values.
+
+int8: one float32 scale per output, codes in [-127, 127].
+int4: one bfloat16 scale per `group` inputs of an output, codes in [-8, 7]. Two codes share a byte: byte j of each 32
+holds, plus 8, elements j (low half) and j + 32 (high half) of a unit of 64 inputs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import OptionError
+
+UNIT = 64  # inputs whose codes lie together
+GROUPS = (32, 64, 128)
+_SHRINKS = (1.0, 0.96, 0.92, 0.88, 0.84, 0.8)  # int4 scales tried, as shares of the one that fits the largest value
+_CHUNK = 1 << 18  # elements that are quantized at a time: what stays in the processor's cache
+
+
+def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantize (out, in) to int8 codes (out, in) and float32 scales (out,)."""
+    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    for part in _row_slices(weight):
+        values = weight[part].detach().float()
+        scale[part] = values.abs().amax(dim=1) / 127
+        steps = scale[part].clamp(min=torch.finfo(torch.float32).tiny).unsqueeze(1)
+        codes[part] = (values / steps).round_().clamp_(-127, 127)
+    return codes, scale
+
+
+def dequantize_int8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) that int8 codes stand for."""
+    return (codes.float() * scale.unsqueeze(1)).to(dtype)
+
+
+def check_group(group: int, inner: int) -> None:
+    """Refuse group sizes that the int4 layout cannot hold.
+
+    Raises:
+        OptionError: `group` is not offered, or does not divide the inputs of a layer.
+    """
+    if group not in GROUPS:
+        raise OptionError(f"group_size is {group}; int4 offers {', '.join(map(str, GROUPS))}")
+    if inner % max(group, UNIT):
+        raise OptionError(f"a layer with {inner} inputs cannot be quantized to int4 in groups of {group}")
+
+
+def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
+    """Quantize (out, in) to packed codes uint8 (out, in / 2) and bfloat16 scales (out, in / group).
+
+    Each scale is the one of a few candidates with the least squared error; the largest value of a group takes code -8.
+    """
+    outer, inner = weight.shape
+    check_group(group, inner)
+    packed = torch.empty(outer, inner // 2, dtype=torch.uint8)
+    scale = torch.empty(outer, inner // group, dtype=torch.bfloat16)
+    for part in _row_slices(weight):
+        values = weight[part].detach().float().reshape(-1, inner // group, group)
+        best = _best_scale(values)
+        codes = (_codes(values, best) + 8).to(torch.uint8).view(-1, inner // UNIT, 2, UNIT // 2)
+        packed[part] = (codes[:, :, 0] | codes[:, :, 1] << 4).flatten(1)
+        scale[part] = best.squeeze(2)
+    return packed, scale
+
+
+def _best_scale(values: Tensor) -> Tensor:
+    """The scale (N, groups, 1) of least squared error for values (N, groups, group), as bfloat16 holds it."""
+    largest = values.gather(2, values.abs().argmax(dim=2, keepdim=True))
+    best, error = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    for shrink in _SHRINKS:
+        scale = (largest / -8 * shrink).bfloat16().float()
+        off = (_codes(values, scale).mul_(scale) - values).square_().sum(dim=2, keepdim=True)
+        best, error = torch.where(off < error, scale, best), torch.minimum(off, error)
+    return best
+
+
+def _codes(values: Tensor, scale: Tensor) -> Tensor:
+    """Nearest codes, as floats; a group of scale 0 has code 0."""
+    return (values / torch.where(scale == 0, 1.0, scale)).round_().clamp_(-8, 7)
+
+
+def _row_slices(weight: Tensor) -> list[slice]:
+    step = max(1, _CHUNK // weight.shape[1])
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The weight (out, in) that packed int4 codes stand for."""
+    outer, groups = scale.shape
+    values = unpack_int4(packed).view(outer, groups, -1).sub_(8) * scale.float().unsqueeze(2)
+    return values.view(outer, -1).to(dtype)
+
+
+def unpack_int4(packed: Tensor) -> Tensor:
+    """Codes of (out, in / 2) bytes, plus 8: int32 (out, in)."""
+    halves = packed.view(packed.shape[0], -1, UNIT // 2)
+    return torch.stack([halves & 15, halves >> 4], dim=2).view(packed.shape[0], -1).int()
