@@ -88,6 +88,8 @@ def validate_rope_scaling(scaling: Mapping[str, Any], rotary_width: int) -> None
         if name in required or scaling.get(name) is not None:
             rule.check(owner, name, scaling[name])
     _check_order(owner, scaling)
+    if kind == "dynamic" and rotary_width <= 2:
+        raise ConfigError(f"{owner} needs more than one rotated pair of dimensions; raise rotary_pct or the head width")
     for name in ("short_factor", "long_factor"):
         if name in required and len(scaling[name]) != rotary_width // 2:
             found, pairs = len(scaling[name]), rotary_width // 2

@@ -18,6 +18,7 @@ from gptrio.models.signatures import arguments
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import LayerContext
+from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
 
 
@@ -40,7 +41,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.v_proj = Linear(width, width, bias=False)
         self.q_proj = Linear(width, width, bias=False)
         self.out_proj = Linear(width, width)
-        self.resid_dropout = nn.Dropout(config.resid_dropout)
+        self.resid_dropout = Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
@@ -56,7 +57,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         keep_inputs(self.out_proj, features)
 
 
-class GPTNeoAttention(nn.Module):
+class GPTNeoAttention(LeanModule):
     """Holds the attention of a layer under the name that checkpoints have for it."""
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
@@ -101,14 +102,16 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
 class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
     """The GPT-Neo backbone: hidden states without a head."""
 
+    packs_by_position = False
+
     def __init__(self, config: GPTNeoConfig) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
         self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
         self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
-        self.drop = nn.Dropout(config.embed_dropout)
+        self.drop = Dropout(config.embed_dropout)
         self.h = nn.ModuleList([GPTNeoBlock(config, i) for i in range(config.num_layers)])
-        self.ln_f = nn.LayerNorm(config.hidden_size, config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)
         self.post_init()
 
 

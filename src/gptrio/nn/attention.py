@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
+from gptrio.nn import flash, local
 from gptrio.nn.masks import AttentionMask
 
 
@@ -47,7 +48,15 @@ def attention(
     """
     if need_weights or (head_mask is not None and head_mask.shape[-2:] != (1, 1)):
         implementation = "eager"
+    if implementation == flash.NAME and not flash.can_express(mask):
+        implementation = "sdpa"
+    rows, length = q.shape[0], q.shape[2]
+    in_blocks = implementation != flash.NAME and not need_weights and local.pays_off(mask, head_mask)
+    if in_blocks:
+        q, k, v, mask = local.to_blocks(q, k, v, mask)
     out, weights = IMPLEMENTATIONS[implementation](q, k, v, mask, scale, dropout, head_mask, float32_scores)
+    if in_blocks:
+        out = local.from_blocks(out, rows, length)
     return out.transpose(1, 2).flatten(2), weights if need_weights else None
 
 
@@ -61,7 +70,10 @@ def check_implementation(name: str) -> str:
 
     Raises:
         UnsupportedError: it is not.
+        MissingDependencyError: it needs a package that is not there.
     """
+    if name == flash.NAME:
+        flash.load()
     if name not in IMPLEMENTATIONS:
         raise UnsupportedError(f"attn_implementation={name!r} is not known; use one of {', '.join(IMPLEMENTATIONS)}")
     return name
@@ -102,9 +114,12 @@ def sdpa(
     dropout: float,
     head_mask: Tensor | None,
     float32_scores: bool,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels take scores in float32."""
     causal = mask.is_square_causal and q.shape[-2] > 1
+    if (q.requires_grad or k.requires_grad or v.requires_grad) and mask.leaves_only_padding():
+        # fused kernels keep the log of a sum of tiny values for the way back, and lose the number of keys in it
+        return eager(q, k, v, mask, scale, dropout, head_mask, float32_scores)
     bias = None if causal or mask.sees_all else mask.additive(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale)
     return (out if head_mask is None else out * head_mask.to(out.dtype)), None
@@ -113,4 +128,4 @@ def sdpa(
 Implementation = Callable[
     [Tensor, Tensor, Tensor, AttentionMask, float, float, Tensor | None, bool], tuple[Tensor, Tensor | None]
 ]
-IMPLEMENTATIONS: dict[str, Implementation] = {"eager": eager, "sdpa": sdpa}
+IMPLEMENTATIONS: dict[str, Implementation] = {"eager": eager, "sdpa": sdpa, flash.NAME: flash.flash}
