@@ -24,9 +24,11 @@ class Backbone(PreTrainedModel):
 
     Attributes:
         causal_under_ready_mask: a 4D mask given ready-made is combined with causality.
+        packs_by_position: positions that start anew, without a mask or cache, start another sequence.
     """
 
     causal_under_ready_mask = True
+    packs_by_position = True
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
@@ -87,7 +89,7 @@ class Backbone(PreTrainedModel):
             TokenIdError: ids or positions outside their tables.
         """
         config = self.config
-        inputs.one_of_ids_and_embeddings(input_ids, inputs_embeds)
+        inputs.one_of_ids_and_embeddings(input_ids, inputs_embeds, config.hidden_size)
         need_weights = config.output_attentions if output_attentions is None else output_attentions
         need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
@@ -102,11 +104,13 @@ class Backbone(PreTrainedModel):
             self.attn_implementation,
             need_weights,
             cache,
-            inputs.per_layer_head_mask(head_mask, len(self.blocks), x.dtype),
+            inputs.per_layer_head_mask(head_mask, config, x.dtype),
             self.rotary_tables(x, position_ids),
             self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
         )
-        types = None if token_type_ids is None else token_type_ids.reshape(-1, leading[-1])
+        types = token_type_ids
+        if types is not None:
+            types = inputs.rows_of(types, x.shape[0], x.shape[1], "token_type_ids")
         x, states, weights, cross = self._run(self.embed(x, position_ids, types), context, need_states)
         result: dict[str, Any] = {
             "last_hidden_state": x.view(*leading, x.shape[-1]),
@@ -114,7 +118,7 @@ class Backbone(PreTrainedModel):
             "hidden_states": (*states, x.view(*leading, x.shape[-1])) if need_states else None,
             "attentions": weights if need_weights else None,
         }
-        if config.add_cross_attention:
+        if self.has_cross_attention:
             result["cross_attentions"] = cross if need_weights and cross else None
             output: BaseModelOutputWithPast = BaseModelOutputWithPastAndCrossAttentions(**result)
         else:
@@ -137,6 +141,8 @@ class Backbone(PreTrainedModel):
     ) -> tuple[AttentionMask, Tensor]:
         """What the new tokens may attend to, and their positions (B or 1, T)."""
         rows, length = x.shape[:2]
+        if position_ids is not None:
+            position_ids = inputs.rows_of(position_ids, rows, length, "position_ids")
         positions = inputs.written_positions(cache, cache_position, length, x.device)
         past = 0 if cache is None or positions is not None else cache.get_seq_length()
         keys = past + length if cache is None or positions is None else cache.max_cache_len
@@ -150,10 +156,10 @@ class Backbone(PreTrainedModel):
             mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)
             if length > 1:
                 inputs.warn_of_left_padding(mask.padding, position_ids)
-        elif position_ids is not None and cache is None:
+        elif position_ids is not None and cache is None and self.packs_by_position:
             mask.segments = inputs.packed_segments(position_ids, rows)
         if position_ids is not None:
-            return mask, position_ids.reshape(-1, length)
+            return mask, position_ids
         self._check_length(past + length)
         if positions is None:
             positions = torch.arange(past, past + length, device=x.device)
@@ -173,9 +179,10 @@ class Backbone(PreTrainedModel):
                 "encoder_hidden_states were given, but the model has no cross-attention; build it with "
                 "config.add_cross_attention=True"
             )
-        if states.dim() != 3 or states.shape[0] != x.shape[0]:
+        if states.dim() != 3 or (states.shape[0], states.shape[2]) != (x.shape[0], x.shape[2]):
             raise InputError(
-                f"encoder_hidden_states must be (batch {x.shape[0]}, length, width); got {tuple(states.shape)}"
+                f"encoder_hidden_states must be (batch {x.shape[0]}, length, width {x.shape[2]}); got "
+                f"{tuple(states.shape)}"
             )
         padding = None if mask is None or mask.dim() > 2 else inputs.padding_of(mask, x.shape[0], states.shape[1], True)
         visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, padding=padding)
@@ -192,7 +199,9 @@ class Backbone(PreTrainedModel):
         states: list[Tensor] = []
         weights: list[Tensor] = []
         cross: list[Tensor] = []
-        checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        # a cache would be appended to twice
+        recomputes = self.gradient_checkpointing and self.training and context.cache is None
+        checkpoint = self._gradient_checkpointing_func if recomputes else None
         for block in self.blocks:
             if need_states:
                 states.append(x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.config import GPT2Config
-from gptrio.models import heads
+from gptrio.models import heads, inputs
 from gptrio.models.backbone import LearnedPositionBackbone
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.pruning import head_features
@@ -95,6 +95,7 @@ class GPT2PreTrainedModel(PreTrainedModel):
 
     config_class = GPT2Config
     base_model_prefix = "transformer"
+    has_cross_attention = True
     _no_split_modules: ClassVar[list[str]] = ["GPT2Block"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attn\.(masked_)?bias$"]
 
@@ -180,6 +181,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        inputs.only_loss_options(loss_kwargs)
         logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
         loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)

@@ -112,13 +112,14 @@ class CausalLMHead(HeadModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
+        inputs.only_loss_options(loss_kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:
             loss = next_token_loss(logits, labels, **loss_kwargs)
         fields = (loss, logits, out.past_key_values, out.hidden_states, out.attentions)
-        if not self.config.add_cross_attention:
+        if not self.has_cross_attention:
             return self._finish(CausalLMOutputWithPast(*fields), return_dict)
         return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)
 
@@ -294,7 +295,6 @@ class QuestionAnsweringHead(HeadModel):
             position_ids=position_ids,
             head_mask=head_mask,
             inputs_embeds=inputs_embeds,
-            use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             return_dict=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,9 @@ from gptrio.errors import InputError, TokenIdError, warn
 
 if TYPE_CHECKING:
     from gptrio.cache.base import LegacyCache
+
+
+LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels"}
 
 
 def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Tensor:
@@ -44,7 +48,7 @@ def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Te
         ) from error
 
 
-def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> None:
+def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> None:
     """Raise InputError unless exactly one of the two is given and its shape and type are possible."""
     if (input_ids is None) == (inputs_embeds is None):
         given = "neither" if input_ids is None else "both"
@@ -53,8 +57,25 @@ def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | 
         raise InputError(
             f"input_ids must be integers (batch, length); got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
         )
-    if inputs_embeds is not None and inputs_embeds.dim() < 3:
-        raise InputError(f"inputs_embeds must be (batch, length, width); got shape {tuple(inputs_embeds.shape)}")
+    if inputs_embeds is not None and (inputs_embeds.dim() < 3 or inputs_embeds.shape[-1] != width):
+        raise InputError(
+            f"inputs_embeds must be (batch, length, width {width}); got shape {tuple(inputs_embeds.shape)}"
+        )
+
+
+def only_loss_options(options: Iterable[str]) -> None:
+    """Raise InputError for a keyword that the loss does not take: a misspelt argument is not to pass unseen."""
+    unknown = sorted(set(options) - LOSS_OPTIONS)
+    if unknown:
+        raise InputError(f"forward does not know {', '.join(unknown)}; expected its documented arguments")
+
+
+def rows_of(ids: Tensor, rows: int, length: int, name: str) -> Tensor:
+    """Ids (..., T) of a batch as (B or 1, T); raises InputError if they do not fit it."""
+    flat = ids.reshape(-1, ids.shape[-1]) if ids.dim() else ids
+    if flat.dim() != 2 or flat.shape[1] != length or flat.shape[0] not in (1, rows):
+        raise InputError(f"{name} have shape {tuple(ids.shape)}; expected (batch {rows} or 1, {length} new positions)")
+    return flat
 
 
 def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: PretrainedConfig) -> Cache | None:
@@ -71,6 +92,9 @@ def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: Pretrain
         raise InputError(
             f"past_key_values is a {type(past).__name__}; expected a Cache, or a tuple of (keys, values) per layer"
         )
+    held, layers = len(past.layers), config.num_hidden_layers
+    if held != layers and past.get_seq_length() > 0:
+        raise InputError(f"past_key_values hold {held} layers, the model has {layers}; pass what this model returned")
     return EncoderDecoderCache(past, DynamicCache()) if cross and not isinstance(past, EncoderDecoderCache) else past
 
 
@@ -136,20 +160,24 @@ def packed_segments(position_ids: Tensor, rows: int) -> Tensor | None:
     return starts.cumsum(-1).expand(rows, -1) if bool(starts.any()) else None
 
 
-def per_layer_head_mask(head_mask: Tensor | None, layers: int, dtype: torch.dtype) -> Tensor | None:
+def per_layer_head_mask(head_mask: Tensor | None, config: PretrainedConfig, dtype: torch.dtype) -> Tensor | None:
     """Head mask (H,) or (L, H), 1 keeps and 0 removes, as (L, 1, H, 1, 1).
 
     Raises:
-        InputError: another shape.
+        InputError: another shape, or heads were pruned, so that layers have different numbers of them.
     """
     if head_mask is None:
         return None
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if config.pruned_heads:
+        raise InputError("head_mask is for a model with all its heads; prune further heads instead, or load it anew")
+    shape = tuple(head_mask.shape)
     if head_mask.dim() == 1:
         head_mask = head_mask.expand(layers, -1)
     if head_mask.dim() == 2:
         head_mask = head_mask[:, None, :, None, None]
-    if head_mask.dim() != 5 or head_mask.shape[0] != layers:
-        raise InputError(f"head_mask must be (heads,) or ({layers} layers, heads); got shape {tuple(head_mask.shape)}")
+    if head_mask.dim() != 5 or head_mask.shape[0] != layers or head_mask.shape[2] not in (1, heads):
+        raise InputError(f"head_mask must be ({heads} heads,) or ({layers} layers, {heads}); got shape {shape}")
     return head_mask.to(dtype)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -148,6 +149,7 @@ def _read_config(
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The configuration with overrides applied, and the overrides that it does not know."""
     if isinstance(config, PretrainedConfig):
+        config = copy.deepcopy(config)  # the caller's stays as it is
         known = {key: value for key, value in overrides.items() if hasattr(config, key)}
         for key, value in known.items():
             setattr(config, key, value)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.errors import InputError
+from gptrio.errors import InputError, TokenIdError
 
 IGNORE = -100
 
@@ -41,6 +41,7 @@ def token_loss(
 
     Raises:
         InputError: the numbers of logits and labels differ.
+        TokenIdError: a label is no class (on the CPU; a GPU reports it in its own way, later).
     """
     if logits.shape[:-1] != labels.shape:
         raise InputError(
@@ -48,10 +49,22 @@ def token_loss(
         )
     labels = labels.to(logits.device)
     if num_items_in_batch is None:
-        return F.cross_entropy(logits, labels, ignore_index=ignore_index)
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+        return _cross_entropy(logits, labels, ignore_index)
+    total = _cross_entropy(logits, labels, ignore_index, "sum")
     count = num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
     return total / count
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
+    try:
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction=reduction)
+    except IndexError as error:
+        classes = logits.shape[-1]
+        wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
+        raise TokenIdError(
+            f"label {int(wrong[0])} is none of the {classes} classes; expected 0 to {classes - 1}, or {ignore_index} "
+            "for what does not count"
+        ) from error
 
 
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:
@@ -69,14 +82,23 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Te
         labels: (B,) class ids, (B,) or (B, num_labels) real values, or (B, num_labels) zeros and ones.
         problem_type: "regression" (mean squared error), "single_label_classification" (cross-entropy) or
             "multi_label_classification" (binary cross-entropy of each label).
+
+    Raises:
+        InputError: the number of labels does not fit, or there is no such problem type.
+        TokenIdError: a label is no class.
     """
     labels = labels.to(logits.device)
-    if problem_type == "regression":
-        return F.mse_loss(logits.squeeze(), labels.squeeze()) if logits.shape[-1] == 1 else F.mse_loss(logits, labels)
     if problem_type == "single_label_classification":
-        return F.cross_entropy(logits, labels.view(-1))
-    if problem_type == "multi_label_classification":
-        return F.binary_cross_entropy_with_logits(logits, labels)
+        return token_loss(logits, labels.reshape(-1))
+    if problem_type in ("regression", "multi_label_classification"):
+        if labels.numel() != logits.numel():
+            raise InputError(
+                f"labels of shape {tuple(labels.shape)} do not fit {problem_type} with logits {tuple(logits.shape)}; "
+                "expected one value for each of them"
+            )
+        values = labels.reshape(logits.shape).to(logits.dtype)
+        is_regression = problem_type == "regression"
+        return F.mse_loss(logits, values) if is_regression else F.binary_cross_entropy_with_logits(logits, values)
     raise InputError(
         f"problem_type={problem_type!r} is not known; use 'regression', 'single_label_classification' or "
         "'multi_label_classification'"
@@ -94,7 +116,7 @@ def span_loss(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Te
     """
     length = start_logits.shape[1]
     losses = [
-        F.cross_entropy(logits, target.view(-1).to(logits.device).clamp(0, length), ignore_index=length)
+        token_loss(logits, target.reshape(-1).to(logits.device).clamp(0, length), ignore_index=length)
         for logits, target in ((start_logits, starts), (end_logits, ends))
     ]
     return (losses[0] + losses[1]) / 2
