@@ -103,6 +103,7 @@ from gptrio.outputs import QuestionAnsweringModelOutput as QuestionAnsweringMode
 from gptrio.outputs import SequenceClassifierOutputWithPast as SequenceClassifierOutputWithPast
 from gptrio.outputs import TokenClassifierOutput as TokenClassifierOutput
 from gptrio.quantization import quantize as quantize
+from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig as BitsAndBytesConfig
 from gptrio.quantization.config import Int4Config as Int4Config
 from gptrio.quantization.config import Int8Config as Int8Config
 from gptrio.tokenization.auto import AutoTokenizer as AutoTokenizer
@@ -123,6 +124,9 @@ from gptrio.cache import Cache as Cache
 from gptrio.cache import DynamicCache as DynamicCache
 from gptrio.cache import DynamicLayer as DynamicLayer
 from gptrio.cache import EncoderDecoderCache as EncoderDecoderCache
+from gptrio.cache import OffloadedCache as OffloadedCache
+from gptrio.cache import OffloadedStaticCache as OffloadedStaticCache
+from gptrio.cache import QuantizedCache as QuantizedCache
 from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer

@@ -1,10 +1,12 @@
 """Keys and values of past tokens, kept between calls; a model never knows which cache it holds."""
 
 from gptrio.cache.base import Cache, CacheLayer
-from gptrio.cache.dynamic import DynamicCache, DynamicLayer, WindowLayer
+from gptrio.cache.dynamic import DynamicCache, DynamicLayer, OffloadedCache, WindowLayer
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
-from gptrio.cache.factory import make_cache
-from gptrio.cache.static import SlidingWindowLayer, StaticCache, StaticLayer
+from gptrio.cache.factory import cache_names, make_cache
+from gptrio.cache.quantized import QuantizedCache
+from gptrio.cache.static import OffloadedStaticCache, StaticCache
+from gptrio.cache.static_layers import SlidingWindowLayer, StaticLayer
 
 __all__ = [
     "Cache",
@@ -12,9 +14,13 @@ __all__ = [
     "DynamicCache",
     "DynamicLayer",
     "EncoderDecoderCache",
+    "OffloadedCache",
+    "OffloadedStaticCache",
+    "QuantizedCache",
     "SlidingWindowLayer",
     "StaticCache",
     "StaticLayer",
     "WindowLayer",
+    "cache_names",
     "make_cache",
 ]

@@ -54,6 +54,10 @@ class CacheLayer(ABC):
             cache_kwargs: `cache_position` (T,), or None, for compileable layers: where to write.
         """
 
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Start from given keys and values (B, H, S, D)."""
+        self.update(keys, values)
+
     @abstractmethod
     def get_seq_length(self) -> int:
         """Positions seen so far, those that a window has let go included."""
@@ -243,6 +247,15 @@ def as_positions(max_length: int, length: int) -> int:
 def count_of(query_length: int | Tensor) -> int:
     """T, given as a number or as the positions (T,) themselves."""
     return query_length if isinstance(query_length, int) else query_length.shape[0]
+
+
+def check_room(end: int, room: int) -> None:
+    """Raise InputError unless `end` positions fit into a cache of a fixed size."""
+    if end > room:
+        raise InputError(
+            f"the sequence has {end} positions, but the cache was made for {room}; make it with max_cache_len={end} or "
+            "more, or use a dynamic one"
+        )
 
 
 def windows_of(config: PretrainedConfig) -> list[int | None]:

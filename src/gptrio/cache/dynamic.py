@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ from gptrio.cache.base import (
     joined,
     windows_of,
 )
+from gptrio.cache.offloaded import OffloadedLayer, Transfers
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
 
@@ -202,28 +204,41 @@ class DynamicCache(Cache):
     Args:
         ddp_cache_data: (keys, values) for each layer to start from, each (B, H, S, D).
         config: the model's configuration; its `layer_windows`, where it has them, say which layers are local.
+        offloading: keep keys and values in the memory of the host, and bring them to the device a layer ahead.
+        offload_only_non_sliding: local layers stay on the device.
     """
 
     def __init__(
         self,
         ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
         config: PretrainedConfig | None = None,
+        offloading: bool = False,
+        offload_only_non_sliding: bool = False,
     ) -> None:
         """Start empty, or from given keys and values."""
-        windows = [] if config is None else windows_of(config)
-        super().__init__((growing_layer(window) for window in windows), DynamicLayer)
+        transfers = Transfers()
+        super().__init__((), functools.partial(OffloadedLayer, transfers) if offloading else DynamicLayer)
+        for window in windows_of(config) if config is not None else ():
+            if offloading and (window is None or not offload_only_non_sliding):
+                self.layers.append(OffloadedLayer(transfers, window))
+            else:
+                self.layers.append(DynamicLayer() if window is None else WindowLayer(window))
         for i, (keys, values) in enumerate(ddp_cache_data or ()):
-            layer = self.layer(i)
-            assert isinstance(layer, DynamicLayer)
-            layer.hold(keys, values)
+            self.layer(i).hold(keys, values)
         self._align()
 
     def _align(self) -> None:
-        """Local layers of given keys and values end where the longest layer ends."""
-        length = max((layer.get_seq_length() for layer in self.layers), default=0)
-        for layer in self.layers:
-            if isinstance(layer, WindowLayer) and layer.get_seq_length():
+        """Local layers of given keys and values end where the longest layer ends; others must be as long."""
+        held = [layer for layer in self.layers if layer.get_seq_length()]
+        length = max((layer.get_seq_length() for layer in held), default=0)
+        for layer in held:
+            if isinstance(layer, WindowLayer):
                 layer.skip_to(length)
+            elif layer.get_seq_length() < length:
+                raise InputError(
+                    f"a layer of the given keys and values holds {layer.get_seq_length()} positions, and another "
+                    f"{length}; if that is a window, pass config=model.config, which tells where windows are"
+                )
 
     @classmethod
     def from_legacy_cache(
@@ -233,6 +248,18 @@ class DynamicCache(Cache):
         return cls(past_key_values, config=config)
 
 
-def growing_layer(window: int | None) -> DynamicLayer:
-    """A layer for the whole past, or for a window of it."""
-    return DynamicLayer() if window is None else WindowLayer(window)
+class OffloadedCache(DynamicCache):
+    """`DynamicCache(offloading=True)`.
+
+    Args:
+        ddp_cache_data: (keys, values) for each layer to start from, each (B, H, S, D).
+        config: the model's configuration, as for `DynamicCache`.
+    """
+
+    def __init__(
+        self,
+        ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
+        config: PretrainedConfig | None = None,
+    ) -> None:
+        """Start empty, or from given keys and values."""
+        super().__init__(ddp_cache_data, config, offloading=True)

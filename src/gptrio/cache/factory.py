@@ -12,6 +12,7 @@ import torch
 from gptrio.cache.base import Cache
 from gptrio.cache.dynamic import DynamicCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
+from gptrio.cache.quantized import QuantizedCache
 from gptrio.cache.static import StaticCache
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import OptionError
@@ -89,21 +90,53 @@ def _dynamic_full(request: CacheRequest) -> Cache:
     return DynamicCache()
 
 
+def _offloaded(request: CacheRequest, offload_only_non_sliding: bool = False) -> Cache:
+    return DynamicCache(config=request.config, offloading=True, offload_only_non_sliding=offload_only_non_sliding)
+
+
 def _static(request: CacheRequest, max_cache_len: int | None = None) -> Cache:
+    return _fixed(request, max_cache_len, offloading=False)
+
+
+def _offloaded_static(
+    request: CacheRequest, max_cache_len: int | None = None, offload_only_non_sliding: bool = True
+) -> Cache:
+    return _fixed(request, max_cache_len, offloading=True, offload_only_non_sliding=offload_only_non_sliding)
+
+
+def _fixed(request: CacheRequest, max_cache_len: int | None, **options: Any) -> Cache:
     return StaticCache(
         request.config,
         max_cache_len or request.max_cache_len,
         max_batch_size=request.batch_size,
         device=request.device,
         dtype=request.dtype,
+        **options,
     )
+
+
+def _quantized(
+    request: CacheRequest,
+    backend: str = "native",
+    nbits: int = 4,
+    axis_key: int = 0,
+    axis_value: int = 0,
+    q_group_size: int = 64,
+    residual_length: int = 128,
+) -> Cache:
+    return QuantizedCache(backend, request.config, nbits, axis_key, axis_value, q_group_size, residual_length)
 
 
 _MAKERS: dict[str, Callable[..., Cache]] = {
     "dynamic": _dynamic,
     "dynamic_full": _dynamic_full,
     "static": _static,
+    "offloaded": _offloaded,
+    "offloaded_static": _offloaded_static,
+    "quantized": _quantized,
     "sliding_window": _static,
     "hybrid": _static,
     "hybrid_chunked": _static,
+    "offloaded_hybrid": _offloaded_static,
+    "offloaded_hybrid_chunked": _offloaded_static,
 }

@@ -1,0 +1,235 @@
+"""A cache whose older positions are kept in 8, 4 or 2 bits.
+
+As in KIVI (Liu et al., 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache"): keys are quantized per
+channel over a group of positions, since some channels of keys are large throughout; values per token; and the newest
+positions stay as they are. Every number is stored as `low + step * code`, so that it is off by half a step at most:
+`(high - low) / (2 * (2**nbits - 1))` of its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gptrio.cache.base import Cache, CacheLayer, as_positions, check_fit, joined, windows_of
+from gptrio.cache.dynamic import DynamicLayer, WindowLayer
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import OptionError
+
+BITS = (2, 4, 8)
+BACKENDS = ("native", "quanto", "hqq")
+GROUP_AXIS = {"channel": -2, "token": -1}  # the axis of (B, H, groups, G, D) that shares a range
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Numbers (B, H, groups * G, D) in few bits.
+
+    Attributes:
+        packed: (B, H, groups, G, bytes) uint8, `8 // nbits` neighbouring channels in a byte.
+        low: (B, H, groups, 1, D) or (B, H, groups, G, 1), the least number of each range.
+        step: of the same shape, the distance of neighbouring codes.
+        nbits: bits of a number.
+        width: D.
+    """
+
+    packed: Tensor
+    low: Tensor
+    step: Tensor
+    nbits: int
+    width: int
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of positions."""
+        return self.packed.shape[2]
+
+    def numbers(self, first: int = 0) -> Tensor:
+        """(B, H, (groups - first) * G, D): what is stored, from group `first` on."""
+        codes = _unpack(self.packed[:, :, first:], self.nbits)[..., : self.width]
+        return (codes.to(self.low.dtype) * self.step[:, :, first:] + self.low[:, :, first:]).flatten(2, 3)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Codes:
+        """The codes with `function` applied to each of their tensors."""
+        return Codes(function(self.packed), function(self.low), function(self.step), self.nbits, self.width)
+
+    def followed_by(self, more: Codes) -> Codes:
+        """These groups, and those of `more` after them."""
+        packed, low, step = (
+            torch.cat(pair, dim=2)
+            for pair in ((self.packed, more.packed), (self.low, more.low), (self.step, more.step))
+        )
+        return Codes(packed, low, step, self.nbits, self.width)
+
+
+def quantize(states: Tensor, nbits: int, group: int, per: Literal["channel", "token"]) -> Codes:
+    """Quantize (B, H, S, D), S a multiple of `group`.
+
+    Args:
+        states: keys or values.
+        nbits: bits of a number: 2, 4 or 8.
+        group: positions G that are quantized together.
+        per: "channel": each channel of a group has a range; "token": each position of it has.
+    """
+    rows, heads, length, width = states.shape
+    x = states.detach().float().reshape(rows, heads, length // group, group, width)
+    low, high = (bound.to(states.dtype) for bound in x.aminmax(dim=GROUP_AXIS[per], keepdim=True))
+    levels = 2**nbits - 1
+    step = ((high.float() - low.float()) / levels).to(states.dtype)
+    safe = torch.where(step > 0, step, 1).float()  # one number throughout: code 0 stands for it
+    codes = ((x - low.float()) / safe).round().clamp(0, levels).to(torch.uint8)
+    return Codes(_pack(codes, nbits), low, step, nbits, width)
+
+
+def _pack(codes: Tensor, nbits: int) -> Tensor:
+    """(..., D) codes to (..., bytes)."""
+    per_byte = 8 // nbits
+    codes = torch.nn.functional.pad(codes, (0, -codes.shape[-1] % per_byte))
+    codes = codes.view(*codes.shape[:-1], -1, per_byte)
+    packed = codes[..., 0]
+    for i in range(1, per_byte):
+        packed = packed | codes[..., i] << (i * nbits)
+    return packed.contiguous()
+
+
+def _unpack(packed: Tensor, nbits: int) -> Tensor:
+    """(..., bytes) to (..., D) codes, filled up to whole bytes."""
+    if nbits == 8:
+        return packed
+    parts = [packed >> shift & (2**nbits - 1) for shift in range(0, 8, nbits)]
+    return torch.stack(parts, dim=-1).flatten(-2)
+
+
+class QuantizedLayer(CacheLayer):
+    """The past of one layer: whole groups of old positions quantized, the newest positions as they are.
+
+    A call attends to its own keys and values as they are, whatever is quantized after it. For inference: no gradient
+    reaches quantized positions.
+
+    Args:
+        nbits: bits of a number: 2, 4 or 8.
+        q_group_size: positions that are quantized together.
+        residual_length: newest positions that are never quantized, at least.
+    """
+
+    def __init__(self, nbits: int = 4, q_group_size: int = 64, residual_length: int = 128) -> None:
+        """Start empty."""
+        self.nbits = nbits
+        self.q_group_size = q_group_size
+        self.residual_length = residual_length
+        self._codes: tuple[Codes, Codes] | None = None  # of keys and of values
+        self._tail = DynamicLayer()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """(B, H, S, D), or None before the first update."""
+        tail = self._tail.keys
+        return tail if self._codes is None or tail is None else joined(self._codes[0].numbers(), tail)
+
+    @property
+    def values(self) -> Tensor | None:
+        """(B, H, S, D), or None before the first update."""
+        tail = self._tail.values
+        return tail if self._codes is None or tail is None else joined(self._codes[1].numbers(), tail)
+
+    def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) and return the whole past, its old part as it is known from the codes."""
+        check_fit(self._tail.keys, keys)
+        seen = self._tail.update(keys, values)
+        if self._codes is not None:
+            seen = joined(self._codes[0].numbers(), seen[0]), joined(self._codes[1].numbers(), seen[1])
+        excess = self._tail.get_seq_length() - self.residual_length
+        if excess >= self.q_group_size:
+            self._quantize(excess - excess % self.q_group_size)
+        return seen
+
+    def _quantize(self, count: int) -> None:
+        """Move the oldest `count` positions of the tail to the codes."""
+        keys, values = self._tail.keys, self._tail.values
+        assert keys is not None
+        assert values is not None
+        new = (
+            quantize(keys[:, :, :count], self.nbits, self.q_group_size, "channel"),
+            quantize(values[:, :, :count], self.nbits, self.q_group_size, "token"),
+        )
+        old = self._codes
+        self._codes = new if old is None else (old[0].followed_by(new[0]), old[1].followed_by(new[1]))
+        self._tail.hold(keys[:, :, count:].clone(), values[:, :, count:].clone())
+
+    def _quantized_length(self) -> int:
+        return 0 if self._codes is None else self._codes[0].groups * self.q_group_size
+
+    def get_seq_length(self) -> int:
+        """Positions stored."""
+        return self._quantized_length() + self._tail.get_seq_length()
+
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace keys and values by `function` of them."""
+        self._tail.map_batch(function)
+        if self._codes is not None:
+            self._codes = self._codes[0].map(function), self._codes[1].map(function)
+
+    def crop(self, max_length: int) -> None:
+        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+        length = as_positions(max_length, self.get_seq_length())
+        if self._codes is None or length >= self._quantized_length():
+            self._tail.crop(length - self._quantized_length())
+            return
+        groups, rest = divmod(length, self.q_group_size)
+        keys, values = (codes.numbers(groups)[:, :, :rest] for codes in self._codes)  # of a group that is cut
+        self._tail.hold(keys, values)
+        kept = tuple(codes.map(lambda tensor: tensor[:, :, :groups].clone()) for codes in self._codes)
+        self._codes = (kept[0], kept[1]) if groups else None
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._codes = None
+        self._tail.reset()
+
+
+class QuantizedCache(Cache):
+    """A cache that keeps the older past in few bits; local layers keep their window as it is.
+
+    Args:
+        backend: "native". The names of the reference's back ends, "quanto" and "hqq", mean the same implementation.
+        config: the model's configuration.
+        nbits: bits of a number: 2, 4 or 8.
+        axis_key: taken for the reference's sake; keys are always quantized per channel.
+        axis_value: taken for the reference's sake; values are always quantized per token.
+        q_group_size: positions that are quantized together.
+        residual_length: newest positions that are never quantized, at least.
+
+    Raises:
+        OptionError: there is no such back end, or a number is not possible.
+    """
+
+    def __init__(
+        self,
+        backend: str,
+        config: PretrainedConfig,
+        nbits: int = 4,
+        axis_key: int = 0,
+        axis_value: int = 0,
+        q_group_size: int = 64,
+        residual_length: int = 128,
+    ) -> None:
+        """Make the layers."""
+        _check("backend", backend, backend in BACKENDS, f"one of {', '.join(BACKENDS)}")
+        _check("nbits", nbits, nbits in BITS, f"one of {', '.join(map(str, BITS))}")
+        for name, axis in (("axis_key", axis_key), ("axis_value", axis_value)):
+            _check(name, axis, axis in (-1, 0, 1), "-1, 0 or 1")
+        _check("q_group_size", q_group_size, q_group_size > 0, "a number of positions, 1 or more")
+        _check("residual_length", residual_length, residual_length >= 0, "a number of positions, 0 or more")
+        super().__init__(
+            QuantizedLayer(nbits, q_group_size, residual_length) if window is None else WindowLayer(window)
+            for window in windows_of(config)
+        )
+
+
+def _check(name: str, value: object, possible: bool, expected: str) -> None:
+    if not possible:
+        raise OptionError(f"{name}={value!r} is not possible for a quantized cache; expected {expected}")
