@@ -15,6 +15,7 @@ from gptrio.checkpoint.read import CheckpointReader, TensorDict
 from gptrio.errors import SizeMismatchError
 
 Placement = str | torch.device | Callable[[str], str | int | torch.device]
+Take = Callable[[str, torch.Tensor, str, CheckpointReader | TensorDict], bool]
 
 
 @dataclass
@@ -43,7 +44,7 @@ def load_into(
     dtype: torch.dtype | None = None,
     device: Placement = "cpu",
     ignore_mismatched_sizes: bool = False,
-    take: Callable[[str, torch.Tensor], bool] | None = None,
+    take: Take | None = None,
 ) -> LoadReport:
     """Give a module the tensors of a checkpoint, one at a time and without a second copy of the model.
 
@@ -57,7 +58,8 @@ def load_into(
         dtype: type to convert floating-point tensors to; as stored when None.
         device: where tensors go: one device, or a function of the model key.
         ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
-        take: is offered each model key and tensor first; True if it has put the tensor where it belongs.
+        take: is offered each model key and tensor first, with the key and the checkpoint they come from; True if it
+            has put the tensor where it belongs.
 
     Raises:
         SizeMismatchError: tensors have other shapes than the model's.
@@ -76,7 +78,7 @@ def load_into(
     destinations = {key: name for name, key in plan.sources.items()}
     for key in _in_file_order(reader):
         name = destinations.get(key)
-        if name is None or (take is not None and take(name, reader.tensor(key))):
+        if name is None or (take is not None and take(name, reader.tensor(key), key, reader)):
             continue
         stored, expected = reader.shape(key), tuple(targets[name].shape)
         if stored != expected:

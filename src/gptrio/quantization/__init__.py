@@ -1,4 +1,4 @@
-"""Swap the linear layers of a model for quantized ones: native int8 and int4."""
+"""Swap the linear layers of a model for quantized ones: native int8 and int4, or those of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gptrio.errors import OptionError
+from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 from gptrio.quantization.config import Int4Config, Int8Config
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
-    QuantizationConfig = Int8Config | Int4Config
+QuantizationConfig = Int8Config | Int4Config | BitsAndBytesConfig
 
-__all__ = ["Int4Config", "Int8Config", "Quantizer", "get_quantizer", "quantize"]
+__all__ = ["BitsAndBytesConfig", "Int4Config", "Int8Config", "Quantizer", "get_quantizer", "quantize"]
 
-_CONFIGS: dict[str, type[Int8Config | Int4Config]] = {
+_CONFIGS: dict[str, type[QuantizationConfig]] = {
     "int8": Int8Config,
     "gptrio_int8": Int8Config,
     "int4": Int4Config,
     "gptrio_int4": Int4Config,
+    "bitsandbytes": BitsAndBytesConfig,
 }
 
 
@@ -27,18 +30,23 @@ class Quantizer(Protocol):
     """What loading asks of a way to quantize.
 
     Attributes:
-        config: what it does, for `config.json`.
         ignore_missing: patterns of model keys that a checkpoint in full precision lacks.
+        ignore_unexpected: patterns of checkpoint keys that belong to quantized weights.
+        default_dtype: type of everything that is not quantized when the caller names none; None for the usual one.
     """
 
-    config: QuantizationConfig
     ignore_missing: tuple[str, ...]
+    ignore_unexpected: tuple[str, ...]
+    default_dtype: torch.dtype | None
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
 
-    def place(self, model: nn.Module, name: str, tensor: Tensor) -> bool:
-        """Take a checkpoint's tensor for the model key `name` if it must be quantized; else leave it (False)."""
+    def place(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: Any = None) -> bool:
+        """Take a checkpoint's tensor for the model key `name` if it must be quantized; else leave it (False).
+
+        `key` is its name in the checkpoint `source`, which has `keys()` and `tensor(name)`.
+        """
 
     def finish(self, model: nn.Module) -> None:
         """Share what is tied, after all tensors are in place."""
@@ -52,10 +60,16 @@ def get_quantizer(config: QuantizationConfig | Mapping[str, Any] | str) -> Quant
 
     Raises:
         OptionError: no such method or option.
+        MissingDependencyError: bitsandbytes is needed and not installed.
     """
+    parsed = _parsed(config)
+    if isinstance(parsed, BitsAndBytesConfig):
+        from gptrio.quantization.bitsandbytes import BitsAndBytesQuantizer
+
+        return BitsAndBytesQuantizer(parsed)
     from gptrio.quantization.native import NativeQuantizer
 
-    return NativeQuantizer(_parsed(config))
+    return NativeQuantizer(parsed)
 
 
 def quantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | str) -> None:
@@ -66,7 +80,7 @@ def quantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | 
 
 
 def _parsed(config: QuantizationConfig | Mapping[str, Any] | str) -> QuantizationConfig:
-    if isinstance(config, (Int8Config, Int4Config)):
+    if isinstance(config, (Int8Config, Int4Config, BitsAndBytesConfig)):
         return config
     options = {"quant_method": config} if isinstance(config, str) else dict(config)
     method = options.pop("quant_method", None)

@@ -106,6 +106,7 @@ class QuantizedLinear(_QuantizedWeight):
         inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
         super().__init__(outer, inner, group)
         self.transposed = transposed
+        self.train(layer.training)
         self.bias = layer.bias
         if not layer.weight.is_meta:
             self.take(layer.weight)
@@ -152,6 +153,8 @@ class NativeQuantizer:
     """Quantizes linear layers to int8 or int4, while a checkpoint streams in or in a built model."""
 
     ignore_missing: tuple[str, ...] = (r"\.weight_scale$",)
+    ignore_unexpected: tuple[str, ...] = ()
+    default_dtype: torch.dtype | None = None
 
     def __init__(self, config: Int8Config | Int4Config) -> None:
         """Do as `config` says."""
@@ -174,7 +177,7 @@ class NativeQuantizer:
         if hasattr(model, "config"):
             owner.config.quantization_config = self.config.to_dict()
 
-    def place(self, model: nn.Module, name: str, tensor: Tensor) -> bool:
+    def place(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: object = None) -> bool:
         """Take a checkpoint's tensor for the model key `name`, codes or full precision; False if it is not for us."""
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 from types import SimpleNamespace
 
@@ -126,7 +127,7 @@ def test_quantizing_on_load_equals_quantizing_a_built_model(config, tied: bool) 
         source.state_dict(),
         tied={"lm_head.weight": "wte.weight"} if tied else None,
         ignore_missing=quantizer.ignore_missing,
-        take=lambda name, tensor: quantizer.place(model, name, tensor),
+        take=functools.partial(quantizer.place, model),
     )
     quantizer.finish(model)
     assert not (report.missing or report.unexpected or report.mismatched)
@@ -151,7 +152,7 @@ def test_saved_codes_load_as_they_are(config, dtype: torch.dtype | None) -> None
         model.to(dtype)
     quantizer = get_quantizer(source.config.quantization_config)
     quantizer.prepare(model)
-    load_into(model, torch.load(buffer), dtype=dtype, take=lambda name, tensor: quantizer.place(model, name, tensor))
+    load_into(model, torch.load(buffer), dtype=dtype, take=functools.partial(quantizer.place, model))
     quantizer.finish(model)
     with torch.inference_mode():
         assert torch.equal(model(torch.arange(9)), source(torch.arange(9)))

@@ -1,0 +1,186 @@
+"""Linear layers of the bitsandbytes library in place of ours: nf4, fp4 and LLM.int8(), `Conv1D` included."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError, SizeMismatchError
+from gptrio.nn.linear import Conv1D
+from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
+
+_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "summary")
+_STATISTICS = r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
+
+
+class TensorSource(Protocol):
+    """What a checkpoint offers beside the tensor at hand."""
+
+    def keys(self) -> list[str]:
+        """Names of all tensors."""
+
+    def tensor(self, name: str) -> Tensor:
+        """One of them."""
+
+
+def load_bitsandbytes() -> Any:
+    """Import bitsandbytes.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore", DeprecationWarning)  # from what it imports
+        try:
+            import bitsandbytes
+        except ImportError as error:
+            raise MissingDependencyError(
+                "BitsAndBytesConfig needs the bitsandbytes package: pip install 'gptrio[bitsandbytes]'"
+            ) from error
+    return bitsandbytes
+
+
+class BitsAndBytesQuantizer:
+    """Quantizes linear layers with bitsandbytes, while a checkpoint streams in or in a built model."""
+
+    ignore_missing: tuple[str, ...] = ()
+    ignore_unexpected: tuple[str, ...] = (_STATISTICS, r"\.(SCB|weight_format)$")
+    default_dtype: torch.dtype | None = torch.float16  # of everything that is not quantized, when the caller names none
+
+    def __init__(self, config: BitsAndBytesConfig) -> None:
+        """Do as `config` says; imports bitsandbytes."""
+        if not config.is_quantizable():
+            raise OptionError("BitsAndBytesConfig names no method; pass load_in_8bit=True or load_in_4bit=True")
+        self.config = config
+        self._bnb = load_bitsandbytes()
+
+    def prepare(self, model: nn.Module) -> None:
+        """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
+        config = self.config
+        tied = _tied_head(model)
+        skipped = _HEADS if config.llm_int8_skip_modules is None else tuple(config.llm_int8_skip_modules)
+        for name, layer in list(model.named_modules()):
+            is_skipped = layer is tied or any(part in skipped for part in name.split(".")) or name in skipped
+            if not isinstance(layer, (nn.Linear, Conv1D)) or is_skipped:
+                continue
+            path, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(path), leaf, self._swapped(layer))
+        owner: Any = model
+        owner.is_quantized = True
+        owner.is_loaded_in_8bit, owner.is_loaded_in_4bit = config.load_in_8bit, config.load_in_4bit
+        owner.quantization_method = config.quant_method
+        if hasattr(model, "config"):
+            owner.config.quantization_config = config.to_dict()
+
+    def place(
+        self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: TensorSource | None = None
+    ) -> bool:
+        """Take a checkpoint's tensor for the model key `name`, full precision or codes; False if it is not for us.
+
+        Args:
+            model: the prepared model.
+            name: key of the model.
+            tensor: what the checkpoint holds for it.
+            key: key in the checkpoint.
+            source: the checkpoint, which holds the statistics of codes.
+
+        Raises:
+            CheckpointFormatError: codes without statistics.
+            SizeMismatchError: another shape than the layer's.
+        """
+        path, _, leaf = name.rpartition(".")
+        layer: Any = model.get_submodule(path)
+        if leaf != "weight" or not isinstance(layer, (self._bnb.nn.Linear4bit, self._bnb.nn.Linear8bitLt)):
+            return False
+        four = isinstance(layer, self._bnb.nn.Linear4bit)
+        statistics = {} if source is None else _statistics(source, key, four)
+        if statistics:
+            (self._put_4bit if four else self._put_8bit)(layer, tensor, statistics)
+        elif not tensor.is_floating_point():
+            raise CheckpointFormatError(f"{name} holds codes, but the checkpoint lacks their scales")
+        else:
+            self._quantize(layer, tensor)
+        return True
+
+    def finish(self, model: nn.Module) -> None:
+        """Nothing is left to do: a tied head is not quantized."""
+
+    def _swapped(self, layer: nn.Linear | Conv1D) -> nn.Module:
+        transposed = isinstance(layer, Conv1D)
+        inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
+        config, bias = self.config, layer.bias is not None
+        with torch.device("meta"):
+            if config.load_in_8bit:
+                new = self._bnb.nn.Linear8bitLt(
+                    inner,
+                    outer,
+                    bias,
+                    has_fp16_weights=config.llm_int8_has_fp16_weight,
+                    threshold=config.llm_int8_threshold,
+                )
+            else:
+                new = self._bnb.nn.Linear4bit(
+                    inner,
+                    outer,
+                    bias,
+                    config.bnb_4bit_compute_dtype,
+                    compress_statistics=config.bnb_4bit_use_double_quant,
+                    quant_type=config.bnb_4bit_quant_type,
+                    quant_storage=config.bnb_4bit_quant_storage,
+                )
+        new.source_cls = type(layer)
+        new.requires_grad_(False)
+        new.bias = layer.bias
+        if not layer.weight.is_meta:
+            self._quantize(new, layer.weight.detach())
+        swapped: nn.Module = new.train(layer.training)
+        return swapped
+
+    def _quantize(self, layer: Any, weight: Tensor) -> None:
+        """Quantize a full-precision weight, (in, out) if it was a Conv1D's, into its layer."""
+        weight = weight.t() if layer.source_cls is Conv1D else weight
+        if weight.shape != (layer.out_features, layer.in_features):
+            raise SizeMismatchError(
+                f"a weight is {tuple(weight.shape)} (out, in) in the checkpoint, "
+                f"{(layer.out_features, layer.in_features)} in the model"
+            )
+        old, weight = layer.weight, weight.contiguous()
+        if isinstance(layer, self._bnb.nn.Linear8bitLt):
+            keeps = old.has_fp16_weights
+            new = self._bnb.nn.Int8Params(weight.clone() if keeps else weight, False, has_fp16_weights=keeps)
+        else:
+            new = self._bnb.nn.Params4bit(
+                weight,
+                requires_grad=False,
+                compress_statistics=old.compress_statistics,
+                quant_type=old.quant_type,
+                quant_storage=old.quant_storage,
+                module=layer,
+            )
+        layer.weight = new.to("cpu")
+
+    def _put_4bit(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
+        layer.weight = self._bnb.nn.Params4bit.from_prequantized(
+            data=codes, quantized_stats=statistics, requires_grad=False, device="cpu", module=layer
+        )
+
+    def _put_8bit(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
+        scales = statistics["SCB"]
+        layer.weight = self._bnb.nn.Int8Params(codes, False, has_fp16_weights=False, CB=codes, SCB=scales)
+
+
+def _statistics(source: TensorSource, key: str, four: bool) -> dict[str, Tensor]:
+    """What a checkpoint says of the codes under `key`; empty for a weight in full precision."""
+    prefix = f"{key}." if four else key.removesuffix("weight")
+    names = [name for name in list(source.keys()) if name.startswith(prefix) and (four or name == f"{prefix}SCB")]
+    return {name.removeprefix(prefix) if not four else name: source.tensor(name) for name in names}
+
+
+def _tied_head(model: Any) -> nn.Module | None:
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    return model.get_output_embeddings() if tied and hasattr(model, "get_output_embeddings") else None
