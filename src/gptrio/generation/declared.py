@@ -99,7 +99,7 @@ class GenerationOptions:
     no_repeat_ngram_size: int | None = option(0, "N-grams of this size occur once only; 0 means no limit.", ge=0)
     encoder_no_repeat_ngram_size: int | None = option(0, "N-grams of this size in the prompt do not recur.", ge=0)
     bad_words_ids: list[list[int]] | None = option(None, "Token sequences that are never generated.")
-    force_words_ids: list[list[int]] | list[list[list[int]]] | None = option(
+    force_words_ids: list[list[int] | list[list[int]]] | None = option(
         None, "Token sequences that must occur; a list of alternatives in place of one asks for any of them."
     )
     constraints: list[Any] | None = option(None, "Constraint objects that beam search must fulfil.")

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.errors import OptionError, UnsupportedError
+from gptrio.generation.beam import beam_search
+from gptrio.generation.beam_groups import grouped_beam_search
 from gptrio.generation.call import Call, Generators, Record
 from gptrio.generation.config import GenerationConfig
+from gptrio.generation.constrained import constrained_beam_search
 from gptrio.generation.declared import GenerationMode
 from gptrio.generation.lengths import last_column, no_more_positions, positions, settle_lengths
 from gptrio.generation.loop import decode
 from gptrio.generation.options import fits
+from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 from gptrio.generation.processors.build import build_processors
 from gptrio.generation.prompt import Prompt, build_prompt, check_cache
@@ -25,6 +29,9 @@ from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, MaxLengthCriteria, StoppingCriteriaList, build_stopping
 from gptrio.generation.streamers import Streamer
 from gptrio.kernels.linear import packed_inference
+from gptrio.nn.lean import lean_calls
+
+Result = Tensor | GenerateOutput
 
 
 def generate(
@@ -91,7 +98,11 @@ def generate(
     config, arguments = merge_config(model, generation_config, use_model_defaults, kwargs)
     seen_by_caller = (logits_processor, stopping_criteria, prefix_allowed_tokens_fn, custom_generate)
     lean = not any(seen_by_caller) and _is_private(model, config, arguments)
-    with torch.inference_mode() if lean else torch.no_grad(), packed_inference(model):
+    with (
+        torch.inference_mode() if lean else torch.no_grad(),
+        packed_inference(model),
+        lean_calls(model if lean else None),
+    ):
         prompt = build_prompt(model, inputs, arguments, config)
         prompt = settle_lengths(model, prompt, config, kwargs, overflow)
         config.validate()
@@ -114,14 +125,22 @@ def generate(
         call.streamer, call.synced_gpus = streamer, bool(synced_gpus)
         if streamer is not None:
             streamer.put(call.ids.cpu())
-        if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
-            raise UnsupportedError(f"{mode.value} is not there yet")
-        result = decode(call)
+        result = _LOOPS[mode](call)
     if isinstance(result, Tensor):
         return result.clone() if result.is_inference() else result  # a clone can be trained on
     if config.return_legacy_cache and isinstance(result.past_key_values, Cache):
         result.past_key_values = result.past_key_values.to_legacy_cache()
     return result
+
+
+_LOOPS: dict[GenerationMode, Callable[[Call], Result]] = {
+    GenerationMode.GREEDY_SEARCH: decode,
+    GenerationMode.SAMPLE: decode,
+    GenerationMode.BEAM_SEARCH: beam_search,
+    GenerationMode.BEAM_SAMPLE: beam_search,
+    GenerationMode.GROUP_BEAM_SEARCH: grouped_beam_search,
+    GenerationMode.CONSTRAINED_BEAM_SEARCH: constrained_beam_search,
+}
 
 
 def make_call(
