@@ -6,6 +6,7 @@ Names and field order are those of Transformers 4.56. Shapes: `B` batch, `T` que
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -26,10 +27,10 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __post_init__(self) -> None:
         """Mirror the fields that are set into the mapping."""
-        for field in fields(self):  # type: ignore[arg-type]  # every subclass is a dataclass
-            value = getattr(self, field.name)
+        for name in _names(type(self)):
+            value = getattr(self, name)
             if value is not None:
-                super().__setitem__(field.name, value)
+                super().__setitem__(name, value)
 
     def __getitem__(self, key: Any) -> Any:
         """Value of a field by name, or the item / slice of the tuple of set fields."""
@@ -54,7 +55,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by field values."""
-        return type(self), tuple(getattr(self, f.name) for f in fields(self))  # type: ignore[arg-type]  # as above
+        return type(self), tuple(getattr(self, name) for name in _names(type(self)))
 
     def __iter__(self) -> Iterator[str]:
         """Names of the set fields."""
@@ -63,6 +64,11 @@ class ModelOutput(OrderedDict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """All set fields in order."""
         return tuple(super(ModelOutput, self).__getitem__(key) for key in self)
+
+
+@functools.cache
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 @dataclass

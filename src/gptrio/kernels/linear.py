@@ -89,13 +89,13 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     """Whether plain CPU tensors of one dtype meet outside autograd."""
     dtype = weight.dtype
     return (
-        type(weight) is nn.Parameter
+        weight.numel() >= MIN_ELEMENTS
+        and type(weight) is nn.Parameter
         and type(x) is Tensor
         and x.dtype is dtype
         and x.is_cpu
         and weight.is_cpu
         and not torch.is_grad_enabled()
-        and weight.numel() >= MIN_ELEMENTS
         and (bias is None or (type(bias) is nn.Parameter and bias.dtype is dtype and bias.is_contiguous()))
         and (residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_contiguous()))
         and dtype.is_floating_point
@@ -120,13 +120,9 @@ def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, resid
 def _plain(
     x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: str, residual: Tensor | None
 ) -> Tensor:
-    if not transposed:
-        out = F.linear(x, weight, bias)
-    elif bias is None:
-        out = x @ weight
-    else:
-        out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], weight.shape[1])
-    out = activate(out, activation)
+    out = F.linear(x, weight.t() if transposed else weight, bias)
+    if activation != "none":
+        out = activate(out, activation)
     return out if residual is None else out + residual
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import InputError, UnsupportedError
+from gptrio.nn.lean import LeanModule
 
 
-class EmbeddingsMixin(nn.Module):
+class EmbeddingsMixin(LeanModule):
     """Input and output embeddings of a model, tied or not."""
 
     config: Any

@@ -19,6 +19,7 @@ from gptrio.models.signatures import arguments
 from gptrio.nn.activations import activation
 from gptrio.nn.blocks import BlockOutput, MultiHeadAttention
 from gptrio.nn.context import LayerContext
+from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
 from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, rotate
 
@@ -47,7 +48,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         keep_inputs(self.dense, head_features(kept, self.head_dim))
 
 
-class GPTNeoXMLP(nn.Module):
+class GPTNeoXMLP(LeanModule):
     """Two linear layers around an activation."""
 
     def __init__(self, config: GPTNeoXConfig) -> None:
@@ -62,17 +63,17 @@ class GPTNeoXMLP(nn.Module):
         return feed_forward(x, self.dense_h_to_4h, self.act, self.dense_4h_to_h)
 
 
-class GPTNeoXLayer(nn.Module):
+class GPTNeoXLayer(LeanModule):
     """Pre-norm block, with attention and MLP side by side or one after the other."""
 
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
         """Create block `layer_idx`."""
         super().__init__()
         self.use_parallel_residual = config.use_parallel_residual
-        self.input_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.post_attention_dropout = nn.Dropout(config.hidden_dropout)
-        self.post_mlp_dropout = nn.Dropout(config.hidden_dropout)
+        self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.post_attention_dropout = Dropout(config.hidden_dropout)
+        self.post_mlp_dropout = Dropout(config.hidden_dropout)
         self.attention = GPTNeoXAttention(config, layer_idx)
         self.mlp = GPTNeoXMLP(config)
 
@@ -116,9 +117,9 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         super().__init__(config)
         width = config.hidden_size // config.num_attention_heads
         self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.emb_dropout = nn.Dropout(config.hidden_dropout)
+        self.emb_dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
-        self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.rotary_emb = RotaryEmbedding(
             RotarySettings(
                 int(width * config.rotary_pct),

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
 from gptrio.nn.context import LayerContext
+from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
 BlockOutput = tuple[Tensor, Tensor | None, Tensor | None]
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(LeanModule):
     """What attention layers share; a family adds its projections.
 
     Args:
@@ -46,7 +47,7 @@ class MultiHeadAttention(nn.Module):
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.window = window
         self.float32_scores = float32_scores
-        self.attn_dropout = nn.Dropout(dropout)
+        self.attn_dropout = Dropout(dropout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `LayerContext.attend`."""
@@ -67,7 +68,7 @@ class MultiHeadAttention(nn.Module):
         return self.attn_dropout.p if self.training else 0.0
 
 
-class MLP(nn.Module):
+class MLP(LeanModule):
     """Two linear layers around an activation.
 
     Args:
@@ -87,14 +88,14 @@ class MLP(nn.Module):
             for inputs, outputs in ((width, inner), (inner, width))
         )
         self.act = activation(act)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""
         return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
 
 
-class PreNormBlock(nn.Module):
+class PreNormBlock(LeanModule):
     """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))` (Radford et al., 2019).
 
     Args:
@@ -110,12 +111,12 @@ class PreNormBlock(nn.Module):
     ) -> None:
         """Put the parts together."""
         super().__init__()
-        self.ln_1 = nn.LayerNorm(width, eps)
+        self.ln_1 = LayerNorm(width, eps)
         self.attn = attn
-        self.ln_2 = nn.LayerNorm(width, eps)
+        self.ln_2 = LayerNorm(width, eps)
         if crossattention is not None:
             self.crossattention = crossattention
-            self.ln_cross_attn = nn.LayerNorm(width, eps)
+            self.ln_cross_attn = LayerNorm(width, eps)
         self.mlp = mlp
 
     @property

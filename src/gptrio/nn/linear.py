@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.kernels.linear import Activation, linear
+from gptrio.nn.lean import LeanModule
 
 
-class Linear(nn.Linear):
+class Linear(LeanModule, nn.Linear):
     """`nn.Linear` whose product runs through `gptrio.kernels`.
 
     Attributes:
@@ -24,7 +25,7 @@ class Linear(nn.Linear):
         return linear(input, self.weight, self.bias, activation=activation)
 
 
-class Conv1D(nn.Module):
+class Conv1D(LeanModule):
     """A linear layer that stores its weight (in, out), as the released GPT-2 files do.
 
     Args:

@@ -1,0 +1,60 @@
+"""Modules that cost one Python call inside `lean_calls`, where torch's own call machinery has nothing to do.
+
+Calling an `nn.Module` looks for hooks and compiled forms. A decoding step of a small model calls dozens of modules, and
+this search then takes as long as the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
+
+
+@contextmanager
+def lean_calls(model: nn.Module | None) -> Iterator[None]:
+    """Run forwards directly, in this thread, if `model` is given and has no hooks and no compiled form."""
+    token = _lean.set(model is not None and _is_plain(model))
+    try:
+        yield
+    finally:
+        _lean.reset(token)
+
+
+def _is_plain(model: nn.Module) -> bool:
+    shared = nn.modules.module
+    if shared._global_forward_hooks or shared._global_forward_pre_hooks:
+        return False
+    return not any(m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl for m in model.modules())
+
+
+class LeanModule(nn.Module):
+    """A module that `lean_calls` makes cheap to call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward, with hooks unless there are none."""
+        if not torch.compiler.is_compiling() and _lean.get():
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+class LayerNorm(LeanModule, nn.LayerNorm):
+    """`nn.LayerNorm` that is cheap to call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis of (..., C)."""
+        return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Dropout(LeanModule, nn.Dropout):
+    """`nn.Dropout` that is cheap to call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop values in training; the input itself otherwise."""
+        return super().forward(input) if self.training else input
