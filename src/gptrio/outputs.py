@@ -6,11 +6,10 @@ Names and field order are those of Transformers 4.56. Shapes: `B` batch, `T` que
 
 from __future__ import annotations
 
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import Field, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +24,11 @@ class ModelOutput(OrderedDict[str, Any]):
     mapping and the tuple but readable as attributes. Keys cannot be deleted.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every subclass is a dataclass
+
     def __post_init__(self) -> None:
         """Mirror the fields that are set into the mapping."""
-        for name in _names(type(self)):
+        for name in self.__dataclass_fields__:
             value = getattr(self, name)
             if value is not None:
                 super().__setitem__(name, value)
@@ -55,7 +56,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by field values."""
-        return type(self), tuple(getattr(self, name) for name in _names(type(self)))
+        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
 
     def __iter__(self) -> Iterator[str]:
         """Names of the set fields."""
@@ -64,11 +65,6 @@ class ModelOutput(OrderedDict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """All set fields in order."""
         return tuple(super(ModelOutput, self).__getitem__(key) for key in self)
-
-
-@functools.cache
-def _names(kind: type) -> tuple[str, ...]:
-    return tuple(field.name for field in fields(kind))
 
 
 @dataclass
