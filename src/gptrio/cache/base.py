@@ -172,7 +172,7 @@ class Cache:
     @property
     def max_cache_len(self) -> int:
         """Most positions that fit in the roomiest layer, or -1 if there is no limit."""
-        return max((layer.get_max_cache_shape() for layer in self.layers), default=-1)
+        return max([-1, *[layer.get_max_cache_shape() for layer in self.layers]])
 
     @property
     def is_sliding(self) -> list[bool]:

@@ -230,7 +230,7 @@ class DynamicCache(Cache):
     def _align(self) -> None:
         """Local layers of given keys and values end where the longest layer ends; others must be as long."""
         held = [layer for layer in self.layers if layer.get_seq_length()]
-        length = max((layer.get_seq_length() for layer in held), default=0)
+        length = max([0, *[layer.get_seq_length() for layer in held]])
         for layer in held:
             if isinstance(layer, WindowLayer):
                 layer.skip_to(length)

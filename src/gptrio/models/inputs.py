@@ -86,16 +86,22 @@ def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: Pretrain
     if past is None:
         past = DynamicCache(config=config)
     elif isinstance(past, (tuple, list)):
+        _check_layers(len(past), config)
         wide = any(len(layer) > 2 for layer in past)
         past = EncoderDecoderCache.from_legacy_cache(past) if wide else DynamicCache.from_legacy_cache(past, config)
     if not isinstance(past, Cache):
         raise InputError(
             f"past_key_values is a {type(past).__name__}; expected a Cache, or a tuple of (keys, values) per layer"
         )
-    held, layers = len(past.layers), config.num_hidden_layers
-    if held != layers and past.get_seq_length() > 0:
-        raise InputError(f"past_key_values hold {held} layers, the model has {layers}; pass what this model returned")
+    if len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
+        _check_layers(len(past.layers), config)
     return EncoderDecoderCache(past, DynamicCache()) if cross and not isinstance(past, EncoderDecoderCache) else past
+
+
+def _check_layers(held: int, config: PretrainedConfig) -> None:
+    layers = config.num_hidden_layers
+    if held != layers:
+        raise InputError(f"past_key_values hold {held} layers, the model has {layers}; pass what this model returned")
 
 
 def written_positions(

@@ -152,7 +152,7 @@ class AttentionMask:
 
     def leaves_only_padding(self) -> bool:
         """Whether the keys that some query may attend to are padding without exception; False while traced."""
-        if (self.padding is None and self.ready is None) or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or (self.ready is None and self.real_keys() is None):
             return False
         if "leaves_only_padding" not in self.derived:
             best = self.additive(torch.float32).amax(-1)

@@ -1,0 +1,124 @@
+"""Models in graphs: compiled whole, exported, and copied in every way that Python and torch have."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from gptrio import StaticCache
+from gptrio.testing import assert_close
+from tests.contract.families import Family, tokens
+from tests.pairs import assert_same_gradients, padded, positions_of
+
+MASK = padded([21, 9], 21, "right")
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"use_cache": False},
+        {"attention_mask": MASK, "position_ids": positions_of(MASK)},
+        {"attention_mask": MASK, "output_attentions": True, "output_hidden_states": True},
+        {"head_mask": torch.ones(2, 4)},
+        {"return_dict": False},
+    ],
+    ids=lambda arguments: "-".join(arguments) or "plain",
+)
+def test_compiled_forward_is_one_graph(family: Family, arguments: dict[str, Any]) -> None:
+    model = family.build()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    ids = tokens()
+    for _ in range(2):
+        actual, expected = compiled(input_ids=ids, **arguments), model(input_ids=ids, **arguments)
+        assert_close(actual[0], expected[0])
+        assert type(actual) is type(expected)
+
+
+@pytest.mark.parametrize("back_end", ["eager", "sdpa"])
+def test_compiled_training_step(family: Family, back_end: str) -> None:
+    model, plain = family.build(attn_implementation=back_end), family.build(attn_implementation=back_end)
+    plain.load_state_dict(model.state_dict())
+    ids = tokens()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for one in (compiled, plain):
+        one(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    assert_same_gradients(model, plain)
+
+
+@torch.no_grad()
+def test_compiled_decode_step_is_compiled_once(family: Family) -> None:
+    model = family.build()
+    counter = torch._dynamo.testing.CompileCounter()
+    step = torch.compile(model.forward, fullgraph=True, backend=counter)
+    ids = tokens()
+    cache = StaticCache(model.config, max_cache_len=32)
+    model(input_ids=ids[:, :12], past_key_values=cache, cache_position=torch.arange(12))
+    logits = [
+        step(input_ids=ids[:, i : i + 1], past_key_values=cache, cache_position=torch.tensor([i])).logits
+        for i in range(12, 21)
+    ]
+    assert counter.frame_count == 1
+    assert_close(torch.cat(logits, dim=1), model(input_ids=ids).logits[:, 12:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arguments", [{}, {"attention_mask": MASK}], ids=["plain", "mask"])
+def test_export(family: Family, arguments: dict[str, Any]) -> None:
+    model = family.build()
+    ids = tokens()
+    program = torch.export.export(model, (ids,), {"use_cache": False, **arguments})
+    other = tokens()
+    actual = program.module()(other, use_cache=False, **arguments)
+    expected = model(other, use_cache=False, **arguments)
+    assert type(actual) is type(expected)
+    assert_close(actual.logits, expected.logits)
+
+
+def test_pickle_and_deepcopy(family: Family) -> None:
+    model = family.build()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    ids = tokens()
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert type(twin) is type(model)
+        assert_close(twin(input_ids=ids).logits, model(input_ids=ids).logits)
+        assert twin.config.to_dict() == model.config.to_dict()
+        assert twin.is_gradient_checkpointing
+        assert twin.tied_weights() == model.tied_weights()
+        table, head = twin.get_input_embeddings().weight, twin.get_output_embeddings().weight
+        assert (table is head) == bool(model.tied_weights())
+        twin.get_input_embeddings().weight.data.zero_()
+    assert model.get_input_embeddings().weight.abs().sum() > 0
+
+
+def test_state_dict_through_torch_save(family: Family) -> None:
+    model, other = family.build(), family.build()
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    other.load_state_dict(torch.load(file, weights_only=True))
+    ids = tokens()
+    assert torch.equal(other(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+def test_results_are_pickled_and_mapped_over(family: Family) -> None:
+    out = family.build()(input_ids=tokens(), use_cache=False, output_hidden_states=True)
+    again = pickle.loads(pickle.dumps(out))
+    assert torch.equal(again.hidden_states[1], out.hidden_states[1])
+    doubled = torch.utils._pytree.tree_map(lambda tensor: 2 * tensor, out)
+    assert type(doubled) is type(out)
+    assert torch.equal(doubled.logits, 2 * out.logits)
