@@ -126,6 +126,7 @@ from gptrio.cache import DynamicLayer as DynamicLayer
 from gptrio.cache import EncoderDecoderCache as EncoderDecoderCache
 from gptrio.cache import OffloadedCache as OffloadedCache
 from gptrio.cache import OffloadedStaticCache as OffloadedStaticCache
+from gptrio.cache import PromptPrefix as PromptPrefix
 from gptrio.cache import QuantizedCache as QuantizedCache
 from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache

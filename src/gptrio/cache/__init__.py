@@ -4,6 +4,7 @@ from gptrio.cache.base import Cache, CacheLayer
 from gptrio.cache.dynamic import DynamicCache, DynamicLayer, OffloadedCache, WindowLayer
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
 from gptrio.cache.factory import cache_names, make_cache
+from gptrio.cache.prefix import PromptPrefix
 from gptrio.cache.quantized import QuantizedCache
 from gptrio.cache.static import OffloadedStaticCache, StaticCache
 from gptrio.cache.static_layers import SlidingWindowLayer, StaticLayer
@@ -16,6 +17,7 @@ __all__ = [
     "EncoderDecoderCache",
     "OffloadedCache",
     "OffloadedStaticCache",
+    "PromptPrefix",
     "QuantizedCache",
     "SlidingWindowLayer",
     "StaticCache",

@@ -42,7 +42,8 @@ class CacheLayer(ABC):
 
     def stored(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the positions that are there, oldest first, or None if there are none."""
-        return None if self.keys is None or self.values is None else (self.keys, self.values)
+        keys, values = self.keys, self.values
+        return None if keys is None or values is None or not self.get_seq_length() else (keys, values)
 
     @abstractmethod
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
