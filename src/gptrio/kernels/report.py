@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptrio.kernels.linear import can_pack_cached
+from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import int8_matrix_products_are_exact, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -17,6 +17,8 @@ def kernel_report() -> dict[str, str]:
     for dtype, name in _NAMES.items():
         packed = can_pack_cached(dtype)
         report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
+    if one_row_is_fast():
+        report["float32"] = f"one row: MKL on the weight as it is; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
     exact = int8_matrix_products_are_exact()
     more_rows = "torch's int8 product" if exact else f"{_PLAIN}, as int8 products overflow without VNNI"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptrio.kernels import linear as kernel
 from gptrio.kernels.linear import linear, packed_inference
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.nn.linear import Conv1D, Linear
@@ -120,6 +121,15 @@ def test_plain_forward_keeps_torchs_numbers() -> None:
             want = torch.addmm(module.bias, x, module.weight) if transposed else F.linear(x, module.weight, module.bias)
             assert torch.equal(module(x), want)
     assert packed_bytes(module) == 0
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_one_float32_row_is_packed_only_where_torch_is_slow(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "one_row_is_fast", lambda: fast)
+    module, x = layer(256, 320, torch.float32, False), torch.randn(1, 256)
+    with torch.no_grad(), packed_inference(module):
+        assert_close(module(x), exact(module, x))
+    assert (packed_bytes(module) == 0) == fast
 
 
 def test_gradients_never_meet_a_pack() -> None:
