@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,7 +62,6 @@ class Call:
         synced_gpus: go on with other processes until all have finished.
         record: what the result shall hold.
         prompts: number of prompts.
-        draft: arguments of assisted generation.
     """
 
     model: Any
@@ -77,7 +76,6 @@ class Call:
     generators: Generators = None
     streamer: Streamer | None = None
     synced_gpus: bool = False
-    draft: dict[str, Any] = field(default_factory=dict)
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Scores (B, V) after the processors."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.errors import OptionError, UnsupportedError
+from gptrio.generation.assisted import assisted_search
 from gptrio.generation.beam import beam_search
 from gptrio.generation.beam_groups import grouped_beam_search
 from gptrio.generation.call import Call, Generators, Record
@@ -125,7 +126,11 @@ def generate(
         call.streamer, call.synced_gpus = streamer, bool(synced_gpus)
         if streamer is not None:
             streamer.put(call.ids.cpu())
-        result = _LOOPS[mode](call)
+        if mode is GenerationMode.ASSISTED_GENERATION:
+            rows = prompt.repeated(config.num_return_sequences)
+            result: Result = assisted_search(call, rows, assistant_model, tokenizer, assistant_tokenizer)
+        else:
+            result = _LOOPS[mode](call)
     if isinstance(result, Tensor):
         return result.clone() if result.is_inference() else result  # a clone can be trained on
     if config.return_legacy_cache and isinstance(result.past_key_values, Cache):
