@@ -37,9 +37,10 @@ class GPTNeoXAttention(MultiHeadAttention):
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
-        q, k, v = qkv.transpose(1, 2).unbind(-2)  # (B, H, T, D)
+        qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
         assert context.rotary is not None
-        out, weights = self.attend(rotate(q, context.rotary), rotate(k, context.rotary), v, context)
+        q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
+        out, weights = self.attend(q, k, qkv[..., 2, :], context)
         return self.dense(out), weights
 
     def keep_heads(self, kept: list[int]) -> None:
@@ -138,7 +139,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         return cast(Tensor, self.emb_dropout(x))
 
     def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (B or 1, 1, T, R / 2)."""
+        """Cosines and sines, each (B or 1, 1, T, 1, R / 2)."""
         return cast("tuple[Tensor, Tensor]", self.rotary_emb(x, position_ids))
 
     @property

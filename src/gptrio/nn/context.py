@@ -62,7 +62,7 @@ class LayerContext:
         need_weights: layers return their attention weights.
         cache: past keys and values, or None.
         head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
-        rotary: cosine and sine tables (B or 1, 1, T, R), or None.
+        rotary: cosine and sine tables, each (B or 1, 1, T, 1, R / 2), or None.
         cross: the encoder's side, or None.
     """
 

@@ -147,10 +147,10 @@ class RotaryEmbedding(nn.Module):
         self._frequencies: dict[torch.device, Frequencies] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions (B or 1, T), each (B or 1, 1, T, R / 2), in the type and place of `x`."""
+        """Cosines and sines of positions (B or 1, T), each (B or 1, 1, T, 1, R / 2), in the type and place of `x`."""
         frequencies, factor = self._frequencies_for(position_ids)
         with torch.autocast(x.device.type, enabled=False):
-            angles = position_ids[:, None, :, None].float() * frequencies  # (B or 1, 1, T, R / 2)
+            angles = position_ids[:, None, :, None, None].float() * frequencies  # (B or 1, 1, T, 1, R / 2)
             return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
 
     def _frequencies_for(self, position_ids: Tensor) -> Frequencies:
@@ -174,10 +174,11 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     """Turn the first R dimensions of each head by the angles of its position; half-split pairs (i, i + R / 2).
 
     Args:
-        x: (B, H, T, D).
-        tables: cosines and sines, each (B or 1, 1, T, R / 2).
+        x: (B, H, T, n, D), of which n share a position: queries and keys.
+        tables: cosines and sines, each (B or 1, 1, T, 1, R / 2).
     """
     cos, sin = tables
     half = cos.shape[-1]
     first, second = x[..., :half], x[..., half : 2 * half]
-    return torch.cat([first * cos - second * sin, second * cos + first * sin, x[..., 2 * half :]], dim=-1).to(x.dtype)
+    parts = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
+    return torch.cat([*parts, x[..., 2 * half :]], dim=-1).to(x.dtype)
