@@ -51,6 +51,8 @@ class EmbeddingsMixin(LeanModule):
         """Let the language-model head use the token table, if the configuration says so."""
         if self.tied_weights():
             head, table = cast(nn.Linear, self.get_output_embeddings()), cast(nn.Embedding, self.get_input_embeddings())
+            if table.weight.is_meta and not head.weight.is_meta:  # a file that names the head alone
+                table.weight = head.weight
             head.weight = table.weight
             head.out_features = table.num_embeddings
 
