@@ -62,6 +62,7 @@ class Call:
         synced_gpus: go on with other processes until all have finished.
         record: what the result shall hold.
         prompts: number of prompts.
+        padding: (prompts, T) bool, False for padding, or None.
     """
 
     model: Any
@@ -73,6 +74,7 @@ class Call:
     pad: int | None
     record: Record
     prompts: int
+    padding: Tensor | None = None
     generators: Generators = None
     streamer: Streamer | None = None
     synced_gpus: bool = False

@@ -16,7 +16,9 @@ from gptrio.generation.beam_groups import grouped_beam_search
 from gptrio.generation.call import Call, Generators, Record
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.constrained import constrained_beam_search
+from gptrio.generation.contrastive import contrastive_search
 from gptrio.generation.declared import GenerationMode
+from gptrio.generation.dola import dola_decode
 from gptrio.generation.lengths import last_column, no_more_positions, positions, settle_lengths
 from gptrio.generation.loop import decode
 from gptrio.generation.options import fits
@@ -145,6 +147,8 @@ _LOOPS: dict[GenerationMode, Callable[[Call], Result]] = {
     GenerationMode.BEAM_SAMPLE: beam_search,
     GenerationMode.GROUP_BEAM_SEARCH: grouped_beam_search,
     GenerationMode.CONSTRAINED_BEAM_SEARCH: constrained_beam_search,
+    GenerationMode.CONTRASTIVE_SEARCH: contrastive_search,
+    GenerationMode.DOLA_GENERATION: dola_decode,
 }
 
 
@@ -153,13 +157,16 @@ def make_call(
 ) -> Call:
     """Join what a decoding loop needs."""
     copies = max(config.num_beams, config.num_return_sequences)
+    if mode is GenerationMode.CONTRASTIVE_SEARCH and not config.low_memory:
+        copies = config.top_k or 1
     step = Stepper(model, prompt, config, copies, _cache(model, prompt, config, mode, copies))
     ids = prompt.ids.repeat_interleave(copies, dim=0) if copies > 1 else prompt.ids
     ends = config.eos_token_id
     pad = config.pad_token_id
     if pad is None and ends is not None:
         pad = ends if isinstance(ends, int) else ends[0]
-    return Call(model, config, ids, step, processors, StoppingCriteriaList(), pad, Record(config), prompt.ids.shape[0])
+    record, count = Record(config), prompt.ids.shape[0]
+    return Call(model, config, ids, step, processors, StoppingCriteriaList(), pad, record, count, prompt.padding)
 
 
 def _is_private(model: Any, config: GenerationConfig, arguments: dict[str, Any]) -> bool:

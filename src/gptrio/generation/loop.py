@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,14 +12,22 @@ from gptrio.generation.call import Call, Generators, Rows
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 
 
-def decode(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
-    """Append the most likely token, or one drawn from the distribution, until every row is finished."""
+def decode(
+    call: Call, refine: Callable[[Any, Tensor], Tensor] | None = None, **flags: Any
+) -> Tensor | GenerateDecoderOnlyOutput:
+    """Append the most likely token, or one drawn from the distribution, until every row is finished.
+
+    Args:
+        call: the call.
+        refine: maps the model's output and its logits (B, V) to the logits to go on with.
+        **flags: further arguments of the model's forward.
+    """
     ids, record = call.ids, call.record
     rows = Rows(call.criteria, ids.shape[0], call.pad, call.streamer)
     while True:
-        output = call.step(ids)
+        output = call.step(ids, **flags)
         logits = output.logits[:, -1].float()  # (B, V)
-        scores = call.process(ids, logits)
+        scores = call.process(ids, logits if refine is None else refine(output, logits))
         record.add(output, logits, scores)
         tokens = rows.fill(choose(scores, call.config.do_sample, call.generators))
         ids = torch.cat([ids, tokens[:, None]], dim=1)

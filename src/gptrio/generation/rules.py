@@ -60,8 +60,10 @@ def _check_returned(options: GenerationOptions) -> None:
 def ignored_options(options: GenerationOptions) -> list[str]:
     """Return one phrase for each option, or group of them, that has no effect beside the others."""
     issues = []
+    contrastive = bool(options.penalty_alpha) and options.num_beams == 1  # it takes its candidates by top_k
+    sampling = tuple(name for name in _SAMPLING if not (name == "top_k" and contrastive))
     for names, idle, way_out in (
-        (_SAMPLING, not options.do_sample, "without do_sample=True"),
+        (sampling, not options.do_sample, "without do_sample=True"),
         (_BEAMS, options.num_beams == 1, "without num_beams > 1"),
         (("diversity_penalty",), options.num_beams == 1 or options.num_beam_groups == 1, "without num_beam_groups > 1"),
         (_CACHE, not options.use_cache, "with use_cache=False"),

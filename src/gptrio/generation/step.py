@@ -34,8 +34,7 @@ class Stepper:
         self.calls = 0
         self._last_column = last_column(model, prompt)
         self._prepare = _own_preparation(model)
-        plain = self._prepare is None and not (config.output_attentions or config.output_hidden_states)
-        self._shares_prefill = copies > 1 and type(cache) is DynamicCache and plain
+        self._shares_prefill = copies > 1 and type(cache) is DynamicCache and self._prepare is None
         if copies > 1 and not self._shares_prefill and cache is not None and cache.get_seq_length():
             cache.batch_repeat_interleave(copies)
         self._copies = copies if self._shares_prefill else 1
@@ -133,12 +132,16 @@ class Stepper:
         return self._prompt.ids.device
 
     def _share(self, output: Any) -> Any:
-        """Give every copy of a row the prompt's keys, values and scores."""
+        """Give every copy of a row the prompt's keys, values and what the model said of it."""
         self.cache.batch_repeat_interleave(self._copies)
         self._prompt = self._prompt.repeated(self._copies)
         self._constants.update(self._prompt.constants)
         self._spread(self._prompt)
         output.logits = output.logits.repeat_interleave(self._copies, dim=0)
+        for name in ("attentions", "hidden_states"):
+            layers = getattr(output, name, None)
+            if layers is not None:
+                setattr(output, name, tuple(layer.repeat_interleave(self._copies, dim=0) for layer in layers))
         return output
 
     def _by_own_preparation(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
