@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,11 @@ from gptrio.hub import HubOptions
 from gptrio.models.base import PreTrainedModel
 from gptrio.nn.attention import check_implementation
 
+if TYPE_CHECKING:
+    from gptrio.quantization import QuantizationConfig, Quantizer
+
 Model = TypeVar("Model", bound=PreTrainedModel)
+Place = torch.device | Callable[[str], torch.device]
 DeviceMap = str | int | torch.device | dict[str, Any]
 Source = CheckpointReader | Mapping[str, Tensor]
 
@@ -40,6 +45,8 @@ def load_model(
     variant: str | None = None,
     ignore_mismatched_sizes: bool = False,
     output_loading_info: bool = False,
+    quantization_config: QuantizationConfig | Mapping[str, Any] | str | None = None,
+    load_in: str | None = None,
     low_cpu_mem_usage: bool | None = None,
     **kwargs: Any,
 ) -> Model | tuple[Model, dict[str, Any]]:
@@ -62,8 +69,12 @@ def load_model(
         variant: middle part of the file names, such as "fp16".
         ignore_mismatched_sizes: draw tensors of other shapes anew instead of raising.
         output_loading_info: also return a dictionary of missing, unexpected and mismatched keys.
+        quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
+            its name; what the checkpoint says if None.
+        load_in: "int8" or "int4", for short.
         low_cpu_mem_usage: accepted and without effect: memory use is always low.
-        kwargs: lookup options (see `gptrio.hub.HubOptions`), and overrides of the configuration such as `num_labels`.
+        kwargs: lookup options (see `gptrio.hub.HubOptions`), overrides of the configuration such as `num_labels`, and
+            `load_in_8bit` or `load_in_4bit` for bitsandbytes.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
@@ -71,6 +82,7 @@ def load_model(
     """
     refuse_remote_code(kwargs)
     options = HubOptions.pop_from(kwargs)
+    quantization = quantization_config or load_in or _bitsandbytes(kwargs)
     settings, unknown = _read_config(cls, config, name_or_path, options, kwargs)
     if unknown:
         raise OptionError(
@@ -80,28 +92,68 @@ def load_model(
     if attn_implementation is not None:
         settings._attn_implementation = attn_implementation
     source = _open(name_or_path, state_dict, use_safetensors, variant, options)
-    number_format = _number_format(torch_dtype if dtype is None else dtype, settings, source)
+    quantizer = _quantizer(quantization or getattr(settings, "quantization_config", None))
+    wanted = torch_dtype if dtype is None else dtype
+    if wanted is None and quantizer is not None:
+        wanted = quantizer.default_dtype
+    number_format = _number_format(wanted, settings, source)
     place = _placement(device_map)
     model = build(cls, settings, *model_args, dtype=number_format, device="meta")
-    report = load_into(
-        model,
-        source,
-        base_model_prefix=cls.base_model_prefix,
-        ignore_unexpected=(*IGNORED_BUFFERS, *cls._keys_to_ignore_on_load_unexpected),
-        ignore_missing=cls._keys_to_ignore_on_load_missing,
-        tied=model.tied_weights(),
-        dtype=number_format,
-        device=place,
-        ignore_mismatched_sizes=ignore_mismatched_sizes,
-    )
-    model.tie_weights()
-    _initialise_rest(model, place)
+    report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes)
     _tell(report, cls.__name__, name_or_path)
     _read_generation_config(model, name_or_path, options)
     model.name_or_path = str(name_or_path or "")
     model.eval()
     model = _dispatch(model, device_map)
     return (model, _loading_info(report)) if output_loading_info else model
+
+
+def _bitsandbytes(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the short forms of bitsandbytes out of the arguments."""
+    chosen: dict[str, Any] = {name: kwargs.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in kwargs}
+    return {"quant_method": "bitsandbytes", **chosen} if any(chosen.values()) else None
+
+
+def _quantizer(config: QuantizationConfig | Mapping[str, Any] | str | None) -> Quantizer | None:
+    if not config:
+        return None
+    from gptrio.quantization import get_quantizer
+
+    return get_quantizer(config)
+
+
+def _fill(
+    model: PreTrainedModel,
+    source: Source,
+    quantizer: Quantizer | None,
+    number_format: torch.dtype,
+    place: Place,
+    ignore_mismatched_sizes: bool,
+) -> LoadReport:
+    """Give a model without storage its weights: those of the checkpoint, and new ones where it has none."""
+    if quantizer is not None:
+        quantizer.prepare(model)
+    report = load_into(
+        model,
+        source,
+        base_model_prefix=model.base_model_prefix,
+        ignore_unexpected=(
+            *IGNORED_BUFFERS,
+            *model._keys_to_ignore_on_load_unexpected,
+            *(quantizer.ignore_unexpected if quantizer else ()),
+        ),
+        ignore_missing=(*model._keys_to_ignore_on_load_missing, *(quantizer.ignore_missing if quantizer else ())),
+        tied=model.tied_weights(),
+        dtype=number_format,
+        device=place,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        take=functools.partial(quantizer.place, model) if quantizer else None,
+    )
+    model.tie_weights()
+    _initialise_rest(model, place)
+    if quantizer is not None:
+        quantizer.finish(model)
+    return report
 
 
 def build(
@@ -195,7 +247,7 @@ def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, so
     return next((kind for kind in stored if kind.is_floating_point), torch.get_default_dtype())
 
 
-def _placement(device_map: DeviceMap | None) -> torch.device | Callable[[str], torch.device]:
+def _placement(device_map: DeviceMap | None) -> Place:
     """Where each tensor goes."""
     if device_map is None:
         return torch.get_default_device()
@@ -214,7 +266,7 @@ def _placement(device_map: DeviceMap | None) -> torch.device | Callable[[str], t
     return device_of
 
 
-def _initialise_rest(model: PreTrainedModel, place: torch.device | Callable[[str], torch.device]) -> None:
+def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
     """Give storage and new values to parameters that the checkpoint did not have."""
     empty: dict[nn.Module, dict[str, nn.Parameter]] = {}
     for path, module in model.named_modules():

@@ -1,0 +1,55 @@
+"""Quantizing while a checkpoint is loaded, and loading what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptrio import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, OptionError
+
+CONFIG = GPT2Config(vocab_size=96, n_positions=32, n_embd=64, n_layer=2, n_head=4, pad_token_id=0)
+IDS = torch.arange(1, 21).view(2, 10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    GPT2LMHeadModel(CONFIG).save_pretrained(tmp_path / "plain")
+    return tmp_path / "plain"
+
+
+@pytest.mark.parametrize(("name", "bound"), [("int8", 0.02), ("int4", 0.3)])
+def test_a_model_quantized_on_load_is_near_and_survives_its_files(folder: Path, name: str, bound: float) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    quantized = AutoModelForCausalLM.from_pretrained(folder, load_in=name)
+    expected, logits = plain(IDS).logits, quantized(IDS).logits
+    assert 0 < (logits - expected).norm() / expected.norm() < bound
+    assert quantized.get_memory_footprint() < 0.5 * plain.get_memory_footprint()
+    quantized.save_pretrained(folder.parent / name)
+    again = AutoModelForCausalLM.from_pretrained(folder.parent / name)
+    torch.testing.assert_close(again(IDS).logits, logits, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"load_in_4bit": True}, {"load_in_8bit": True}])
+def test_short_forms_of_bitsandbytes_quantize(folder: Path, options: dict[str, Any]) -> None:
+    pytest.importorskip("bitsandbytes")
+    plain = AutoModelForCausalLM.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    expected = plain(IDS).logits
+    assert model.get_memory_footprint() < plain.get_memory_footprint()
+    assert 0 < (model(IDS).logits.float() - expected).norm() / expected.norm() < 0.3
+
+
+@pytest.mark.filterwarnings("ignore:.*drawn at random")
+def test_heads_are_quantized_too(folder: Path) -> None:
+    model = AutoModelForSequenceClassification.from_pretrained(folder, load_in="int8", num_labels=64)
+    assert model(IDS).logits.shape == (2, 64)
+    assert model.transformer.h[0].attn.c_attn.weight.dtype == torch.int8
+
+
+def test_an_unknown_method_is_refused(folder: Path) -> None:
+    with pytest.raises(OptionError, match="int3"):
+        AutoModelForCausalLM.from_pretrained(folder, load_in="int3")
