@@ -242,6 +242,61 @@ def test_loss_over_a_count_of_items(count: int | Tensor) -> None:
     assert_same_training_step(ours, oracle, **inputs, num_items_in_batch=count)
 
 
+def test_double_heads_take_every_input_per_choice(back_end: str) -> None:
+    oracle, ours = model_pair("GPT2DoubleHeadsModel", back_end)
+    mask = padded([11, 7], 11, "right")[None]
+    inputs = {
+        **task_inputs("GPT2DoubleHeadsModel"),
+        "attention_mask": mask,
+        "position_ids": torch.randint(0, 32, (1, 2, 11)),
+        "token_type_ids": torch.randint(0, 59, (1, 2, 11)),
+        "head_mask": torch.rand(4),
+    }
+    assert_same_training_step(ours, oracle, **inputs)
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_dropout_draws_what_the_oracle_draws(class_name: str) -> None:
+    rates = {"resid_pdrop": 0.2, "embd_pdrop": 0.3, "attn_pdrop": 0.25, "summary_first_dropout": 0.4}
+    oracle, ours = model_pair(class_name, num_labels=4, pad_token_id=60, **rates)
+    inputs = task_inputs(class_name)
+    results = []
+    for model in (oracle, ours):
+        torch.manual_seed(5)
+        results.append(model.train()(**inputs))
+        loss_of(results[-1]).backward()
+    assert_same_output(results[1], results[0])
+    assert_same_gradients(ours, oracle)
+
+
+def test_dropout_of_sdpa_keeps_the_mean() -> None:
+    _, ours = model_pair("GPT2Model", "sdpa", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.2, n_layer=1)
+    ids = token_ids(1).expand(4000, -1)
+    with torch.no_grad():
+        expected = ours(ids[:1], output_hidden_states=True).hidden_states[1]
+        drawn = ours.train()(ids).last_hidden_state
+    assert drawn.std(0).mean() > 0.01
+    assert_close(drawn.mean(0, keepdim=True), expected, 0.05)
+
+
+@pytest.mark.parametrize("flags", [{}, {"reorder_and_upcast_attn": True}], ids=str)
+def test_autocast_is_as_near_the_truth_as_the_oracle(flags: dict[str, Any], back_end: str) -> None:
+    oracle, ours = model_pair("GPT2LMHeadModel", back_end, **flags)
+    inputs = task_inputs("GPT2LMHeadModel", 8, 24)
+    truth = oracle(**inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, actual = oracle(**inputs), ours(**inputs)
+    assert actual.logits.dtype == theirs.logits.dtype == torch.bfloat16
+    assert relative_error(actual.logits, truth.logits) <= 1.1 * relative_error(theirs.logits, truth.logits)
+    actual.loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in ours.parameters())
+
+
+def relative_error(actual: Tensor, exact: Tensor) -> float:
+    """Root of the mean squared difference, relative to the exact values."""
+    return float((actual.float() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
+
+
 # padding ----------------------------------------------------------------------------------------------------------
 
 
@@ -379,10 +434,7 @@ def test_bfloat16_is_as_near_the_truth_as_the_oracle(flags: dict[str, Any], back
     truth, theirs, actual = exact(**inputs), oracle(**inputs), ours(**inputs)
     real = mask.bool()
     assert actual.logits.dtype == torch.bfloat16
-    error, their_error = (
-        (out.logits[real].float() - truth.logits[real]).pow(2).mean().sqrt() / truth.logits[real].pow(2).mean().sqrt()
-        for out in (actual, theirs)
-    )
+    error, their_error = (relative_error(out.logits[real], truth.logits[real]) for out in (actual, theirs))
     assert error <= 1.1 * their_error
     assert error < 0.03  # 2^-8 a rounding, over some tens of roundings in three layers
     assert_close(actual.loss, truth.loss, 0.02)

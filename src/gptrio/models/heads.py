@@ -96,6 +96,7 @@ class CausalLMHead(HeadModel):
         Returns:
             logits (B, T, V), loss if labels were given, and what the backbone returned.
         """
+        inputs.only_loss_options(loss_kwargs)
         out = self.base_model(
             input_ids=input_ids,
             past_key_values=past_key_values,
@@ -112,7 +113,6 @@ class CausalLMHead(HeadModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        inputs.only_loss_options(loss_kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
         loss = None
@@ -122,6 +122,11 @@ class CausalLMHead(HeadModel):
         if not self.has_cross_attention:
             return self._finish(CausalLMOutputWithPast(*fields), return_dict)
         return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)
+
+    def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.advance`."""
+        states = self.base_model.advance(input_ids, cache)
+        return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states[:, -1:]))
 
 
 class SequenceClassificationHead(HeadModel):
