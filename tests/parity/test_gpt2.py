@@ -244,15 +244,16 @@ def test_loss_over_a_count_of_items(count: int | Tensor) -> None:
 
 def test_double_heads_take_every_input_per_choice(back_end: str) -> None:
     oracle, ours = model_pair("GPT2DoubleHeadsModel", back_end)
-    mask = padded([11, 7], 11, "right")[None]
     inputs = {
         **task_inputs("GPT2DoubleHeadsModel"),
-        "attention_mask": mask,
-        "position_ids": torch.randint(0, 32, (1, 2, 11)),
+        "attention_mask": padded([11, 7], 11, "right")[None],
+        "position_ids": torch.randint(0, 32, (2, 11)),  # the oracle wants them flat
         "token_type_ids": torch.randint(0, 59, (1, 2, 11)),
         "head_mask": torch.rand(4),
     }
     assert_same_training_step(ours, oracle, **inputs)
+    per_choice = ours(**{**inputs, "position_ids": inputs["position_ids"][None]})
+    assert torch.equal(per_choice.logits, ours(**inputs).logits)
 
 
 @pytest.mark.parametrize("class_name", CLASSES)
@@ -267,16 +268,6 @@ def test_dropout_draws_what_the_oracle_draws(class_name: str) -> None:
         loss_of(results[-1]).backward()
     assert_same_output(results[1], results[0])
     assert_same_gradients(ours, oracle)
-
-
-def test_dropout_of_sdpa_keeps_the_mean() -> None:
-    _, ours = model_pair("GPT2Model", "sdpa", resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.2, n_layer=1)
-    ids = token_ids(1).expand(4000, -1)
-    with torch.no_grad():
-        expected = ours(ids[:1], output_hidden_states=True).hidden_states[1]
-        drawn = ours.train()(ids).last_hidden_state
-    assert drawn.std(0).mean() > 0.01
-    assert_close(drawn.mean(0, keepdim=True), expected, 0.05)
 
 
 @pytest.mark.parametrize("flags", [{}, {"reorder_and_upcast_attn": True}], ids=str)
@@ -294,7 +285,7 @@ def test_autocast_is_as_near_the_truth_as_the_oracle(flags: dict[str, Any], back
 
 def relative_error(actual: Tensor, exact: Tensor) -> float:
     """Root of the mean squared difference, relative to the exact values."""
-    return float((actual.float() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt())
+    return ((actual.float() - exact).pow(2).mean().sqrt() / exact.pow(2).mean().sqrt()).item()
 
 
 # padding ----------------------------------------------------------------------------------------------------------
