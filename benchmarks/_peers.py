@@ -94,11 +94,13 @@ class Outcome:
     Attributes:
         seconds: one number a round.
         tokens: what it generated in the last round.
+        megabytes: most memory that its process held.
         missing: why it could not run, or "".
     """
 
     seconds: list[float] = field(default_factory=list)
     tokens: list[list[int]] = field(default_factory=list)
+    megabytes: int = 0
     missing: str = ""
 
     @property
@@ -140,13 +142,14 @@ def race(
         for name, contender in running.items():
             seconds, outcomes[name].tokens = run(contender)
             outcomes[name].seconds.append(seconds)
-    for contender in running.values():
+    for name, contender in running.items():
+        outcomes[name].megabytes = contender.ask("memory")["megabytes"]
         contender.close()
     return outcomes
 
 
 def report(outcomes: dict[str, Outcome], limit: float, unit: float, name: str) -> list[list[str]]:
-    """Rows of a table: median, ratio to gptrio, share of the limit, and whether the tokens agree with gptrio's.
+    """Rows of a table: median, ratio to gptrio, share of the limit, whether the tokens are gptrio's, and memory.
 
     Args:
         outcomes: of `race`.
@@ -157,17 +160,21 @@ def report(outcomes: dict[str, Outcome], limit: float, unit: float, name: str) -
     ours, rows = outcomes["gptrio"], []
     for peer, outcome in outcomes.items():
         if outcome.missing:
-            rows.append([peer, "missing", outcome.missing[:60], "", ""])
+            rows.append([peer, "missing", outcome.missing[:60], "", "", ""])
             continue
         ratio = "" if ours.missing else f"{outcome.median / ours.median:.2f}"
         agree = "yes" if outcome.tokens == ours.tokens else "no"
-        rows.append([peer, f"{outcome.median / unit:.2f} {name}", ratio, f"{limit / outcome.median:.0%}", agree])
+        share, memory = f"{limit / outcome.median:.0%}", f"{outcome.megabytes} MB"
+        rows.append([peer, f"{outcome.median / unit:.2f} {name}", ratio, share, agree, memory])
     return rows
 
 
-HEAD = ["", "median", "gptrio is faster by", "share of the limit", "same tokens"]
+HEAD = ["", "median", "gptrio is faster by", "share of the limit", "same tokens", "peak memory"]
 
 
 def facts(outcomes: dict[str, Outcome]) -> dict[str, Any]:
     """Outcomes for the JSON file."""
-    return {name: {"seconds": outcome.seconds, "missing": outcome.missing} for name, outcome in outcomes.items()}
+    return {
+        name: {"seconds": outcome.seconds, "megabytes": outcome.megabytes, "missing": outcome.missing}
+        for name, outcome in outcomes.items()
+    }

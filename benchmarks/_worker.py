@@ -2,12 +2,14 @@
 
 {"call": "load", "folder": ..., "dtype": ..., "threads": ...}      -> {"seconds": ...}
 {"call": "generate", "prompts": [[ids]], "new": count}            -> {"seconds": ..., "tokens": [[ids]]}
+{"call": "memory"}                                                -> {"megabytes": ...}, the most so far
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 import warnings
@@ -70,7 +72,10 @@ def contender(peer: str) -> Any:
 def answer(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     """Carry out one request and time it."""
     model.began = time.perf_counter()
-    if request.pop("call") == "load":
+    call = request.pop("call")
+    if call == "memory":
+        return {"megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+    if call == "load":
         model.load(**request)
         return {"seconds": time.perf_counter() - model.began}
     tokens = model.generate(**request)
