@@ -70,7 +70,7 @@ def make_cache(
     if unknown:
         takes = ", ".join(known) or "no options"
         raise OptionError(
-            f"cache_config has {', '.join(map(repr, unknown))}, but the {name or 'dynamic'!r} cache {takes}"
+            f"cache_config has {', '.join(map(repr, unknown))}, but the {name or 'dynamic'!r} cache takes {takes}"
         )
     cache = maker(request, **given)
     return EncoderDecoderCache(cache, DynamicCache()) if config.add_cross_attention else cache

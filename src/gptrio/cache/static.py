@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptrio.cache.base import REACH, Cache, windows_of
 from gptrio.cache.offloaded import OffloadedLayer, Transfers
@@ -72,6 +74,14 @@ class StaticCache(Cache):
     def __len__(self) -> int:
         """Number of layers, whether they hold something or not."""
         return len(self.layers)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(keys, values) of each layer that has a buffer."""
+        return (
+            (keys, values)
+            for layer in self.layers
+            if (keys := layer.keys) is not None and (values := layer.values) is not None
+        )
 
 
 class OffloadedStaticCache(StaticCache):
