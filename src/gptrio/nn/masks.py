@@ -91,7 +91,7 @@ class AttentionMask:
             return False
         last_key = self.key_offset + self.key_length - 1
         reaches_back = self.window is None or self.query_start + self.query_length - 1 - self.window < self.key_offset
-        return not self.causal or (last_key <= self.query_start and reaches_back)
+        return reaches_back and (not self.causal or last_key <= self.query_start)
 
     @property
     def is_square_causal(self) -> bool:

@@ -1,0 +1,75 @@
+"""The two linear layers: what they compute, fused or not, and shrinking them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptrio.nn.activations import activation
+from gptrio.nn.linear import Conv1D, Linear, feed_forward, keep_inputs, keep_outputs
+
+
+def layer_of(kind: str, inputs: int, outputs: int) -> Any:
+    layer = Conv1D(outputs, inputs) if kind == "Conv1D" else Linear(inputs, outputs)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+def matrix_of(layer: Any) -> Tensor:
+    """(in, out)."""
+    weight: Tensor = layer.weight if isinstance(layer, Conv1D) else layer.weight.T
+    return weight.double()
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
+@pytest.mark.parametrize("shape", [(3,), (2, 3), (2, 5, 3)])
+def test_product(kind: str, shape: tuple[int, ...]) -> None:
+    layer, x = layer_of(kind, 3, 4), torch.randn(shape)
+    expected = x.double() @ matrix_of(layer) + layer.bias
+    torch.testing.assert_close(layer(x).double(), expected.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu", "tanh"])
+def test_feed_forward_is_down_act_up(kind: str, name: str) -> None:
+    up, down, act = layer_of(kind, 3, 6), layer_of(kind, 6, 3), activation(name)
+    x = torch.randn(2, 5, 3)
+    expected = down(act(up(x)))
+    torch.testing.assert_close(feed_forward(x, up, act, down), expected)
+
+
+def test_feed_forward_calls_what_others_have_put_in_place() -> None:
+    class Doubled(Linear):
+        def forward(self, input: Tensor, activation: Any = "none") -> Tensor:
+            assert activation == "none"
+            return 2 * super().forward(input)
+
+    up, down = Doubled(3, 6), Linear(6, 3)
+    x = torch.randn(2, 3)
+    torch.testing.assert_close(feed_forward(x, up, nn.ReLU(), down), down(torch.relu(up(x))))
+
+
+@pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
+def test_layers_shrink_to_chosen_features(kind: str) -> None:
+    layer, x = layer_of(kind, 5, 6), torch.randn(2, 5)
+    layer.weight.requires_grad_(False)
+    index = torch.tensor([4, 0, 2])
+    whole = layer(x)
+    keep_outputs(layer, index)
+    torch.testing.assert_close(layer(x), whole[:, index])
+    masked = torch.zeros_like(x)
+    masked[:, index] = x[:, index]
+    expected = layer(masked)
+    keep_inputs(layer, index)
+    torch.testing.assert_close(layer(x[:, index]), expected)
+    assert not layer.weight.requires_grad
+    assert layer.bias.requires_grad
+    sizes = (layer.nx, layer.nf) if kind == "Conv1D" else (layer.in_features, layer.out_features)
+    assert sizes == (3, 3)
+
+
+def test_conv1d_shows_its_widths() -> None:
+    assert repr(Conv1D(4, 3)) == "Conv1D(nf=4, nx=3)"
