@@ -18,7 +18,6 @@ from gptrio.generation.call import Call, Rows
 from gptrio.generation.drafts import Draft, LookupDraft, ModelDraft, Pace, TextDraft, first_layers
 from gptrio.generation.loop import await_others, choose, draw
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
-from gptrio.generation.prompt import Prompt
 
 ROLLING_BACK = (None, "dynamic", "dynamic_full", "offloaded")  # caches that can forget the end
 
@@ -134,13 +133,12 @@ def _parts(output: Any, number: int, matched: int) -> Iterator[Any]:
 
 
 def assisted_search(
-    call: Call, prompt: Prompt, assistant_model: Any, tokenizer: Any, assistant_tokenizer: Any
+    call: Call, assistant_model: Any, tokenizer: Any, assistant_tokenizer: Any
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Assisted generation with the draft that the options ask for.
 
     Args:
         call: the call.
-        prompt: the rows, one for each sequence, without what a cache holds.
         assistant_model: a smaller model, or None.
         tokenizer, assistant_tokenizer: for models of different vocabularies.
 
@@ -155,14 +153,14 @@ def assisted_search(
         raise OptionError("guidance_scale does not go with assisted generation; leave one out")
     if config.assistant_early_exit is not None:
         shallow = first_layers(call.model, config.assistant_early_exit)
-        return assisted_decode(call, _model_draft(call, prompt, shallow, config), _pace(config))
+        return assisted_decode(call, _model_draft(call, shallow, config), _pace(config))
     if config.prompt_lookup_num_tokens is not None:
         return assisted_decode(call, LookupDraft(config), Pace(config.prompt_lookup_num_tokens, "constant"))
     own = assistant_model.generation_config
     if assistant_model.config.vocab_size == call.model.config.vocab_size:
         if assistant_tokenizer is not None:
             raise OptionError("both models have the same vocabulary; leave assistant_tokenizer out")
-        return assisted_decode(call, _model_draft(call, prompt, assistant_model, own), _pace(own))
+        return assisted_decode(call, _model_draft(call, assistant_model, own), _pace(own))
     if tokenizer is None or assistant_tokenizer is None:
         raise OptionError(
             f"the draft model has {assistant_model.config.vocab_size} tokens and the model "
@@ -173,9 +171,9 @@ def assisted_search(
     return assisted_decode(call, TextDraft(assistant_model, tokenizer, assistant_tokenizer, own), _pace(own))
 
 
-def _model_draft(call: Call, prompt: Prompt, model: Any, options: Any) -> ModelDraft:
+def _model_draft(call: Call, model: Any, options: Any) -> ModelDraft:
     threshold = options.assistant_confidence_threshold or 0.0
-    return ModelDraft(model, prompt, call.config, call.process, threshold, call.generators)
+    return ModelDraft(model, call.prompt, call.config, call.process, threshold, call.generators)
 
 
 def _pace(options: Any) -> Pace:

@@ -12,6 +12,7 @@ from torch import Tensor
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 from gptrio.generation.processors.base import LogitsProcessorList
+from gptrio.generation.prompt import Prompt
 from gptrio.generation.step import Stepper
 from gptrio.generation.stopping import MaxLengthCriteria, StoppingCriteriaList
 from gptrio.generation.streamers import Streamer
@@ -52,7 +53,7 @@ class Call:
     Attributes:
         model: the language model.
         config: the options of this call.
-        ids: (B, T) the prompts, a row for every sequence or beam.
+        prompt: the prompts, a row for every sequence or beam.
         step: runs the model.
         processors: change the scores.
         criteria: say which rows are finished.
@@ -62,22 +63,25 @@ class Call:
         synced_gpus: go on with other processes until all have finished.
         record: what the result shall hold.
         prompts: number of prompts.
-        padding: (prompts, T) bool, False for padding, or None.
     """
 
     model: Any
     config: GenerationConfig
-    ids: Tensor
+    prompt: Prompt
     step: Stepper
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     pad: int | None
     record: Record
     prompts: int
-    padding: Tensor | None = None
     generators: Generators = None
     streamer: Streamer | None = None
     synced_gpus: bool = False
+
+    @property
+    def ids(self) -> Tensor:
+        """(B, T) ids of the prompts."""
+        return self.prompt.ids
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Scores (B, V) after the processors."""

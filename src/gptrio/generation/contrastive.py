@@ -26,6 +26,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
     config, record = call.config, call.record
     copies = call.ids.shape[0] // call.prompts  # K, or 1 with low_memory
     ids = call.ids[::copies]
+    padding = None if call.prompt.padding is None else call.prompt.padding[::copies]
     rows = Rows(call.criteria, ids.shape[0], call.pad, call.streamer)
     output = call.step(call.ids, output_hidden_states=True)
     output = _rows_of(output, torch.arange(0, call.ids.shape[0], copies, device=ids.device))
@@ -37,7 +38,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
         likely, candidates = scores.softmax(-1).topk(config.top_k or 1)  # (B, K)
         tried = _try_in_turn(call, ids, candidates) if copies == 1 else _try_together(call, ids, candidates)
         states = F.normalize(tried.hidden_states[-1][:, -1], dim=-1).view(*candidates.shape, -1)  # (B, K, C)
-        best = _least_alike(likely, states, past, call.padding, config.penalty_alpha or 0.0)  # (B,)
+        best = _least_alike(likely, states, past, padding, config.penalty_alpha or 0.0)  # (B,)
         output = _keep(call, ids, candidates, tried, best)
         tokens = rows.fill(candidates.gather(1, best[:, None])[:, 0])
         past = torch.cat([past, states[torch.arange(len(best), device=best.device), best][:, None]], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,8 +11,19 @@ from gptrio.cache import DynamicCache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
+from gptrio.nn.lean import is_lean
 
 _SPARE = 256  # columns by which the mask grows
+
+
+class Logits(NamedTuple):
+    """What a step returns when nothing but logits is asked for.
+
+    Attributes:
+        logits: (B, 1, V).
+    """
+
+    logits: Tensor
 
 
 class Stepper:
@@ -45,7 +56,18 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
+        self._direct = self._direct_step()
         self._spread(self._prompt)
+
+    def _direct_step(self) -> Any:
+        """The model's shortest way to the next logits, where nothing but ids and a growing cache is to be told."""
+        prompt = self._prompt
+        told = (prompt.padding, prompt.position_ids, prompt.token_type_ids, prompt.embeds)
+        plain = (
+            is_lean() and type(self.cache) is DynamicCache and set(self._constants) == {"logits_to_keep", "use_cache"}
+        )
+        ours = type(self.model).forward.__module__.startswith("gptrio.")
+        return self.model.next_logits if plain and ours and all(item is None for item in told) else None
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
@@ -81,6 +103,8 @@ class Stepper:
                 seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
+        if self._direct is not None and keep == 1 and not flags and not shared:
+            return Logits(self._direct(ids[:, seen:], self.cache))
         output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
         return self._share(output) if shared else output
 
@@ -124,6 +148,8 @@ class Stepper:
         prompt = self._positions.shape[1]
         if length - seen == 1 and seen >= prompt:
             return self._shift + seen
+        if length <= prompt:
+            return self._positions[:, seen:length]
         new = self._shift + torch.arange(max(seen, prompt), length, device=self._device)
         return torch.cat([self._positions[:, seen:length], new], dim=1)
 

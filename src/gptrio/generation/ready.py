@@ -1,0 +1,149 @@
+"""Make a call of `generate` ready: cache, model, processors, stopping rules, random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.cache import DynamicCache, EncoderDecoderCache, make_cache
+from gptrio.errors import OptionError
+from gptrio.generation.call import Call, Generators, Record
+from gptrio.generation.config import GenerationConfig
+from gptrio.generation.declared import GenerationMode
+from gptrio.generation.lengths import last_column, no_more_positions, positions
+from gptrio.generation.options import fits
+from gptrio.generation.processors.base import LogitsProcessorList, Processor
+from gptrio.generation.processors.build import build_processors
+from gptrio.generation.prompt import Prompt, check_cache
+from gptrio.generation.step import Stepper
+from gptrio.generation.stop_strings import Tokenizer
+from gptrio.generation.stopping import Criterion, MaxLengthCriteria, StoppingCriteriaList, build_stopping
+from gptrio.generation.streamers import Streamer
+
+
+@dataclass
+class Arguments:
+    """The arguments of `generate` that are no options of its config; see there."""
+
+    logits_processor: Iterable[Processor]
+    stopping_criteria: Iterable[Criterion]
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None
+    negative_prompt_ids: Tensor | None
+    negative_prompt_attention_mask: Tensor | None
+    tokenizer: Tokenizer | None
+    seed: int | Sequence[int] | None
+    generator: Generators
+    streamer: Streamer | None
+    synced_gpus: bool
+
+
+def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, extras: Arguments) -> Call:
+    """Join what a decoding loop needs.
+
+    Raises:
+        OptionError: arguments are impossible or contradict each other.
+        InputError: the cache does not fit.
+    """
+    if extras.streamer is not None and config.num_beams > 1:
+        raise OptionError("a streamer cannot show beams, whose tokens change until the end; pass num_beams=1")
+    copies = max(config.num_beams, config.num_return_sequences)
+    if mode is GenerationMode.CONTRASTIVE_SEARCH and not config.low_memory:
+        copies = config.top_k or 1
+    processors = _processors(model, prompt, config, extras)
+    criteria = _criteria(model, prompt, config, extras)
+    step = Stepper(model, prompt, config, copies, _cache(model, prompt, config, mode, copies))
+    rows = prompt.repeated(copies)
+    beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
+    generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)
+    ends = config.eos_token_id
+    pad = config.pad_token_id
+    if pad is None and ends is not None:
+        pad = ends if isinstance(ends, int) else ends[0]
+    return Call(
+        model, config, rows, step, processors, criteria, pad, Record(config), prompt.ids.shape[0], generators,
+        extras.streamer, extras.synced_gpus,
+    )  # fmt: skip
+
+
+def _processors(model: Any, prompt: Prompt, config: GenerationConfig, extras: Arguments) -> LogitsProcessorList:
+    return build_processors(
+        config,
+        prompt_length=prompt.ids.shape[1],
+        vocab_size=model.config.vocab_size,
+        device=prompt.ids.device,
+        prompt_ids=prompt.ids,
+        prefix_allowed_tokens_fn=extras.prefix_allowed_tokens_fn,
+        logits_processor=extras.logits_processor,
+        model=model,
+        negative_prompt_ids=extras.negative_prompt_ids,
+        negative_prompt_attention_mask=extras.negative_prompt_attention_mask,
+    )
+
+
+def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: Arguments) -> StoppingCriteriaList:
+    """What finishes rows; a length that the model cannot reach is an error where nothing else ends a row."""
+    context: int = model.config.max_position_embeddings
+    warns = (config.max_length or 0) > context and positions(model) is None
+    criteria = build_stopping(
+        config,
+        stopping_criteria=extras.stopping_criteria,
+        tokenizer=extras.tokenizer,
+        max_position_embeddings=context if warns else None,
+    )
+    room = last_column(model, prompt)
+    if room is not None and all(type(item) is MaxLengthCriteria for item in criteria):
+        needed = (criteria.max_length or room) - 1  # the last token is never fed
+        if needed > room:
+            raise no_more_positions(model, prompt, needed + 1)
+    return criteria
+
+
+def _cache(model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, copies: int) -> Any:
+    """The cache of this call: the caller's, one by name, a dynamic one, or none."""
+    given = prompt.cache
+    if given is not None:
+        if config.cache_implementation is not None:
+            raise OptionError(
+                f"past_key_values and cache_implementation={config.cache_implementation!r} were both given; pass one"
+            )
+        if isinstance(given, (tuple, list)):
+            kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
+            given = prompt.cache = kind.from_legacy_cache(given)
+        check_cache(prompt)
+        return given
+    if not config.use_cache and prompt.embeds is None:
+        return None
+    name = config.cache_implementation
+    if name in (None, "dynamic"):
+        rolls_back = mode in (GenerationMode.ASSISTED_GENERATION, GenerationMode.CONTRASTIVE_SEARCH)
+        return DynamicCache(config=None if rolls_back else model.config)
+    if name == "dynamic_full":
+        return DynamicCache()
+    length = (config.max_length or 0) - prompt.ids.shape[1] + prompt.length
+    rows = prompt.ids.shape[0] * copies
+    return make_cache(name, model.config, rows, length, model.device, model.dtype, config.cache_config or {})
+
+
+def _generators(seed: int | Sequence[int] | None, generator: Generators, rows: int, device: torch.device) -> Generators:
+    """Where random numbers come from: one generator for the call, or one for each row (each prompt, with beams)."""
+    if seed is None and generator is None:
+        return None
+    if seed is not None and generator is not None:
+        raise OptionError("seed and generator were both given; pass one of them")
+    if isinstance(generator, torch.Generator):
+        return generator
+    if isinstance(seed, int):
+        return torch.Generator(device).manual_seed(seed)
+    if seed is not None and not fits(seed, list[int]):
+        raise OptionError(f"seed={seed!r} must be an integer, or one for each row")
+    generator = [torch.Generator(device).manual_seed(own) for own in seed] if seed is not None else generator
+    assert generator is not None
+    if len(generator) != rows:
+        raise OptionError(
+            f"{len(generator)} seeds or generators for {rows} rows; pass one for each row, or one for all"
+        )
+    return list(generator)
