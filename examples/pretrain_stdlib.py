@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6600, help=f"batches of {BATCH} x {CONTEXT} tokens")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="peak of the schedule")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compile", action="store_true", help="twice as fast where a C++ compiler is at hand")
+    parser.add_argument("--compile", action="store_true", help="faster, where a C++ compiler is at hand")
     parser.add_argument("--eval-only", action="store_true", help="evaluate the model in --out")
     args = parser.parse_args()
     texts, held_out = split(read_modules())

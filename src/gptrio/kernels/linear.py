@@ -17,6 +17,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
 from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
@@ -76,12 +77,16 @@ def linear(
     Returns:
         (..., out).
     """
-    if not torch.compiler.is_compiling() and _fast.get() and _eligible(x, weight, bias, residual):
+    may_pack = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
+    if may_pack and _eligible(x, weight, bias, residual):
         rows = x.numel() // x.shape[-1]
         plain_is_best = rows == 1 and weight.dtype is torch.float32 and one_row_is_fast()
         if rows and not plain_is_best and can_pack_cached(weight.dtype):
             return _packed(x, find_pack(weight, transposed), bias, activation, residual)
-    return _plain(x, weight, bias, transposed, activation, residual)
+    out = F.linear(x, weight.t() if transposed else weight, bias)
+    if activation != "none":
+        out = activate(out, activation)
+    return out if residual is None else out + residual
 
 
 can_pack_cached = functools.cache(can_pack)
@@ -100,8 +105,7 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     """Whether plain CPU tensors of one dtype meet outside autograd."""
     dtype = weight.dtype
     return (
-        weight.numel() >= MIN_ELEMENTS
-        and type(weight) is nn.Parameter
+        type(weight) is nn.Parameter
         and type(x) is Tensor
         and x.dtype is dtype
         and x.is_cpu
@@ -125,15 +129,6 @@ def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, resid
     out = torch.ops.mkldnn._linear_pointwise.default(x, pack, bias, fused, [], _GELU.get(activation, ""))
     if activation == "relu":
         out = out.relu_()
-    return out if residual is None else out + residual
-
-
-def _plain(
-    x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: str, residual: Tensor | None
-) -> Tensor:
-    out = F.linear(x, weight.t() if transposed else weight, bias)
-    if activation != "none":
-        out = activate(out, activation)
     return out if residual is None else out + residual
 
 

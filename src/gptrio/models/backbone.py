@@ -125,6 +125,27 @@ class Backbone(PreTrainedModel):
             output = BaseModelOutputWithPast(**result)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
+    def advance(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden states (B, T, C) of the next tokens of unpadded rows: the forward with nothing to decide.
+
+        Args:
+            input_ids: (B, T) ids inside the vocabulary, without padding before them.
+            cache: what came before; grows as it is fed.
+
+        Raises:
+            InputError: there are not so many positions.
+        """
+        past, length = cache.get_seq_length(), input_ids.shape[1]
+        self._check_length(past + length)
+        x = self.get_input_embeddings()(input_ids)
+        positions = torch.arange(past, past + length, device=x.device).unsqueeze(0)
+        mask = AttentionMask(length, past + length, x.device, query_start=past)
+        context = LayerContext(mask, self.attn_implementation, cache=cache, rotary=self.rotary_tables(x, positions))
+        x = self.embed(x, positions, None)
+        for block in self.blocks:
+            x = block(x, context)[0]
+        return cast(Tensor, self.final_norm(x))
+
     def _may_cache(self, use_cache: bool) -> bool:
         if use_cache and self.gradient_checkpointing and self.training:
             inputs.warn_once("use_cache=True does not go with gradient checkpointing; going on with use_cache=False")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import InputError, UnsupportedError
-from gptrio.nn.lean import LeanModule
+from gptrio.nn.lean import Embedding, LeanModule
 
 
 class EmbeddingsMixin(LeanModule):
@@ -81,7 +81,7 @@ class EmbeddingsMixin(LeanModule):
         if rows == table.num_embeddings:
             return table
         head = self.get_output_embeddings()
-        new_table = nn.Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
+        new_table = Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
         new_table.weight = self._resized(table.weight, rows, mean_resizing)
         new_table.train(table.training)
         self.set_input_embeddings(new_table)

@@ -20,6 +20,7 @@ from gptrio.models.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import LayerContext
+from gptrio.nn.lean import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
@@ -45,11 +46,12 @@ class GPT2Attention(MultiHeadAttention):
             self.c_attn = Conv1D(3 * width, width)
         self.c_proj = Conv1D(width, width)
         self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
-        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+        self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
-        q, k, v = (split_heads(part, self.head_dim) for part in self.c_attn(x).chunk(3, dim=-1))
+        qkv = self.c_attn(x).view(*x.shape[:2], 3, -1, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D)
         out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.c_proj(out)), weights
 
@@ -106,11 +108,11 @@ class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
     def __init__(self, config: GPT2Config) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd)
-        self.drop = nn.Dropout(config.embd_pdrop)
+        self.wte = Embedding(config.vocab_size, config.n_embd)
+        self.wpe = Embedding(config.n_positions, config.n_embd)
+        self.drop = Dropout(config.embd_pdrop)
         self.h = nn.ModuleList([GPT2Block(config, i) for i in range(config.n_layer)])
-        self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
+        self.ln_f = LayerNorm(config.n_embd, config.layer_norm_epsilon)
         self.post_init()
 
 
@@ -167,6 +169,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             logits (B, choices, T, V), mc_logits (B, choices), the losses whose labels were given, and what the backbone
             returned.
         """
+        inputs.only_loss_options(loss_kwargs)
         out = self.base_model(
             input_ids=input_ids,
             past_key_values=past_key_values,
@@ -181,7 +184,6 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             output_hidden_states=output_hidden_states,
             return_dict=True,
         )
-        inputs.only_loss_options(loss_kwargs)
         logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
         loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)

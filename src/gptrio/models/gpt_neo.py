@@ -18,7 +18,7 @@ from gptrio.models.signatures import arguments
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
+from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
 
 
@@ -107,8 +107,8 @@ class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
     def __init__(self, config: GPTNeoConfig) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
-        self.wte = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.wpe = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.wte = Embedding(config.vocab_size, config.hidden_size)
+        self.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
         self.drop = Dropout(config.embed_dropout)
         self.h = nn.ModuleList([GPTNeoBlock(config, i) for i in range(config.num_layers)])
         self.ln_f = LayerNorm(config.hidden_size, config.layer_norm_epsilon)

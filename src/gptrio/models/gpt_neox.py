@@ -19,7 +19,7 @@ from gptrio.models.signatures import arguments
 from gptrio.nn.activations import activation
 from gptrio.nn.blocks import BlockOutput, MultiHeadAttention
 from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
+from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
 from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, rotate
 
@@ -117,7 +117,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         """Build the blocks, with new weights."""
         super().__init__(config)
         width = config.hidden_size // config.num_attention_heads
-        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_in = Embedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -158,7 +158,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
 
     def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the token table."""
-        self.embed_in = cast(nn.Embedding, new_embeddings)
+        self.embed_in = cast(Embedding, new_embeddings)
 
 
 @arguments(

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 _lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
 
@@ -27,6 +28,11 @@ def lean_calls(model: nn.Module | None) -> Iterator[None]:
         _lean.reset(token)
 
 
+def is_lean() -> bool:
+    """Whether modules run their forward directly now."""
+    return _lean.get()
+
+
 def _is_plain(model: nn.Module) -> bool:
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks:
@@ -39,7 +45,7 @@ class LeanModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, with hooks unless there are none."""
-        if not torch.compiler.is_compiling() and _lean.get():
+        if not is_dynamo_compiling() and _lean.get():
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -50,6 +56,10 @@ class LayerNorm(LeanModule, nn.LayerNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis of (..., C)."""
         return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Embedding(LeanModule, nn.Embedding):
+    """`nn.Embedding` that is cheap to call."""
 
 
 class Dropout(LeanModule, nn.Dropout):
