@@ -89,7 +89,7 @@ class CacheLayer(ABC):
 
     @abstractmethod
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace keys and values by `function` of them, which acts on the batch axis only."""
+        """Replace keys and values by `function` of them, which acts on the batch axis only and makes new tensors."""
 
     @abstractmethod
     def crop(self, max_length: int) -> None:

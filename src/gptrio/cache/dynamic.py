@@ -100,11 +100,11 @@ class DynamicLayer(CacheLayer):
         return self._stored
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace keys and values by `function` of them."""
+        """Replace keys and values by `function` of them; room to spare stays for the next step."""
         if self._keys is not None and self._values is not None:
-            stored = self._stored
-            self._keys, self._values = function(self._keys[:, :, :stored]), function(self._values[:, :, :stored])
-            self._owned = self._lent = False
+            end = self._keys.shape[-2] if self._owned else self._stored
+            self._keys, self._values = function(self._keys[:, :, :end]), function(self._values[:, :, :end])
+            self._lent = False
 
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end."""

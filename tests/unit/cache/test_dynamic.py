@@ -144,3 +144,13 @@ def test_layers_know_their_kind_before_they_hold_anything():
     assert (len(cache), cache.get_seq_length(), cache.to_legacy_cache()) == (0, 0, ())
     assert not cache.is_compileable
     assert cache.get_max_cache_shape() == -1
+
+
+@torch.no_grad()
+def test_room_to_spare_survives_reordering():
+    layer = DynamicLayer()
+    layer.update(states(6, rows=2), states(6, rows=2))
+    layer.map_batch(lambda x: x.index_select(0, torch.tensor([1, 0])))
+    assert layer._keys is not None
+    place = layer._keys.data_ptr()
+    assert layer.update(states(1, rows=2), states(1, rows=2))[0].data_ptr() == place

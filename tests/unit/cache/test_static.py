@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from gptrio.cache import DynamicCache, SlidingWindowLayer, StaticCache, StaticLayer
+from gptrio.cache import DynamicCache, SlidingWindowLayer, StaticCache, StaticLayer, make_cache
 from gptrio.errors import InputError
+from gptrio.models.gpt2 import GPT2LMHeadModel
 from gptrio.testing.tiny import tiny_config
 from tests.unit.cache.kinds import FAMILIES, ROOM, in_chunks, random_ids, tiny_model
 
@@ -159,3 +160,24 @@ def test_a_ring_refuses_to_go_back_further_than_it_holds():
 def test_an_impossible_size_is_refused():
     with pytest.raises(InputError, match="max_cache_len=0 is not possible"):
         StaticCache(tiny_config("gpt2"), 0)
+
+
+@torch.no_grad()
+def test_a_step_with_cross_attention_is_compiled_once():
+    model = GPT2LMHeadModel(tiny_config(add_cross_attention=True)).eval()
+    states, ids = torch.randn(2, 9, 32), random_ids(2, 30)
+    whole = model(ids, encoder_hidden_states=states).logits
+    cache = make_cache("static", model.config, 2, 40, "cpu", torch.float32)
+    model(ids[:, :10], encoder_hidden_states=states, past_key_values=cache)
+    step, counter = compiled(model)
+    for i in range(10, 30):
+        logits = step(ids[:, i : i + 1], encoder_hidden_states=states, past_key_values=cache).logits
+        torch.testing.assert_close(logits[:, 0], whole[:, i])
+    assert counter.frame_count == 1
+
+
+def test_the_rows_of_the_buffers_are_told():
+    cache = StaticCache(tiny_config("gpt2"), 8)
+    assert cache.max_batch_size is None
+    cache.early_initialization(3, 4, 8, torch.float32, "cpu")
+    assert cache.max_batch_size == 3
