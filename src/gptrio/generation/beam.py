@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptrio.generation.call import Call
 from gptrio.generation.config import GenerationConfig
@@ -43,10 +44,11 @@ class Beams:
             self.finished.gather(1, places),
         )
 
-    def longer(self, fill: int) -> Beams:
-        """The beams with a column of `fill` more."""
-        ids = torch.nn.functional.pad(self.ids, (0, 1), value=fill)
-        return Beams(ids, self.scores, torch.nn.functional.pad(self.origins, (0, 1), value=-1), self.finished)
+    def as_long_as(self, other: Beams, fill: int) -> Beams:
+        """The beams with as many columns as another's."""
+        columns = other.origins.shape[-1] - self.origins.shape[-1]
+        ids = F.pad(self.ids, (0, columns), value=fill)
+        return Beams(ids, self.scores, F.pad(self.origins, (0, columns), value=-1), self.finished)
 
 
 def beam_search(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
@@ -58,6 +60,7 @@ def beam_search(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
     ended.scores.fill_(NEVER)
     running.scores[:, 1:] = NEVER  # the beams of a prompt are still the same: go on with the first
     improvable = running.finished.new_ones(call.prompts, 1)
+    some_ended = False
     while True:
         flat = running.ids.flatten(0, 1)
         output = call.step(flat)
@@ -69,13 +72,17 @@ def beam_search(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
         alive = candidates.scores + stops.float() * NEVER
         places = alive.topk(count).indices
         length = candidates.ids.shape[-1] - prompt
-        ended = _merge(config, ended.longer(fill), candidates, stops, improvable, length)
+        if bool(stops.any()):  # until then there is nothing to compare with
+            some_ended = True
+            ended = _merge(config, ended.as_long_as(candidates, fill), candidates, stops, improvable, length)
         running = candidates.best(places)
         running.scores = alive.gather(1, places)
         call.step.reorder(running.origins[..., -1].flatten().long())
-        improvable = improvable & _can_improve(config, running.scores, ended, length, prompt)
-        full = config.early_stopping is True and bool(ended.finished.all())
-        finished = full or not bool(improvable.any()) or bool(stops.all())
+        finished = False
+        if some_ended:
+            improvable = improvable & _can_improve(config, running.scores, ended, length, prompt)
+            full = config.early_stopping is True and bool(ended.finished.all())
+            finished = full or not bool(improvable.any()) or bool(stops.all())
         if call.synced_gpus:
             await_others(call.model, flat, finished)
         if finished:

@@ -14,7 +14,7 @@ from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 from gptrio.generation.processors.base import LogitsProcessorList
 from gptrio.generation.prompt import Prompt
 from gptrio.generation.step import Stepper
-from gptrio.generation.stopping import MaxLengthCriteria, StoppingCriteriaList
+from gptrio.generation.stopping import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
 from gptrio.generation.streamers import Streamer
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -99,21 +99,26 @@ class Call:
 class Rows:
     """Which rows go on.
 
+    Lengths and end tokens are looked at without a tensor call; they are all there is to look at in most calls.
+
     Args:
         criteria: say which rows are finished.
         count: B.
         pad: token that fills finished rows; needed where an end token finishes them.
+        streamer: is told of rows that end.
     """
 
     def __init__(self, criteria: StoppingCriteriaList, count: int, pad: int | None, streamer: Streamer | None) -> None:
         limits = [item for item in criteria if type(item) is MaxLengthCriteria and item.max_position_embeddings is None]
+        ends = [item for item in criteria if type(item) is EosTokenCriteria]
         self._limit = min((item.max_length for item in limits), default=None)
-        self._criteria = StoppingCriteriaList(item for item in criteria if item not in limits)
-        ends = [item.eos_token_id for item in criteria if hasattr(item, "eos_token_id")]
-        self.pad = pad if pad is not None or not ends else int(torch.as_tensor(ends[0]).flatten()[0])
-        self._pads = bool(ends)
-        self._count = count
+        self._ends = frozenset(token for item in ends for token in item.eos_token_id.tolist())
+        self._others = StoppingCriteriaList(item for item in criteria if item not in limits and item not in ends)
+        known = [item.eos_token_id for item in criteria if hasattr(item, "eos_token_id")]
+        self.pad = pad if pad is not None or not known else int(torch.as_tensor(known[0]).flatten()[0])
+        self._pads = bool(known)
         self._end_row = getattr(streamer, "end_row", None) if count > 1 else None
+        self._flags = [True] * count
         self.running: Tensor | None = None  # (B,) bool, None while all are
 
     def fill(self, tokens: Tensor) -> Tensor:
@@ -124,23 +129,23 @@ class Rows:
 
     def all_finished(self, ids: Tensor, scores: Any) -> bool:
         """Look at the newest tokens of ids (B, T) and tell whether no row goes on."""
-        if self._criteria:
-            going_on = ~self._criteria(ids, scores)
-            if self.running is not None:
-                going_on &= self.running
-            flags = going_on.tolist()
-            if not any(flags):
-                return True
-            if not all(flags):
-                self._tell(flags)
-                self.running = going_on
+        flags = self._flags
+        if self._ends:
+            flags = [on and token not in self._ends for on, token in zip(flags, ids[:, -1].tolist(), strict=True)]
+        if self._others:
+            done = self._others(ids, scores).tolist()
+            flags = [on and not ended for on, ended in zip(flags, done, strict=True)]
+        if not any(flags):
+            return True
+        if flags != self._flags:
+            self._tell(flags)
+            self._flags = flags
+            self.running = torch.tensor(flags, device=ids.device)
         return self._limit is not None and ids.shape[1] >= self._limit
 
     def _tell(self, flags: list[bool]) -> None:
         """Tell the streamer of rows that have just finished."""
-        if self._end_row is None:
-            return
-        before = [True] * self._count if self.running is None else self.running.tolist()
-        for row, (ran, runs) in enumerate(zip(before, flags, strict=True)):
-            if ran and not runs:
-                self._end_row(row)
+        if self._end_row is not None:
+            for row, (ran, runs) in enumerate(zip(self._flags, flags, strict=True)):
+                if ran and not runs:
+                    self._end_row(row)
