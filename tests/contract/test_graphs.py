@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptrio import StaticCache
+from gptrio import DynamicCache, StaticCache
 from gptrio.testing import assert_close
 from tests.contract.families import Family, tokens
 from tests.pairs import assert_same_gradients, padded, positions_of
@@ -88,6 +88,17 @@ def test_export(family: Family, arguments: dict[str, Any]) -> None:
     assert_close(actual.logits, expected.logits)
 
 
+@torch.no_grad()
+def test_export_with_a_cache(family: Family) -> None:
+    model = family.build()
+    ids = tokens()
+    program = torch.export.export(model, (ids[:, :18],))
+    past = program.module()(ids[:, :18]).past_key_values
+    assert type(past) is DynamicCache
+    assert past.get_seq_length() == 18
+    assert_close(model(input_ids=ids[:, 18:], past_key_values=past).logits, model(input_ids=ids).logits[:, 18:])
+
+
 def test_pickle_and_deepcopy(family: Family) -> None:
     model = family.build()
     model.gradient_checkpointing_enable()
@@ -122,3 +133,23 @@ def test_results_are_pickled_and_mapped_over(family: Family) -> None:
     doubled = torch.utils._pytree.tree_map(lambda tensor: 2 * tensor, out)
     assert type(doubled) is type(out)
     assert torch.equal(doubled.logits, 2 * out.logits)
+
+
+@torch.no_grad()
+def test_one_compiled_graph_serves_all_lengths(family: Family) -> None:
+    model = family.build()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="eager")
+    for length in (21, 29, 40, 57):
+        ids = tokens(length=length)
+        assert_close(compiled(input_ids=ids, use_cache=False).logits, model(input_ids=ids).logits)
+
+
+@torch.no_grad()
+def test_exported_graph_serves_all_lengths(family: Family) -> None:
+    model = family.build()
+    options = {"use_cache": False, "return_dict": False}
+    dynamic = {"input_ids": {1: torch.export.Dim("length", min=9, max=64)}, "use_cache": None, "return_dict": None}
+    exported = torch.export.export(model, (), {"input_ids": tokens(), **options}, dynamic_shapes=dynamic).module()
+    for length in (9, 40, 64):
+        ids = tokens(length=length)
+        assert_close(exported(input_ids=ids, **options)[0], model(input_ids=ids).logits)

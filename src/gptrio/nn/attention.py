@@ -116,11 +116,14 @@ def sdpa(
     float32_scores: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels take scores in float32."""
-    causal = mask.is_square_causal and q.shape[-2] > 1
     if (q.requires_grad or k.requires_grad or v.requires_grad) and mask.leaves_only_padding():
         # fused kernels keep the log of a sum of tiny values for the way back, and lose the number of keys in it
         return eager(q, k, v, mask, scale, dropout, head_mask, float32_scores)
-    bias = None if causal or mask.sees_all else mask.additive(q.dtype)
+    bias, causal = None, False
+    if mask.is_square_causal and q.shape[-2] > 1:
+        causal = True
+    elif not mask.sees_all:
+        bias = mask.additive(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, is_causal=causal, scale=scale)
     return (out if head_mask is None else out * head_mask.to(out.dtype)), None
 

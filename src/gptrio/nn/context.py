@@ -73,7 +73,7 @@ class LayerContext:
     head_mask: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     cross: CrossAttention | None = None
-    _masks: dict[tuple[int, int, int | None], AttentionMask] = field(default_factory=dict)
+    _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
 
     def attend(
         self,
@@ -121,13 +121,15 @@ class LayerContext:
             )
         if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
             return self.mask
-        key = (length, offset, window)
-        if key not in self._masks:
-            keys = None
-            if self.cache is not None and positions is not None:
-                keys = self.cache.key_positions(positions, layer)
-            self._masks[key] = self.mask.over(length, offset, window, keys)
-        return self._masks[key]
+        geometry = (length, offset, window)
+        for known, mask in self._masks:  # a list, as numbers of an exported graph have no hash
+            if known == geometry:
+                return mask
+        keys = None
+        if self.cache is not None and positions is not None:
+            keys = self.cache.key_positions(positions, layer)
+        self._masks.append((geometry, self.mask.over(length, offset, window, keys)))
+        return self._masks[-1][1]
 
     def attend_to_encoder(
         self,

@@ -6,6 +6,7 @@ as a batch of `N` short ones, by whichever back end, over an overlapping view of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.nn.masks import AttentionMask
+
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
 
 
 @dataclass(kw_only=True)
@@ -67,6 +70,8 @@ class BlockMask(AttentionMask):
 
 def pays_off(mask: AttentionMask, head_mask: Tensor | None) -> bool:
     """Whether a call is right and cheaper in blocks: a long sequence under a window, no mask given ready-made."""
+    if _is_exporting():  # its graph is for any length
+        return False
     if mask.window is None or mask.query_length <= 2 * mask.window or not mask.causal:
         return False
     return mask.ready is None and mask.positions is None and (head_mask is None or head_mask.shape[0] == 1)
@@ -106,8 +111,10 @@ def from_blocks(out: Tensor, rows: int, length: int) -> Tensor:
 
 
 def span(x: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """Entries `start` to `start + length` along an axis, with zeros where there are none."""
-    low, high = max(start, 0), min(start + length, x.shape[axis])
-    missing = (low - start, start + length - high)
-    kept = x.narrow(axis, low, high - low)
-    return F.pad(kept, [0, 0] * (x.dim() - 1 - axis) + [*missing]) if any(missing) else kept
+    """Entries from `start` on along an axis, filled up with zeros before the first and after the last to `length`."""
+    low = max(start, 0)
+    before, after = low - start, start + length - x.shape[axis]
+    kept = x.narrow(axis, low, x.shape[axis] - low)
+    if not torch.compiler.is_compiling() and before == after == 0:  # whose copy a graph of any length cannot avoid
+        return kept
+    return F.pad(kept, [0, 0] * (x.dim() - 1 - axis) + [before, after])
