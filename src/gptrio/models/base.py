@@ -17,12 +17,12 @@ from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.models.embeddings import EmbeddingsMixin
 from gptrio.models.pruning import prune
-from gptrio.models.trees import register_outputs
+from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
 from gptrio.nn.linear import Conv1D
 
 Model = TypeVar("Model", bound="PreTrainedModel")
-register_outputs()
+register_trees()
 
 
 class PreTrainedModel(EmbeddingsMixin):

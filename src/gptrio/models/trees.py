@@ -1,4 +1,4 @@
-"""Results as trees of tensors, so that `torch.export` and others that map over outputs see into them."""
+"""Results and caches as trees of tensors, so that `torch.export` and others that map over outputs see into them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,19 @@ from typing import Any
 from torch.utils import _pytree
 
 from gptrio import outputs
+from gptrio.cache import DynamicCache, DynamicLayer, WindowLayer
 from gptrio.outputs import ModelOutput
 
 
-def register_outputs() -> None:
-    """Tell torch how every result class is taken apart and put together."""
+def register_trees() -> None:
+    """Tell torch how every result class, and the cache in it, is taken apart and put together."""
+    _pytree.register_pytree_node(
+        DynamicCache,
+        _flatten_cache,
+        _unflatten_cache,
+        serialized_type_name="gptrio.cache.DynamicCache",
+        flatten_with_keys_fn=_flatten_cache_with_keys,
+    )
     for name, kind in vars(outputs).items():
         if isinstance(kind, type) and issubclass(kind, ModelOutput) and kind is not ModelOutput:
             _pytree.register_pytree_node(
@@ -36,3 +44,29 @@ def _flatten_with_keys(output: ModelOutput) -> tuple[list[tuple[Any, Any]], list
 
 def _unflatten(kind: type[ModelOutput], values: Iterable[Any], names: list[str]) -> ModelOutput:
     return kind(**dict(zip(names, values, strict=True)))
+
+
+def _flatten_cache(cache: DynamicCache) -> tuple[list[Any], list[Any]]:
+    """Keys and values of every layer, or two None; and for each layer its window and length if it has a window."""
+    pairs = [layer.stored() or (None, None) for layer in cache.layers]
+    windows = [
+        (layer.window, layer.get_seq_length()) if isinstance(layer, WindowLayer) else None for layer in cache.layers
+    ]
+    return [states for pair in pairs for states in pair], windows
+
+
+def _flatten_cache_with_keys(cache: DynamicCache) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    states, windows = _flatten_cache(cache)
+    return [(_pytree.SequenceKey(i), tensor) for i, tensor in enumerate(states)], windows
+
+
+def _unflatten_cache(states: Iterable[Any], windows: list[Any]) -> DynamicCache:
+    cache, flat = DynamicCache(), list(states)
+    for window, keys, values in zip(windows, flat[::2], flat[1::2], strict=True):
+        layer = DynamicLayer() if window is None else WindowLayer(window[0])
+        if keys is not None:
+            layer.hold(keys, values)
+        if isinstance(layer, WindowLayer):
+            layer.skip_to(window[1])
+        cache.layers.append(layer)
+    return cache
