@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 import gptrio
+from gptrio.models import inputs
 from gptrio.testing import assert_close
 from tests.pairs import (
     SPECIAL_TOKENS,
@@ -252,7 +253,7 @@ def test_gpt_neox_head_mask_keeps_at_one_and_removes_at_zero(mask: Tensor, back_
 def test_gpt_neox_has_no_token_types() -> None:
     oracle, ours = model_pair("GPTNeoXForTokenClassification")
     ids = token_ids()
-    gptrio.models.inputs.warn_once.cache_clear()
+    inputs.warn_once.cache_clear()
     with pytest.warns(gptrio.GptrioWarning, match="has no token types"):
         logits = ours(ids, token_type_ids=torch.ones_like(ids)).logits
     assert_close(logits, oracle(ids, token_type_ids=torch.ones_like(ids)).logits)
@@ -327,6 +328,19 @@ def test_padding(family: str, side: str, with_positions: bool, back_end: str) ->
     assert actual.logits.isfinite().all()
     if side == "right":  # on the left, labels make padding predict the first token
         assert_close(actual.loss, expected.loss)
+
+
+@torch.no_grad()
+def test_left_padding_without_positions_is_told_where_it_matters(family: str) -> None:
+    _, ours = language_models(family)
+    ids, mask = token_ids(2, LENGTH), padded([LENGTH, 17], LENGTH, "left")
+    inputs.warn_once.cache_clear()
+    if family == "GPTNeo":
+        with pytest.warns(gptrio.GptrioWarning, match="padded on the left"):
+            ours(input_ids=ids, attention_mask=mask)
+    else:  # rotations know distances only
+        batch = ours(input_ids=ids, attention_mask=mask).logits
+        assert_close(batch[1, -17:], ours(ids[1:, -17:]).logits[0])
 
 
 @torch.no_grad()
@@ -438,6 +452,30 @@ def test_resized_embeddings(family: str) -> None:
         ids = token_ids(vocabulary=50)
         assert_close(ours(ids).logits, oracle(ids).logits)
     assert (ours.get_output_embeddings().weight is ours.get_input_embeddings().weight) == (family == "GPTNeo")
+
+
+def test_dropout_draws_what_the_oracle_draws(family: str) -> None:
+    neo = {"resid_dropout": 0.2, "embed_dropout": 0.3, "attention_dropout": 0.25}
+    neox = {"hidden_dropout": 0.2, "attention_dropout": 0.25}
+    oracle, ours = language_models(family, "eager", **(neo if family == "GPTNeo" else neox))
+    ids, results = token_ids(), []
+    for model in (oracle, ours):
+        torch.manual_seed(5)
+        results.append(model.train()(ids, labels=ids))
+    assert_same_output(results[1], results[0])
+
+
+def test_autocast_is_as_near_the_truth_as_the_oracle(family: str, back_end: str) -> None:
+    oracle, ours = language_models(family, back_end)
+    ids = token_ids(8, LENGTH)
+    truth = oracle(ids).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        theirs, actual = oracle(ids).logits, ours(ids, labels=ids)
+    assert actual.logits.dtype == theirs.dtype == torch.bfloat16
+    error, their_error = ((x.float() - truth).square().mean() for x in (actual.logits, theirs))
+    assert error <= 1.2 * their_error
+    actual.loss.backward()
+    assert all(p.grad.isfinite().all() and p.grad.dtype == torch.float32 for p in ours.parameters())
 
 
 def test_training_with_checkpointed_gradients(family: str, back_end: str) -> None:

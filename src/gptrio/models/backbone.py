@@ -25,10 +25,12 @@ class Backbone(PreTrainedModel):
     Attributes:
         causal_under_ready_mask: a 4D mask given ready-made is combined with causality.
         packs_by_position: positions that start anew, without a mask or cache, start another sequence.
+        positions_are_relative: a sequence gives the same when all its positions are shifted.
     """
 
     causal_under_ready_mask = True
     packs_by_position = True
+    positions_are_relative = False
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
@@ -175,7 +177,7 @@ class Backbone(PreTrainedModel):
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
             mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)
-            if length > 1:
+            if length > 1 and not self.positions_are_relative:
                 inputs.warn_of_left_padding(mask.padding, position_ids)
         elif position_ids is not None and cache is None and self.packs_by_position:
             mask.segments = inputs.packed_segments(position_ids, rows)

@@ -112,6 +112,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     """The GPT-NeoX backbone: hidden states without a head."""
 
     causal_under_ready_mask = False
+    positions_are_relative = True
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the blocks, with new weights."""
