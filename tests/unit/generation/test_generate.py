@@ -336,3 +336,12 @@ def test_token_healing_keeps_the_text_and_may_lengthen_its_last_token(tmp_path):
     logits = model(ids[:, :-1]).logits[0, -1]
     expected = 10 if logits[10] > logits[9] + 1 else 9
     assert healed[0, ids.shape[1] - 1] == expected
+
+
+def test_guidance_follows_beams():
+    negative = torch.tensor([[7, 8, 9]])
+    options = {"guidance_scale": 1.7, "negative_prompt_ids": negative, "max_new_tokens": 6, "num_beams": 3}
+    flags = {"return_dict_in_generate": True, "output_scores": True}
+    results = [MODEL.generate(IDS, **options, **flags, use_cache=use_cache) for use_cache in (True, False)]
+    assert torch.equal(results[0].sequences, results[1].sequences)
+    torch.testing.assert_close(results[0].sequences_scores, results[1].sequences_scores)

@@ -60,10 +60,14 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         self._ids = unconditional_ids
         self._mask = unconditional_attention_mask
         self._cache: Any = None
-        self._started = False
+        self._prompt_length = 0
+        self._seen: torch.Tensor | None = None  # ids of the last call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return guided log-probabilities (B, V); call it once for each step, with the token of the last one in ids."""
+        """Return guided log-probabilities (B, V) after ids (B, T), the prompt of the first call being the prompt.
+
+        The cache is used as long as each call has the rows of the last one with a token more.
+        """
         with_prompt = scores.log_softmax(-1)
         if self.guidance_scale == 1:
             return with_prompt
@@ -72,26 +76,30 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 
     def _unconditional(self, input_ids: torch.Tensor) -> torch.Tensor:
         """Return the model's scores (B, V) after the negative prompt and the tokens generated so far."""
-        newest = input_ids[:, -1:]
-        if self._started:
-            assert self._ids is not None and self._mask is not None  # set by the first call
-            self._ids = torch.cat([self._ids, newest], dim=1)
-            self._mask = torch.cat([self._mask, torch.ones_like(newest)], dim=1)
-        else:
-            prompt = newest if self._ids is None else self._ids.to(newest.device)
-            mask = torch.ones_like(prompt) if self._mask is None else self._mask.to(newest.device)
-            self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
-            self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
-        positions = (self._mask.cumsum(-1) - 1).clamp_(min=0)
-        new = 1 if self._started and self.use_cache else self._ids.shape[1]
-        self._started = True
+        if self._seen is None:
+            self._start(input_ids)
+        assert self._ids is not None and self._mask is not None  # set by the start
+        generated = input_ids[:, self._prompt_length :]
+        ids = torch.cat([self._ids, generated], dim=1)
+        mask = torch.cat([self._mask, torch.ones_like(generated)], dim=1)
+        goes_on = self._cache is not None and self._seen is not None and torch.equal(self._seen, input_ids[:, :-1])
+        new = 1 if goes_on else ids.shape[1]
         output = self.model(
-            self._ids[:, -new:],
-            attention_mask=self._mask,
-            position_ids=positions[:, -new:],
+            ids[:, -new:],
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp_(min=0)[:, -new:],
             use_cache=bool(self.use_cache),
-            past_key_values=self._cache,
+            past_key_values=self._cache if goes_on else None,
         )
         self._cache = output.past_key_values if self.use_cache else None
+        self._seen = input_ids
         logits: torch.Tensor = output.logits
         return logits[:, -1]
+
+    def _start(self, input_ids: torch.Tensor) -> None:
+        """Give every row its negative prompt: its own last token if there is none."""
+        prompt = input_ids[:, -1:] if self._ids is None else self._ids.to(input_ids.device)
+        mask = torch.ones_like(prompt) if self._mask is None else self._mask.to(input_ids.device)
+        self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
+        self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
+        self._prompt_length = input_ids.shape[1]
