@@ -124,7 +124,7 @@ class DynamicLayer(CacheLayer):
 class WindowLayer(DynamicLayer):
     """The last positions of one layer: as many as `window` queries to come may see.
 
-    Older positions are let go when the buffer is full, all but as many as a crop may want to go back.
+    Older positions are let go when the buffer is full, all but as many (`REACH`) as a crop may want to go back.
 
     Args:
         window: most positions that a query sees, itself included.
@@ -141,11 +141,22 @@ class WindowLayer(DynamicLayer):
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the last `window - 1 + T` positions, or fewer if there are fewer."""
         check_fit(self._keys, keys)
+        if keys.shape[-2] > self.window - 1 + REACH:
+            return self._replace(keys, values)
         seen, _ = self.get_mask_sizes(keys.shape[-2])
         drop = 0 if self._has_room(self._stored + keys.shape[-2]) else self._excess()
         self._dropped += drop
         all_keys, all_values = self._append(keys, values, drop)
         return all_keys[:, :, -seen:], all_values[:, :, -seen:]
+
+    def _replace(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in more positions at once than are kept: their last ones are all that stays."""
+        first, kept = max(self._stored - (self.window - 1), 0), self.window - 1 + REACH
+        seen = self._longer(self._keys, keys, first), self._longer(self._values, values, first)
+        length = self.get_seq_length() + keys.shape[-2]
+        self.hold(keys[:, :, -kept:].clone(), values[:, :, -kept:].clone())
+        self.skip_to(length)
+        return seen
 
     def _excess(self) -> int:
         """Positions that no query to come can see, and no crop is likely to bring back."""

@@ -154,3 +154,14 @@ def test_room_to_spare_survives_reordering():
     assert layer._keys is not None
     place = layer._keys.data_ptr()
     assert layer.update(states(1, rows=2), states(1, rows=2))[0].data_ptr() == place
+
+
+@torch.no_grad()
+def test_a_long_prompt_leaves_its_window_only():
+    layer = WindowLayer(10)
+    layer.update(states(5), states(5))
+    keys, _ = layer.update(states(1000), states(1000))
+    assert keys.shape[2] == 1005
+    assert layer._keys is not None
+    assert layer._keys.untyped_storage().nbytes() == (9 + REACH) * 2 * 4 * 4
+    assert (layer.get_seq_length(), layer.get_mask_sizes(1)) == (1005, (10, 996))
