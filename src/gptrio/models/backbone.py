@@ -23,12 +23,13 @@ class Backbone(PreTrainedModel):
     """A stack of blocks over embeddings; a family names its parts and says how to embed.
 
     Attributes:
-        causal_under_ready_mask: a 4D mask given ready-made is combined with causality.
+        strictly_causal: causality is a rule beside the mask. It holds under a 4D mask given ready-made, and for queries
+            that see padding alone; elsewhere it is a part of the mask that the model makes, as in the reference.
         packs_by_position: positions that start anew, without a mask or cache, start another sequence.
         positions_are_relative: a sequence gives the same when all its positions are shifted.
     """
 
-    causal_under_ready_mask = True
+    strictly_causal = True
     packs_by_position = True
     positions_are_relative = False
 
@@ -169,11 +170,12 @@ class Backbone(PreTrainedModel):
         positions = inputs.written_positions(cache, cache_position, length, x.device)
         past = 0 if cache is None or positions is not None else cache.get_seq_length()
         keys = past + length if cache is None or positions is None else cache.max_cache_len
-        mask = AttentionMask(length, keys, x.device, query_start=past, positions=positions)
+        strict = self.strictly_causal
+        mask = AttentionMask(length, keys, x.device, query_start=past, strict=strict, positions=positions)
         if attention_mask is not None and attention_mask.dim() == 4:
             heads = self.config.num_attention_heads
             mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, keys)
-            mask.causal = self.causal_under_ready_mask
+            mask.causal = strict
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
             mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)

@@ -111,7 +111,7 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
 class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     """The GPT-NeoX backbone: hidden states without a head."""
 
-    causal_under_ready_mask = False
+    strictly_causal = False
     positions_are_relative = True
 
     def __init__(self, config: GPTNeoXConfig) -> None:

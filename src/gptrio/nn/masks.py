@@ -16,8 +16,9 @@ class AttentionMask:
     Key slot `j` holds position `key_offset + j`; query `i` stands at `query_start + i`, or at `positions[i]` when given
     (static caches, whose lengths a compiled graph may only see as tensors).
 
-    A query whose every allowed key is padding attends evenly to those keys, as the reference's eager path does, so that
-    no row is ever NaN. Derived forms are computed once and shared by all layers that share the mask.
+    A query whose every allowed key is padding attends evenly to those keys (or to all, if `strict` is false), as the
+    reference's eager path does, so that no row is ever NaN. Derived forms are computed once and shared by all layers
+    that share the mask.
 
     Attributes:
         query_length: T.
@@ -25,6 +26,7 @@ class AttentionMask:
         query_start: position of the first query.
         key_offset: position of the first key slot.
         causal: a query sees no later position.
+        strict: what causality, window and packing hide is hidden from such a query too.
         window: a query sees at most this many positions, itself included; None for all.
         padding: (B, positions) bool, True for real tokens, indexed by position; None if all are real.
         ready: (B or 1, H or 1, T, S), a mask given ready-made: bool (True attends) or additive float.
@@ -40,6 +42,7 @@ class AttentionMask:
     query_start: int = 0
     key_offset: int = 0
     causal: bool = True
+    strict: bool = True
     window: int | None = None
     padding: Tensor | None = None
     ready: Tensor | None = None
@@ -148,7 +151,7 @@ class AttentionMask:
             soft = soft.masked_fill(~real[:, None, None, :], least)
         if self.ready is not None:
             soft = soft + _as_additive(self.ready, dtype, least)
-        return torch.where(self.visible(), soft, float("-inf"))
+        return torch.where(self.visible(), soft, float("-inf") if self.strict else least)
 
     def leaves_only_padding(self) -> bool:
         """Whether the keys that some query may attend to are padding without exception; False while traced."""

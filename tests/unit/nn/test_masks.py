@@ -128,3 +128,10 @@ def test_a_query_that_sees_padding_alone_attends_evenly(dtype: torch.dtype) -> N
     weights = as_weights(mask.additive(dtype))[0, 0]
     expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
     assert torch.equal(weights, expected)
+
+
+def test_a_query_that_sees_padding_alone_attends_to_all_where_the_mask_is_not_strict() -> None:
+    mask = AttentionMask(3, 3, CPU, strict=False, padding=torch.tensor([[False, True, True]]))
+    weights = as_weights(mask.additive(torch.float32))[0, 0]
+    assert torch.equal(weights[1:], torch.tensor([[0, 1, 0], [0, 0.5, 0.5]]))
+    torch.testing.assert_close(weights[0], torch.full((3,), 1 / 3))
