@@ -214,6 +214,25 @@ def test_arguments(case: str, back_end: str) -> None:
     assert_same_output(ours(ids, **shown), oracle(ids, **shown))
 
 
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_positions_that_start_anew_in_every_class(class_name: str) -> None:
+    """They separate sequences where no cache is made; question answering always makes one there."""
+    oracle, ours = model_pair(class_name, num_labels=4, pad_token_id=60)
+    positions = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 0, 1, 2, 3], [0, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8]])
+    inputs = {**task_inputs(class_name), "position_ids": positions}
+    assert_same_output(ours(**inputs), oracle(**inputs))
+    if "QuestionAnswering" not in class_name:
+        assert_same_output(ours(**inputs, use_cache=False), oracle(**inputs, use_cache=False))
+
+
+def test_results_say_that_there_is_no_cross_attention() -> None:
+    for class_name in ("GPT2Model", "GPT2LMHeadModel"):
+        oracle, ours = model_pair(class_name)
+        expected, actual = oracle(token_ids()), ours(token_ids())
+        assert type(actual).__name__ == type(expected).__name__
+        assert actual.cross_attentions is expected.cross_attentions is None
+
+
 def test_bool_4d_mask_is_the_additive_one(back_end: str) -> None:
     oracle, ours = model_pair("GPT2LMHeadModel", back_end)
     ids = token_ids()
