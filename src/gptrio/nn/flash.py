@@ -6,6 +6,7 @@ and packed sequences are told by their bounds. What they cannot express goes to 
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,11 +35,16 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]]:
             f"attn_implementation={NAME!r} needs the flash_attn package and an NVIDIA GPU of compute capability 8.0 or "
             "higher (Ampere or newer); pip install flash-attn, or use 'sdpa', which runs everywhere"
         ) from error
-    if "window_size" not in inspect.signature(flash_attn_func).parameters:
+    if not _knows_windows(flash_attn_func):
         raise MissingDependencyError(
             f"attn_implementation={NAME!r} needs flash_attn 2.3 or newer; pip install -U flash-attn"
         )
     return flash_attn_func, flash_attn_varlen_func
+
+
+@functools.cache
+def _knows_windows(function: Callable[..., Any]) -> bool:
+    return "window_size" in inspect.signature(function).parameters
 
 
 def can_express(mask: AttentionMask) -> bool:
@@ -49,13 +55,17 @@ def can_express(mask: AttentionMask) -> bool:
     if mask.causal and not at_end:
         return False
     # with padding taken out, a window would count real tokens only
-    return mask.padding is None or mask.window is None or mask.window >= mask.key_length or _is_one_run(mask.padding)
+    return mask.padding is None or mask.window is None or mask.window >= mask.key_length or _is_one_run(mask)
 
 
-def _is_one_run(padding: Tensor) -> bool:
-    """True if the real tokens of every row (B, positions) follow each other."""
-    starts = F.pad(padding, (1, 0))[:, :-1].logical_not() & padding
-    return bool((starts.sum(-1) <= 1).all())
+def _is_one_run(mask: AttentionMask) -> bool:
+    """True if the real tokens of every row follow each other."""
+    if "one run" not in mask.derived:
+        padding = mask.padding
+        assert padding is not None
+        starts = F.pad(padding, (1, 0))[:, :-1].logical_not() & padding  # (B, positions)
+        mask.derived["one run"] = bool((starts.sum(-1) <= 1).all())
+    return bool(mask.derived["one run"])
 
 
 def flash(
