@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gptrio.errors import OptionError
 from gptrio.generation.call import Call, Rows
-from gptrio.generation.drafts import Draft, LookupDraft, ModelDraft, Pace, TextDraft, first_layers
+from gptrio.generation.drafts import Draft, LookupDraft, ModelDraft, Pace, TextDraft, first_layers, relative_cost
 from gptrio.generation.loop import await_others, choose, draw
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 
@@ -153,22 +153,23 @@ def assisted_search(
         raise OptionError("guidance_scale does not go with assisted generation; leave one out")
     if config.assistant_early_exit is not None:
         shallow = first_layers(call.model, config.assistant_early_exit)
-        return assisted_decode(call, _model_draft(call, shallow, config), _pace(config))
+        return assisted_decode(call, _model_draft(call, shallow, config), _pace(call, config, shallow))
     if config.prompt_lookup_num_tokens is not None:
-        return assisted_decode(call, LookupDraft(config), Pace(config.prompt_lookup_num_tokens, "constant"))
+        return assisted_decode(call, LookupDraft(config), Pace(config.prompt_lookup_num_tokens, "constant", 0.0))
     own = assistant_model.generation_config
     if assistant_model.config.vocab_size == call.model.config.vocab_size:
         if assistant_tokenizer is not None:
             raise OptionError("both models have the same vocabulary; leave assistant_tokenizer out")
-        return assisted_decode(call, _model_draft(call, assistant_model, own), _pace(own))
+        return assisted_decode(call, _model_draft(call, assistant_model, own), _pace(call, own, assistant_model))
     if tokenizer is None or assistant_tokenizer is None:
         raise OptionError(
             f"the draft model has {assistant_model.config.vocab_size} tokens and the model "
             f"{call.model.config.vocab_size}; pass tokenizer= and assistant_tokenizer= to translate between them"
         )
+    pace = _pace(call, own, assistant_model)
     if call.ids.shape[0] > 1 or call.ids.shape[1] == 0:
         raise OptionError("a draft model with another tokenizer helps one row of ids at a time; pass one prompt")
-    return assisted_decode(call, TextDraft(assistant_model, tokenizer, assistant_tokenizer, own), _pace(own))
+    return assisted_decode(call, TextDraft(assistant_model, tokenizer, assistant_tokenizer, own), pace)
 
 
 def _model_draft(call: Call, model: Any, options: Any) -> ModelDraft:
@@ -176,5 +177,6 @@ def _model_draft(call: Call, model: Any, options: Any) -> ModelDraft:
     return ModelDraft(model, call.prompt, call.config, call.process, threshold, call.generators)
 
 
-def _pace(options: Any) -> Pace:
-    return Pace(options.num_assistant_tokens, options.num_assistant_tokens_schedule)
+def _pace(call: Call, options: Any, draft: Any) -> Pace:
+    cost = relative_cost(draft, call.model)
+    return Pace(options.num_assistant_tokens, options.num_assistant_tokens_schedule, cost)

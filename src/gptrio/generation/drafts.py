@@ -24,6 +24,9 @@ from gptrio.generation.step import Stepper
 
 Process = Callable[[Tensor, Tensor], Tensor]
 MOST_WAITING = 256
+PROBE = 3  # tokens drafted to find out
+CHECKING = 0.2  # what checking a token more takes, in steps
+FADING = 0.8
 
 
 class Draft(Protocol):
@@ -37,41 +40,61 @@ class Draft(Protocol):
 
 
 class Pace:
-    """How many tokens to draft: more while they prove right, few and seldom while they prove wrong.
+    """How many tokens to draft: as many as pay, by how often drafts were right of late, and none while none pays.
+
+    Time is not measured, so that a seed gives the same tokens every time.
 
     Args:
         most: most tokens at once.
-        schedule: "constant" goes straight back to `most` when a draft was right, the others grow by 2 and shrink by 1.
+        schedule: "constant" keeps `most`; the others raise it by 2 after a draft that was all right, and lower it by 1.
+        cost: what drafting a token takes, in steps of the model.
     """
 
-    def __init__(self, most: int, schedule: str) -> None:
+    def __init__(self, most: int, schedule: str, cost: float) -> None:
         self.most = most
         self._steady = schedule == "constant"
-        self._length = min(most, 5)
-        self._pause = self._waiting = self._failures = 0
+        self._cost = CHECKING + cost
+        self._right, self._tried = 2.0, 3.0  # fading counts of tokens
+        self._pause = self._waiting = 0
+        self._probing = True
 
     def next(self) -> int:
         """Number of tokens to draft for this step."""
         if self._waiting:
             self._waiting -= 1
             return 0
-        return self._length
+        if self._probing:
+            self._probing = False
+            return min(self.most, PROBE)
+        number = max(range(self.most + 1), key=self._worth)
+        if number == 0:
+            self._pause = self._waiting = min(max(2 * self._pause, 8), MOST_WAITING)
+            self._probing = True
+        return number
+
+    def _worth(self, number: int) -> float:
+        """Tokens that a draft of `number` is expected to yield, for each step's time."""
+        rate = self._right / self._tried
+        return sum(rate**i for i in range(number + 1)) / (1 + number * self._cost)
 
     def learn(self, drafted: int, matched: int) -> None:
         """Take note that `matched` of `drafted` tokens were right."""
         if drafted == 0:
             return
-        if matched == 0:
-            self._failures += 1
-            self._length = max(1, self._length // 2)
-            if self._failures > 1:
-                self._pause = self._waiting = min(max(2 * self._pause, 8), MOST_WAITING)
-            return
-        self._failures = self._pause = 0
-        if self._steady:
-            self._length = self.most if matched == drafted else max(matched + 1, self._length)
-        else:
-            self._length = self._length + 2 if matched == drafted else max(1, self._length - 1)
+        self._right = FADING * self._right + matched
+        self._tried = FADING * self._tried + min(matched + 1, drafted)
+        if matched:
+            self._pause //= 2
+        if not self._steady:
+            self.most = self.most + 2 if matched == drafted else max(1, self.most - 1)
+
+
+def relative_cost(draft: Any, model: Any) -> float:
+    """What a step of the draft takes in steps of the model, by layers and parameters; half a step at most."""
+    sizes = (draft.num_parameters(exclude_embeddings=True), model.num_parameters(exclude_embeddings=True))
+    layers = draft.config.num_hidden_layers / (2 * model.config.num_hidden_layers)  # many small calls take time too
+    cost: float = min(max(sizes[0] / max(sizes[1], 1), layers), 0.5)
+    return cost
 
 
 class ModelDraft:
