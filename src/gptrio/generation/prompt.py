@@ -82,6 +82,7 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
         TokenIdError: an id outside the vocabulary.
     """
     own = arguments.pop("input_ids", None)
+    arguments.pop("cache_position", None)  # counted anew in every step
     if inputs is not None and own is not None:
         raise InputError("the prompt was given twice, as the first argument and as input_ids; give one of them")
     ids = own if inputs is None else inputs

@@ -345,3 +345,17 @@ def test_guidance_follows_beams():
     results = [MODEL.generate(IDS, **options, **flags, use_cache=use_cache) for use_cache in (True, False)]
     assert torch.equal(results[0].sequences, results[1].sequences)
     torch.testing.assert_close(results[0].sequences_scores, results[1].sequences_scores)
+
+
+def test_names_of_the_package():
+    from gptrio import generation
+
+    assert generation.LogitsProcessorList is gptrio.LogitsProcessorList
+    assert generation.GreedySearchDecoderOnlyOutput is gptrio.GenerateDecoderOnlyOutput
+    with pytest.raises(AttributeError, match="GPT2Model"):
+        getattr(generation, "GPT2" + "Model")
+
+
+def test_lengths_without_a_number():
+    assert MODEL.generate(IDS, max_length=None, eos_token_id=None).shape == (1, 64)
+    assert MODEL.generate(IDS, eos_token_id=None).shape == (1, 23)  # 20 new tokens, as upstream
