@@ -36,7 +36,7 @@ def test_every_row_of_the_stub_is_one_export():
     names = [name for _, name, _ in stub_rows()]
     assert len(set(names)) == len(names)
     assert [name for _, name, alias in stub_rows() if name != alias] == []
-    assert gptrio._EXPORTS == {name: module for module, name, _ in stub_rows()}
+    assert {name: module for module, name, _ in stub_rows()} == gptrio._EXPORTS
 
 
 def test_all_is_sorted_and_holds_the_table():

@@ -91,7 +91,9 @@ def write(state: State, folder: Path, file_format: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("file_format", ["safetensors", "bin", "sharded bin"])
-@pytest.mark.parametrize(("family", "layout", "change"), LAYOUTS, ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize(
+    ("family", "layout", "change"), LAYOUTS, ids=lambda part: part if isinstance(part, str) else ""
+)
 def test_published_layouts(
     family: str, layout: str, change: Callable[[State], State], file_format: str, tmp_path: Path
 ) -> None:
