@@ -35,7 +35,8 @@ def test_padding_is_left_out_in_every_cache(family: str, kind: str, told: bool):
     padding[0, :5] = 0
     plain = in_chunks(model, ids, DynamicCache(), [sum(sizes)], padding=padding)
     logits = in_chunks(model, ids, EXACT[kind](model.config), sizes, told, padding=padding)
-    torch.testing.assert_close(logits, plain, atol=2e-5, rtol=1e-5)
+    real = padding.bool()  # what GPT-NeoX says of padding depends on how many keys the call has
+    torch.testing.assert_close(logits[real], plain[real], atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", EXACT)
