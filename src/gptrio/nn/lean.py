@@ -50,6 +50,16 @@ class LeanModule(nn.Module):
         return super().__call__(*args, **kwargs)
 
 
+    def __getattr__(self, name: str) -> Any:
+        """Find a part or parameter; torch's own search, which takes longer, is for all the rest."""
+        own = self.__dict__
+        if name in own.get("_modules", ()):
+            return own["_modules"][name]
+        if name in own.get("_parameters", ()):
+            return own["_parameters"][name]
+        return super().__getattr__(name)
+
+
 class LayerNorm(LeanModule, nn.LayerNorm):
     """`nn.LayerNorm` that is cheap to call."""
 
