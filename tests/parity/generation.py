@@ -41,8 +41,3 @@ def random_batch(rng: random.Random, vocab: int, rows: int | None = None, padded
         ids[row, -length:] = torch.tensor([rng.randrange(1, vocab) for _ in range(length)])
         mask[row, -length:] = 1
     return {"input_ids": ids, "attention_mask": mask}
-
-
-def cases_of(family: str, start: int, number: int) -> range:
-    """Numbers of random cases from `start`: all of them for the first family, and a third of them for the others."""
-    return range(start, start + number, 1 if family == FAMILIES[0] else 3)
