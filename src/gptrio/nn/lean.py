@@ -49,7 +49,6 @@ class LeanModule(nn.Module):
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
-
     def __getattr__(self, name: str) -> Any:
         """Find a part or parameter; torch's own search, which takes longer, is for all the rest."""
         own = self.__dict__
