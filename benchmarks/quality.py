@@ -82,7 +82,7 @@ def held_out_text() -> list[str]:
 
 
 def encode(tokenizer: Any, texts: list[str], most: int | None) -> tuple[Tensor, int]:
-    """Ids (T,) of texts, each after an end-of-text token if there is one, cut to `most`; and how many bytes they are."""
+    """Ids (T,) of texts, each after an end-of-text token if there is one, cut to `most`; and how many bytes that is."""
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     ids = torch.tensor([token for text in texts for token in [*end, *tokenizer(text, verbose=False).input_ids]])[:most]
     return ids, len(tokenizer.decode(ids[1:], skip_special_tokens=True).encode())

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys
+from gptrio.checkpoint.pages import release_pages
 from gptrio.checkpoint.read import CheckpointReader, TensorDict
 from gptrio.errors import SizeMismatchError
 
@@ -78,14 +79,21 @@ def load_into(
     destinations = {key: name for name, key in plan.sources.items()}
     for key in _in_file_order(reader):
         name = destinations.get(key)
-        if name is None or (take is not None and take(name, reader.tensor(key), key, reader)):
+        if name is None:
+            continue
+        tensor = reader.tensor(key)
+        if take is not None and take(name, tensor, key, reader):
+            release_pages(tensor)
             continue
         stored, expected = reader.shape(key), tuple(targets[name].shape)
         if stored != expected:
             report.mismatched.append((name, stored, expected))
             continue
         place = torch.device(device(name) if callable(device) else device)
-        _assign(module, name, _convert(reader.tensor(key), dtype, place, copy=isinstance(reader, TensorDict)))
+        placed = _convert(tensor, dtype, place, copy=isinstance(reader, TensorDict))
+        _assign(module, name, placed)
+        if placed.data_ptr() != tensor.data_ptr():
+            release_pages(tensor)
     if report.mismatched and not ignore_mismatched_sizes:
         raise SizeMismatchError(_mismatch_message(report))
     return report

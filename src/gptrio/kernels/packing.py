@@ -8,6 +8,7 @@ spares all of those values, goes unseen.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SAMPLED = 64  # values of a weight that are compared when the context is entered
+from gptrio.checkpoint.pages import release_pages
+
+_SAMPLED = 64  # values of a weight that are compared when the context is entered,
+_RUNS, _RUN = 4, 4096  # in so many stretches of so many values
 _ROWS_HINT = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # row counts whose layout serves all others
 
 
@@ -52,6 +56,7 @@ def find_pack(weight: Tensor, transposed: bool) -> Tensor:
     def make() -> tuple[Tensor, int]:
         plain = weight.detach().t() if transposed else weight.detach()
         pack = torch.ops.mkldnn._reorder_linear_weight(plain, _ROWS_HINT[weight.dtype])
+        release_pages(weight)
         return pack, torch.ops.mkldnn._nbytes(pack)
 
     pack: Tensor = find(weight, transposed, make)
@@ -66,8 +71,9 @@ def find(weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]]) ->
     if entry is not None and entry[0]() is weight and entry[1].state == state:
         return entry[1].content
     with torch.no_grad():
+        sample = _sample(weight)
         content, nbytes = make()
-        pack = Pack(content, state, _sample(weight), nbytes)
+        pack = Pack(content, state, sample, nbytes)
     _packs[key] = (weakref.ref(weight, lambda _: _packs.pop(key, None)), pack)
     return content
 
@@ -113,7 +119,15 @@ def _state(weight: Tensor, layout: object) -> tuple[object, ...]:
 
 
 def _sample(weight: Tensor) -> Tensor:
-    """(at most 64,) values spread over a weight, the last one included."""
+    """(64,) values spread over a weight, the first and the last included."""
     flat = weight.detach().reshape(-1)
-    places = torch.linspace(0, flat.numel() - 1, min(_SAMPLED, flat.numel()), dtype=torch.float64).long()
-    return flat[places]
+    return flat[_places(flat.numel())]
+
+
+@functools.cache
+def _places(count: int) -> Tensor:
+    """Where to look among `count` values: in a few runs, so that few pages of a memory-mapped file are read."""
+    run = min(_RUN, count)
+    starts = torch.linspace(0, count - run, _RUNS, dtype=torch.float64)
+    within = torch.linspace(0, run - 1, _SAMPLED // _RUNS, dtype=torch.float64)
+    return (starts.unsqueeze(1) + within).long().flatten()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gptrio.checkpoint.keys import IGNORED_BUFFERS
 from gptrio.checkpoint.load import LoadReport, load_into
@@ -184,12 +185,27 @@ def build(
     before = torch.get_default_dtype()
     torch.set_default_dtype(number_format or before)
     try:
-        with torch.device(device or torch.get_default_device()):
+        with _LeftUndrawn(), torch.device(device or torch.get_default_device()):
             model = cls(config, *model_args)
     finally:
         torch.set_default_dtype(before)
     config.dtype = number_format or before
     return model
+
+
+class _LeftUndrawn(TorchFunctionMode):
+    """Draws nothing for tensors without storage: torch would load its compiler for it, which takes a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function of torch, `normal_` on the meta device excepted."""
+        kwargs = kwargs or {}
+        if getattr(func, "__name__", "") == "normal_":
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
 
 
 def _read_config(
