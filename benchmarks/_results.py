@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -26,7 +27,7 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         column.justify = "right"
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def save(name: str, results: dict[str, Any], path: Path | None = None) -> None:

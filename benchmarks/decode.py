@@ -1,23 +1,27 @@
 """How long does one decoding step take, beside other engines and the time that reading the weights takes?
 
-python benchmarks/decode.py --model gpt2 --dtype float32 --batch 1 --peers transformers,ctranslate2
+python benchmarks/decode.py --model gpt2 --dtype float32 --batch 1 --peers transformers,ctranslate2,llamacpp,vllm
 """
 
 from __future__ import annotations
 
-import torch
-
-from _checkpoints import checkpoint, weight_bytes
-from _peers import HEAD, Contender, facts, options, race, report
+from _checkpoints import checkpoint, prompts_for, weights
+from _contest import HEAD, Contest, Outcome, facts, options, report, settings
+from _limits import step_limit
+from _peers import Contender
 from _results import print_table, save
 from machine import limits
 
 
-def step_seconds(contender: Contender, prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
+def decode(contest: Contest, prompts: list[list[int]], new: int, rounds: int) -> dict[str, Outcome]:
     """Seconds of one step: a long generation less a short one, by the steps between them."""
-    short = contender.ask("generate", prompts=prompts, new=1)
-    long = contender.ask("generate", prompts=prompts, new=new + 1)
-    return (long["seconds"] - short["seconds"]) / new, long["tokens"]
+
+    def step(contender: Contender) -> tuple[float, list[list[int]]]:
+        short, _ = contender.generate(prompts, 1)
+        long, tokens = contender.generate(prompts, new + 1)
+        return (long - short) / new, tokens
+
+    return contest.race(step, rounds)
 
 
 def main() -> None:
@@ -28,17 +32,15 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = checkpoint(arguments.model)
     machine = limits(arguments.threads)
-    torch.manual_seed(0)
-    prompts = torch.randint(0, 50000, (arguments.batch, arguments.prompt)).tolist()
-    load = {"folder": str(folder), "dtype": arguments.dtype, "threads": arguments.threads}
-    peers = [name for name in arguments.peers.split(",") if name]
-    outcomes = race(peers, load, lambda contender: step_seconds(contender, prompts, arguments.new), arguments.rounds)
-    reading = weight_bytes(folder, arguments.dtype) / machine["read"] / 1e9
-    print(f"{arguments.model}, {arguments.dtype}, batch {arguments.batch}, {arguments.threads} threads; reading the")
-    print(f"weights once at {machine['read']:.1f} GB/s takes {reading * 1e3:.2f} ms")
-    print_table(HEAD, report(outcomes, reading, 1e-3, "ms"))
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    save("decode", {"settings": settings, "limits": machine, "outcomes": facts(outcomes)}, arguments.out)
+    with Contest(arguments.peers, folder, arguments.dtype, arguments.threads) as contest:
+        prompts = prompts_for(folder, arguments.batch, arguments.prompt)
+        outcomes = decode(contest, prompts, arguments.new, arguments.rounds)
+    limit = step_limit(weights(folder), arguments.dtype, arguments.batch, machine)
+    print(f"{arguments.model}, {arguments.dtype}, batch {arguments.batch}, {arguments.threads} threads;")
+    print(f"{limit.by} takes {limit.seconds * 1e3:.2f} ms a step (memory reads {machine['read']:.1f} GB/s)")
+    print_table(HEAD, report(outcomes, limit, 1e-3, "ms"))
+    found = {"settings": settings(arguments), "limits": machine, "limit": limit._asdict(), "outcomes": facts(outcomes)}
+    save("decode", found, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,64 +1,57 @@
-"""How long is it from starting Python to the first token, beside other engines?
+"""How long is it from loading a model to its first token, beside other engines?
 
-Every round starts fresh processes, in turn; the files are in the page cache.
+Timed are the call that loads the model and the first token of a prompt of four; the library and the model's class are
+imported before, which is shown apart. Every round starts fresh processes, in turn; the files are in the page cache, and
+peers with a format of their own read a copy that was made before. vLLM, which takes a minute, is measured once.
 
     python benchmarks/load.py --model gpt2 --dtype float32
 """
 
 from __future__ import annotations
 
-import time
+import statistics
+from collections.abc import Iterable
+from pathlib import Path
 
 from _checkpoints import checkpoint
-from _peers import Contender, Missing, Outcome, facts, options
+from _contest import Outcome, absence, best_starts, entrants, facts, options, ratio, settings
 from _results import print_table, save
 
-PARTS = ("start and load", "first token")
+ONCE = ("vllm",)
+PARTS = ("load", "first token", "import")
 
 
-def first_token(peer: str, load: dict[str, object]) -> tuple[float, float]:
-    """Seconds from starting the process until the model is loaded, and from there to the first token."""
-    start = time.perf_counter()
-    contender = Contender(peer)
-    try:
-        contender.ask("load", **load)
-        loaded = time.perf_counter()
-        contender.ask("generate", prompts=[[1, 2, 3, 4]], new=1)
-        return loaded - start, time.perf_counter() - loaded
-    finally:
-        contender.close()
+def load(peers: Iterable[str], folder: Path, dtype: str, threads: int, rounds: int) -> dict[str, Outcome]:
+    """Seconds from the call that loads the model to the first token; a first round fills caches and does not count."""
+    entries = entrants(peers, folder, dtype)
+    for number in range(rounds + 1):
+        for entry in entries:
+            if entry.start.missing or (entry.peer in ONCE and number):
+                continue
+            entry.begin(folder, threads)
+            entry.end()
+            if not number and entry.peer not in ONCE:
+                entry.start.seconds.clear()
+                entry.start.parts.clear()
+    return best_starts(entries)
 
 
 def main() -> None:
     """Print the table and write the JSON file."""
-    arguments = options("Time to the first token.").parse_args()
-    load = {"folder": str(checkpoint(arguments.model)), "dtype": arguments.dtype, "threads": arguments.threads}
-    outcomes = {name: Outcome() for name in ("gptrio", *filter(None, arguments.peers.split(",")))}
-    parts: dict[str, list[tuple[float, float]]] = {name: [] for name in outcomes}
-    for number in range(arguments.rounds + 1):  # the first round fills caches and does not count
-        for name, outcome in outcomes.items():
-            if outcome.missing:
-                continue
-            try:
-                times = first_token(name, load)
-            except Missing as error:
-                outcome.missing = str(error)
-                continue
-            if number:
-                outcome.seconds.append(sum(times))
-                parts[name].append(times)
+    arguments = options("Time from loading to the first token.").parse_args()
+    folder = checkpoint(arguments.model)
+    outcomes = load(arguments.peers, folder, arguments.dtype, arguments.threads, arguments.rounds)
     rows = []
-    for name, outcome in outcomes.items():
-        if outcome.missing:
-            rows.append([name, "missing", outcome.missing[:60], ""])
+    for peer, outcome in outcomes.items():
+        if not outcome.seconds:
+            rows.append([peer, outcome.dtype, absence(outcome.missing), *["" for _ in PARTS], ""])
             continue
-        shares = [sorted(values)[len(values) // 2] for values in zip(*parts[name], strict=True)]
-        ratio = "" if outcomes["gptrio"].missing else f"{outcome.median / outcomes['gptrio'].median:.2f}"
-        rows.append([name, f"{outcome.median:.2f} s", " + ".join(f"{share:.2f}" for share in shares), ratio])
+        shares = [f"{statistics.median(part[name] for part in outcome.parts):.2f}" for name in PARTS]
+        factor = ratio(outcomes, peer)
+        rows.append([peer, outcome.dtype, f"{outcome.median:.2f} s", *shares, f"{factor:.2f}" if factor else ""])
     print(f"{arguments.model}, {arguments.dtype}, {arguments.threads} threads")
-    print_table(["", "to the first token", " + ".join(PARTS), "gptrio is faster by"], rows)
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    save("load", {"settings": settings, "outcomes": facts(outcomes), "parts": parts}, arguments.out)
+    print_table(["", "dtype", "load to first token", *PARTS, "gptrio is faster by"], rows)
+    save("load", {"settings": settings(arguments), "outcomes": facts(outcomes)}, arguments.out)
 
 
 if __name__ == "__main__":
