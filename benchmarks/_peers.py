@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import select
 import subprocess
 import sys
 import venv
@@ -19,6 +20,7 @@ from _limits import SIXTEEN_BIT
 ROOT = Path(__file__).parents[1]
 TORCH = ("torch==2.13.0",)
 FLOATS = ("float32", *SIXTEEN_BIT)
+PATIENCE = 600  # seconds for an answer
 FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
 
 
@@ -122,12 +124,17 @@ class Contender:
         )
 
     def ask(self, call: str, **arguments: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer; raises Missing if it fails."""
+        """Send a request and wait for its answer; raises Missing if it fails or takes longer than `PATIENCE`."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        reply: dict[str, Any] = {"error": "the worker died"}
         try:
             self._process.stdin.write(json.dumps({"call": call, **arguments}) + "\n")
             self._process.stdin.flush()
-            reply: dict[str, Any] = json.loads(self._process.stdout.readline() or '{"error": "the worker died"}')
+            if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
+                self._process.kill()
+                raise Missing(f"no answer in {PATIENCE} s")
+            if line := self._process.stdout.readline():
+                reply = json.loads(line)
         except BrokenPipeError:
             reply = {"error": "the worker died"}
         if "error" in reply:
