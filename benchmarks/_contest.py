@@ -143,12 +143,14 @@ class Contest:
 
 def promising(entries: Sequence[Entry]) -> list[Entry]:
     """The entries without those that lag far behind another one of the same contender."""
-    fastest = {peer: outcome.median for peer, outcome in best(entries).items() if outcome.seconds}
-    return [
-        entry
-        for entry in entries
-        if not entry.outcome.seconds or entry.outcome.median <= HOPELESS * fastest[entry.peer]
-    ]
+    fastest = best(entries)
+
+    def lags(entry: Entry) -> bool:
+        leader = fastest[entry.peer]
+        ahead = leader is not entry.outcome and bool(leader.seconds and entry.outcome.seconds)
+        return ahead and entry.outcome.median > HOPELESS * leader.median
+
+    return [entry for entry in entries if not lags(entry)]
 
 
 def best(entries: Iterable[Entry]) -> dict[str, Outcome]:

@@ -77,3 +77,8 @@ def test_the_16_bit_types_of_a_peer_are_those_it_offers():
 def test_what_a_peer_does_not_offer_is_said(peer, family, dtype, reason):
     with pytest.raises(Missing, match=reason):
         variants(peer, family, dtype)
+
+
+def test_who_has_no_rival_stays_even_where_noise_makes_a_time_negative():
+    alone = [entry("gptrio", "int8", -0.1)]
+    assert promising(alone) == alone
