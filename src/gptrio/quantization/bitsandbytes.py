@@ -133,6 +133,9 @@ class BitsAndBytesQuantizer:
                     quant_type=config.bnb_4bit_quant_type,
                     quant_storage=config.bnb_4bit_quant_storage,
                 )
+                if outer % 32 or inner % 64:
+                    new.support_avx512bf16_for_cpu = False  # its packed form, which fails for such sizes
+                new._register_state_dict_hook(_mend_scales)
         new.source_cls = type(layer)
         new.requires_grad_(False)
         new.bias = layer.bias
@@ -172,6 +175,18 @@ class BitsAndBytesQuantizer:
     def _put_8bit(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
         scales = statistics["SCB"]
         layer.weight = self._bnb.nn.Int8Params(codes, False, has_fp16_weights=False, CB=codes, SCB=scales)
+
+
+def _mend_scales(layer: Any, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+    """Put the scales of a layer that has run in order, in the layer and its state.
+
+    On some processors bitsandbytes packs codes and scales when it first runs. To save them it unpacks the codes, but
+    version 0.50 leaves scales that are not quantized themselves as (in / block, out).
+    """
+    statistics = layer.weight.quant_state
+    if statistics is not None and statistics.absmax.dim() == 2:
+        statistics.absmax = statistics.absmax.t().float().reshape(-1)
+        state[f"{prefix}weight.absmax"] = statistics.absmax
 
 
 def _statistics(source: TensorSource, key: str, four: bool) -> dict[str, Tensor]:
