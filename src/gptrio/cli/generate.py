@@ -20,6 +20,7 @@ DEFAULT_MODEL = "gptrio/stdlib-gpt2"
 DEFAULT_NEW_TOKENS = 128
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Quantization = Literal["int8", "int4", "nf4", "fp4"]
 
 
 def generate(
@@ -57,6 +58,13 @@ def generate(
         Dtype | None,
         typer.Option(help="Number format; auto is the file's.", show_default="float32 on a CPU, else auto"),
     ] = None,
+    quantize: Annotated[
+        Quantization | None,
+        typer.Option(
+            help="Load weights in 8 or 4 bits; nf4 and fp4 need bitsandbytes.",
+            show_default="as the checkpoint has them",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")
     ] = None,
@@ -71,7 +79,7 @@ def generate(
     with plain_errors(verbose):
         text = read_prompt(prompt, file)
         options = sampling_options(greedy, temperature=temperature, top_k=top_k, top_p=top_p)
-        loaded, tokenizer = load(model, device, dtype, attn_implementation)
+        loaded, tokenizer = load(model, device, dtype, attn_implementation, quantize)
         options |= {"num_return_sequences": num_return_sequences, "stop_strings": stop or None}
         seed = fix_seed(seed)
         start = time.perf_counter()
@@ -82,7 +90,7 @@ def generate(
         if verbose:
             total = sum(row["tokens"] for row in rows)
             speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
-            complain(f"{model}, {loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
+            complain(f"{model}, {quantize or loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
@@ -121,18 +129,22 @@ def sampling_options(greedy: bool, **given: float | None) -> dict[str, Any]:
     return {"do_sample": not greedy, **chosen}
 
 
-def load(name: str, device: str | None, dtype: Dtype | None, attention: str | None) -> tuple[Any, Any]:
+def load(
+    name: str, device: str | None, dtype: Dtype | None, attention: str | None, quantization: Quantization | None = None
+) -> tuple[Any, Any]:
     """Load a model, ready to generate, and its tokenizer.
 
     Raises:
         OptionError: a device that this machine does not have.
+        MissingDependencyError: a quantization whose library is not installed.
     """
     from gptrio import AutoModelForCausalLM, AutoTokenizer
 
     place = choose_device(device)
     number_format = dtype or ("float32" if place.type == "cpu" else "auto")
     tokenizer = AutoTokenizer.from_pretrained(name)
-    options = {} if attention is None else {"attn_implementation": attention}
+    given = {"attn_implementation": attention, "load_in": quantization}
+    options = {name: value for name, value in given.items() if value is not None}
     return AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(place).eval(), tokenizer
 
 

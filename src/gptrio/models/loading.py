@@ -72,7 +72,7 @@ def load_model(
         output_loading_info: also return a dictionary of missing, unexpected and mismatched keys.
         quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
             its name; what the checkpoint says if None.
-        load_in: "int8" or "int4", for short.
+        load_in: "int8", "int4", or by bitsandbytes "nf4", "fp4" or "llm_int8", for short.
         low_cpu_mem_usage: accepted and without effect: memory use is always low.
         kwargs: lookup options (see `gptrio.hub.HubOptions`), overrides of the configuration such as `num_labels`, and
             `load_in_8bit` or `load_in_4bit` for bitsandbytes.
@@ -154,6 +154,8 @@ def _fill(
     _initialise_rest(model, place)
     if quantizer is not None:
         quantizer.finish(model)
+        if isinstance(place, torch.device) and place.type != "cpu":  # where weights are quantized
+            model.to(place)
     return report
 
 

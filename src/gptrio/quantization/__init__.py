@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gptrio.errors import OptionError
@@ -23,6 +24,13 @@ _CONFIGS: dict[str, type[QuantizationConfig]] = {
     "int4": Int4Config,
     "gptrio_int4": Int4Config,
     "bitsandbytes": BitsAndBytesConfig,
+}
+_NAMES: dict[str, Callable[[], QuantizationConfig]] = {
+    "int8": Int8Config,
+    "int4": Int4Config,
+    "nf4": partial(BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "fp4": partial(BitsAndBytesConfig, load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+    "llm_int8": partial(BitsAndBytesConfig, load_in_8bit=True),
 }
 
 
@@ -56,7 +64,8 @@ def get_quantizer(config: QuantizationConfig | Mapping[str, Any] | str) -> Quant
     """The quantizer that a configuration asks for.
 
     Args:
-        config: a configuration object, its dictionary from `config.json`, or "int8" or "int4".
+        config: a configuration object, its dictionary from `config.json`, or a name: "int8" or "int4", or by
+            bitsandbytes "nf4", "fp4" or "llm_int8".
 
     Raises:
         OptionError: no such method or option.
@@ -82,7 +91,11 @@ def quantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | 
 def _parsed(config: QuantizationConfig | Mapping[str, Any] | str) -> QuantizationConfig:
     if isinstance(config, (Int8Config, Int4Config, BitsAndBytesConfig)):
         return config
-    options = {"quant_method": config} if isinstance(config, str) else dict(config)
+    if isinstance(config, str):
+        if config not in _NAMES:
+            raise OptionError(f"quantization method {config!r} is not known; use one of {', '.join(_NAMES)}")
+        return _NAMES[config]()
+    options = dict(config)
     method = options.pop("quant_method", None)
     if method not in _CONFIGS:
         raise OptionError(f"quantization method {method!r} is not known; use one of {', '.join(_CONFIGS)}")

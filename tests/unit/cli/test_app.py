@@ -34,6 +34,7 @@ def test_every_command_has_help(name, capsys):
         (["generate", "--top-k", "many", "x"], "--top-k"),
         (["generate", "--max-new-tokens", "0", "x"], "--max-new-tokens"),
         (["generate", "--dtype", "int3", "x"], "--dtype"),
+        (["generate", "--quantize", "int3", "x"], "'int3' is not one of 'int8', 'int4', 'nf4', 'fp4'"),
         (["generate", "--file", "/not/there"], "'/not/there' does not exist"),
     ],
 )

@@ -45,6 +45,27 @@ def test_greedy_prints_the_prompt_and_what_the_model_writes(generate, model_fold
     assert generate("ab", "--greedy", "--max-new-tokens", "12") == (0, expected + "\n", "")
 
 
+@pytest.mark.parametrize("name", ["int8", "int4", "nf4", "fp4"])
+def test_quantized_models_write_what_the_library_makes_them_write(generate, model_folder, name):
+    if name in ("nf4", "fp4"):
+        pytest.importorskip("bitsandbytes")
+    model = AutoModelForCausalLM.from_pretrained(model_folder, dtype="float32", load_in=name)
+    assert model.is_quantized
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    ids = model.generate(**tokenizer("ab", return_tensors="pt"), max_new_tokens=12, do_sample=False)
+    expected = tokenizer.decode(ids[0], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    code, out, err = generate("ab", "--greedy", "--max-new-tokens", "12", "--quantize", name, "--verbose")
+    assert (code, out) == (0, expected + "\n")
+    assert f", {name} on cpu" in err
+
+
+def test_a_missing_quantization_library_is_one_line(generate, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    code, out, err = generate("ab", "--quantize", "nf4")
+    assert (code, out) == (1, "")
+    assert "pip install 'gptrio[bitsandbytes]'" in err and err.count("\n") == 1
+
+
 def test_prompt_comes_from_argument_file_or_standard_input(generate, tmp_path, stdin):
     (tmp_path / "prompt.txt").write_text("ab\n", encoding="utf-8")
     arguments = ("--greedy", "--max-new-tokens", "5")

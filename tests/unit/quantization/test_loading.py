@@ -50,6 +50,12 @@ def test_heads_are_quantized_too(folder: Path) -> None:
     assert model.transformer.h[0].attn.c_attn.weight.dtype == torch.int8
 
 
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_codes_go_to_the_device_asked_for(folder: Path, name: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder, load_in=name, device_map="meta")
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+
+
 def test_an_unknown_method_is_refused(folder: Path) -> None:
     with pytest.raises(OptionError, match="int3"):
         AutoModelForCausalLM.from_pretrained(folder, load_in="int3")
