@@ -53,6 +53,11 @@ class DynamicLayer(CacheLayer):
         self._lent = True
         return None if self._values is None else self._values[:, :, : self._stored]
 
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of what is stored, or None before the first update."""
+        return None if self._keys is None else self._keys.dtype
+
     def hold(self, keys: Tensor, values: Tensor) -> None:
         """Start from given keys and values (B, H, S, D), which are not copied until they must be changed."""
         self._keys, self._values, self._stored, self._owned = keys, values, keys.shape[-2], False
@@ -60,25 +65,47 @@ class DynamicLayer(CacheLayer):
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the whole past."""
         check_fit(self._keys, keys)
-        return self._append(keys, values, drop=0)
+        return self._append(keys, values)
 
-    def _append(self, keys: Tensor, values: Tensor, drop: int) -> tuple[Tensor, Tensor]:
-        """Append to all but the oldest `drop` positions."""
-        start, end = self._stored - drop, self._stored - drop + keys.shape[-2]
+    def reserve(self) -> tuple[Tensor, Tensor, int]:
+        """Count one more position as stored, for the caller to write without autograd.
+
+        Returns:
+            The buffers (B, H, room, D) of keys and values, and the place of the new position in them.
+        """
+        assert self._keys is not None
+        assert self._values is not None
+        place = self._make_room(self._keys, self._values, 1, self._let_go(1))
+        return self._keys, self._values, place
+
+    def _let_go(self, count: int) -> int:
+        """Oldest positions to drop for `count` new ones."""
+        return 0
+
+    def _append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append to what is kept, and return all of it."""
+        drop = self._let_go(keys.shape[-2])
         if torch.is_grad_enabled():
             self._keys, self._values = self._longer(self._keys, keys, drop), self._longer(self._values, values, drop)
             self._owned = False
-        else:
-            if drop or not self._has_room(end):
-                self._keys = self._with_room(self._keys, keys, drop, end)
-                self._values = self._with_room(self._values, values, drop, end)
-                self._owned, self._lent = True, False
-            assert self._keys is not None
-            assert self._values is not None
-            self._keys[:, :, start:end] = keys
-            self._values[:, :, start:end] = values
-        self._stored = end
-        return self._keys[:, :, :end], self._values[:, :, :end]
+            self._stored = self._keys.shape[-2]
+            return self._keys, self._values
+        start = self._make_room(keys, values, keys.shape[-2], drop)
+        assert self._keys is not None
+        assert self._values is not None
+        self._keys[:, :, start : self._stored] = keys
+        self._values[:, :, start : self._stored] = values
+        return self._keys[:, :, : self._stored], self._values[:, :, : self._stored]
+
+    def _make_room(self, keys: Tensor, values: Tensor, count: int, drop: int) -> int:
+        """Store `count` more positions, shaped like keys and values, without writing them; the place of the first."""
+        start = self._stored - drop
+        if drop or not self._has_room(start + count):
+            self._keys = self._with_room(self._keys, keys, drop, start + count)
+            self._values = self._with_room(self._values, values, drop, start + count)
+            self._owned, self._lent = True, False
+        self._stored = start + count
+        return start
 
     def _longer(self, past: Tensor | None, new: Tensor, drop: int) -> Tensor:
         return joined(None if past is None else past[:, :, drop : self._stored], new)
@@ -144,10 +171,14 @@ class WindowLayer(DynamicLayer):
         if keys.shape[-2] > self.window - 1 + REACH:
             return self._replace(keys, values)
         seen, _ = self.get_mask_sizes(keys.shape[-2])
-        drop = 0 if self._has_room(self._stored + keys.shape[-2]) else self._excess()
-        self._dropped += drop
-        all_keys, all_values = self._append(keys, values, drop)
+        all_keys, all_values = self._append(keys, values)
         return all_keys[:, :, -seen:], all_values[:, :, -seen:]
+
+    def _let_go(self, count: int) -> int:
+        """Oldest positions to drop for `count` new ones: those that no query to come sees, once the buffer is full."""
+        drop = 0 if self._has_room(self._stored + count) else max(self._stored - (self.window - 1) - REACH, 0)
+        self._dropped += drop
+        return drop
 
     def _replace(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take in more positions at once than are kept: their last ones are all that stays."""
@@ -157,10 +188,6 @@ class WindowLayer(DynamicLayer):
         self.hold(keys[:, :, -kept:].clone(), values[:, :, -kept:].clone())
         self.skip_to(length)
         return seen
-
-    def _excess(self) -> int:
-        """Positions that no query to come can see, and no crop is likely to bring back."""
-        return max(self._stored - (self.window - 1) - REACH, 0)
 
     def get_seq_length(self) -> int:
         """Positions seen, those that were let go included."""

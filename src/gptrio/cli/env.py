@@ -15,7 +15,7 @@ from gptrio import __version__
 from gptrio.cli.errors import plain_errors
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
-OPTIONAL = ("jax", "transformers")
+OPTIONAL = ("numba", "jax", "transformers")
 
 
 def env(
@@ -47,13 +47,14 @@ def hardware() -> dict[str, str]:
     """Processor, its vector instructions as torch uses them, the kernels in use and why, threads and GPUs."""
     import torch
 
-    from gptrio.kernels.report import kernel_report
+    from gptrio.kernels.report import decoding_report, kernel_report
 
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return {
         "processor": processor_name(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         **{f"{kind} products": how for kind, how in kernel_report().items()},
+        "decoding": decoding_report(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(devices) or "none",

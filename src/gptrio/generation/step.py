@@ -56,6 +56,7 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
+        self._disable_compile = config.disable_compile
         self._direct = self._direct_step()
         self._spread(self._prompt)
 
@@ -67,7 +68,9 @@ class Stepper:
             is_lean() and type(self.cache) is DynamicCache and set(self._constants) == {"logits_to_keep", "use_cache"}
         )
         ours = type(self.model).forward.__module__.startswith("gptrio.")
-        return self.model.next_logits if plain and ours and all(item is None for item in told) else None
+        if not (plain and ours and all(item is None for item in told)):
+            return None
+        return self.model.stepper(may_compile=not self._disable_compile)
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gptrio.kernels.compiled import is_installed
 from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import int8_matrix_products_are_exact, one_row_range
 
@@ -25,3 +26,10 @@ def kernel_report() -> dict[str, str]:
     report["int8"] = f"{one_row}; more rows: {more_rows}" if one_row else more_rows
     report["int4"] = f"few rows: torch's int4 call in bfloat16; more rows: {_PLAIN}"
     return report
+
+
+def decoding_report() -> str:
+    """Say how tokens are decoded."""
+    if is_installed():
+        return "a step compiled by numba for a few rows, the products above for more"
+    return "the products above, as numba is not installed (pip install 'gptrio[fast]')"

@@ -139,15 +139,20 @@ class Backbone(PreTrainedModel):
             InputError: there are not so many positions.
         """
         past, length = cache.get_seq_length(), input_ids.shape[1]
-        self._check_length(past + length)
-        x = self.get_input_embeddings()(input_ids)
-        positions = torch.arange(past, past + length, device=x.device).unsqueeze(0)
+        x, rotary = self.enter(input_ids, past)
         mask = AttentionMask(length, past + length, x.device, query_start=past)
-        context = LayerContext(mask, self.attn_implementation, cache=cache, rotary=self.rotary_tables(x, positions))
-        x = self.embed(x, positions, None)
+        context = LayerContext(mask, self.attn_implementation, cache=cache, rotary=rotary)
         for block in self.blocks:
             x = block(x, context)[0]
         return cast(Tensor, self.final_norm(x))
+
+    def enter(self, input_ids: Tensor, past: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Input of the first block (B, T, C), and rotary tables, of ids (B, T) after `past` positions."""
+        length = input_ids.shape[1]
+        self._check_length(past + length)
+        positions = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
+        x = self.get_input_embeddings()(input_ids)
+        return self.embed(x, positions, None), self.rotary_tables(x, positions)
 
     def _may_cache(self, use_cache: bool) -> bool:
         if use_cache and self.gradient_checkpointing and self.training:

@@ -72,6 +72,16 @@ class GPT2Attention(MultiHeadAttention):
         k, v = self.c_attn(states).chunk(2, dim=-1)
         return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
 
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        """What gives queries, keys and values."""
+        return (self.c_attn,)
+
+    @property
+    def output(self) -> nn.Module:
+        """What heads end in."""
+        return self.c_proj
+
     def keep_heads(self, kept: list[int]) -> None:
         """Shrink to the heads at the places `kept`."""
         features = head_features(kept, self.head_dim)

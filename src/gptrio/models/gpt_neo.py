@@ -49,6 +49,16 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.out_proj(out)), weights
 
+    @property
+    def projections(self) -> tuple[nn.Module, ...]:
+        """What give queries, keys and values."""
+        return self.q_proj, self.k_proj, self.v_proj
+
+    @property
+    def output(self) -> nn.Module:
+        """What heads end in."""
+        return self.out_proj
+
     def keep_heads(self, kept: list[int]) -> None:
         """Shrink to the heads at the places `kept`."""
         features = head_features(kept, self.head_dim)

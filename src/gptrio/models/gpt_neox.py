@@ -17,7 +17,7 @@ from gptrio.models.inputs import warn_once
 from gptrio.models.pruning import head_features
 from gptrio.models.signatures import arguments
 from gptrio.nn.activations import activation
-from gptrio.nn.blocks import BlockOutput, MultiHeadAttention
+from gptrio.nn.blocks import BlockOutput, BlockParts, MultiHeadAttention
 from gptrio.nn.context import LayerContext
 from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
@@ -82,6 +82,19 @@ class GPTNeoXLayer(LeanModule):
     def self_attention(self) -> GPTNeoXAttention:
         """The attention whose heads can be pruned."""
         return self.attention
+
+    def parts(self) -> BlockParts:
+        """The parts of this block; each head has its query, key and value side by side."""
+        width = self.attention.head_dim
+        return BlockParts(
+            (self.input_layernorm, self.post_attention_layernorm),
+            (self.attention.query_key_value,),
+            (width, 2 * width, 3 * width),
+            self.attention,
+            self.attention.dense,
+            (self.mlp.dense_h_to_4h, self.mlp.act, self.mlp.dense_4h_to_h),
+            self.use_parallel_residual,
+        )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C), with the weights of self-attention or None."""

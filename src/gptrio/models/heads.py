@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.errors import InputError
+from gptrio.kernels.compiled import is_ready
 from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
 from gptrio.nn.linear import Linear
@@ -127,6 +129,14 @@ class CausalLMHead(HeadModel):
         """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.advance`."""
         states = self.base_model.advance(input_ids, cache)
         return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states[:, -1:]))
+
+    def stepper(self, may_compile: bool = True) -> Callable[[Tensor, Cache], Tensor]:
+        """The fastest form of `next_logits` for the model as it is now: a compiled one, where numba is installed."""
+        if may_compile and is_ready():
+            from gptrio.models.compiled import compiled_step
+
+            return compiled_step(self) or self.next_logits
+        return self.next_logits
 
 
 class SequenceClassificationHead(HeadModel):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -12,6 +13,30 @@ from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
 BlockOutput = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class BlockParts:
+    """What a pre-norm block computes, part by part.
+
+    Attributes:
+        norms: of attention's input and of the MLP's.
+        projections: to queries, keys and values: one layer for all, or three.
+        places: of the first head's key and value in what the projections give, put end to end, where its query is at 0,
+            and features from head to head.
+        attention: knows the scale and the heads.
+        output: attention's last layer.
+        mlp: the layer up, the activation, and the layer down.
+        parallel: attention and MLP read the same input.
+    """
+
+    norms: tuple[nn.Module, nn.Module]
+    projections: tuple[nn.Module, ...]
+    places: tuple[int, int, int]
+    attention: MultiHeadAttention
+    output: nn.Module
+    mlp: tuple[nn.Module, nn.Module, nn.Module]
+    parallel: bool = False
 
 
 class MultiHeadAttention(LeanModule):
@@ -123,6 +148,19 @@ class PreNormBlock(LeanModule):
     def self_attention(self) -> Any:
         """The attention whose heads can be pruned."""
         return self.attn
+
+    def parts(self) -> BlockParts:
+        """The parts of this block without cross-attention; heads stand side by side in queries, keys and values."""
+        attn, mlp = self.self_attention, cast(MLP, self.mlp)
+        width = attn.all_heads * attn.head_dim
+        return BlockParts(
+            (self.ln_1, self.ln_2),
+            attn.projections,
+            (width, 2 * width, attn.head_dim),
+            attn,
+            attn.output,
+            (mlp.c_fc, mlp.act, mlp.c_proj),
+        )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C), with the weights of self- and cross-attention or None."""

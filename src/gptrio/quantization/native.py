@@ -136,6 +136,7 @@ class QuantizedEmbedding(_QuantizedWeight):
         super().__init__(outer, inner, None)
         self.register_buffer("unit", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
         self.num_embeddings, self.embedding_dim = outer, inner
+        self.train(embedding.training)
         if not embedding.weight.is_meta:
             self.take(embedding.weight)
 
@@ -219,7 +220,7 @@ def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:
     outer, inner = layer.weight.shape
     empty = nn.Linear(inner, outer, bias=False, device="meta")
     empty.bias = layer.bias
-    return empty
+    return empty.train(layer.training)
 
 
 def _is_named(name: str, names: tuple[str, ...]) -> bool:

@@ -17,3 +17,9 @@ def test_missing_means_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "one_row_range", lambda: 0)
     told = report.kernel_report()
     assert "cannot pack" in told["bfloat16"] and "without VNNI" in told["int8"] and "fbgemm" not in told["int8"]
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_way_of_decoding_is_told(monkeypatch: pytest.MonkeyPatch, installed: bool) -> None:
+    monkeypatch.setattr(report, "is_installed", lambda: installed)
+    assert ("compiled" in report.decoding_report()) == installed

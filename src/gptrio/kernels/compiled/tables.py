@@ -1,0 +1,80 @@
+"""What the compiled step is told: addresses and sizes, as rows of numpy tables. Addresses are int64, 0 for none."""
+
+from __future__ import annotations
+
+import numpy as np
+
+FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 = range(5)  # how a weight is stored
+NONE, RELU, GELU_TANH, GELU_ERF, SILU = range(5)  # activations
+LANES = 16  # floats that are taken together: all widths are multiples of it
+
+# One matrix product y = x @ W + b.
+PRODUCT = np.dtype(
+    [
+        ("form", np.int64),  # of the weight: FLOAT32 ... INT4
+        ("by_columns", np.int64),  # 1 if the weight is stored (in, out), else 0
+        ("weight", np.int64),
+        ("scale", np.int64),  # float32 (out,) of int8; bfloat16 (out, in / group) of int4
+        ("group", np.int64),
+        ("bias", np.int64),  # float32 (out,)
+        ("inputs", np.int64),
+        ("outputs", np.int64),
+        ("place", np.int64),  # of the first output in its row
+    ],
+    align=True,
+)
+
+# One block. Its products are, in this order: q, k, v (or one for all three), attention's output, up, down.
+LAYER = np.dtype(
+    [
+        ("products", np.int64),  # address of PRODUCT rows
+        ("projections", np.int64),  # 1 or 3: rows that make q, k and v
+        ("norm1_weight", np.int64),  # float32 (C,), as the other norms' vectors
+        ("norm1_bias", np.int64),
+        ("norm2_weight", np.int64),
+        ("norm2_bias", np.int64),
+        ("keys", np.int64),  # (B, H, room, D)
+        ("values", np.int64),
+        ("room", np.int64),
+        ("first", np.int64),  # slot of the first position that is seen
+        ("slot", np.int64),  # of the new position
+        ("scale", np.float64),  # of the scores
+    ],
+    align=True,
+)
+
+# The model and one step of it.
+MODEL = np.dtype(
+    [
+        ("layers", np.int64),  # address of LAYER rows
+        ("depth", np.int64),
+        ("head", np.int64),  # address of one PRODUCT row
+        ("norm_weight", np.int64),
+        ("norm_bias", np.int64),
+        ("eps", np.float64),
+        ("width", np.int64),
+        ("inner", np.int64),
+        ("heads", np.int64),
+        ("head_width", np.int64),
+        ("k_place", np.int64),  # of the first head's key in a row of q, k, v; its query is at 0
+        ("v_place", np.int64),
+        ("head_stride", np.int64),  # floats from head to head
+        ("rotated", np.int64),  # R, or 0
+        ("parallel", np.int64),  # 1: attention and MLP side by side
+        ("activation", np.int64),  # NONE ... SILU
+        ("cache_form", np.int64),
+        ("rows", np.int64),  # B
+        ("x", np.int64),  # (B, C) residual stream, as all that follows in float32
+        ("cosines", np.int64),  # (1, R / 2)
+        ("sines", np.int64),
+        ("logits", np.int64),  # (B, V)
+        ("normed", np.int64),  # (threads, 2, B, C)
+        ("qkv", np.int64),  # (B, 3 * C)
+        ("attended", np.int64),  # (B, C)
+        ("hidden", np.int64),  # (B, I)
+        ("scores", np.int64),  # (threads, most positions)
+        ("most", np.int64),
+        ("sums", np.int64),  # (threads, 16)
+    ],
+    align=True,
+)

@@ -1,0 +1,333 @@
+"""What the compiled step needs below numba's language: vectors of 16 floats over raw memory, and atomic counters.
+
+Each factory makes one intrinsic, whose LLVM code is the inner loop of a product for one form of the weights. Addresses
+and byte strides are int64. LLVM splits the vectors of 16 to what the processor has.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, LANES
+
+_I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+_FLOAT, _HALF = ir.FloatType(), ir.HalfType()
+_FLOATS = ir.VectorType(_FLOAT, LANES)
+_INTS = ir.VectorType(_I32, LANES)
+_STORED = (_FLOAT, _I16, _I16, _I8)  # of the forms but int4
+_SIZES = (4, 2, 2, 1)
+_UNIT = 64  # elements of int4 that share 32 bytes
+
+Value = Any  # of llvmlite
+Builder = Any
+
+
+def make_dot(form: int, rows: int) -> Callable[..., None]:
+    """An intrinsic for products of one stored weight row with `rows` inputs.
+
+    It is called as (weight, scales, group, x, x_stride, count, out): address of `count` weights (a multiple of 16, of
+    64 for int4); address of their scales, and elements for each (int4 only); address of the inputs' floats, and bytes
+    from one input to the next; address of `rows` floats that take the sums.
+    """
+    emit = _emit_int4_dot if form == INT4 else _emit_dot
+
+    @intrinsic
+    def dot(context: Any, weight: Any, scales: Any, group: Any, x: Any, x_stride: Any, count: Any, out: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            sums = emit(builder, form, rows, arguments)
+            for i, total in enumerate(sums):
+                builder.store(total, _pointer(builder, arguments[6], _FLOAT, 4 * i))
+            return ir.Constant(_I64, 0)
+
+        return types.int64(*(types.int64,) * 7), generate
+
+    return dot
+
+
+def _emit_dot(builder: Builder, form: int, rows: int, arguments: Any) -> list[Value]:
+    weight, _, _, x, x_stride, count, _ = arguments
+    unroll = 4 if rows == 1 else 2
+    sums = [[_zeros(builder) for _ in range(unroll)] for _ in range(rows)]
+
+    def block(start: Value, parts: int) -> None:
+        for part in range(parts):
+            place = builder.add(start, ir.Constant(_I64, part * LANES))
+            values = _load(builder, form, _offset(builder, weight, place, _SIZES[form]))
+            for r in range(rows):
+                line = builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r)))
+                other = _load(builder, FLOAT32, _offset(builder, line, place, 4))
+                _accumulate(builder, sums[r][part], values, other)
+
+    step = unroll * LANES
+    bulk = builder.mul(builder.udiv(count, ir.Constant(_I64, step)), ir.Constant(_I64, step))
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), bulk, ir.Constant(_I64, step), _I64) as (start, _):
+        block(start, unroll)
+    with cgutils.for_range_slice(builder, bulk, count, ir.Constant(_I64, LANES), _I64) as (start, _):
+        block(start, 1)
+    return [_total(builder, parts) for parts in sums]
+
+
+def _emit_int4_dot(builder: Builder, form: int, rows: int, arguments: Any) -> list[Value]:
+    weight, scales, group, x, x_stride, count, _ = arguments
+    sums = [[_zeros(builder), _zeros(builder)] for _ in range(rows)]
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, ir.Constant(_I64, _UNIT), _I64) as (start, _):
+        packed = _pointer(builder, builder.add(weight, builder.lshr(start, ir.Constant(_I64, 1))))
+        codes = builder.load(builder.bitcast(packed, ir.VectorType(_I8, 32).as_pointer()), align=1)
+        low = builder.and_(codes, _splat(builder, ir.Constant(_I8, 15), 32))
+        high = builder.lshr(codes, _splat(builder, ir.Constant(_I8, 4), 32))
+        for half, nibbles in enumerate((low, high)):
+            place = builder.add(start, ir.Constant(_I64, 32 * half))
+            signed = builder.sub(nibbles, _splat(builder, ir.Constant(_I8, 8), 32))
+            values = [_quarter(builder, signed, part) for part in range(2)]
+            bits = builder.load(
+                _pointer(builder, _offset(builder, scales, builder.udiv(place, group), 2), _I16), align=2
+            )
+            scale = _splat(builder, _bfloat(builder, bits, _I32, _FLOAT), LANES)
+            for r in range(rows):
+                line = _offset(builder, builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r))), place, 4)
+                first = builder.fmul(values[0], _load(builder, FLOAT32, line))
+                second = _load(builder, FLOAT32, builder.add(line, ir.Constant(_I64, 4 * LANES)))
+                _accumulate(builder, sums[r][half], _fma(builder, values[1], second, first), scale)
+    return [_total(builder, parts) for parts in sums]
+
+
+def make_axpy(form: int, inputs: int, rows: int) -> Callable[..., None]:
+    """An intrinsic that adds `inputs` stored weight rows, each times a number of the input, to `rows` results.
+
+    It is called as (weight, weight_stride, x, x_stride, y, y_stride, count): address of the first row of `count`
+    weights (a multiple of 16), and bytes to the next row; address of `inputs` floats, and bytes to those of the next
+    result; address of the result's floats, and bytes to the next result.
+    """
+
+    @intrinsic
+    def axpy(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, y: Any, y_stride: Any, count: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            _emit_axpy(builder, form, inputs, rows, arguments)
+            return ir.Constant(_I64, 0)
+
+        return types.int64(*(types.int64,) * 7), generate
+
+    return axpy
+
+
+def _emit_axpy(builder: Builder, form: int, inputs: int, rows: int, arguments: Any) -> None:
+    weight, stride, x, x_stride, y, y_stride, count = arguments
+    factors = []
+    for r in range(rows):
+        line = builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r)))
+        numbers = [builder.load(_pointer(builder, line, _FLOAT, 4 * k), align=4) for k in range(inputs)]
+        factors.append([_splat(builder, number, LANES) for number in numbers])
+    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, ir.Constant(_I64, LANES), _I64) as (start, _):
+        lines = [
+            _offset(builder, builder.add(y, builder.mul(y_stride, ir.Constant(_I64, r))), start, 4) for r in range(rows)
+        ]
+        sums = [_load(builder, FLOAT32, line) for line in lines]
+        for k in range(inputs):
+            row = builder.add(weight, builder.mul(stride, ir.Constant(_I64, k)))
+            values = _load(builder, form, _offset(builder, row, start, _SIZES[form]))
+            sums = [_fma(builder, values, factors[r][k], sums[r]) for r in range(rows)]
+        for line, total in zip(lines, sums, strict=True):
+            builder.store(total, _pointer(builder, line, _FLOATS), align=4)
+
+
+def _load(builder: Builder, form: int, address: Value) -> Value:
+    """16 stored values as floats."""
+    raw = builder.load(_pointer(builder, address, ir.VectorType(_STORED[form], LANES)), align=_SIZES[form])
+    if form == FLOAT32:
+        return raw
+    if form == BFLOAT16:
+        return _bfloat(builder, raw, _INTS, _FLOATS)
+    if form == FLOAT16:
+        return builder.fpext(builder.bitcast(raw, ir.VectorType(_HALF, LANES)), _FLOATS)
+    return builder.sitofp(builder.sext(raw, _INTS), _FLOATS)
+
+
+def _bfloat(builder: Builder, raw: Value, ints: Any, floats: Any) -> Value:
+    """bfloat16 bits, one or many, to float32: they are its upper half."""
+    sixteen = ir.Constant(_I32, 16) if ints is _I32 else _splat(builder, ir.Constant(_I32, 16), LANES)
+    return builder.bitcast(builder.shl(builder.zext(raw, ints), sixteen), floats)
+
+
+def _quarter(builder: Builder, codes: Value, part: int) -> Value:
+    """16 of 32 signed bytes as floats."""
+    places = ir.Constant(_INTS, [ir.Constant(_I32, part * LANES + i) for i in range(LANES)])
+    chosen = builder.shuffle_vector(codes, ir.Constant(codes.type, ir.Undefined), places)
+    return builder.sitofp(builder.sext(chosen, _INTS), _FLOATS)
+
+
+def _zeros(builder: Builder) -> Value:
+    """A variable of 16 floats."""
+    place = cgutils.alloca_once(builder, _FLOATS)
+    builder.store(ir.Constant(_FLOATS, None), place)
+    return place
+
+
+def _accumulate(builder: Builder, place: Value, left: Value, right: Value) -> None:
+    builder.store(_fma(builder, left, right, builder.load(place)), place)
+
+
+def _fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
+    return builder.fadd(builder.fmul(left, right, flags=("contract",)), addend, flags=("contract",))
+
+
+def _total(builder: Builder, places: list[Value]) -> Value:
+    """Sum of the elements of all variables."""
+    parts = [builder.load(place) for place in places]
+    while len(parts) > 1:
+        parts = [builder.fadd(*parts[i : i + 2]) for i in range(0, len(parts), 2)]
+    kind = ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS])
+    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    return builder.call(reduce, [ir.Constant(_FLOAT, -0.0), parts[0]], fastmath=("reassoc",))
+
+
+def _splat(builder: Builder, value: Value, lanes: int) -> Value:
+    vector = ir.VectorType(value.type, lanes)
+    if isinstance(value, ir.Constant):
+        return ir.Constant(vector, [value] * lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes), None)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _offset(builder: Builder, address: Value, elements: Value, size: int) -> Value:
+    return builder.add(address, builder.mul(elements, ir.Constant(_I64, size)))
+
+
+def _pointer(builder: Builder, address: Value, element: Any = _I8, offset: int = 0) -> Value:
+    return builder.inttoptr(builder.add(address, ir.Constant(_I64, offset)), element.as_pointer())
+
+
+@intrinsic
+def float_of_bits(context: Any, bits: Any) -> Any:
+    """The float32 of some uint32 bits."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        return builder.bitcast(arguments[0], _FLOAT)
+
+    return types.float32(types.uint32), generate
+
+
+def _make_loader(form: int) -> Callable[[int], float]:
+    @intrinsic
+    def load_one(context: Any, address: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            raw = builder.load(_pointer(builder, arguments[0], _STORED[form]), align=_SIZES[form])
+            if form == FLOAT32:
+                return raw
+            if form == BFLOAT16:
+                return _bfloat(builder, raw, _I32, _FLOAT)
+            return builder.fpext(builder.bitcast(raw, _HALF), _FLOAT)
+
+        return types.float32(types.int64), generate
+
+    return load_one
+
+
+load_float32, load_bfloat16, load_float16 = (_make_loader(form) for form in (FLOAT32, BFLOAT16, FLOAT16))
+
+
+def _make_storer(form: int) -> Callable[[int, float], None]:
+    @intrinsic
+    def store_one(context: Any, address: Any, value: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            address, value = arguments
+            if form == BFLOAT16:
+                value = _rounded_to_bfloat(builder, value)
+            elif form == FLOAT16:
+                value = builder.bitcast(builder.fptrunc(value, _HALF), _I16)
+            builder.store(value, _pointer(builder, address, _STORED[form]), align=_SIZES[form])
+            return ir.Constant(_I64, 0)
+
+        return types.int64(types.int64, types.float32), generate
+
+    return store_one
+
+
+store_float32, store_bfloat16, store_float16 = (_make_storer(form) for form in (FLOAT32, BFLOAT16, FLOAT16))
+
+
+def _rounded_to_bfloat(builder: Builder, value: Value) -> Value:
+    """Bits of the nearest bfloat16, ties to even; NaN stays NaN."""
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, ir.Constant(_I32, 16)), ir.Constant(_I32, 1))
+    rounded = builder.lshr(builder.add(builder.add(bits, ir.Constant(_I32, 0x7FFF)), odd), ir.Constant(_I32, 16))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(is_nan, ir.Constant(_I32, 0x7FC0), rounded), _I16)
+
+
+def make_view(element: Any) -> Callable[[int], Any]:
+    """An intrinsic that takes an address for a pointer to an element of some numba type."""
+
+    @intrinsic
+    def view(context: Any, address: Any) -> Any:
+        pointer = types.CPointer(element)
+
+        def generate(context: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            return builder.inttoptr(arguments[0], context.get_value_type(pointer))
+
+        return pointer(types.int64), generate
+
+    return view
+
+
+@intrinsic
+def add_and_get(context: Any, address: Any, amount: Any) -> Any:
+    """Add to the int64 at an address, as one act among threads; its new value."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        before = builder.atomic_rmw("add", _pointer(builder, arguments[0], _I64), arguments[1], "seq_cst")
+        return builder.add(before, arguments[1])
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def get(context: Any, address: Any) -> Any:
+    """The int64 at an address, as other threads left it."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        return builder.load_atomic(_pointer(builder, arguments[0], _I64), "seq_cst", 8)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def put(context: Any, address: Any, value: Any) -> Any:
+    """Write the int64 at an address for other threads to see."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        builder.store_atomic(arguments[1], _pointer(builder, arguments[0], _I64), "seq_cst", 8)
+        return ir.Constant(_I64, 0)
+
+    return types.int64(types.int64, types.int64), generate
+
+
+@intrinsic
+def replace(context: Any, address: Any, expected: Any, value: Any) -> Any:
+    """Write the int64 at an address if it is as expected; whether it was."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        place = _pointer(builder, arguments[0], _I64)
+        return builder.extract_value(builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst"), 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def pause(context: Any) -> Any:
+    """Tell the processor that this thread waits in a loop."""
+
+    def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
+        if platform.machine() in ("x86_64", "AMD64"):
+            wait = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, wait, "llvm.x86.sse2.pause"), [])
+        return ir.Constant(_I64, 0)
+
+    return types.int64(), generate

@@ -1,0 +1,246 @@
+"""The compiled decoding step gives the logits of the plain one, and leaves to it what it does not know."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gptrio import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    quantize,
+)
+from gptrio.cache import DynamicCache
+from gptrio.models.compiled import MOST_ROWS, CompiledStep, compiled_step
+from gptrio.nn.linear import Conv1D
+
+pytest.importorskip("numba")
+
+VOCABULARY, WINDOW = 211, 8
+LENGTH = 120  # past the window, and past the room that a cache starts with
+
+
+def gpt2(**options: Any) -> nn.Module:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_positions=256, n_embd=64, n_layer=2, n_head=2, **options)
+    )
+
+
+def gpt_neo(**options: Any) -> nn.Module:
+    kinds = [[["global", "local"], 1]]
+    sizes = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "window_size": WINDOW, "max_position_embeddings": 256}
+    return GPTNeoForCausalLM(GPTNeoConfig(vocab_size=VOCABULARY, attention_types=kinds, **sizes, **options))
+
+
+def gpt_neox(**options: Any) -> nn.Module:
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**({"vocab_size": VOCABULARY, **sizes} | options)))
+
+
+MODELS = {
+    "gpt2": gpt2,
+    "gpt2-unscaled-relu": lambda: gpt2(scale_attn_weights=False, activation_function="relu"),
+    "gpt2-by-layer-silu-inner": lambda: gpt2(
+        scale_attn_by_inverse_layer_idx=True, activation_function="silu", n_inner=96
+    ),
+    "gpt-neo": gpt_neo,
+    "gpt-neox": gpt_neox,
+    "gpt-neox-in-turn": lambda: gpt_neox(use_parallel_residual=False, rotary_pct=1.0, attention_bias=False),
+    "gpt-neox-stretched": lambda: gpt_neox(
+        rope_scaling={"rope_type": "dynamic", "factor": 4.0}, max_position_embeddings=64
+    ),
+    "gpt-neox-tied": lambda: gpt_neox(tie_word_embeddings=True, hidden_act="linear"),
+}
+ERRORS = {torch.float32: 2e-5, torch.bfloat16: 0.06, torch.float16: 0.008}  # standard deviations of the logits
+
+
+def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    return MODELS[name]().to(dtype).eval()
+
+
+def step_of(model: Any) -> CompiledStep:
+    step = compiled_step(model)
+    assert step is not None
+    return step
+
+
+@torch.inference_mode()
+def largest_error(model: Any, ids: Tensor, reference: Any = None) -> float:
+    """Largest difference of the compiled logits from the plain ones, in standard deviations of those."""
+    step, reference = step_of(model), reference or model
+    caches = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    for cache in caches:
+        reference.next_logits(ids[:, :5], cache)
+    errors = []
+    for place in range(5, ids.shape[1]):
+        got, want = step(ids[:, place, None], caches[0]), reference.next_logits(ids[:, place, None], caches[1]).float()
+        errors.append(((got - want).abs().max() / want.std()).item())
+    assert caches[0].get_seq_length() == caches[1].get_seq_length() == ids.shape[1]
+    return max(errors)
+
+
+def ids_of(rows: int, length: int = LENGTH) -> Tensor:
+    return torch.randint(0, VOCABULARY, (rows, length), generator=torch.Generator().manual_seed(rows))
+
+
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_plain_step(name: str, dtype: torch.dtype) -> None:
+    assert largest_error(build(name, dtype), ids_of(1)) < ERRORS[dtype]
+
+
+@pytest.mark.parametrize("rows", [2, 4, 7, MOST_ROWS])
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
+def test_rows_share_the_weights(name: str, rows: int) -> None:
+    assert largest_error(build(name), ids_of(rows, 40)) < ERRORS[torch.float32]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
+def test_quantized_weights_are_taken_for_what_they_stand_for(name: str, precision: str, rows: int) -> None:
+    model, exact = build(name), build(name)
+    quantize(model, precision)
+    for path, layer in model.named_modules():
+        if hasattr(layer, "dequantized"):
+            target = exact.get_submodule(path)
+            target.weight = nn.Parameter(layer.dequantized().t() if isinstance(target, Conv1D) else layer.dequantized())
+    assert largest_error(model, ids_of(rows, 30), exact) < ERRORS[torch.float32]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptrio.kernels.compiled import team
+    from gptrio.models import compiled
+
+    monkeypatch.setattr(compiled, "_SMALL", 0)
+    monkeypatch.setattr(team, "team_of", lambda _: team.Team(threads))
+    for name in ("gpt2", "gpt-neo", "gpt-neox"):
+        assert largest_error(build(name), ids_of(3, 40)) < ERRORS[torch.float32]
+
+
+def test_steps_of_several_threads_of_python_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    model, results = build("gpt2"), {}
+
+    def run(seed: int) -> None:
+        prompt = torch.randint(0, VOCABULARY, (1, 6), generator=torch.Generator().manual_seed(seed))
+        results[seed] = model.generate(prompt, max_new_tokens=30, do_sample=False, pad_token_id=0).tolist()
+
+    seeds = range(6)
+    for seed in seeds:
+        run(seed)
+    alone = dict(results)
+    workers = [threading.Thread(target=run, args=(seed,)) for seed in seeds]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert results == alone
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"do_sample": False},
+        {"do_sample": True, "seed": 3, "top_k": 20},
+        {"num_beams": 4, "do_sample": False},
+        {"num_beams": 3, "num_beam_groups": 3, "diversity_penalty": 0.5, "do_sample": False},
+        {"num_return_sequences": 3, "do_sample": True, "seed": 1},
+        {"do_sample": False, "repetition_penalty": 1.3, "min_new_tokens": 40},
+        {"do_sample": False, "cache_implementation": "dynamic_full"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
+def test_generate_gives_the_same_tokens(name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = build(name), []
+    plain_call = CompiledStep.__call__
+    monkeypatch.setattr(CompiledStep, "__call__", lambda *given: calls.append(1) or plain_call(*given))
+    common = {"max_new_tokens": 60, "eos_token_id": 7, "pad_token_id": 0, **options}
+    compiled = model.generate(ids_of(2, 9), **common)
+    assert calls
+    assert compiled.tolist() == model.generate(ids_of(2, 9), disable_compile=True, **common).tolist()
+
+
+def test_an_edit_in_place_is_seen() -> None:
+    model = build("gpt2")
+    step = step_of(model)
+    with torch.no_grad():
+        model.transformer.h[1].mlp.c_proj.weight.mul_(1.5)
+        caches = DynamicCache(), DynamicCache()
+        step(ids_of(1, 5), caches[0]), model.next_logits(ids_of(1, 5), caches[1])
+        got, want = (call(ids_of(1, 1), cache) for call, cache in zip((step, model.next_logits), caches, strict=True))
+    torch.testing.assert_close(got, want)
+
+
+def narrow() -> nn.Module:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=24, n_layer=1, n_head=3))
+
+
+def pruned() -> nn.Module:
+    model = gpt2()
+    model.prune_heads({0: [1]})
+    return model
+
+
+def hooked_forward() -> nn.Module:
+    model = gpt2()
+    mlp = model.transformer.h[0].mlp
+    mlp.forward = lambda x: x
+    return model
+
+
+def of_two_dtypes() -> nn.Module:
+    model = gpt2()
+    model.transformer.ln_f.double()
+    return model
+
+
+def adapted() -> nn.Module:
+    model = gpt2()
+    layer = model.transformer.h[0].attn.c_proj
+    model.transformer.h[0].attn.c_proj = type("Adapter", (type(layer),), {"__module__": "elsewhere"})(64, 64)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make", [narrow, pruned, hooked_forward, of_two_dtypes, adapted, lambda: gpt2(activation_function="tanh")]
+)
+def test_unknown_parts_are_left_to_the_plain_step(make: Any) -> None:
+    assert compiled_step(make().eval()) is None
+
+
+def test_training_and_autocast_are_left_to_the_plain_step() -> None:
+    assert compiled_step(build("gpt2").train()) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert compiled_step(build("gpt2")) is None
+
+
+def test_the_context_ends_where_positions_end() -> None:
+    from gptrio.errors import InputError
+
+    model = build("gpt2")
+    step, cache = step_of(model), DynamicCache()
+    with torch.inference_mode(), pytest.raises(InputError, match="256"):
+        step(ids_of(1, 256), cache)
+        step(ids_of(1, 1), cache)
+
+
+def test_a_copied_model_steps_by_its_own_weights() -> None:
+    model = build("gpt-neox")
+    model.generate(ids_of(1, 4), max_new_tokens=3, do_sample=False, pad_token_id=0)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.embed_out.weight.neg_()
+    assert largest_error(other, ids_of(1, 20)) < ERRORS[torch.float32]
