@@ -94,11 +94,17 @@ def _row_slices(weight: Tensor) -> list[slice]:
 def dequantize_int4(packed: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that packed int4 codes stand for."""
     outer, groups = scale.shape
-    values = unpack_int4(packed).view(outer, groups, -1).sub_(8) * scale.float().unsqueeze(2)
-    return values.view(outer, -1).to(dtype)
+    work = torch.float32 if dtype is torch.float16 else dtype  # whose range holds every scale
+    codes = _halves(packed).view(torch.int8).sub_(8).view(outer, groups, -1)
+    return (codes.to(work) * scale.to(work).unsqueeze(2)).view(outer, -1).to(dtype)
 
 
 def unpack_int4(packed: Tensor) -> Tensor:
     """Codes of (out, in / 2) bytes, plus 8: int32 (out, in)."""
-    halves = packed.view(packed.shape[0], -1, UNIT // 2)
-    return torch.stack([halves & 15, halves >> 4], dim=2).view(packed.shape[0], -1).int()
+    return _halves(packed).int()
+
+
+def _halves(packed: Tensor) -> Tensor:
+    """Codes of (out, in / 2) bytes, plus 8: uint8 (out, in)."""
+    units = packed.view(packed.shape[0], -1, UNIT // 2)
+    return torch.stack([units & 15, units >> 4], dim=2).view(packed.shape[0], -1)

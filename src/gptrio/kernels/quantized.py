@@ -2,8 +2,9 @@
 
 int8: on the CPU the rows of x become int8 too, each with its own scale, and meet the codes in the processor's int8
 units: one row through fbgemm on packed codes, more rows as a matrix product of integers.
-int4: few rows run in bfloat16 on packed codes.
-Everything else takes the weight back to x's dtype: gradients, compilation, other devices, and shapes that cannot pack.
+int4: few rows run in bfloat16 on packed codes; for more rows the weight is taken back part by part, to bfloat16 where
+the processor multiplies it.
+Everything else takes the weight back to x's dtype: gradients, compilation, and other devices.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.kernels.codes import dequantize_int4, dequantize_int8, unpack_int4
-from gptrio.kernels.linear import activate
+from gptrio.kernels.linear import activate, can_pack_cached
 from gptrio.kernels.packing import find
 
-_INT4_ROWS = 16  # most rows for which the packed int4 call beats taking the weight back
+_INT4_ROWS = 32  # most rows for which the packed int4 call beats taking the weight back
 _INT4_OUTPUTS = 16  # which gives outputs in multiples of this
+_PART = 1 << 19  # weights that are taken back at a time
 _LOOPED_ROWS = 16  # most rows that go through the one-row call one by one, where no other int8 product is exact
+_DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
 
 
 def quantized_linear(
@@ -49,12 +52,12 @@ def quantized_linear(
     Returns:
         (..., out) of x's dtype.
     """
-    product = _fast_product(x, codes, scale, bits) if x.numel() and _is_plain(x, codes) else None
-    if product is None:
-        weight = dequantize_int8(codes, scale, x.dtype) if bits == 8 else dequantize_int4(codes, scale, x.dtype)
-        out = F.linear(x, weight, bias)
+    if x.numel() and _is_plain(x, codes):
+        product = _fast_product(x.reshape(-1, x.shape[-1]), codes, scale, bits)
+        wide = product.to(torch.promote_types(product.dtype, x.dtype))
+        out = (wide if bias is None else wide.add_(bias)).to(x.dtype).view(*x.shape[:-1], codes.shape[0])
     else:
-        out = (product if bias is None else product.add_(bias)).to(x.dtype).view(*x.shape[:-1], codes.shape[0])
+        out = F.linear(x, _DEQUANTIZE[bits](codes, scale, x.dtype), bias)
     out = activate(out, activation)
     return out if residual is None else out + residual
 
@@ -93,16 +96,26 @@ def _is_plain(x: Tensor, codes: Tensor) -> bool:
     )
 
 
-def _fast_product(x: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor | None:
-    """The product (rows, out) in float32 or bfloat16, or None where there is no fast call."""
-    rows = x.reshape(-1, x.shape[-1])
-    if bits == 4:
-        return _int4_rows(rows, codes, scale) if len(rows) <= _INT4_ROWS else None
-    if len(rows) > 1 and int8_matrix_products_are_exact():
+def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """The product (rows, out), in any type of floating point."""
+    if bits == 4 and len(rows) <= _INT4_ROWS:
+        return _int4_rows(rows, codes, scale)
+    if bits == 8 and len(rows) > 1 and int8_matrix_products_are_exact():
         return _int8_matrix_product(rows.float(), codes, scale)
-    if len(rows) <= _LOOPED_ROWS and one_row_range():
+    if bits == 8 and len(rows) <= _LOOPED_ROWS and one_row_range():
         return torch.cat([_int8_row(row, codes, scale) for row in torch.split(rows.float(), 1)])
-    return None
+    return _product_by_parts(rows, codes, scale, bits)
+
+
+def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
+    """Take some rows of the weight back at a time, as many as stay in the processor's cache."""
+    dtype = torch.bfloat16 if bits == 4 and can_pack_cached(torch.bfloat16) else rows.dtype
+    step = max(1, _PART // rows.shape[1])
+    x, out = rows.to(dtype), rows.new_empty(len(rows), len(codes))
+    for start in range(0, len(codes), step):
+        part = slice(start, start + step)
+        out[:, part] = F.linear(x, _DEQUANTIZE[bits](codes[part], scale[part], dtype))
+    return out
 
 
 def _int8_row(row: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -125,7 +138,7 @@ def _fbgemm_pack(codes: Tensor, scale: Tensor) -> Any:
 
 
 def _int8_matrix_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    most = torch.linalg.vector_norm(rows, torch.inf, dim=1, keepdim=True)
+    most = torch.maximum(rows.amax(dim=1, keepdim=True), -rows.amin(dim=1, keepdim=True))
     values = (rows * (127 / most.clamp(min=1e-30))).round_().to(torch.int8)
     return torch._int_mm(values, codes.t()).float().mul_(scale).mul_(most / 127)
 
@@ -139,7 +152,9 @@ def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
         return (packed, scales), packed.nbytes + scales.nbytes
 
     packed, scales = find(codes, _identity(scale), make)
-    out = torch._weight_int4pack_mm_for_cpu(rows.bfloat16(), packed, rows.shape[1] // scale.shape[1], scales)
+    out = torch._weight_int4pack_mm_for_cpu(
+        rows.bfloat16().contiguous(), packed, rows.shape[1] // scale.shape[1], scales
+    )
     return out[:, : len(codes)]
 
 

@@ -75,7 +75,7 @@ def test_inputs_that_do_not_divide_are_refused() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 15, 16, 33])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 7, 15, 16, 32, 33])
 def test_product_is_near_the_one_with_dequantized_weights(dtype: torch.dtype, bits: int, rows: int) -> None:
     for inner, outer, group in ((64, 67, 32), (384, 130, 64), (768, 259, 128)):
         packed, scale, back = codes(bits, torch.randn(outer, inner) * 0.05, group)
@@ -86,8 +86,24 @@ def test_product_is_near_the_one_with_dequantized_weights(dtype: torch.dtype, bi
         assert relative(got, x.double() @ back.T + bias.double()) < 0.012
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("part", [1, 1000, 1 << 19])
+def test_products_by_parts_are_whole(dtype: torch.dtype, bits: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As processors run them that multiply neither int8 nor bfloat16 matrices."""
+    monkeypatch.setattr(quantized, "int8_matrix_products_are_exact", lambda: False)
+    monkeypatch.setattr(quantized, "can_pack_cached", lambda dtype: False)
+    monkeypatch.setattr(quantized, "_PART", part)
+    packed, scale, back = codes(bits, torch.randn(131, 256) * 0.05)
+    x, bias = torch.randn(40, 256).to(dtype), torch.randn(131).to(dtype)
+    with torch.inference_mode():
+        got = quantized_linear(x, packed, scale, bias, bits=bits)
+    bound = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
+    assert got.dtype is dtype and relative(got, x.double() @ back.T + bias.double()) < bound
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [2, 20, 40])
 def test_fusions_equal_the_separate_operations(bits: int, rows: int) -> None:
     packed, scale, _ = codes(bits, torch.randn(96, 128) * 0.1)
     x, bias, residual = torch.randn(rows, 128), torch.randn(96), torch.randn(rows, 96)
@@ -127,7 +143,7 @@ def test_changed_codes_or_scales_are_packed_anew(bits: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [2, 20])
+@pytest.mark.parametrize("rows", [2, 20, 40])
 def test_nan_spoils_its_row_alone(bits: int, rows: int) -> None:
     packed, scale, _ = codes(bits, torch.randn(64, 128))
     x = torch.randn(rows, 128)
