@@ -49,11 +49,41 @@ if "FORK" in os.environ:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
+DECODING = """
+import os, torch
+from gptrio import GPT2Config, GPT2LMHeadModel
+from gptrio.kernels.compiled import is_ready
+from gptrio.models import compiled
 
-def run(**environment: str) -> None:
+compiled._SMALL = 0  # as many threads as for a large model
+torch.set_num_threads(int(os.environ.get("THREADS", "2")))
+torch.manual_seed(0)
+model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=64, n_layer=2, n_head=2)).eval()
+ids = torch.randint(0, 300, (2, 5))
+options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+
+def check():
+    for dtype in (torch.float32, torch.float16):
+        step = model.to(dtype).stepper() if is_ready() else None
+        assert (step is None) == ("WITHOUT" in os.environ)
+        got, want = model.generate(ids, **options), model.generate(ids, disable_compile=True, **options)
+        assert torch.equal(got, want) or dtype is not torch.float32
+
+check()
+if "FORK" in os.environ:
+    child = os.fork()
+    if child == 0:
+        check()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    check()
+"""
+
+
+def run(program: str = PROGRAM, **environment: str) -> None:
     source = Path(__file__).parents[3] / "src"
     result = subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", program],
         env=os.environ | {"PYTHONPATH": os.fspath(source)} | environment,
         capture_output=True,
         text=True,
@@ -79,3 +109,18 @@ def test_products_are_right(environment: dict[str, str]) -> None:
 
 def test_products_are_right_after_fork() -> None:
     run(FORK="1")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+f16c"},
+        {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2", "WITHOUT": "1"},
+        {"THREADS": "1"},
+        {"FORK": "1"},
+    ],
+    ids=str,
+)
+def test_compiled_decoding_is_right(environment: dict[str, str]) -> None:
+    pytest.importorskip("numba")
+    run(DECODING, **environment)

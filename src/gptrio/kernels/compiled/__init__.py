@@ -21,8 +21,9 @@ def is_ready() -> bool:
         return False
     try:
         from gptrio.kernels.compiled.step import prepare
+
+        prepare()
     except (ImportError, RuntimeError) as error:  # another numpy than numba's, or no folder to keep compiled code in
         logging.getLogger("gptrio").warning("going on without compiled decoding: %s", error)
         return False
-    prepare()
     return True

@@ -144,7 +144,7 @@ def attend(m, layer, thread, threads):
         _store(form, keys + layer.slot * line, floats(k, width), width)
         _store(form, values + layer.slot * line, floats(v, width), width)
         for s in range(seen):
-            dot(form, keys + (layer.first + s) * line, 0, 0, q, 0, width, scores_address + 4 * s)
+            dot(form, keys + (layer.first + s) * line, 0, 0, 0, 0, q, 0, width, scores_address + 4 * s)
         _softmax(scores, seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)
         result = floats(out, width)

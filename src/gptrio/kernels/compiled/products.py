@@ -10,24 +10,25 @@ from numba import njit
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, LANES
 from gptrio.kernels.compiled.vectors import load_float32, make_axpy, make_dot, store_float32
 
-TOGETHER = 4  # rows that share one reading of the weight
+TOGETHER = 4  # inputs that share one reading of the weight,
+LINES = 2  # by so many of its rows at a time
 
 
-def _dot_of_any_form(rows: int) -> Callable[..., Any]:
-    float32, bfloat16, float16, int8, int4 = (make_dot(form, rows) for form in range(INT4 + 1))
+def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
+    float32, bfloat16, float16, int8, int4 = (make_dot(form, rows, lines) for form in range(INT4 + 1))
 
     @njit(nogil=True)
-    def dot(form, weight, scales, group, x, x_stride, count, out):
+    def dot(form, weight, stride, scales, scales_stride, group, x, x_stride, count, out):
         if form == FLOAT32:
-            float32(weight, scales, group, x, x_stride, count, out)
+            float32(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
         elif form == BFLOAT16:
-            bfloat16(weight, scales, group, x, x_stride, count, out)
+            bfloat16(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
         elif form == FLOAT16:
-            float16(weight, scales, group, x, x_stride, count, out)
+            float16(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
         elif form == INT8:
-            int8(weight, scales, group, x, x_stride, count, out)
+            int8(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
         else:
-            int4(weight, scales, group, x, x_stride, count, out)
+            int4(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
 
     return dot
 
@@ -47,7 +48,7 @@ def _axpy_of_any_form(inputs: int, rows: int) -> Callable[..., Any]:
     return axpy
 
 
-dot, dot_together = _dot_of_any_form(1), _dot_of_any_form(TOGETHER)
+dot, dot_together = _dot_of_any_form(1, 1), _dot_of_any_form(TOGETHER, LINES)
 add_one, add_eight = _axpy_of_any_form(1, 1), _axpy_of_any_form(8, 1)
 add_four_together = _axpy_of_any_form(4, TOGETHER)
 
@@ -129,21 +130,36 @@ def _multiply_by_columns(p, x, x_stride, y, y_stride, rows, start, end):
 
 @njit(nogil=True)
 def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, sums, start, end):
-    line = p.inputs // 2 if p.form == INT4 else p.inputs * size_of(p.form)
-    scales_line = 2 * (p.inputs // p.group) if p.form == INT4 else 0
-    for o in range(start, end):
-        weight, scales = p.weight + o * line, p.scale + o * scales_line
+    stride = p.inputs // 2 if p.form == INT4 else p.inputs * size_of(p.form)
+    scales_stride = 2 * (p.inputs // p.group) if p.form == INT4 else 0
+    o = start
+    while o < end:
+        lines = LINES if o + LINES <= end else 1
+        weight, scales = p.weight + o * stride, p.scale + o * scales_stride
+        r = 0
+        while r + TOGETHER <= rows and lines == LINES:
+            line = x + r * x_stride
+            dot_together(p.form, weight, stride, scales, scales_stride, p.group, line, x_stride, p.inputs, sums)
+            _finish(p, y + r * y_stride, y_stride, TOGETHER, adds, sums, o, LINES)
+            r += TOGETHER
+        while r < rows:
+            for k in range(lines):
+                line = weight + k * stride
+                scale = scales + k * scales_stride
+                dot(p.form, line, 0, scale, 0, p.group, x + r * x_stride, 0, p.inputs, sums)
+                _finish(p, y + r * y_stride, y_stride, 1, adds, sums, o + k, 1)
+            r += 1
+        o += lines
+
+
+@njit(nogil=True)
+def _finish(p, y, y_stride, rows, adds, sums, first, lines):
+    """Scale the sums of some rows and lines, add the bias, and store or add them."""
+    for k in range(lines):
+        o = first + k
         factor = load_float32(p.scale + 4 * o) if p.form == INT8 else 1.0
         bias = load_float32(p.bias + 4 * o) if p.bias else 0.0
-        r = 0
-        while r < rows:
-            count = TOGETHER if r + TOGETHER <= rows else 1
-            if count == 1:
-                dot(p.form, weight, scales, p.group, x + r * x_stride, x_stride, p.inputs, sums)
-            else:
-                dot_together(p.form, weight, scales, p.group, x + r * x_stride, x_stride, p.inputs, sums)
-            for k in range(count):
-                place = y + (r + k) * y_stride + 4 * o
-                total = load_float32(sums + 4 * k) * factor + bias
-                store_float32(place, total + load_float32(place) if adds else total)
-            r += count
+        for r in range(rows):
+            place = y + r * y_stride + 4 * o
+            total = load_float32(sums + 4 * (r * lines + k)) * factor + bias
+            store_float32(place, total + load_float32(place) if adds else total)

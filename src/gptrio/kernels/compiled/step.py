@@ -10,6 +10,7 @@ from typing import Any
 
 import numba
 from numba import carray, njit, types
+from numba.core.registry import cpu_target
 
 from gptrio.kernels.compiled.layers import activate, attend, floats, layer_norm
 from gptrio.kernels.compiled.products import multiply
@@ -143,7 +144,14 @@ enter: Any = _entry(hashlib.sha256(b"".join(path.read_bytes() for path in _FILES
 
 
 def prepare() -> None:
-    """Compile the step for this processor, or read it from the disk if that was done before."""
+    """Compile the step for this processor, or read it from the disk if that was done before.
+
+    Raises:
+        RuntimeError: the processor cannot convert float16, for which LLVM has nothing else here.
+    """
+    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
+    if triple.startswith("x86_64") and "+f16c" not in features:
+        raise RuntimeError("the processor has no F16C instructions")
     kept = Path(enter.stats.cache_path)
     if not any(kept.glob("step.*.nbc")):
         _log.warning("compiling the decoding step for this processor, once, into %s", kept)

@@ -29,41 +29,64 @@ Value = Any  # of llvmlite
 Builder = Any
 
 
-def make_dot(form: int, rows: int) -> Callable[..., None]:
-    """An intrinsic for products of one stored weight row with `rows` inputs.
+def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
+    """An intrinsic for the products of `lines` rows of a weight with `rows` inputs.
 
-    It is called as (weight, scales, group, x, x_stride, count, out): address of `count` weights (a multiple of 16, of
-    64 for int4); address of their scales, and elements for each (int4 only); address of the inputs' floats, and bytes
-    from one input to the next; address of `rows` floats that take the sums.
+    It is called as (weight, stride, scales, scales_stride, group, x, x_stride, count, out): address of `count` weights
+    (a multiple of 16, of 64 for int4), and bytes to the next row of them; address of their scales, bytes to the next
+    row's, and elements for each (int4 only); address of the inputs' floats, and bytes to the next input; address of
+    floats that take the sums, all of the first input before those of the next.
     """
-    emit = _emit_int4_dot if form == INT4 else _emit_dot
 
     @intrinsic
-    def dot(context: Any, weight: Any, scales: Any, group: Any, x: Any, x_stride: Any, count: Any, out: Any) -> Any:
+    def dot(
+        context: Any,
+        weight: Any,
+        stride: Any,
+        scales: Any,
+        scales_stride: Any,
+        group: Any,
+        x: Any,
+        x_stride: Any,
+        count: Any,
+        out: Any,
+    ) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            sums = emit(builder, form, rows, arguments)
+            weight, stride, scales, scales_stride, group, x, x_stride, count, out = arguments
+            weights = _apart(builder, weight, stride, lines)
+            inputs = _apart(builder, x, x_stride, rows)
+            if form == INT4:
+                sums = _emit_int4_dot(
+                    builder, weights, _apart(builder, scales, scales_stride, lines), group, inputs, count
+                )
+            else:
+                sums = _emit_dot(builder, form, weights, inputs, count)
             for i, total in enumerate(sums):
-                builder.store(total, _pointer(builder, arguments[6], _FLOAT, 4 * i))
+                builder.store(total, _pointer(builder, out, _FLOAT, 4 * i))
             return ir.Constant(_I64, 0)
 
-        return types.int64(*(types.int64,) * 7), generate
+        return types.int64(*(types.int64,) * 9), generate
 
     return dot
 
 
-def _emit_dot(builder: Builder, form: int, rows: int, arguments: Any) -> list[Value]:
-    weight, _, _, x, x_stride, count, _ = arguments
-    unroll = 4 if rows == 1 else 2
-    sums = [[_zeros(builder) for _ in range(unroll)] for _ in range(rows)]
+def _apart(builder: Builder, address: Value, stride: Value, count: int) -> list[Value]:
+    """`count` addresses, `stride` bytes apart."""
+    return [builder.add(address, builder.mul(stride, ir.Constant(_I64, i))) for i in range(count)]
+
+
+def _emit_dot(builder: Builder, form: int, weights: list[Value], inputs: list[Value], count: Value) -> list[Value]:
+    unroll = 4 if len(weights) * len(inputs) == 1 else 1
+    sums = [[[_zeros(builder) for _ in range(unroll)] for _ in weights] for _ in inputs]
 
     def block(start: Value, parts: int) -> None:
         for part in range(parts):
             place = builder.add(start, ir.Constant(_I64, part * LANES))
-            values = _load(builder, form, _offset(builder, weight, place, _SIZES[form]))
-            for r in range(rows):
-                line = builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r)))
-                other = _load(builder, FLOAT32, _offset(builder, line, place, 4))
-                _accumulate(builder, sums[r][part], values, other)
+            values = [_load(builder, form, _offset(builder, weight, place, _SIZES[form])) for weight in weights]
+            for own, x in zip(sums, inputs, strict=True):
+                other = _load(builder, FLOAT32, _offset(builder, x, place, 4))
+                for line, value in zip(own, values, strict=True):
+                    _accumulate(builder, line[part], value, other)
 
     step = unroll * LANES
     bulk = builder.mul(builder.udiv(count, ir.Constant(_I64, step)), ir.Constant(_I64, step))
@@ -71,31 +94,37 @@ def _emit_dot(builder: Builder, form: int, rows: int, arguments: Any) -> list[Va
         block(start, unroll)
     with cgutils.for_range_slice(builder, bulk, count, ir.Constant(_I64, LANES), _I64) as (start, _):
         block(start, 1)
-    return [_total(builder, parts) for parts in sums]
+    return [_total(builder, parts) for own in sums for parts in own]
 
 
-def _emit_int4_dot(builder: Builder, form: int, rows: int, arguments: Any) -> list[Value]:
-    weight, scales, group, x, x_stride, count, _ = arguments
-    sums = [[_zeros(builder), _zeros(builder)] for _ in range(rows)]
+def _emit_int4_dot(
+    builder: Builder, weights: list[Value], scales: list[Value], group: Value, inputs: list[Value], count: Value
+) -> list[Value]:
+    chains = 2 if len(weights) * len(inputs) == 1 else 1
+    sums = [[[_zeros(builder) for _ in range(chains)] for _ in weights] for _ in inputs]
     with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, ir.Constant(_I64, _UNIT), _I64) as (start, _):
-        packed = _pointer(builder, builder.add(weight, builder.lshr(start, ir.Constant(_I64, 1))))
-        codes = builder.load(builder.bitcast(packed, ir.VectorType(_I8, 32).as_pointer()), align=1)
-        low = builder.and_(codes, _splat(builder, ir.Constant(_I8, 15), 32))
-        high = builder.lshr(codes, _splat(builder, ir.Constant(_I8, 4), 32))
-        for half, nibbles in enumerate((low, high)):
-            place = builder.add(start, ir.Constant(_I64, 32 * half))
-            signed = builder.sub(nibbles, _splat(builder, ir.Constant(_I8, 8), 32))
-            values = [_quarter(builder, signed, part) for part in range(2)]
-            bits = builder.load(
-                _pointer(builder, _offset(builder, scales, builder.udiv(place, group), 2), _I16), align=2
-            )
-            scale = _splat(builder, _bfloat(builder, bits, _I32, _FLOAT), LANES)
-            for r in range(rows):
-                line = _offset(builder, builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r))), place, 4)
-                first = builder.fmul(values[0], _load(builder, FLOAT32, line))
-                second = _load(builder, FLOAT32, builder.add(line, ir.Constant(_I64, 4 * LANES)))
-                _accumulate(builder, sums[r][half], _fma(builder, values[1], second, first), scale)
-    return [_total(builder, parts) for parts in sums]
+        for line, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+            for half, codes in enumerate(_int4_halves(builder, weight, start)):
+                place = builder.add(start, ir.Constant(_I64, 32 * half))
+                values = [_sixteen(builder, codes, part) for part in range(2)]
+                bits = _pointer(builder, _offset(builder, scale, builder.udiv(place, group), 2), _I16)
+                factor = _splat(builder, _bfloat(builder, builder.load(bits, align=2), _I32, _FLOAT), LANES)
+                for own, x in zip(sums, inputs, strict=True):
+                    address = _offset(builder, x, place, 4)
+                    first = builder.fmul(values[0], _load(builder, FLOAT32, address))
+                    second = _load(builder, FLOAT32, builder.add(address, ir.Constant(_I64, 4 * LANES)))
+                    _accumulate(builder, own[line][half % chains], _fma(builder, values[1], second, first), factor)
+    return [_total(builder, parts) for own in sums for parts in own]
+
+
+def _int4_halves(builder: Builder, weight: Value, start: Value) -> tuple[Value, Value]:
+    """The 64 codes from `start` on, as two times 32 signed bytes."""
+    packed = _pointer(builder, builder.add(weight, builder.lshr(start, ir.Constant(_I64, 1))), ir.VectorType(_I8, 32))
+    codes = builder.load(packed, align=1)
+    low = builder.and_(codes, _splat(builder, ir.Constant(_I8, 15), 32))
+    high = builder.lshr(codes, _splat(builder, ir.Constant(_I8, 4), 32))
+    eight = _splat(builder, ir.Constant(_I8, 8), 32)
+    return builder.sub(low, eight), builder.sub(high, eight)
 
 
 def make_axpy(form: int, inputs: int, rows: int) -> Callable[..., None]:
@@ -155,7 +184,7 @@ def _bfloat(builder: Builder, raw: Value, ints: Any, floats: Any) -> Value:
     return builder.bitcast(builder.shl(builder.zext(raw, ints), sixteen), floats)
 
 
-def _quarter(builder: Builder, codes: Value, part: int) -> Value:
+def _sixteen(builder: Builder, codes: Value, part: int) -> Value:
     """16 of 32 signed bytes as floats."""
     places = ir.Constant(_INTS, [ir.Constant(_I32, part * LANES + i) for i in range(LANES)])
     chosen = builder.shuffle_vector(codes, ir.Constant(codes.type, ir.Undefined), places)
