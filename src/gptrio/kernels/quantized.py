@@ -22,7 +22,8 @@ from gptrio.kernels.linear import activate, can_pack_cached
 from gptrio.kernels.packing import find
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call beats taking the weight back
-_INT4_OUTPUTS = 16  # which gives outputs in multiples of this
+_INT4_OUTPUTS = 16  # which gives outputs in multiples of this,
+_INT4_BLOCK = 64  # and packs at most so many together
 _PART = 1 << 19  # weights that are taken back at a time
 _LOOPED_ROWS = 16  # most rows that go through the one-row call one by one, where no other int8 product is exact
 _DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
@@ -144,18 +145,23 @@ def _int8_matrix_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    def make() -> tuple[tuple[Tensor, Tensor], int]:
-        missing = -len(codes) % _INT4_OUTPUTS
-        packed = torch._convert_weight_to_int4pack_for_cpu(F.pad(unpack_int4(codes), (0, 0, 0, missing)), 1)
-        steps = F.pad(scale, (0, 0, 0, missing)).t()  # (groups, out)
-        scales = torch.stack([steps, torch.zeros_like(steps)], dim=2)
-        return (packed, scales), packed.nbytes + scales.nbytes
-
-    packed, scales = find(codes, _identity(scale), make)
-    out = torch._weight_int4pack_mm_for_cpu(
-        rows.bfloat16().contiguous(), packed, rows.shape[1] // scale.shape[1], scales
-    )
+    packed, scales = find(codes, _identity(scale), lambda: _int4_pack(codes, scale))
+    group = rows.shape[1] // scale.shape[1]
+    out = torch._weight_int4pack_mm_for_cpu(rows.bfloat16().contiguous(), packed, group, scales)
     return out[:, : len(codes)]
+
+
+def _int4_pack(codes: Tensor, scale: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
+    """Codes and scales in torch's layout, and their size; unpacked part by part, since codes take 4 bytes on the way."""
+    missing = -len(codes) % _INT4_OUTPUTS
+    step = max(1, _PART // (codes.shape[1] * _INT4_BLOCK)) * _INT4_BLOCK
+    packed = codes.new_empty(len(codes) + missing, codes.shape[1])
+    for place, part in zip(torch.split(packed, step), torch.split(codes, step), strict=True):
+        whole = F.pad(unpack_int4(part), (0, 0, 0, len(place) - len(part)))
+        place.copy_(torch._convert_weight_to_int4pack_for_cpu(whole, 1))
+    steps = F.pad(scale, (0, 0, 0, missing)).t()  # (groups, out)
+    scales = torch.stack([steps, torch.zeros_like(steps)], dim=2)
+    return (packed, scales), packed.nbytes + scales.nbytes
 
 
 def _identity(scale: Tensor) -> tuple[int, int]:
