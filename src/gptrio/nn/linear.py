@@ -44,6 +44,16 @@ class Conv1D(LeanModule):
         self.bias = nn.Parameter(torch.zeros(nf))
         nn.init.normal_(self.weight, std=0.02)
 
+    @property
+    def in_features(self) -> int:
+        """Input width, under the name that `nn.Linear` has for it."""
+        return self.nx
+
+    @property
+    def out_features(self) -> int:
+        """Output width, under the name that `nn.Linear` has for it."""
+        return self.nf
+
     def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
         """Map (..., nx) to (..., nf), through `activation`."""
         return linear(x, self.weight, self.bias, transposed=True, activation=activation)
