@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import time
@@ -102,8 +103,9 @@ def entrants(peers: Iterable[str], folder: Path, dtype: str) -> list[Entry]:
 class Contest:
     """gptrio and its peers, each with the model of a folder loaded once, for any number of races."""
 
-    def __init__(self, peers: Iterable[str], folder: Path, dtype: str, threads: int) -> None:
+    def __init__(self, peers: Iterable[str], folder: Path, dtype: str, threads: int, budget: float = math.inf) -> None:
         """Start everyone: fresh processes, import, load, first token."""
+        self.budget = budget
         self.entries = entrants(peers, folder, dtype)
         for entry in self.entries:
             if not entry.start.missing:
@@ -119,15 +121,21 @@ class Contest:
     def race(self, run: Run, rounds: int) -> dict[str, Outcome]:
         """Let all run in turn, round after round; a first round that does not count warms each up.
 
+        After two rounds, no other one begins when `budget` seconds are over.
+
         Returns:
             For each contender what it did, in the faster of its dtypes.
         """
         for entry in self.entries:
             entry.outcome = Outcome(entry.start.dtype, missing=entry.start.missing)
             entry.run(run)
+        running = promising(self.entries, 2 * HOPELESS)
+        for entry in running:
             entry.outcome.seconds.clear()
-        running = self.entries
-        for _ in range(rounds):
+        begun = time.monotonic()
+        for number in range(rounds):
+            if number >= 2 and time.monotonic() - begun > self.budget:
+                break
             for entry in running:
                 entry.run(run)
             running = promising(running)
@@ -141,14 +149,14 @@ class Contest:
         return best_starts(self.entries)
 
 
-def promising(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries without those that lag far behind another one of the same contender."""
+def promising(entries: Sequence[Entry], margin: float = HOPELESS) -> list[Entry]:
+    """The entries without those that are `margin` times slower than another one of the same contender."""
     fastest = best(entries)
 
     def lags(entry: Entry) -> bool:
         leader = fastest[entry.peer]
         ahead = leader is not entry.outcome and bool(leader.seconds and entry.outcome.seconds)
-        return ahead and entry.outcome.median > HOPELESS * leader.median
+        return ahead and entry.outcome.median > margin * leader.median
 
     return [entry for entry in entries if not lags(entry)]
 

@@ -36,6 +36,7 @@ TITLES = {
     "vllm": "vLLM (CPU)",
 }
 PROMPT, LONG_PROMPT = 32, 1000  # tokens
+ROW_SECONDS = 40  # after which a row begins no further round
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 
@@ -106,11 +107,12 @@ def limit_of(row: Row, folder: Path, machine: dict[str, float]) -> Limit | None:
 
 
 def run(arguments: Any, folder: Path) -> dict[Row, dict[str, Outcome]]:
-    """Measure all rows, one dtype after the other; loading in float32 has rounds of its own, without vLLM."""
+    """Measure all rows, one dtype after the other; who takes long to load runs in 16 bit alone."""
     rows = [row for row in ROWS if not arguments.dtypes or row.dtype in arguments.dtypes]
     found: dict[Row, dict[str, Outcome]] = {}
     for dtype in dict.fromkeys(row.dtype for row in rows):
-        with Contest(arguments.peers, folder, dtype, arguments.threads) as contest:
+        peers = [peer for peer in arguments.peers if peer not in ONCE or dtype == "16bit"]
+        with Contest(peers, folder, dtype, arguments.threads, ROW_SECONDS) as contest:
             for row in (row for row in rows if row.dtype == dtype and row != Row("load", "float32")):
                 print(row.title, flush=True)
                 found[row] = measure(row, contest, folder, arguments.rounds)
@@ -149,7 +151,7 @@ def markdown(found: dict[str, Any]) -> str:
             f"Milliseconds (loading: seconds). This machine reads {machine['read']:.1f} GB/s and multiplies matrices "
             f"at {rates} GFLOP/s, {found['settings']['threads']} threads:",
             _table(["", "gptrio", "limit", "share", "limited by", *(TITLES[peer] for peer in peers)], times),
-            *_notes(measured, peers),
+            _notes(measured, peers),
         ]
     )
 
@@ -172,7 +174,7 @@ def _time(each: Measured, peer: str, unit: float) -> str:
     return f"{median / unit:.{2 if unit == 1 else 1}f}{kind}"
 
 
-def _notes(measured: list[Measured], peers: list[str]) -> list[str]:
+def _notes(measured: list[Measured], peers: list[str]) -> str:
     """Lines below the tables: tokens that agree, and who is missing."""
     lines = []
     for each in measured:
@@ -184,10 +186,10 @@ def _notes(measured: list[Measured], peers: list[str]) -> list[str]:
         (peer, each.outcomes[peer]["missing"].split(" (see ")[0])
         for each in measured
         for peer in peers
-        if each.outcomes.get(peer, {}).get("missing")
+        if not each.outcomes.get(peer, {}).get("missing", "not offered").startswith("not offered")
     )
-    lines += [f"- {TITLES[peer]}: {reason}." for peer, reason in absent]
-    return ["\n".join(lines)] if lines else []
+    lines += [f"- {TITLES[peer]} is missing: {reason}." for peer, reason in absent if reason]
+    return "\n".join(["- Where a cell is empty, the engine does not offer it; vLLM runs in 16 bit alone.", *lines])
 
 
 def _number(value: float | None, form: str) -> str:
@@ -215,8 +217,8 @@ def publish(found: dict[str, Any]) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     drawing = DOCUMENT.with_name(f"speed-{model}.svg")
     drawing.write_text(drawn(found), encoding="utf-8")
-    picture = f"![Speed of {model} in every engine]({drawing.name})\n\n"
-    DOCUMENT.write_text(put(text, model, picture + markdown(found)), encoding="utf-8")
+    head = f"### {model}\n\n![Speed of {model} in every engine]({drawing.name})\n\n"
+    DOCUMENT.write_text(put(text, model, head + markdown(found)), encoding="utf-8")
 
 
 def drawn(found: dict[str, Any]) -> str:

@@ -52,7 +52,7 @@ def test_times_stand_beside_the_limit_and_what_limits():
 def test_notes_say_which_tokens_agree_and_who_is_missing():
     notes = markdown(FOUND)
     assert "decode, batch 1, float32: transformers 4.56.2 100%." in notes
-    assert notes.endswith("- CTranslate2: cannot be installed: no wheel.")
+    assert notes.endswith("- CTranslate2 is missing: cannot be installed: no wheel.")
 
 
 def test_measurements_survive_their_file():
