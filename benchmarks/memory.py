@@ -76,7 +76,7 @@ def private_bytes(process: int) -> int:
 
 
 def watch(folder: Path, arguments: list[str], tokens: int, threads: int) -> dict[str, Any]:
-    """Run `gptrio generate` and sample its private memory: the most, and the median of its last tenth."""
+    """Run `gptrio generate` and sample its private memory: the most, and the median of its last quarter."""
     command = [sys.executable, "-m", "gptrio", "generate", "import os", "--model", os.fspath(folder), "--greedy"]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     samples, start = [], time.perf_counter()
@@ -94,7 +94,7 @@ def watch(folder: Path, arguments: list[str], tokens: int, threads: int) -> dict
         if process.returncode:
             raise SystemExit(f"gptrio generate {' '.join(arguments)} failed: {process.stderr.read()}")
     seen = [sample for sample in samples if sample]
-    late = sorted(seen[-max(len(seen) // 10, 1) :])
+    late = sorted(seen[-max(len(seen) // 4, 1) :])
     return {"peak": max(seen), "steady": late[len(late) // 2], "seconds": time.perf_counter() - start}
 
 
