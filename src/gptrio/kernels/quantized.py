@@ -152,7 +152,7 @@ def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int4_pack(codes: Tensor, scale: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-    """Codes and scales in torch's layout, and their size; unpacked part by part, since codes take 4 bytes on the way."""
+    """Codes and scales in torch's layout, and their size; made part by part, since codes take 4 bytes on the way."""
     missing = -len(codes) % _INT4_OUTPUTS
     step = max(1, _PART // (codes.shape[1] * _INT4_BLOCK)) * _INT4_BLOCK
     packed = codes.new_empty(len(codes) + missing, codes.shape[1])
