@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from gptrio.cache import DynamicCache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
+from gptrio.kernels.linear import no_new_packs
 from gptrio.nn.lean import is_lean
 
 _SPARE = 256  # columns by which the mask grows
@@ -56,11 +58,11 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
-        self._disable_compile = config.disable_compile
-        self._direct = self._direct_step()
+        guides = config.guidance_scale not in (None, 1)  # by forwards of the model, which want all threads
+        self._direct = self._direct_step(copies, may_compile=not (config.disable_compile or guides))
         self._spread(self._prompt)
 
-    def _direct_step(self) -> Any:
+    def _direct_step(self, copies: int, may_compile: bool) -> Any:
         """The model's shortest way to the next logits, where nothing but ids and a growing cache is to be told."""
         prompt = self._prompt
         told = (prompt.padding, prompt.position_ids, prompt.token_type_ids, prompt.embeds)
@@ -70,7 +72,8 @@ class Stepper:
         ours = type(self.model).forward.__module__.startswith("gptrio.")
         if not (plain and ours and all(item is None for item in told)):
             return None
-        return self.model.stepper(may_compile=not self._disable_compile)
+        rows: int = prompt.ids.shape[0] * (copies if self._shares_prefill else 1)
+        return self.model.stepper(rows) if may_compile else self.model.next_logits
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
@@ -106,9 +109,10 @@ class Stepper:
                 seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
-        if self._direct is not None and keep == 1 and not flags and not shared:
-            return Logits(self._direct(ids[:, seen:], self.cache))
-        output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
+        with no_new_packs() if self.calls == 1 and hasattr(self._direct, "needs_no_packs") else nullcontext():
+            if self._direct is not None and keep == 1 and not flags and not shared:
+                return Logits(self._direct(ids[:, seen:], self.cache))
+            output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
         return self._share(output) if shared else output
 
     def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:

@@ -27,6 +27,7 @@ Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
+_may_pack: ContextVar[bool] = ContextVar("gptrio_may_pack", default=True)
 
 
 @contextmanager
@@ -47,6 +48,27 @@ def packed_inference(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         _fast.reset(token)
+
+
+@contextmanager
+def no_new_packs() -> Iterator[None]:
+    """Use the packs that are there, and make none: for products that do not come again."""
+    token = _may_pack.set(False)
+    try:
+        yield
+    finally:
+        _may_pack.reset(token)
+
+
+@contextmanager
+def keep_threads() -> Iterator[None]:
+    """Give torch, in the end, the threads that it had in the beginning."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 @functools.cache
@@ -77,12 +99,14 @@ def linear(
     Returns:
         (..., out).
     """
-    may_pack = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
-    if may_pack and _eligible(x, weight, bias, residual):
+    may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
+    if may_be_packed and _eligible(x, weight, bias, residual):
         rows = x.numel() // x.shape[-1]
         plain_is_best = rows == 1 and weight.dtype is torch.float32 and one_row_is_fast()
         if rows and not plain_is_best and can_pack_cached(weight.dtype):
-            return _packed(x, find_pack(weight, transposed), bias, activation, residual)
+            pack = find_pack(weight, transposed, _may_pack.get())
+            if pack is not None:
+                return _packed(x, pack, bias, activation, residual)
     out = F.linear(x, weight.t() if transposed else weight, bias)
     if activation != "none":
         out = activate(out, activation)

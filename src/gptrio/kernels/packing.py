@@ -45,12 +45,13 @@ class Pack:
 _packs: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
 
 
-def find_pack(weight: Tensor, transposed: bool) -> Tensor:
+def find_pack(weight: Tensor, transposed: bool, may_make: bool = True) -> Tensor | None:
     """The form of a floating-point weight for oneDNN, made now if there is none that still fits.
 
     Args:
         weight: (out, in), or (in, out) if `transposed`; a plain parameter on the CPU, not an inference tensor.
         transposed: the weight is stored (in, out).
+        may_make: make it; None otherwise.
     """
 
     def make() -> tuple[Tensor, int]:
@@ -59,17 +60,19 @@ def find_pack(weight: Tensor, transposed: bool) -> Tensor:
         release_pages(weight)
         return pack, torch.ops.mkldnn._nbytes(pack)
 
-    pack: Tensor = find(weight, transposed, make)
-    return pack
+    found: Tensor | None = find(weight, transposed, make if may_make else None)
+    return found
 
 
-def find(weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]]) -> Any:
-    """The packed form of a weight, by `make` (content and its size in bytes) if there is none that still fits."""
+def find(weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]] | None) -> Any:
+    """The packed form of a weight, by `make` (content and its size in bytes), or None, if there is none that fits."""
     key = id(weight)
     entry = _packs.get(key)
     state = _state(weight, layout)
     if entry is not None and entry[0]() is weight and entry[1].state == state:
         return entry[1].content
+    if make is None:
+        return None
     with torch.no_grad():
         sample = _sample(weight)
         content, nbytes = make()

@@ -25,9 +25,14 @@ _SPARE = 256  # positions by which the room for scores grows
 _FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 
 
-def compiled_step(model: Any) -> CompiledStep | None:
-    """The compiled step of a language model in inference, or None if it has parts that the step does not know."""
-    if torch.is_autocast_enabled("cpu") or not _is_plain(model):
+def compiled_step(model: Any, rows: int = 1) -> CompiledStep | None:
+    """The compiled step of a language model in inference, or None if it has parts that the step does not know.
+
+    Args:
+        model: a language model.
+        rows: B of the steps to come; None is returned for more than `MOST_ROWS`.
+    """
+    if rows > MOST_ROWS or torch.is_autocast_enabled("cpu") or not _is_plain(model):
         return None
     parts = [block.parts() for block in model.base_model.blocks]
     fits = all(_fits(part) for part in parts) and _is_known(model.get_output_embeddings())
@@ -77,14 +82,20 @@ def _activation(act: nn.Module) -> int | None:
 
 
 class CompiledStep:
-    """Logits after one token a row, for up to `MOST_ROWS` rows; everything else goes the model's own way.
+    """Logits after one token a row; everything else goes the model's own way.
 
-    Weights are read where they lie, so edits in place are seen. Norms and biases are read when this is made.
+    Weights are read where they lie, so edits in place are seen. Norms and biases are read when this is made. Torch is
+    left with one thread after a step; whoever steps sets it right in the end (`keep_threads`).
+
+    Attributes:
+        needs_no_packs: weights need not be packed, but for other steps than these.
 
     Args:
         model: a language model.
         parts: of its blocks.
     """
+
+    needs_no_packs = True
 
     def __init__(self, model: Any, parts: list[BlockParts]) -> None:
         """Write the tables that the compiled step reads."""
@@ -107,8 +118,10 @@ class CompiledStep:
             cache: what came before; grows as it is fed.
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
-        if input_ids.shape[1] != 1 or rows > MOST_ROWS or not self._takes(cache):
+        if input_ids.shape[1] != 1 or not self._takes(cache):
+            self._let_torch_use(self._team.size)
             return cast(Tensor, self._model.next_logits(input_ids, cache))
+        self._let_torch_use(1)
         x, rotary = self._backbone.enter(input_ids, past)
         x = x.float().contiguous()
         self._reserve(cache)
@@ -122,6 +135,11 @@ class CompiledStep:
             table["rotated"] = 2 * cosines.shape[-1]
         self._team.step(self._table)
         return logits
+
+    def _let_torch_use(self, threads: int) -> None:
+        """Set torch's threads: after work they wait for more, busily, where the threads of this step want to run."""
+        if self._team.size > 1 and torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
     def _takes(self, cache: Cache) -> bool:
         """Whether the cache holds a past of this dtype in buffers that grow."""

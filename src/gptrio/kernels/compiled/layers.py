@@ -5,27 +5,35 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import carray, float32, njit, types
+from numba import carray, float32, types
 
-from gptrio.kernels.compiled.products import dot, share, size_of, weighted_sum
+from gptrio.kernels.compiled.products import LINES, dot, share, size_of, weighted_sum
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH, RELU, SILU
-from gptrio.kernels.compiled.vectors import float_of_bits, make_view, store_bfloat16, store_float16, store_float32
+from gptrio.kernels.compiled.vectors import (
+    MATHS,
+    kernel,
+    make_view,
+    power_of_two,
+    store_bfloat16,
+    store_float16,
+    store_float32,
+)
 
-_MATHS = {"reassoc", "contract", "nsz"}
 _as_floats = make_view(types.float32)
 
 
-@njit(nogil=True)
+@kernel()
 def floats(address, count):
     """An array of the floats at an address."""
     return carray(_as_floats(address), (count,))
 
 
-@njit(nogil=True, fastmath=_MATHS)
+@kernel(fastmath=MATHS)
 def exp(x):
     """e to the x, to a unit in the last place or two; without a library call, so that loops of it become vectors."""
-    x = min(max(x, float32(-87.0)), float32(88.0))
-    whole = math.floor(x * float32(1.4426950408889634) + float32(0.5))
+    x = float32(-87.0) if x < float32(-87.0) else x
+    x = float32(88.0) if x > float32(88.0) else x
+    whole = np.floor(x * float32(1.4426950408889634) + float32(0.5))
     rest = x - whole * float32(0.693359375) + whole * float32(2.12194440e-4)
     value = float32(1.9875691500e-4)
     value = value * rest + float32(1.3981999507e-3)
@@ -34,10 +42,10 @@ def exp(x):
     value = value * rest + float32(1.6666665459e-1)
     value = value * rest + float32(5.0000001201e-1)
     value = value * rest * rest + rest + float32(1.0)
-    return value * float_of_bits(np.uint32((np.int32(whole) + np.int32(127)) << np.int32(23)))
+    return value * power_of_two(whole)
 
 
-@njit(nogil=True, fastmath=_MATHS)
+@kernel(fastmath=MATHS)
 def _erf(x):
     """The error function within 1.5e-7 (Abramowitz and Stegun, 1964, 7.1.26)."""
     size = abs(x)
@@ -51,26 +59,26 @@ def _erf(x):
     return value if x >= 0 else -value
 
 
-@njit(nogil=True, fastmath=_MATHS)
-def activate(kind, y, start, end):
-    """Apply an activation to y[start:end] in place."""
+@kernel(fastmath=MATHS)
+def activate(kind, y):
+    """Apply an activation to an array in place."""
     if kind == RELU:
-        for i in range(start, end):
+        for i in range(len(y)):
             y[i] = y[i] if y[i] > 0 or y[i] != y[i] else float32(0.0)
     elif kind == GELU_TANH:
-        for i in range(start, end):
+        for i in range(len(y)):
             x = y[i]
             inner = float32(1.5957691216057308) * (x + float32(0.044715) * x * x * x)  # 2 * sqrt(2 / pi) * (...)
             y[i] = x / (float32(1.0) + exp(-inner))  # 0.5 * (1 + tanh(u)) = 1 / (1 + exp(-2u))
     elif kind == GELU_ERF:
-        for i in range(start, end):
+        for i in range(len(y)):
             y[i] = float32(0.5) * y[i] * (float32(1.0) + _erf(y[i] * float32(0.7071067811865476)))
     elif kind == SILU:
-        for i in range(start, end):
+        for i in range(len(y)):
             y[i] = y[i] / (float32(1.0) + exp(-y[i]))
 
 
-@njit(nogil=True, fastmath=_MATHS)
+@kernel(fastmath=MATHS)
 def layer_norm(x, y, weight, bias, eps, rows, width):
     """Normalise rows of x into y (addresses of floats); weight and bias are addresses too."""
     factors, offsets = floats(weight, width), floats(bias, width)
@@ -89,7 +97,7 @@ def layer_norm(x, y, weight, bias, eps, rows, width):
             out[i] = (line[i] - mean) * inverse * factors[i] + offsets[i]
 
 
-@njit(nogil=True)
+@kernel()
 def _rotate(x, cosines, sines, half):
     """Turn pairs (i, i + half) of a head in place."""
     for i in range(half):
@@ -98,7 +106,7 @@ def _rotate(x, cosines, sines, half):
         x[half + i] = second * cosines[i] + first * sines[i]
 
 
-@njit(nogil=True)
+@kernel()
 def _store(form, address, values, count):
     for i in range(count):
         if form == FLOAT32:
@@ -109,7 +117,7 @@ def _store(form, address, values, count):
             store_float16(address + 2 * i, values[i])
 
 
-@njit(nogil=True, fastmath=_MATHS)
+@kernel(fastmath=MATHS)
 def _softmax(scores, count, scale):
     most = scores[0]
     for i in range(1, count):
@@ -122,7 +130,7 @@ def _softmax(scores, count, scale):
         scores[i] /= total
 
 
-@njit(nogil=True)
+@kernel()
 def attend(m, layer, thread, threads):
     """Store the new keys and values of a thread's heads, and attend to all that is seen: qkv to attended."""
     width, form = m.head_width, m.cache_form
@@ -143,8 +151,9 @@ def attend(m, layer, thread, threads):
         keys, values = layer.keys + pair * layer.room * line, layer.values + pair * layer.room * line
         _store(form, keys + layer.slot * line, floats(k, width), width)
         _store(form, values + layer.slot * line, floats(v, width), width)
-        for s in range(seen):
-            dot(form, keys + (layer.first + s) * line, 0, 0, 0, 0, q, 0, width, scores_address + 4 * s)
+        for s in range(0, seen, LINES):  # the room for scores has room for what the last one is past the end
+            step = line if s + LINES <= seen else 0
+            dot(form, keys + (layer.first + s) * line, step, 0, 0, 0, q, 0, width, scores_address + 4 * s)
         _softmax(scores, seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)
         result = floats(out, width)

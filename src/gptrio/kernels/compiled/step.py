@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numba
-from numba import carray, njit, types
+from numba import carray, types
 from numba.core.registry import cpu_target
 
 from gptrio.kernels.compiled.layers import activate, attend, floats, layer_norm
 from gptrio.kernels.compiled.products import multiply
 from gptrio.kernels.compiled.tables import LAYER, MODEL, PRODUCT
-from gptrio.kernels.compiled.vectors import add_and_get, get, make_view, pause, put, replace
+from gptrio.kernels.compiled.vectors import add_and_get, get, kernel, make_view, pause, put, replace
 
 _log = logging.getLogger("gptrio")
 
@@ -29,7 +29,7 @@ _models, _layers, _products = (make_view(numba.from_dtype(table)) for table in (
 _let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
-@njit(nogil=True)
+@kernel()
 def _meet(control, phase, threads):
     """Wait until all threads have come to the end of a phase of this step."""
     goal = get(control + FLOOR) + phase * threads
@@ -43,7 +43,7 @@ def _meet(control, phase, threads):
             _let_others_run()
 
 
-@njit(nogil=True)
+@kernel()
 def _run(control, model, thread, threads):
     """A thread's share of a step; returns the phases that it took."""
     m = carray(_models(model), (1,))[0]
@@ -73,7 +73,7 @@ def _run(control, model, thread, threads):
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, m.eps, rows, width)
         start, end = multiply(p[4], also, line, m.hidden, 4 * inner, rows, False, sums, thread, threads)
         for r in range(rows):
-            activate(m.activation, floats(m.hidden + 4 * r * inner, inner), start, end)
+            activate(m.activation, floats(m.hidden + 4 * (r * inner + start), end - start))
         phase += 1
         _meet(control, phase, threads)
         multiply(p[5], m.hidden, 4 * inner, m.x, line, rows, True, sums, thread, threads)
@@ -87,7 +87,7 @@ def _run(control, model, thread, threads):
     return phase
 
 
-@njit(nogil=True)
+@kernel()
 def _lead(control, workers, model, patience):
     """Run a step with all workers that are ready; `patience` is how often to look for those that are waking up."""
     put(control + MODEL_AT, model)
@@ -108,7 +108,7 @@ def _lead(control, workers, model, patience):
     return threads
 
 
-@njit(nogil=True)
+@kernel()
 def _serve(control, worker):
     """Take part in steps until there has been nothing to do for a while; returns the steps taken part in."""
     state = control + WORKERS + 64 * worker
@@ -128,7 +128,7 @@ def _serve(control, worker):
 def _entry(sources: str) -> Callable[[int, int, int, int, int], int]:
     """The compiled function, which numba keeps on disk; `sources` is a part of what it is kept under."""
 
-    @njit(nogil=True, cache=True)
+    @kernel(cache=True)
     def enter(control, worker, workers, model, patience):
         if not sources:
             return -1

@@ -7,15 +7,20 @@ and byte strides are int64. LLVM splits the vectors of 16 to what the processor 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, LANES
+
+MATHS = {"reassoc", "contract", "nsz"}  # sums in any order, but infinities and NaN as they are
+kernel = partial(njit, nogil=True, error_model="numpy")  # a function for other compiled ones; it divides as numpy does
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _FLOAT, _HALF = ir.FloatType(), ir.HalfType()
@@ -23,6 +28,10 @@ _FLOATS = ir.VectorType(_FLOAT, LANES)
 _INTS = ir.VectorType(_I32, LANES)
 _STORED = (_FLOAT, _I16, _I16, _I8)  # of the forms but int4
 _SIZES = (4, 2, 2, 1)
+_LINE = 64  # bytes that memory gives at once
+_AHEAD = 1024  # how far to ask for what will be read: bytes of int4 codes,
+_PAIRS_AHEAD = 2  # rows of other forms, times those that are read together,
+_ROWS_AHEAD = 32  # or rows of which a few columns are read
 _UNIT = 64  # elements of int4 that share 32 bytes
 
 Value = Any  # of llvmlite
@@ -60,7 +69,7 @@ def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
                     builder, weights, _apart(builder, scales, scales_stride, lines), group, inputs, count
                 )
             else:
-                sums = _emit_dot(builder, form, weights, inputs, count)
+                sums = _emit_dot(builder, form, weights, stride, inputs, count)
             for i, total in enumerate(sums):
                 builder.store(total, _pointer(builder, out, _FLOAT, 4 * i))
             return ir.Constant(_I64, 0)
@@ -75,14 +84,23 @@ def _apart(builder: Builder, address: Value, stride: Value, count: int) -> list[
     return [builder.add(address, builder.mul(stride, ir.Constant(_I64, i))) for i in range(count)]
 
 
-def _emit_dot(builder: Builder, form: int, weights: list[Value], inputs: list[Value], count: Value) -> list[Value]:
-    unroll = 4 if len(weights) * len(inputs) == 1 else 1
+def _emit_dot(
+    builder: Builder, form: int, weights: list[Value], stride: Value, inputs: list[Value], count: Value
+) -> list[Value]:
+    unroll = max(4 // (len(weights) * len(inputs)), 1)
     sums = [[[_zeros(builder) for _ in range(unroll)] for _ in weights] for _ in inputs]
 
     def block(start: Value, parts: int) -> None:
         for part in range(parts):
             place = builder.add(start, ir.Constant(_I64, part * LANES))
-            values = [_load(builder, form, _offset(builder, weight, place, _SIZES[form])) for weight in weights]
+            addresses = [_offset(builder, weight, place, _SIZES[form]) for weight in weights]
+            values = [_load(builder, form, address) for address in addresses]
+            if part * LANES * _SIZES[form] % _LINE == 0:
+                for address in addresses:
+                    _prefetch(
+                        builder,
+                        builder.add(address, builder.mul(stride, ir.Constant(_I64, _PAIRS_AHEAD * len(weights)))),
+                    )
             for own, x in zip(sums, inputs, strict=True):
                 other = _load(builder, FLOAT32, _offset(builder, x, place, 4))
                 for line, value in zip(own, values, strict=True):
@@ -100,10 +118,11 @@ def _emit_dot(builder: Builder, form: int, weights: list[Value], inputs: list[Va
 def _emit_int4_dot(
     builder: Builder, weights: list[Value], scales: list[Value], group: Value, inputs: list[Value], count: Value
 ) -> list[Value]:
-    chains = 2 if len(weights) * len(inputs) == 1 else 1
+    chains = 2 if len(inputs) == 1 else 1
     sums = [[[_zeros(builder) for _ in range(chains)] for _ in weights] for _ in inputs]
-    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, ir.Constant(_I64, _UNIT), _I64) as (start, _):
+    with _steps(builder, count, _UNIT) as start:
         for line, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
+            _prefetch(builder, builder.add(weight, builder.lshr(start, ir.Constant(_I64, 1))), _AHEAD)
             for half, codes in enumerate(_int4_halves(builder, weight, start)):
                 place = builder.add(start, ir.Constant(_I64, 32 * half))
                 values = [_sixteen(builder, codes, part) for part in range(2)]
@@ -127,43 +146,82 @@ def _int4_halves(builder: Builder, weight: Value, start: Value) -> tuple[Value, 
     return builder.sub(low, eight), builder.sub(high, eight)
 
 
-def make_axpy(form: int, inputs: int, rows: int) -> Callable[..., None]:
-    """An intrinsic that adds `inputs` stored weight rows, each times a number of the input, to `rows` results.
+def make_axpy(form: int, inputs: int) -> Callable[..., None]:
+    """An intrinsic that adds `inputs` rows of a weight, each times a number, to one result.
 
-    It is called as (weight, weight_stride, x, x_stride, y, y_stride, count): address of the first row of `count`
-    weights (a multiple of 16), and bytes to the next row; address of `inputs` floats, and bytes to those of the next
-    result; address of the result's floats, and bytes to the next result.
+    It is called as (weight, stride, x, y, count): address of the first row of `count` weights (a multiple of 16), and
+    bytes to the next row; address of `inputs` floats; address of the result's floats.
     """
 
     @intrinsic
-    def axpy(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, y: Any, y_stride: Any, count: Any) -> Any:
+    def axpy(context: Any, weight: Any, stride: Any, x: Any, y: Any, count: Any) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            _emit_axpy(builder, form, inputs, rows, arguments)
+            weight, stride, x, y, count = arguments
+            rows = _apart(builder, weight, stride, 2 * inputs)
+            factors = [_spread(builder, builder.add(x, ir.Constant(_I64, 4 * k))) for k in range(inputs)]
+            with _steps(builder, count, LANES) as start:
+                line = _offset(builder, y, start, 4)
+                total = _load(builder, FLOAT32, line)
+                for k in range(inputs):
+                    values = _load(builder, form, _offset(builder, rows[k], start, _SIZES[form]))
+                    _prefetch(builder, _offset(builder, rows[inputs + k], start, _SIZES[form]))
+                    total = _fma(builder, values, factors[k], total)
+                builder.store(total, _pointer(builder, line, _FLOATS), align=4)
             return ir.Constant(_I64, 0)
 
-        return types.int64(*(types.int64,) * 7), generate
+        return types.int64(*(types.int64,) * 5), generate
 
     return axpy
 
 
-def _emit_axpy(builder: Builder, form: int, inputs: int, rows: int, arguments: Any) -> None:
-    weight, stride, x, x_stride, y, y_stride, count = arguments
-    factors = []
-    for r in range(rows):
-        line = builder.add(x, builder.mul(x_stride, ir.Constant(_I64, r)))
-        numbers = [builder.load(_pointer(builder, line, _FLOAT, 4 * k), align=4) for k in range(inputs)]
-        factors.append([_splat(builder, number, LANES) for number in numbers])
-    with cgutils.for_range_slice(builder, ir.Constant(_I64, 0), count, ir.Constant(_I64, LANES), _I64) as (start, _):
-        lines = [
-            _offset(builder, builder.add(y, builder.mul(y_stride, ir.Constant(_I64, r))), start, 4) for r in range(rows)
-        ]
-        sums = [_load(builder, FLOAT32, line) for line in lines]
-        for k in range(inputs):
-            row = builder.add(weight, builder.mul(stride, ir.Constant(_I64, k)))
-            values = _load(builder, form, _offset(builder, row, start, _SIZES[form]))
-            sums = [_fma(builder, values, factors[r][k], sums[r]) for r in range(rows)]
-        for line, total in zip(lines, sums, strict=True):
-            builder.store(total, _pointer(builder, line, _FLOATS), align=4)
+def make_tile(form: int, rows: int, parts: int) -> Callable[..., None]:
+    """An intrinsic that adds the products of `rows` inputs with 16 * `parts` columns of a weight to `rows` results.
+
+    It is called as (weight, stride, x, x_stride, y, y_stride, count): address of the first row of the columns, and
+    bytes to the next row; address of the inputs' `count` floats, and bytes to the next input; address of the results'
+    floats, and bytes to the next result.
+    """
+
+    @intrinsic
+    def tile(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, y: Any, y_stride: Any, count: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            weight, stride, x, x_stride, y, y_stride, count = arguments
+            inputs, results = _apart(builder, x, x_stride, rows), _apart(builder, y, y_stride, rows)
+            sums = [[_zeros(builder) for _ in range(parts)] for _ in range(rows)]
+            with _steps(builder, count, 1) as start:
+                line = builder.add(weight, builder.mul(stride, start))
+                for place in range(0, parts * LANES * _SIZES[form], _LINE):
+                    _prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(_I64, _ROWS_AHEAD))), place)
+                places = _apart(builder, line, ir.Constant(_I64, LANES * _SIZES[form]), parts)
+                values = [_load(builder, form, place) for place in places]
+                for own, row in zip(sums, inputs, strict=True):
+                    factor = _spread(builder, _offset(builder, row, start, 4))
+                    for place, value in zip(own, values, strict=True):
+                        _accumulate(builder, place, value, factor)
+            for own, result in zip(sums, results, strict=True):
+                for place, address in zip(
+                    own, _apart(builder, result, ir.Constant(_I64, 4 * LANES), parts), strict=True
+                ):
+                    total = builder.fadd(_load(builder, FLOAT32, address), builder.load(place))
+                    builder.store(total, _pointer(builder, address, _FLOATS), align=4)
+            return ir.Constant(_I64, 0)
+
+        return types.int64(*(types.int64,) * 7), generate
+
+    return tile
+
+
+@contextmanager
+def _steps(builder: Builder, count: Value, step: int) -> Iterator[Value]:
+    """A loop from 0 to `count`."""
+    bounds = ir.Constant(_I64, 0), count, ir.Constant(_I64, step)
+    with cgutils.for_range_slice(builder, *bounds, _I64) as (start, _):
+        yield start
+
+
+def _spread(builder: Builder, address: Value) -> Value:
+    """The float at an address, 16 times."""
+    return _splat(builder, builder.load(_pointer(builder, address, _FLOAT), align=4), LANES)
 
 
 def _load(builder: Builder, form: int, address: Value) -> Value:
@@ -216,6 +274,14 @@ def _total(builder: Builder, places: list[Value]) -> Value:
     return builder.call(reduce, [ir.Constant(_FLOAT, -0.0), parts[0]], fastmath=("reassoc",))
 
 
+def _prefetch(builder: Builder, address: Value, ahead: int = 0) -> None:
+    """Ask memory for what will be read soon."""
+    numbers = [ir.Constant(_I32, number) for number in (0, 3, 1)]  # to read, keep near, data
+    kind = ir.FunctionType(ir.VoidType(), [_I8.as_pointer(), _I32, _I32, _I32])
+    fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(fetch, [_pointer(builder, address, offset=ahead), *numbers])
+
+
 def _splat(builder: Builder, value: Value, lanes: int) -> Value:
     vector = ir.VectorType(value.type, lanes)
     if isinstance(value, ir.Constant):
@@ -234,13 +300,14 @@ def _pointer(builder: Builder, address: Value, element: Any = _I8, offset: int =
 
 
 @intrinsic
-def float_of_bits(context: Any, bits: Any) -> Any:
-    """The float32 of some uint32 bits."""
+def power_of_two(context: Any, exponent: Any) -> Any:
+    """2 to a whole float32 between -126 and 127."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        return builder.bitcast(arguments[0], _FLOAT)
+        biased = builder.add(builder.fptosi(arguments[0], _I32), ir.Constant(_I32, 127))
+        return builder.bitcast(builder.shl(biased, ir.Constant(_I32, 23)), _FLOAT)
 
-    return types.float32(types.uint32), generate
+    return types.float32(types.float32), generate
 
 
 def _make_loader(form: int) -> Callable[[int], float]:
