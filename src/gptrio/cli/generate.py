@@ -56,7 +56,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Number format; auto is the file's.", show_default="float32 on a CPU, else auto"),
+        typer.Option(help="Number format; auto is the file's.", show_default="auto; float32 where the processor has no units for the file's"),
     ] = None,
     quantize: Annotated[
         Quantization | None,
@@ -139,13 +139,17 @@ def load(
         MissingDependencyError: a quantization whose library is not installed.
     """
     from gptrio import AutoModelForCausalLM, AutoTokenizer
+    from gptrio.kernels.packing import can_pack
 
     place = choose_device(device)
-    number_format = dtype or ("float32" if place.type == "cpu" else "auto")
+    number_format = dtype or ("float32" if quantization and place.type == "cpu" else "auto")
     tokenizer = AutoTokenizer.from_pretrained(name)
     given = {"attn_implementation": attention, "load_in": quantization}
     options = {name: value for name, value in given.items() if value is not None}
-    return AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(place).eval(), tokenizer
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(place).eval()
+    if dtype is None and place.type == "cpu" and not can_pack(model.dtype):
+        model = model.float()
+    return model, tokenizer
 
 
 def choose_device(name: str | None) -> torch.device:

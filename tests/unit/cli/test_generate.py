@@ -222,3 +222,12 @@ def test_a_row_is_described_without_its_padding(ids, text, number, reason):
 def test_only_given_options_override_the_model(monkeypatch):
     assert sampling_options(False, temperature=None, top_k=5) == {"do_sample": True, "top_k": 5}
     assert sampling_options(True, temperature=None) == {"do_sample": False}
+
+
+@pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.float16), (False, torch.float32)])
+def test_files_are_run_as_stored_where_the_processor_can(has_units, dtype, model_folder, tmp_path, monkeypatch):
+    model = AutoModelForCausalLM.from_pretrained(model_folder).half()
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
+    monkeypatch.setattr("gptrio.kernels.packing.can_pack", lambda dtype: has_units)
+    assert command.load(str(tmp_path), "cpu", None, None)[0].dtype is dtype
