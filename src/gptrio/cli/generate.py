@@ -56,7 +56,10 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
     dtype: Annotated[
         Dtype | None,
-        typer.Option(help="Number format; auto is the file's.", show_default="auto; float32 where the processor has no units for the file's"),
+        typer.Option(
+            help="Number format; auto is the file's.",
+            show_default="auto, but float32 on a processor without units for it",
+        ),
     ] = None,
     quantize: Annotated[
         Quantization | None,
