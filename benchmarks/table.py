@@ -36,7 +36,7 @@ TITLES = {
     "vllm": "vLLM (CPU)",
 }
 PROMPT, LONG_PROMPT = 32, 1000  # tokens
-ROW_SECONDS = 40  # after which a row begins no further round
+ROW_SECONDS = 30  # after which a row begins no further round
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 
