@@ -9,7 +9,15 @@ import sys
 
 import pytest
 
+from gptrio.kernels.compiled import is_ready
+
 PROGRAM = (sys.executable, "-m", "gptrio")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> None:
+    """Have the decoding step on the disk before: the program that compiles it tells so, once."""
+    is_ready()
 
 
 def gptrio(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
