@@ -12,6 +12,7 @@ from gptrio.cache import DynamicCache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
+from gptrio.kernels.compiled import MOST_ROWS, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.nn.lean import is_lean
 
@@ -58,11 +59,11 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
-        guides = config.guidance_scale not in (None, 1)  # by forwards of the model, which want all threads
-        self._direct = self._direct_step(copies, may_compile=not (config.disable_compile or guides))
+        self._direct = self._direct_step()
+        self._compiles = self._direct is not None and self._may_compile(config, prompt.ids.shape[0] * copies)
         self._spread(self._prompt)
 
-    def _direct_step(self, copies: int, may_compile: bool) -> Any:
+    def _direct_step(self) -> Any:
         """The model's shortest way to the next logits, where nothing but ids and a growing cache is to be told."""
         prompt = self._prompt
         told = (prompt.padding, prompt.position_ids, prompt.token_type_ids, prompt.embeds)
@@ -70,10 +71,12 @@ class Stepper:
             is_lean() and type(self.cache) is DynamicCache and set(self._constants) == {"logits_to_keep", "use_cache"}
         )
         ours = type(self.model).forward.__module__.startswith("gptrio.")
-        if not (plain and ours and all(item is None for item in told)):
-            return None
-        rows: int = prompt.ids.shape[0] * (copies if self._shares_prefill else 1)
-        return self.model.stepper(rows) if may_compile else self.model.next_logits
+        return self.model.next_logits if plain and ours and all(item is None for item in told) else None
+
+    def _may_compile(self, config: GenerationConfig, rows: int) -> bool:
+        """Whether a compiled step shall decode, if the model has one."""
+        guides = config.guidance_scale not in (None, 1)  # by forwards of the model, which want all threads
+        return is_installed() and rows <= MOST_ROWS and not (config.disable_compile or guides)
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
@@ -109,8 +112,11 @@ class Stepper:
                 seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
-        with no_new_packs() if self.calls == 1 and hasattr(self._direct, "needs_no_packs") else nullcontext():
-            if self._direct is not None and keep == 1 and not flags and not shared:
+        direct = self._direct is not None and keep == 1 and not flags and not shared
+        if self._compiles and direct and self.calls > 1:  # the first call, of the prompt, goes without
+            self._direct, self._compiles = self.model.stepper(), False
+        with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
+            if direct:
                 return Logits(self._direct(ids[:, seen:], self.cache))
             output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
         return self._share(output) if shared else output

@@ -18,21 +18,15 @@ from gptrio.quantization.native import QuantizedLinear
 if TYPE_CHECKING:
     from gptrio.models.backbone import Backbone
 
-MOST_ROWS = 8  # with more rows, whole matrix products are faster
 _SMALL = 1 << 21  # weights of a model that one thread steps through as fast as several
 _NO_WINDOW = 1 << 40
 _SPARE = 256  # positions by which the room for scores grows
 _FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 
 
-def compiled_step(model: Any, rows: int = 1) -> CompiledStep | None:
-    """The compiled step of a language model in inference, or None if it has parts that the step does not know.
-
-    Args:
-        model: a language model.
-        rows: B of the steps to come; None is returned for more than `MOST_ROWS`.
-    """
-    if rows > MOST_ROWS or torch.is_autocast_enabled("cpu") or not _is_plain(model):
+def compiled_step(model: Any) -> CompiledStep | None:
+    """The compiled step of a language model in inference, or None if it has parts that the step does not know."""
+    if torch.is_autocast_enabled("cpu") or not _is_plain(model):
         return None
     parts = [block.parts() for block in model.base_model.blocks]
     fits = all(_fits(part) for part in parts) and _is_known(model.get_output_embeddings())
@@ -87,15 +81,10 @@ class CompiledStep:
     Weights are read where they lie, so edits in place are seen. Norms and biases are read when this is made. Torch is
     left with one thread after a step; whoever steps sets it right in the end (`keep_threads`).
 
-    Attributes:
-        needs_no_packs: weights need not be packed, but for other steps than these.
-
     Args:
         model: a language model.
         parts: of its blocks.
     """
-
-    needs_no_packs = True
 
     def __init__(self, model: Any, parts: list[BlockParts]) -> None:
         """Write the tables that the compiled step reads."""

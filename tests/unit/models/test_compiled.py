@@ -20,7 +20,9 @@ from gptrio import (
     quantize,
 )
 from gptrio.cache import DynamicCache
-from gptrio.models.compiled import MOST_ROWS, CompiledStep, compiled_step
+from gptrio.kernels.compiled import MOST_ROWS
+from gptrio.kernels.packing import can_pack, packed_bytes
+from gptrio.models.compiled import CompiledStep, compiled_step
 from gptrio.nn.linear import Conv1D
 
 pytest.importorskip("numba")
@@ -171,6 +173,29 @@ def test_generate_gives_the_same_tokens(name: str, options: dict[str, Any], monk
     compiled = model.generate(ids_of(2, 9), **common)
     assert calls
     assert compiled.tolist() == model.generate(ids_of(2, 9), disable_compile=True, **common).tolist()
+
+
+def test_more_rows_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CompiledStep, "__call__", None)
+    out = build("gpt2").generate(ids_of(MOST_ROWS + 1, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert out.shape == (MOST_ROWS + 1, 8)
+
+
+def test_a_prompt_packs_no_weights() -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_embd=256, n_layer=1, n_head=4)).bfloat16().eval()
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    model.generate(ids_of(2, 9), **options)
+    model.generate(ids_of(1, 9), num_beams=4, **options)
+    assert packed_bytes(model) == 0
+    model.generate(ids_of(MOST_ROWS + 1, 9), **options)
+    assert packed_bytes(model) > 0 or not can_pack(torch.bfloat16)
+
+
+def test_torch_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    threads = torch.get_num_threads()
+    build("gpt2").generate(ids_of(1, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.get_num_threads() == threads
 
 
 def test_an_edit_in_place_is_seen() -> None:

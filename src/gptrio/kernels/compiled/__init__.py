@@ -7,6 +7,8 @@ import importlib.util
 import logging
 import os
 
+MOST_ROWS = 8  # with more rows, whole matrix products are faster
+
 
 @functools.cache
 def is_installed() -> bool:
