@@ -12,7 +12,7 @@ from gptrio.cache import DynamicCache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
-from gptrio.kernels.compiled import MOST_ROWS, is_installed
+from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.nn.lean import is_lean
 
@@ -76,7 +76,7 @@ class Stepper:
     def _may_compile(self, config: GenerationConfig, rows: int) -> bool:
         """Whether a compiled step shall decode, if the model has one."""
         guides = config.guidance_scale not in (None, 1)  # by forwards of the model, which want all threads
-        return is_installed() and rows <= MOST_ROWS and not (config.disable_compile or guides)
+        return is_installed() and rows <= MOST_ROWS_BY_TILES and not (config.disable_compile or guides)
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
@@ -114,7 +114,7 @@ class Stepper:
         rows = ids[:: self._copies] if shared else ids
         direct = self._direct is not None and keep == 1 and not flags and not shared
         if self._compiles and direct and self.calls > 1:  # the first call, of the prompt, goes without
-            self._direct, self._compiles = self.model.stepper(), False
+            self._direct, self._compiles = self.model.stepper(ids.shape[0]), False
         with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
             if direct:
                 return Logits(self._direct(ids[:, seen:], self.cache))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptrio.kernels.compiled import is_installed
+from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, is_installed
 from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import int8_matrix_products_are_exact, one_row_range
 
@@ -31,5 +31,8 @@ def kernel_report() -> dict[str, str]:
 def decoding_report() -> str:
     """Say how tokens are decoded."""
     if is_installed():
-        return "a step compiled by numba for a few rows, the products above for more"
+        from gptrio.kernels.compiled.tiles import are_there
+
+        tiles = f", up to {MOST_ROWS_BY_TILES} of bfloat16 and int8 weights by AMX" if are_there() else ""
+        return f"a step compiled by numba for up to {MOST_ROWS} rows{tiles}; the products above for more"
     return "the products above, as numba is not installed (pip install 'gptrio[fast]')"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.cache import Cache, DynamicLayer
-from gptrio.kernels.compiled import tables
+from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, tables
 from gptrio.nn.blocks import BlockParts
 from gptrio.nn.lean import LayerNorm
 from gptrio.nn.linear import Conv1D, Linear
@@ -24,13 +24,19 @@ _SPARE = 256  # positions by which the room for scores grows
 _FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 
 
-def compiled_step(model: Any) -> CompiledStep | None:
-    """The compiled step of a language model in inference, or None if it has parts that the step does not know."""
+def compiled_step(model: Any, rows: int = 1) -> CompiledStep | None:
+    """The compiled step of a language model in inference, or None if it has parts that the step does not know.
+
+    Args:
+        model: a language model.
+        rows: B of the steps to come; None is returned where so many are faster by whole matrix products.
+    """
     if torch.is_autocast_enabled("cpu") or not _is_plain(model):
         return None
     parts = [block.parts() for block in model.base_model.blocks]
     fits = all(_fits(part) for part in parts) and _is_known(model.get_output_embeddings())
-    return CompiledStep(model, parts) if fits else None
+    step = CompiledStep(model, parts) if fits else None
+    return step if step is not None and rows <= step.most_rows else None
 
 
 def _is_plain(model: nn.Module) -> bool:
@@ -81,6 +87,9 @@ class CompiledStep:
     Weights are read where they lie, so edits in place are seen. Norms and biases are read when this is made. Torch is
     left with one thread after a step; whoever steps sets it right in the end (`keep_threads`).
 
+    Attributes:
+        most_rows: rows up to which it is faster than whole matrix products.
+
     Args:
         model: a language model.
         parts: of its blocks.
@@ -90,6 +99,7 @@ class CompiledStep:
         """Write the tables that the compiled step reads."""
         from gptrio.kernels.compiled.team import team_of
 
+        self.most_rows = MOST_ROWS_BY_TILES
         self._model, self._backbone = model, cast("Backbone", model.base_model)
         self._kept: list[Any] = []  # what the tables hold addresses of
         self._table = np.zeros(1, tables.MODEL)
@@ -158,11 +168,11 @@ class CompiledStep:
             "attended": (rows, width),
             "hidden": (rows, int(table["inner"])),
             "scores": (threads, self._room[1]),
-            "sums": (threads, tables.LANES),
+            "room": (threads, int(table["room_bytes"]) // 4),
         }
-        self._memory = {name: np.empty(size, np.float32) for name, size in sizes.items()}
+        self._memory = {name: torch.empty(size) for name, size in sizes.items()}
         for name, memory in self._memory.items():
-            table[name] = memory.ctypes.data
+            table[name] = memory.data_ptr()
 
     def _describe(self, parts: list[BlockParts]) -> None:
         """Fill the tables with what stays the same from step to step."""
@@ -192,6 +202,8 @@ class CompiledStep:
 
     def _products(self, layers: list[tuple[Any, int]]) -> int:
         """Address of a table of linear layers, each with the place of its first output."""
+        from gptrio.kernels.compiled import tiles
+
         rows = np.zeros(len(layers), tables.PRODUCT)
         self._kept.append(rows)
         for row, (layer, place) in zip(rows, layers, strict=True):
@@ -204,6 +216,9 @@ class CompiledStep:
                 row["scale"], row["group"] = layer.weight_scale.data_ptr(), layer.group or 1
             else:
                 row["form"] = _FORMS[layer.weight.dtype]
+            row["tiled"] = tiles.takes(row)
+            self.most_rows = self.most_rows if row["tiled"] else MOST_ROWS
+            self._table["room_bytes"] = np.maximum(self._table["room_bytes"], tiles.room_for(row))
         return int(rows.ctypes.data)
 
     def _norm(self, norm: LayerNorm) -> tuple[int, int]:

@@ -130,12 +130,12 @@ class CausalLMHead(HeadModel):
         states = self.base_model.advance(input_ids, cache)
         return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states[:, -1:]))
 
-    def stepper(self) -> Callable[[Tensor, Cache], Tensor]:
-        """The fastest form of `next_logits` for few rows and this model: compiled, where numba is installed."""
+    def stepper(self, rows: int) -> Callable[[Tensor, Cache], Tensor]:
+        """The fastest form of `next_logits` for so many rows and this model: compiled, where numba is installed."""
         if is_ready():
             from gptrio.models.compiled import compiled_step
 
-            return compiled_step(self) or self.next_logits
+            return compiled_step(self, rows) or self.next_logits
         return self.next_logits
 
 

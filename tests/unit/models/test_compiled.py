@@ -20,12 +20,14 @@ from gptrio import (
     quantize,
 )
 from gptrio.cache import DynamicCache
-from gptrio.kernels.compiled import MOST_ROWS
+from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.models.compiled import CompiledStep, compiled_step
 from gptrio.nn.linear import Conv1D
 
 pytest.importorskip("numba")
+
+from gptrio.kernels.compiled.tiles import are_there
 
 VOCABULARY, WINDOW = 211, 8
 LENGTH = 120  # past the window, and past the room that a cache starts with
@@ -101,13 +103,14 @@ def test_logits_are_those_of_the_plain_step(name: str, dtype: torch.dtype) -> No
     assert largest_error(build(name, dtype), ids_of(1)) < ERRORS[dtype]
 
 
-@pytest.mark.parametrize("rows", [2, 4, 7, MOST_ROWS])
+@pytest.mark.parametrize("dtype", ERRORS)
+@pytest.mark.parametrize("rows", [2, 4, 7, MOST_ROWS, 17, MOST_ROWS_BY_TILES])
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
-def test_rows_share_the_weights(name: str, rows: int) -> None:
-    assert largest_error(build(name), ids_of(rows, 40)) < ERRORS[torch.float32]
+def test_rows_share_the_weights(name: str, rows: int, dtype: torch.dtype) -> None:
+    assert largest_error(build(name, dtype), ids_of(rows, 40)) < ERRORS[dtype]
 
 
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 5, 20])
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
 def test_quantized_weights_are_taken_for_what_they_stand_for(name: str, precision: str, rows: int) -> None:
@@ -117,7 +120,8 @@ def test_quantized_weights_are_taken_for_what_they_stand_for(name: str, precisio
         if hasattr(layer, "dequantized"):
             target = exact.get_submodule(path)
             target.weight = nn.Parameter(layer.dequantized().t() if isinstance(target, Conv1D) else layer.dequantized())
-    assert largest_error(model, ids_of(rows, 30), exact) < ERRORS[torch.float32]
+    inputs_are_rounded = rows > 1 and are_there()  # to int8; where the head is tied, it has 8 bits anyway
+    assert largest_error(model, ids_of(rows, 30), exact) < (0.08 if inputs_are_rounded else ERRORS[torch.float32])
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -175,10 +179,13 @@ def test_generate_gives_the_same_tokens(name: str, options: dict[str, Any], monk
     assert compiled.tolist() == model.generate(ids_of(2, 9), disable_compile=True, **common).tolist()
 
 
-def test_more_rows_go_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ERRORS)
+def test_more_rows_go_the_plain_way(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_tiles = dtype is torch.bfloat16 and are_there()
+    rows = (MOST_ROWS_BY_TILES if by_tiles else MOST_ROWS) + 1
     monkeypatch.setattr(CompiledStep, "__call__", None)
-    out = build("gpt2").generate(ids_of(MOST_ROWS + 1, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
-    assert out.shape == (MOST_ROWS + 1, 8)
+    out = build("gpt2", dtype).generate(ids_of(rows, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert out.shape == (rows, 8)
 
 
 def test_a_prompt_packs_no_weights() -> None:
@@ -187,7 +194,7 @@ def test_a_prompt_packs_no_weights() -> None:
     model.generate(ids_of(2, 9), **options)
     model.generate(ids_of(1, 9), num_beams=4, **options)
     assert packed_bytes(model) == 0
-    model.generate(ids_of(MOST_ROWS + 1, 9), **options)
+    model.generate(ids_of(MOST_ROWS_BY_TILES + 1, 9), **options)
     assert packed_bytes(model) > 0 or not can_pack(torch.bfloat16)
 
 

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import os
 
-MOST_ROWS = 8  # with more rows, whole matrix products are faster
+MOST_ROWS, MOST_ROWS_BY_TILES = 8, 32  # with more rows, whole matrix products are faster
 
 
 @functools.cache

@@ -5,27 +5,18 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import carray, float32, types
+from numba import float32
 
-from gptrio.kernels.compiled.products import LINES, dot, share, size_of, weighted_sum
-from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH, RELU, SILU
+from gptrio.kernels.compiled.arrays import floats, round_to_bfloat16
+from gptrio.kernels.compiled.products import LINES, dot, dot_of_lanes, share, size_of, weighted_sum
+from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH, LANES, RELU, SILU
 from gptrio.kernels.compiled.vectors import (
     MATHS,
     kernel,
-    make_view,
+    load_float32,
     power_of_two,
-    store_bfloat16,
     store_float16,
-    store_float32,
 )
-
-_as_floats = make_view(types.float32)
-
-
-@kernel()
-def floats(address, count):
-    """An array of the floats at an address."""
-    return carray(_as_floats(address), (count,))
 
 
 @kernel(fastmath=MATHS)
@@ -108,13 +99,27 @@ def _rotate(x, cosines, sines, half):
 
 @kernel()
 def _store(form, address, values, count):
-    for i in range(count):
-        if form == FLOAT32:
-            store_float32(address + 4 * i, values[i])
-        elif form == BFLOAT16:
-            store_bfloat16(address + 2 * i, values[i])
-        else:
-            store_float16(address + 2 * i, values[i])
+    if form == FLOAT32:
+        floats(address, count)[:] = floats(values, count)
+    elif form == BFLOAT16:
+        round_to_bfloat16(values, address, count)
+    else:
+        for i in range(count):
+            store_float16(address + 2 * i, load_float32(values + 4 * i))
+
+
+@kernel()
+def _score(form, keys, ahead, q, width, seen, scores):
+    """Products of a query with the keys that it sees, and room for one more; what is `ahead` is read next."""
+    line = width * size_of(form)
+    s = 0
+    while s + LANES <= seen:
+        dot_of_lanes(form, keys + s * line, line, ahead, 0, 0, 0, q, 0, width, scores + 4 * s)
+        s += LANES
+    while s < seen:
+        step = line if s + LINES <= seen else 0
+        dot(form, keys + s * line, step, ahead, 0, 0, 0, q, 0, width, scores + 4 * s)
+        s += LINES
 
 
 @kernel(fastmath=MATHS)
@@ -149,14 +154,13 @@ def attend(m, layer, thread, threads):
             _rotate(floats(q, width), cosines, sines, half)
             _rotate(floats(k, width), cosines, sines, half)
         keys, values = layer.keys + pair * layer.room * line, layer.values + pair * layer.room * line
-        _store(form, keys + layer.slot * line, floats(k, width), width)
-        _store(form, values + layer.slot * line, floats(v, width), width)
-        for s in range(0, seen, LINES):  # the room for scores has room for what the last one is past the end
-            step = line if s + LINES <= seen else 0
-            dot(form, keys + (layer.first + s) * line, step, 0, 0, 0, q, 0, width, scores_address + 4 * s)
+        _store(form, keys + layer.slot * line, k, width)
+        _score(form, keys + layer.first * line, values - keys, q, width, seen, scores_address)
+        _store(form, values + layer.slot * line, v, width)
         _softmax(scores, seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)
         result = floats(out, width)
         for i in range(width):
             result[i] = float32(0.0)
-        weighted_sum(form, values + layer.first * line, line, scores_address, out, seen, width)
+        ahead = keys + layer.room * line - values  # the next head's keys
+        weighted_sum(form, values + layer.first * line, line, ahead, scores_address, out, seen, width)

@@ -6,29 +6,34 @@ from collections.abc import Callable
 from typing import Any
 
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, LANES
+from gptrio.kernels.compiled.tiles import multiply_tiled
 from gptrio.kernels.compiled.vectors import kernel, load_float32, make_axpy, make_dot, make_tile, store_float32
 
 TOGETHER = 4  # inputs that share one reading of the weight,
-LINES = 2  # by so many of its rows at a time,
+LINES = 2  # by so many of its rows at a time, where others of
+LINES_AHEAD = 4  # rows further on are asked for,
 PARTS = 4  # or so many times 16 of its columns,
 DEPTH = 32  # for so many numbers of an input
+FEWEST_TILED = 2  # rows from which on tiles are faster
 
 
 def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
-    float32, bfloat16, float16, int8, int4 = (make_dot(form, rows, lines) for form in range(INT4 + 1))
+    """Products of so many inputs and rows of a weight; of a whole vector of rows only where nothing is quantized."""
+    forms = range(INT4 + 1) if lines < LANES else (FLOAT32, BFLOAT16, FLOAT16, FLOAT16, FLOAT16)
+    float32, bfloat16, float16, int8, int4 = (make_dot(form, rows, lines) for form in forms)
 
     @kernel()
-    def dot(form, weight, stride, scales, scales_stride, group, x, x_stride, count, out):
+    def dot(form, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
         if form == FLOAT32:
-            float32(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
+            float32(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         elif form == BFLOAT16:
-            bfloat16(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
+            bfloat16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         elif form == FLOAT16:
-            float16(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
+            float16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         elif form == INT8:
-            int8(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
+            int8(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         else:
-            int4(weight, stride, scales, scales_stride, group, x, x_stride, count, out)
+            int4(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
 
     return dot
 
@@ -37,13 +42,13 @@ def _axpy_of_any_form(inputs: int) -> Callable[..., Any]:
     float32, bfloat16, float16 = (make_axpy(form, inputs) for form in range(FLOAT16 + 1))
 
     @kernel()
-    def axpy(form, weight, stride, x, y, count):
+    def axpy(form, weight, stride, ahead, x, y, count):
         if form == FLOAT32:
-            float32(weight, stride, x, y, count)
+            float32(weight, stride, ahead, x, y, count)
         elif form == BFLOAT16:
-            bfloat16(weight, stride, x, y, count)
+            bfloat16(weight, stride, ahead, x, y, count)
         else:
-            float16(weight, stride, x, y, count)
+            float16(weight, stride, ahead, x, y, count)
 
     return axpy
 
@@ -63,7 +68,7 @@ def _tile_of_any_form(parts: int) -> Callable[..., Any]:
     return tile
 
 
-dot, dot_together = _dot_of_any_form(1, LINES), _dot_of_any_form(TOGETHER, LINES)
+dot, dot_together, dot_of_lanes = (_dot_of_any_form(*size) for size in ((1, LINES), (TOGETHER, LINES), (1, LANES)))
 add_one, add_eight = _axpy_of_any_form(1), _axpy_of_any_form(8)
 tile, wide_tile = _tile_of_any_form(1), _tile_of_any_form(PARTS)
 
@@ -84,19 +89,22 @@ def share(count, unit, thread, threads):
 
 
 @kernel()
-def weighted_sum(form, weight, stride, x, y, inputs, outputs):
-    """y += x @ W for one row: W (inputs, outputs), `stride` bytes a row; x and y are addresses of floats."""
+def weighted_sum(form, weight, stride, ahead, x, y, inputs, outputs):
+    """y += x @ W for one row: W (inputs, outputs), `stride` bytes a row; x and y are addresses of floats.
+
+    What is `ahead` bytes after a weight is read soon after it.
+    """
     i = 0
     while i + 8 <= inputs:
-        add_eight(form, weight + i * stride, stride, x + 4 * i, y, outputs)
+        add_eight(form, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
         i += 8
     while i < inputs:
-        add_one(form, weight + i * stride, stride, x + 4 * i, y, outputs)
+        add_one(form, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
         i += 1
 
 
 @kernel()
-def multiply(p, x, x_stride, y, y_stride, rows, adds, sums, thread, threads):
+def multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads):
     """y = x @ W + b, or y += x @ W + b if `adds`, for a thread's part of the outputs.
 
     Args:
@@ -105,16 +113,19 @@ def multiply(p, x, x_stride, y, y_stride, rows, adds, sums, thread, threads):
         y, y_stride: address of the results, and bytes from row to row.
         rows: number of rows.
         adds: whether to add to what is there.
-        sums: address of 16 floats for this thread.
+        room: address of this thread's working memory.
         thread, threads: which part.
     """
     start, end = share(p.outputs, LANES, thread, threads)
     y += 4 * p.place
+    left = start
+    if p.tiled and rows >= FEWEST_TILED:
+        left = multiply_tiled(p, x, x_stride, y, y_stride, rows, adds, room, start, end)
     if p.by_columns:
-        _start_with_bias(p, y, y_stride, rows, adds, start, end)
-        _multiply_by_columns(p, x, x_stride, y, y_stride, rows, start, end)
+        _start_with_bias(p, y, y_stride, rows, adds, left, end)
+        _multiply_by_columns(p, x, x_stride, y, y_stride, rows, left, end)
     else:
-        _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, sums, start, end)
+        _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, room, left, end)
     return start, end
 
 
@@ -147,7 +158,7 @@ def _multiply_by_columns(p, x, x_stride, y, y_stride, rows, start, end):
             o += parts * LANES
     for r in range(shared, rows):
         line, place = x + r * x_stride, y + r * y_stride + 4 * start
-        weighted_sum(p.form, p.weight + start * size, stride, line, place, p.inputs, end - start)
+        weighted_sum(p.form, p.weight + start * size, stride, 8 * stride, line, place, p.inputs, end - start)
 
 
 @kernel()
@@ -163,9 +174,33 @@ def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, sums, start, end)
             count = TOGETHER if r + TOGETHER <= rows else 1
             line = x + r * x_stride
             if count == 1:
-                dot(p.form, weight, step, scales, scales_step, p.group, line, x_stride, p.inputs, sums)
+                dot(
+                    p.form,
+                    weight,
+                    step,
+                    LINES_AHEAD * stride,
+                    scales,
+                    scales_step,
+                    p.group,
+                    line,
+                    x_stride,
+                    p.inputs,
+                    sums,
+                )
             else:
-                dot_together(p.form, weight, step, scales, scales_step, p.group, line, x_stride, p.inputs, sums)
+                dot_together(
+                    p.form,
+                    weight,
+                    step,
+                    LINES_AHEAD * stride,
+                    scales,
+                    scales_step,
+                    p.group,
+                    line,
+                    x_stride,
+                    p.inputs,
+                    sums,
+                )
             _finish(p, y + r * y_stride, y_stride, count, adds, sums, o, lines)
             r += count
 

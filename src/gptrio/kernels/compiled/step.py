@@ -12,9 +12,11 @@ import numba
 from numba import carray, types
 from numba.core.registry import cpu_target
 
-from gptrio.kernels.compiled.layers import activate, attend, floats, layer_norm
+from gptrio.kernels.compiled.arrays import floats
+from gptrio.kernels.compiled.layers import activate, attend, layer_norm
 from gptrio.kernels.compiled.products import multiply
 from gptrio.kernels.compiled.tables import LAYER, MODEL, PRODUCT
+from gptrio.kernels.compiled.tiles import are_there
 from gptrio.kernels.compiled.vectors import add_and_get, get, kernel, make_view, pause, put, replace
 
 _log = logging.getLogger("gptrio")
@@ -49,7 +51,7 @@ def _run(control, model, thread, threads):
     m = carray(_models(model), (1,))[0]
     layers = carray(_layers(m.layers), (m.depth,))
     rows, width, inner = m.rows, m.width, m.inner
-    line, sums = 4 * width, m.sums + 64 * thread
+    line, room = 4 * width, m.room + m.room_bytes * thread
     normed = m.normed + thread * 2 * rows * line
     also = normed + rows * line  # what the MLP reads, where it stands beside attention
     phase = 0
@@ -60,28 +62,28 @@ def _run(control, model, thread, threads):
         if m.parallel:
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, m.eps, rows, width)
         for k in range(layer.projections):
-            multiply(p[k], normed, line, m.qkv, 3 * line, rows, False, sums, thread, threads)
+            multiply(p[k], normed, line, m.qkv, 3 * line, rows, False, room, thread, threads)
         phase += 1
         _meet(control, phase, threads)
         attend(m, layer, thread, threads)
         phase += 1
         _meet(control, phase, threads)
-        multiply(p[3], m.attended, line, m.x, line, rows, True, sums, thread, threads)
+        multiply(p[3], m.attended, line, m.x, line, rows, True, room, thread, threads)
         if not m.parallel:
             phase += 1
             _meet(control, phase, threads)
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, m.eps, rows, width)
-        start, end = multiply(p[4], also, line, m.hidden, 4 * inner, rows, False, sums, thread, threads)
+        start, end = multiply(p[4], also, line, m.hidden, 4 * inner, rows, False, room, thread, threads)
         for r in range(rows):
             activate(m.activation, floats(m.hidden + 4 * (r * inner + start), end - start))
         phase += 1
         _meet(control, phase, threads)
-        multiply(p[5], m.hidden, 4 * inner, m.x, line, rows, True, sums, thread, threads)
+        multiply(p[5], m.hidden, 4 * inner, m.x, line, rows, True, room, thread, threads)
         phase += 1
         _meet(control, phase, threads)
     layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.eps, rows, width)
     head = carray(_products(m.head), (1,))[0]
-    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, sums, thread, threads)
+    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, room, thread, threads)
     phase += 1
     _meet(control, phase, threads)
     return phase
@@ -140,7 +142,7 @@ def _entry(sources: str) -> Callable[[int, int, int, int, int], int]:
 
 
 _FILES = sorted(Path(__file__).parent.glob("*.py"))
-enter: Any = _entry(hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest())
+enter: Any = _entry(hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest() + str(are_there()))
 
 
 def prepare() -> None:

@@ -13,6 +13,7 @@ PRODUCT = np.dtype(
     [
         ("form", np.int64),  # of the weight: FLOAT32 ... INT4
         ("by_columns", np.int64),  # 1 if the weight is stored (in, out), else 0
+        ("tiled", np.int64),  # 1 if the processor can multiply it by tiles
         ("weight", np.int64),
         ("scale", np.int64),  # float32 (out,) of int8; bfloat16 (out, in / group) of int4
         ("group", np.int64),
@@ -74,7 +75,8 @@ MODEL = np.dtype(
         ("hidden", np.int64),  # (B, I)
         ("scores", np.int64),  # (threads, most positions)
         ("most", np.int64),
-        ("sums", np.int64),  # (threads, 16)
+        ("room", np.int64),  # (threads, room_bytes) working memory of products: first 16 sums
+        ("room_bytes", np.int64),
     ],
     align=True,
 )

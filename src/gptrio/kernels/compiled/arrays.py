@@ -1,0 +1,35 @@
+"""Arrays of numbers at raw addresses, for loops that LLVM turns into vectors by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import carray, types, uint32
+
+from gptrio.kernels.compiled.vectors import kernel, make_view
+
+
+def _make_array(element: Any) -> Callable[[int, int], Any]:
+    view = make_view(element)
+
+    @kernel()
+    def array(address, count):
+        return carray(view(address), (count,))
+
+    return array
+
+
+floats, words, integers, halves, small_integers = (
+    _make_array(element) for element in (types.float32, types.uint32, types.int32, types.uint16, types.int8)
+)
+
+
+@kernel()
+def round_to_bfloat16(source, target, count):
+    """Write floats at an address as the nearest bfloat16 at another: ties to even, NaN stays NaN."""
+    numbers, rounded = words(source, count), halves(target, count)
+    for i in range(count):
+        bits = numbers[i]
+        nearest = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
+        rounded[i] = uint32(0x7FC0) if bits & uint32(0x7FFFFFFF) > uint32(0x7F800000) else nearest

@@ -1,0 +1,103 @@
+"""Products by tiles are exact where they can be, for every shape of what is left over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("numba")
+
+import numba
+
+from gptrio.kernels.compiled import tables
+from gptrio.kernels.compiled.products import multiply
+from gptrio.kernels.compiled.tiles import are_there, room_for, takes
+from gptrio.kernels.compiled.vectors import kernel, make_view
+
+pytestmark = pytest.mark.skipif(not are_there(), reason="the processor has no tiles")
+
+_products = make_view(numba.from_dtype(tables.PRODUCT))
+
+
+@kernel()
+def _multiply(product, x, x_stride, y, y_stride, rows, adds, room, threads):
+    p = numba.carray(_products(product), (1,))[0]
+    for thread in range(threads):
+        multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads)
+
+
+def product_of(weight: torch.Tensor, bias: torch.Tensor | None, by_columns: bool = False, scale: Any = None) -> Any:
+    row = np.zeros(1, tables.PRODUCT)
+    row["form"] = tables.BFLOAT16 if scale is None else tables.INT8
+    row["by_columns"], row["weight"], row["group"] = by_columns, weight.data_ptr(), 1
+    row["inputs"], row["outputs"] = weight.shape if by_columns else weight.shape[::-1]
+    row["bias"] = 0 if bias is None else bias.data_ptr()
+    row["scale"] = 0 if scale is None else scale.data_ptr()
+    row["tiled"] = takes(row[0])
+    assert row["tiled"]
+    return row
+
+
+def multiplied(row: Any, x: torch.Tensor, before: torch.Tensor | None, threads: int) -> torch.Tensor:
+    y = torch.full((len(x), int(row["outputs"][0])), float("nan")) if before is None else before.clone()
+    room = torch.empty(room_for(row[0]) // 4)
+    strides = [4 * tensor.stride(0) for tensor in (x, y)]
+    at = row.ctypes.data, x.data_ptr(), strides[0], y.data_ptr(), strides[1], len(x)
+    _multiply(*at, before is not None, room.data_ptr(), threads)
+    return y
+
+
+def whole(*shape: int, most: int = 8) -> torch.Tensor:
+    return torch.randint(-most, most + 1, shape).float()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [2, 15, 16, 17, 32])
+@pytest.mark.parametrize("outputs", [16, 80, 176])
+@pytest.mark.parametrize("by_columns", [False, True])
+def test_bfloat16_products_of_whole_numbers_are_exact(by_columns: bool, outputs: int, rows: int, threads: int) -> None:
+    x, weight, bias, before = whole(rows, 128), whole(128, outputs), whole(outputs), whole(rows, outputs)
+    stored = (weight if by_columns else weight.t().contiguous()).bfloat16()
+    row = product_of(stored, bias, by_columns)
+    assert torch.equal(multiplied(row, x, None, threads), x @ weight + bias)
+    assert torch.equal(multiplied(row, x, before, threads), x @ weight + bias + before)
+
+
+@pytest.mark.parametrize("rows", [2, 17, 32])
+@pytest.mark.parametrize("outputs", [16, 80, 179])
+def test_int8_products_of_whole_numbers_are_exact(outputs: int, rows: int) -> None:
+    x, codes, scale = whole(rows, 192, most=126), whole(outputs, 192, most=127), torch.rand(outputs) + 0.5
+    x[:, 7] = 127  # the largest, whose code is itself
+    stored = codes.to(torch.int8)
+    row = product_of(stored, None, scale=scale)
+    torch.testing.assert_close(multiplied(row, x, None, 1), (x @ codes.t()) * scale, rtol=1e-6, atol=0)
+
+
+def test_inputs_are_rounded_to_the_nearest_bfloat16() -> None:
+    x, weight = torch.randn(20, 64), torch.eye(64).bfloat16()
+    x[3, 5], x[4, 6], x[5, 7] = float("inf"), float("-inf"), torch.finfo(torch.float32).max
+    y = multiplied(product_of(weight, None), x, None, 1)
+    plain = torch.ones(20, dtype=torch.bool)
+    plain[3:6] = False
+    assert torch.equal(y[plain], x[plain].bfloat16().float())
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_row_that_is_not_a_number_spoils_no_other(precision: str) -> None:
+    x, weight = whole(18, 64), whole(32, 64)
+    x[:, 1] = 127
+    x[2, 3] = float("nan")
+    scale = None if precision == "bfloat16" else torch.ones(32)
+    stored = weight.to(torch.bfloat16 if scale is None else torch.int8)
+    row = product_of(stored, None, scale=scale)
+    y, want = multiplied(row, x, None, 1), x @ weight.t()
+    assert y[2].isnan().all()
+    assert torch.equal(y[torch.arange(18) != 2], want[torch.arange(18) != 2])
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    codes = whole(32, 64, most=127).to(torch.int8)
+    assert not multiplied(product_of(codes, None, scale=torch.ones(32)), torch.zeros(2, 64), None, 1).any()
