@@ -77,6 +77,12 @@ class StaticCache(Cache):
             assert isinstance(layer, StaticLayer | OffloadedLayer)
             layer.lazy_initialization(like)
 
+    def note_length(self, length: int) -> None:
+        """Take note that a replayed step, of which Python sees nothing, has made the cache hold `length` positions."""
+        for layer in self.layers:
+            assert isinstance(layer, StaticLayer)
+            layer.note_length(length)
+
     def __len__(self) -> int:
         """Number of layers, whether they hold something or not."""
         return len(self.layers)

@@ -19,6 +19,7 @@ from gptrio.cache.base import (
 )
 from gptrio.cache.dynamic import check_reach
 from gptrio.errors import InputError
+from gptrio.kernels.graphs import is_recording
 
 
 class StaticLayer(CacheLayer):
@@ -94,7 +95,7 @@ class StaticLayer(CacheLayer):
             states = self._append(keys, values, start)
             self._set_length(start + keys.shape[-2])
             return states
-        if not torch.compiler.is_compiling() and not position.is_cuda:
+        if not (torch.compiler.is_compiling() or is_recording() or position.is_cuda):
             self._check_positions(position)
         states = self._write(keys, values, position)
         assert self._end is not None
@@ -144,6 +145,10 @@ class StaticLayer(CacheLayer):
         self._length = length
         if self._end is not None:
             self._end.fill_(length)
+
+    def note_length(self, length: int) -> None:
+        """Take the positions seen as an integer, where a replayed step has written them on the device."""
+        self._length = length
 
     def next_positions(self, length: int, device: torch.device) -> Tensor:
         """(length,) positions after those seen so far, without a look at their number."""

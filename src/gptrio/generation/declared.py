@@ -144,4 +144,4 @@ class GenerationOptions:
     target_lookbehind: int = option(10, "Target tokens re-encoded to align two tokenizers.", ge=1)
     # compilation
     compile_config: CompileConfig | None = option(None, "How to compile the decoding step.")
-    disable_compile: bool = option(False, "Never compile, even where a cache would allow it.")
+    disable_compile: bool = option(False, "Never compile or record a step, even where a cache would allow it.")

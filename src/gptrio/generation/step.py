@@ -12,6 +12,7 @@ from gptrio.cache import DynamicCache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
+from gptrio.generation.recorded import RecordedStep, record_step
 from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.nn.lean import is_lean
@@ -61,17 +62,21 @@ class Stepper:
         self._chunk = config.prefill_chunk_size
         self._direct = self._direct_step()
         self._compiles = self._direct is not None and self._may_compile(config, prompt.ids.shape[0] * copies)
+        self._records = self._in_place and self._is_bare() and not config.disable_compile
+        self._recorded: RecordedStep | None = None
         self._spread(self._prompt)
 
     def _direct_step(self) -> Any:
         """The model's shortest way to the next logits, where nothing but ids and a growing cache is to be told."""
         prompt = self._prompt
         told = (prompt.padding, prompt.position_ids, prompt.token_type_ids, prompt.embeds)
-        plain = (
-            is_lean() and type(self.cache) is DynamicCache and set(self._constants) == {"logits_to_keep", "use_cache"}
-        )
+        lean = is_lean() and type(self.cache) is DynamicCache and self._is_bare()
+        return self.model.next_logits if lean and all(item is None for item in told) else None
+
+    def _is_bare(self) -> bool:
+        """Whether this package's forward runs, and a step is told nothing but tokens and where they stand."""
         ours = type(self.model).forward.__module__.startswith("gptrio.")
-        return self.model.next_logits if plain and ours and all(item is None for item in told) else None
+        return ours and self._prepare is None and set(self._constants) == {"logits_to_keep", "use_cache"}
 
     def _may_compile(self, config: GenerationConfig, rows: int) -> bool:
         """Whether a compiled step shall decode, if the model has one."""
@@ -106,6 +111,10 @@ class Stepper:
         self.calls += 1
         if self._prepare is not None:
             return self._by_own_preparation(ids, seen, length, {"logits_to_keep": keep, **flags})
+        if self._records and self.calls > 1 and length - seen == keep == 1 and not flags:
+            logits = self._replay(ids[:, -1:], seen)
+            if logits is not None:
+                return Logits(logits)
         if self._chunk is not None and self.calls == 1 and self.cache is not None:
             while length - seen > self._chunk:
                 self._run(ids, seen, seen + self._chunk, {"logits_to_keep": 1})
@@ -131,6 +140,20 @@ class Stepper:
         if self.cache is not None:
             self.cache = output.past_key_values
         return output
+
+    def _replay(self, ids: Tensor, seen: int) -> Tensor | None:
+        """Logits (B, 1, V) by the recorded step, which is recorded first; None if it cannot be."""
+        if self._recorded is None:
+            told: dict[str, Tensor] = {}
+            if self._mask is not None:
+                told["attention_mask"] = self._mask_of(self.cache.max_cache_len)
+            if self._types is not None:
+                told["token_type_ids"] = self._types[:, -1:]
+            self._recorded = record_step(self.model, self.cache, ids, told, self._shift)
+        if self._recorded is None:
+            self._records = False
+            return None
+        return self._recorded(ids, seen)
 
     def _masks(self, seen: int, length: int) -> dict[str, Tensor]:
         """Mask, positions and types of the columns from `seen` to `length`, as far as there is something to tell."""

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.config import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError, warn
+from gptrio.kernels.graphs import is_recording
 
 if TYPE_CHECKING:
     from gptrio.cache.base import LegacyCache
@@ -216,4 +217,4 @@ def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: 
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_recording()

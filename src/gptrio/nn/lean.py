@@ -21,7 +21,7 @@ _lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
 @contextmanager
 def lean_calls(model: nn.Module | None) -> Iterator[None]:
     """Run forwards directly, in this thread, if `model` is given and has no hooks and no compiled form."""
-    token = _lean.set(model is not None and _is_plain(model))
+    token = _lean.set(model is not None and is_plain(model))
     try:
         yield
     finally:
@@ -33,7 +33,8 @@ def is_lean() -> bool:
     return _lean.get()
 
 
-def _is_plain(model: nn.Module) -> bool:
+def is_plain(model: nn.Module) -> bool:
+    """Whether `model` has no hooks and no compiled form."""
     shared = nn.modules.module
     if shared._global_forward_hooks or shared._global_forward_pre_hooks:
         return False
