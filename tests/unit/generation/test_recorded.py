@@ -126,6 +126,17 @@ def test_every_mode_is_served(family: str, options: dict[str, Any], device: str,
     assert torch.equal(actual, generate(model, **given))
 
 
+@pytest.mark.filterwarnings("ignore:.*text beyond may degrade")
+def test_rotary_tables_that_depend_on_the_length_are_computed_anew(device: str, recorder: Counted) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    config = tiny_config("gpt_neox", max_position_embeddings=40, rope_scaling=scaling, rotary_pct=0.5)
+    model = gptrio.AutoModelForCausalLM.from_config(config).eval().to(device)
+    randomise(model)
+    actual = generate(model, input_ids=prompts(device), cache_implementation="static")
+    assert recorder.replays == NEW - 1
+    assert torch.equal(actual, generate(model, input_ids=prompts(device)))
+
+
 @pytest.mark.parametrize("given", ["position_ids", "token_type_ids"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_positions_and_types_are_told(family: str, given: str, device: str, recorder: Counted) -> None:
