@@ -117,7 +117,7 @@ class CompiledStep:
             cache: what came before; grows as it is fed.
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
-        if input_ids.shape[1] != 1 or not self._takes(cache):
+        if input_ids.shape[1] != 1 or rows > MOST_ROWS_BY_TILES or not self._takes(cache):
             self._let_torch_use(self._team.size)
             return cast(Tensor, self._model.next_logits(input_ids, cache))
         self._let_torch_use(1)
@@ -202,7 +202,8 @@ class CompiledStep:
 
     def _products(self, layers: list[tuple[Any, int]]) -> int:
         """Address of a table of linear layers, each with the place of its first output."""
-        from gptrio.kernels.compiled import tiles
+        from gptrio.kernels.compiled.products import room_for
+        from gptrio.kernels.compiled.tiles import takes
 
         rows = np.zeros(len(layers), tables.PRODUCT)
         self._kept.append(rows)
@@ -216,9 +217,9 @@ class CompiledStep:
                 row["scale"], row["group"] = layer.weight_scale.data_ptr(), layer.group or 1
             else:
                 row["form"] = _FORMS[layer.weight.dtype]
-            row["tiled"] = tiles.takes(row)
+            row["tiled"] = takes(row)
             self.most_rows = self.most_rows if row["tiled"] else MOST_ROWS
-            self._table["room_bytes"] = np.maximum(self._table["room_bytes"], tiles.room_for(row))
+            self._table["room_bytes"] = np.maximum(self._table["room_bytes"], room_for(row))
         return int(rows.ctypes.data)
 
     def _norm(self, norm: LayerNorm) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from numba import carray, types, uint32
 
-from gptrio.kernels.compiled.vectors import kernel, make_view
+from gptrio.kernels.compiled.vectors import float_of, kernel, make_view
 
 
 def _make_array(element: Any) -> Callable[[int, int], Any]:
@@ -33,3 +33,12 @@ def round_to_bfloat16(source, target, count):
         bits = numbers[i]
         nearest = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
         rounded[i] = uint32(0x7FC0) if bits & uint32(0x7FFFFFFF) > uint32(0x7F800000) else nearest
+
+
+@kernel()
+def largest(source, count):
+    """The largest size of the floats at an address, or a tiny number; NaN if one is."""
+    numbers, most = words(source, count), uint32(0x00800000)
+    for i in range(count):
+        most = max(most, numbers[i] & uint32(0x7FFFFFFF))  # sizes of floats are in the order of their bits
+    return float_of(most)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, nibbles, tiles
+from gptrio.kernels.compiled.nibbles import nibble_dot_of_any_group, pack_rows, packed_stride
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, LANES
 from gptrio.kernels.compiled.tiles import multiply_tiled
 from gptrio.kernels.compiled.vectors import kernel, load_float32, make_axpy, make_dot, make_tile, store_float32
@@ -13,14 +15,24 @@ TOGETHER = 4  # inputs that share one reading of the weight,
 LINES = 2  # by so many of its rows at a time, where others of
 LINES_AHEAD = 4  # rows further on are asked for,
 PARTS = 4  # or so many times 16 of its columns,
+PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes
+INT4_BY_INT8 = nibbles.are_there()
 DEPTH = 32  # for so many numbers of an input
 FEWEST_TILED = 2  # rows from which on tiles are faster
+
+
+def room_for(p: Any) -> int:
+    """Bytes of working memory that a thread needs for a PRODUCT row."""
+    codes = MOST_ROWS_BY_TILES * packed_stride(int(p["inputs"])) if p["form"] == INT4 else 0
+    return max(PACKED_AT + codes, tiles.room_for(p) if p["tiled"] else 0)
 
 
 def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
     """Products of so many inputs and rows of a weight; of a whole vector of rows only where nothing is quantized."""
     forms = range(INT4 + 1) if lines < LANES else (FLOAT32, BFLOAT16, FLOAT16, FLOAT16, FLOAT16)
     float32, bfloat16, float16, int8, int4 = (make_dot(form, rows, lines) for form in forms)
+    if INT4_BY_INT8 and lines < LANES:
+        int4 = nibble_dot_of_any_group(rows, lines)
 
     @kernel()
     def dot(form, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
@@ -162,9 +174,13 @@ def _multiply_by_columns(p, x, x_stride, y, y_stride, rows, start, end):
 
 
 @kernel()
-def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, sums, start, end):
+def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
     stride = p.inputs // 2 if p.form == INT4 else p.inputs * size_of(p.form)
     scales_stride = 2 * (p.inputs // p.group) if p.form == INT4 else 0
+    ahead = LINES_AHEAD * stride
+    if INT4_BY_INT8 and p.form == INT4 and start < end:
+        pack_rows(x, x_stride, rows, p.inputs, room + PACKED_AT)
+        x, x_stride = room + PACKED_AT, packed_stride(p.inputs)
     for o in range(start, end, LINES):
         weight, scales = p.weight + o * stride, p.scale + o * scales_stride
         lines = min(LINES, end - o)
@@ -174,34 +190,10 @@ def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, sums, start, end)
             count = TOGETHER if r + TOGETHER <= rows else 1
             line = x + r * x_stride
             if count == 1:
-                dot(
-                    p.form,
-                    weight,
-                    step,
-                    LINES_AHEAD * stride,
-                    scales,
-                    scales_step,
-                    p.group,
-                    line,
-                    x_stride,
-                    p.inputs,
-                    sums,
-                )
+                dot(p.form, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, room)
             else:
-                dot_together(
-                    p.form,
-                    weight,
-                    step,
-                    LINES_AHEAD * stride,
-                    scales,
-                    scales_step,
-                    p.group,
-                    line,
-                    x_stride,
-                    p.inputs,
-                    sums,
-                )
-            _finish(p, y + r * y_stride, y_stride, count, adds, sums, o, lines)
+                dot_together(p.form, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, room)
+            _finish(p, y + r * y_stride, y_stride, count, adds, room, o, lines)
             r += count
 
 

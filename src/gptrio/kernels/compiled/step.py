@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
 from numba import carray, types
-from numba.core.registry import cpu_target
 
 from gptrio.kernels.compiled.arrays import floats
 from gptrio.kernels.compiled.layers import activate, attend, layer_norm
 from gptrio.kernels.compiled.products import multiply
 from gptrio.kernels.compiled.tables import LAYER, MODEL, PRODUCT
 from gptrio.kernels.compiled.tiles import are_there
-from gptrio.kernels.compiled.vectors import add_and_get, get, kernel, make_view, pause, put, replace
+from gptrio.kernels.compiled.vectors import add_and_get, features, get, kernel, make_view, pause, put, replace
 
 _log = logging.getLogger("gptrio")
 
@@ -151,8 +151,7 @@ def prepare() -> None:
     Raises:
         RuntimeError: the processor cannot convert float16, for which LLVM has nothing else here.
     """
-    triple, _, features = cpu_target.target_context.codegen().magic_tuple()
-    if triple.startswith("x86_64") and "+f16c" not in features:
+    if platform.machine() in ("x86_64", "AMD64") and "+f16c" not in features():
         raise RuntimeError("the processor has no F16C instructions")
     kept = Path(enter.stats.cache_path)
     if not any(kept.glob("step.*.nbc")):

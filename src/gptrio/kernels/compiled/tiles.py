@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import float32, int32, types, uint32
+from numba import float32, int32, types
 from numba.core import cgutils
-from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-from gptrio.kernels.compiled.arrays import floats, integers, round_to_bfloat16, small_integers, words
+from gptrio.kernels.compiled.arrays import floats, integers, largest, round_to_bfloat16, small_integers
 from gptrio.kernels.compiled.tables import BFLOAT16, INT8
 from gptrio.kernels.compiled.vectors import (
     I8,
@@ -32,11 +31,13 @@ from gptrio.kernels.compiled.vectors import (
     Value,
     after,
     apart,
+    features,
     kernel,
     load_float32,
     loop,
     pointer,
     prefetch,
+    store_float32,
 )
 
 TILE, LINE = 1024, 64  # bytes of a tile, and of its rows
@@ -54,8 +55,7 @@ _INPUTS, _WEIGHTS = 4, 6  # tile registers: results from 0 on, two of inputs, tw
 @functools.cache
 def are_there() -> bool:
     """Whether the processor has tiles, LLVM knows it, and this process may use them."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
-    known = {"+amx-tile", "+amx-bf16", "+amx-int8", "+avx512bw"} <= set(features)
+    known = {"+amx-tile", "+amx-bf16", "+amx-int8", "+avx512bw"} <= features()
     ask = getattr(torch.cpu, "_init_amx", None)  # the system wants to be asked
     return known and ask is not None and bool(ask())
 
@@ -66,10 +66,9 @@ def takes(p: Any) -> bool:
 
 
 def room_for(p: Any) -> int:
-    """Bytes of working memory that a thread needs for a PRODUCT row."""
+    """Bytes of working memory that a thread needs for a PRODUCT row that `takes` tiles."""
     packed = 2 * MOST * p["inputs"]
-    further = 4 * MOST * p["outputs"] if p["by_columns"] else packed
-    return int(PACKED + packed + further) if takes(p) else SETUP
+    return int(PACKED + packed + (4 * MOST * p["outputs"] if p["by_columns"] else packed))
 
 
 def _tell(builder: Builder, name: str, *arguments: Value) -> None:
@@ -269,15 +268,10 @@ def _prepare(setup, rows, blocks, by_columns):
 def _pack_int8(x, x_stride, rows, inputs, scales, out):
     """Inputs as int8, row by row, and the scale of each row."""
     for r in range(rows):
-        line, bits = floats(x + r * x_stride, inputs), words(x + r * x_stride, inputs)
-        packed, scale = small_integers(out + r * inputs, inputs), words(scales + 4 * r, 1)
-        most = uint32(1)
-        for i in range(inputs):
-            most = max(most, bits[i] & uint32(0x7FFFFFFF))  # sizes of floats are in the order of their bits
-        scale[0] = most
-        largest = floats(scales + 4 * r, 1)
-        factor = float32(127) / largest[0]
-        largest[0] /= float32(127)
+        line, packed = floats(x + r * x_stride, inputs), small_integers(out + r * inputs, inputs)
+        most = largest(x + r * x_stride, inputs)
+        store_float32(scales + 4 * r, most / float32(127))
+        factor = float32(127) / most
         for i in range(inputs):
             packed[i] = int32(np.floor(line[i] * factor + float32(0.5)))
 

@@ -6,6 +6,7 @@ and byte strides are int64. LLVM splits the vectors of 16 to what the processor 
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, LANES
@@ -23,10 +25,10 @@ MATHS = {"reassoc", "contract", "nsz"}  # sums in any order, but infinities and 
 kernel = partial(njit, nogil=True, error_model="numpy")  # a function for other compiled ones; it divides as numpy does
 
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
-_FLOAT, _HALF = ir.FloatType(), ir.HalfType()
-_FLOATS = ir.VectorType(_FLOAT, LANES)
+FLOAT, _HALF = ir.FloatType(), ir.HalfType()
+_FLOATS = ir.VectorType(FLOAT, LANES)
 _INTS = ir.VectorType(I32, LANES)
-_STORED = (_FLOAT, I16, I16, I8)  # of the forms but int4
+_STORED = (FLOAT, I16, I16, I8)  # of the forms but int4
 _SIZES = (4, 2, 2, 1)
 _LINE = 64  # bytes that memory gives at once
 _AHEAD = 1024  # how far to ask for what will be read: bytes of int4 codes,
@@ -35,6 +37,12 @@ _UNIT = 64  # elements of int4 that share 32 bytes
 
 Value = Any  # of llvmlite
 Builder = Any
+
+
+@functools.cache
+def features() -> frozenset[str]:
+    """What LLVM knows the processor to have, as "+avx512f", and to lack."""
+    return frozenset(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
 
 
 def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
@@ -75,7 +83,7 @@ def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
                 builder.store(_totals(builder, sums), pointer(builder, out, _FLOATS), align=4)
             else:
                 for i, vector in enumerate(sums):
-                    builder.store(_total(builder, vector), pointer(builder, out, _FLOAT, 4 * i))
+                    builder.store(total(builder, vector), pointer(builder, out, FLOAT, 4 * i))
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 10), generate
@@ -128,12 +136,12 @@ def _emit_int4_dot(
                 place = builder.add(start, ir.Constant(I64, 32 * half))
                 values = [_sixteen(builder, codes, part) for part in range(2)]
                 bits = pointer(builder, after(builder, scale, builder.udiv(place, group), 2), I16)
-                factor = _splat(builder, _bfloat(builder, builder.load(bits, align=2), I32, _FLOAT), LANES)
+                factor = splat(builder, _bfloat(builder, builder.load(bits, align=2), I32, FLOAT), LANES)
                 for own, x in zip(sums, inputs, strict=True):
                     address = after(builder, x, place, 4)
                     first = builder.fmul(values[0], _load(builder, FLOAT32, address))
                     second = _load(builder, FLOAT32, builder.add(address, ir.Constant(I64, 4 * LANES)))
-                    _accumulate(builder, own[line][half % chains], _fma(builder, values[1], second, first), factor)
+                    _accumulate(builder, own[line][half % chains], fma(builder, values[1], second, first), factor)
     return [_sum(builder, [builder.load(part) for part in parts]) for own in sums for parts in own]
 
 
@@ -141,9 +149,9 @@ def _int4_halves(builder: Builder, weight: Value, start: Value) -> tuple[Value, 
     """The 64 codes from `start` on, as two times 32 signed bytes."""
     packed = pointer(builder, builder.add(weight, builder.lshr(start, ir.Constant(I64, 1))), ir.VectorType(I8, 32))
     codes = builder.load(packed, align=1)
-    low = builder.and_(codes, _splat(builder, ir.Constant(I8, 15), 32))
-    high = builder.lshr(codes, _splat(builder, ir.Constant(I8, 4), 32))
-    eight = _splat(builder, ir.Constant(I8, 8), 32)
+    low = builder.and_(codes, splat(builder, ir.Constant(I8, 15), 32))
+    high = builder.lshr(codes, splat(builder, ir.Constant(I8, 4), 32))
+    eight = splat(builder, ir.Constant(I8, 8), 32)
     return builder.sub(low, eight), builder.sub(high, eight)
 
 
@@ -168,7 +176,7 @@ def make_axpy(form: int, inputs: int) -> Callable[..., None]:
                     address = after(builder, rows[k], start, _SIZES[form])
                     values = _load(builder, form, address)
                     prefetch(builder, builder.add(address, ahead))
-                    total = _fma(builder, values, factors[k], total)
+                    total = fma(builder, values, factors[k], total)
                 builder.store(total, pointer(builder, line, _FLOATS), align=4)
             return ir.Constant(I64, 0)
 
@@ -222,7 +230,7 @@ def loop(builder: Builder, count: Value, step: int) -> Iterator[Value]:
 
 def _spread(builder: Builder, address: Value) -> Value:
     """The float at an address, 16 times."""
-    return _splat(builder, builder.load(pointer(builder, address, _FLOAT), align=4), LANES)
+    return splat(builder, builder.load(pointer(builder, address, FLOAT), align=4), LANES)
 
 
 def _load(builder: Builder, form: int, address: Value) -> Value:
@@ -239,7 +247,7 @@ def _load(builder: Builder, form: int, address: Value) -> Value:
 
 def _bfloat(builder: Builder, raw: Value, ints: Any, floats: Any) -> Value:
     """bfloat16 bits, one or many, to float32: they are its upper half."""
-    sixteen = ir.Constant(I32, 16) if ints is I32 else _splat(builder, ir.Constant(I32, 16), LANES)
+    sixteen = ir.Constant(I32, 16) if ints is I32 else splat(builder, ir.Constant(I32, 16), LANES)
     return builder.bitcast(builder.shl(builder.zext(raw, ints), sixteen), floats)
 
 
@@ -258,10 +266,11 @@ def _zeros(builder: Builder) -> Value:
 
 
 def _accumulate(builder: Builder, place: Value, left: Value, right: Value) -> None:
-    builder.store(_fma(builder, left, right, builder.load(place)), place)
+    builder.store(fma(builder, left, right, builder.load(place)), place)
 
 
-def _fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
+def fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
+    """left * right + addend."""
     return builder.fadd(builder.fmul(left, right, flags=("contract",)), addend, flags=("contract",))
 
 
@@ -271,11 +280,12 @@ def _sum(builder: Builder, parts: list[Value]) -> Value:
     return parts[0]
 
 
-def _total(builder: Builder, vector: Value) -> Value:
-    """Sum of the elements of a vector."""
-    kind = ir.FunctionType(_FLOAT, [_FLOAT, _FLOATS])
-    reduce = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-    return builder.call(reduce, [ir.Constant(_FLOAT, -0.0), vector], fastmath=("reassoc",))
+def total(builder: Builder, vector: Value) -> Value:
+    """Sum of the floats of a vector."""
+    kind = ir.FunctionType(FLOAT, [FLOAT, vector.type])
+    name = f"llvm.vector.reduce.fadd.v{vector.type.count}f32"
+    reduce = cgutils.get_or_insert_function(builder.module, kind, name)
+    return builder.call(reduce, [ir.Constant(FLOAT, -0.0), vector], fastmath=("reassoc",))
 
 
 def _totals(builder: Builder, vectors: list[Value]) -> Value:
@@ -297,7 +307,8 @@ def prefetch(builder: Builder, address: Value, ahead: int = 0, near: int = 3) ->
     builder.call(fetch, [pointer(builder, address, beyond=ahead), *numbers])
 
 
-def _splat(builder: Builder, value: Value, lanes: int) -> Value:
+def splat(builder: Builder, value: Value, lanes: int) -> Value:
+    """A vector of one value."""
     vector = ir.VectorType(value.type, lanes)
     if isinstance(value, ir.Constant):
         return ir.Constant(vector, [value] * lanes)
@@ -322,9 +333,19 @@ def power_of_two(context: Any, exponent: Any) -> Any:
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
         biased = builder.add(builder.fptosi(arguments[0], I32), ir.Constant(I32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), _FLOAT)
+        return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), FLOAT)
 
     return types.float32(types.float32), generate
+
+
+@intrinsic
+def float_of(context: Any, bits: Any) -> Any:
+    """The float32 of 32 bits."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        return builder.bitcast(arguments[0], FLOAT)
+
+    return types.float32(types.uint32), generate
 
 
 def _make_loader(form: int) -> Callable[[int], float]:
@@ -335,8 +356,8 @@ def _make_loader(form: int) -> Callable[[int], float]:
             if form == FLOAT32:
                 return raw
             if form == BFLOAT16:
-                return _bfloat(builder, raw, I32, _FLOAT)
-            return builder.fpext(builder.bitcast(raw, _HALF), _FLOAT)
+                return _bfloat(builder, raw, I32, FLOAT)
+            return builder.fpext(builder.bitcast(raw, _HALF), FLOAT)
 
         return types.float32(types.int64), generate
 
