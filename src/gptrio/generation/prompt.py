@@ -48,6 +48,11 @@ class Prompt:
         """Most positions of a row that are no padding."""
         return self.length if self.padding is None else int(self.padding.sum(-1).max())
 
+    @property
+    def has_left_padding_only(self) -> bool:
+        """True if no real token of a row stands before padding."""
+        return self.padding is None or not bool((self.padding[:, 1:] < self.padding[:, :-1]).any())
+
     def repeated(self, times: int) -> Prompt:
         """Every row `times` times, copies side by side; the cache stays as it is."""
         if times == 1:

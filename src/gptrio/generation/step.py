@@ -60,18 +60,17 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
-        self._direct = self._direct_step()
-        self._compiles = self._direct is not None and self._may_compile(config, prompt.ids.shape[0] * copies)
+        lean = is_lean() and type(self.cache) is DynamicCache and self._is_bare()
+        told = (prompt.position_ids, prompt.token_type_ids, prompt.embeds)
+        lean = lean and all(item is None for item in told)
+        self._direct = self.model.next_logits if lean and prompt.padding is None else None
+        self._compiles = (
+            lean and prompt.has_left_padding_only and self._may_compile(config, prompt.ids.shape[0] * copies)
+        )
+        self._compiled: Any = None
         self._records = self._in_place and self._is_bare() and not config.disable_compile
         self._recorded: RecordedStep | None = None
         self._spread(self._prompt)
-
-    def _direct_step(self) -> Any:
-        """The model's shortest way to the next logits, where nothing but ids and a growing cache is to be told."""
-        prompt = self._prompt
-        told = (prompt.padding, prompt.position_ids, prompt.token_type_ids, prompt.embeds)
-        lean = is_lean() and type(self.cache) is DynamicCache and self._is_bare()
-        return self.model.next_logits if lean and all(item is None for item in told) else None
 
     def _is_bare(self) -> bool:
         """Whether this package's forward runs, and a step is told nothing but tokens and where they stand."""
@@ -121,14 +120,22 @@ class Stepper:
                 seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
-        direct = self._direct is not None and keep == 1 and not flags and not shared
-        if self._compiles and direct and self.calls > 1:  # the first call, of the prompt, goes without
-            self._direct, self._compiles = self.model.stepper(ids.shape[0]), False
+        bare = keep == 1 and not flags and not shared
+        if bare and self.calls > 1 and self._steps_compiled(ids[:, seen:]):
+            return Logits(self._compiled(ids[:, seen:], self.cache))
         with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
-            if direct:
+            if bare and self._direct is not None:
                 return Logits(self._direct(ids[:, seen:], self.cache))
             output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
         return self._share(output) if shared else output
+
+    def _steps_compiled(self, new: Tensor) -> bool:
+        """Whether the compiled step takes the new tokens; it is made when it is first asked for, after the prompt."""
+        if self._compiles:
+            padding = self._prompt.padding
+            left = None if padding is None else (~padding).sum(-1)
+            self._compiled, self._compiles = self.model.compiled_step(new.shape[0], left), False
+        return self._compiled is not None and self._compiled.takes(new, self.cache)
 
     def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
         arguments = {**self._constants, **flags, **self._masks(seen, length)}

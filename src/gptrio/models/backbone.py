@@ -146,11 +146,22 @@ class Backbone(PreTrainedModel):
             x = block(x, context)[0]
         return cast(Tensor, self.final_norm(x))
 
-    def enter(self, input_ids: Tensor, past: int) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Input of the first block (B, T, C), and rotary tables, of ids (B, T) after `past` positions."""
+    def enter(
+        self, input_ids: Tensor, past: int, left_padding: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Input of the first block (B, T, C), and rotary tables, of ids (B, T) after `past` positions.
+
+        Args:
+            input_ids: (B, T) ids inside the vocabulary.
+            past: columns before them.
+            left_padding: (B,) how many of those are padding; None for none.
+        """
         length = input_ids.shape[1]
-        self._check_length(past + length)
         positions = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
+        if left_padding is None:
+            self._check_length(past + length)
+        else:
+            positions = positions - left_padding.unsqueeze(1)
         x = self.get_input_embeddings()(input_ids)
         return self.embed(x, positions, None), self.rotary_tables(x, positions)
 

@@ -24,18 +24,19 @@ _SPARE = 256  # positions by which the room for scores grows
 _FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 
 
-def compiled_step(model: Any, rows: int = 1) -> CompiledStep | None:
+def compiled_step(model: Any, rows: int = 1, left_padding: Tensor | None = None) -> CompiledStep | None:
     """The compiled step of a language model in inference, or None if it has parts that the step does not know.
 
     Args:
         model: a language model.
         rows: B of the steps to come; None is returned where so many are faster by whole matrix products.
+        left_padding: (B,) columns of padding before each row, or None.
     """
     if torch.is_autocast_enabled("cpu") or not _is_plain(model):
         return None
     parts = [block.parts() for block in model.base_model.blocks]
     fits = all(_fits(part) for part in parts) and _is_known(model.get_output_embeddings())
-    step = CompiledStep(model, parts) if fits else None
+    step = CompiledStep(model, parts, left_padding) if fits else None
     return step if step is not None and rows <= step.most_rows else None
 
 
@@ -93,9 +94,10 @@ class CompiledStep:
     Args:
         model: a language model.
         parts: of its blocks.
+        left_padding: (B,) columns of padding before each row; None if there are none.
     """
 
-    def __init__(self, model: Any, parts: list[BlockParts]) -> None:
+    def __init__(self, model: Any, parts: list[BlockParts], left_padding: Tensor | None = None) -> None:
         """Write the tables that the compiled step reads."""
         from gptrio.kernels.compiled.team import team_of
 
@@ -106,32 +108,44 @@ class CompiledStep:
         self._layers = np.zeros(len(parts), tables.LAYER)
         self._describe(parts)
         size = sum(weight.numel() for weight in [*model.parameters(), *model.buffers()])
+        self._padding = None if left_padding is None else left_padding.long()
+        self._table["starts"] = 0 if self._padding is None else self._padding.data_ptr()
         self._team = team_of(torch.get_num_threads() if size > _SMALL else 1)
         self._room = (0, 0)  # rows and positions that the working memory is for
 
+    def takes(self, input_ids: Tensor, cache: Cache) -> bool:
+        """Whether this is for ids (B, T) and a cache: a token for each known row, a past of this dtype that can grow.
+
+        If it is not, torch is given its threads for what will be done instead.
+        """
+        fits = (
+            input_ids.shape[1] == 1 and len(input_ids) <= MOST_ROWS_BY_TILES and len(cache.layers) == len(self._layers)
+        )
+        known = (isinstance(layer, DynamicLayer) and layer.dtype is self._dtype for layer in cache.layers)
+        taken = fits and all(known)
+        self._let_torch_use(1 if taken else self._team.size)
+        return taken
+
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
-        """Scores (B, 1, V) of the token after `input_ids` (B, T), as `next_logits` gives them, in float32 for T = 1.
+        """Scores (B, 1, V) of the token after `input_ids` (B, 1), as `next_logits` gives them, in float32.
 
         Args:
-            input_ids: (B, T) ids inside the vocabulary, without padding before them.
-            cache: what came before; grows as it is fed.
+            input_ids: (B, 1) ids inside the vocabulary.
+            cache: what came before, which this step `takes`; grows as it is fed.
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
-        if input_ids.shape[1] != 1 or rows > MOST_ROWS_BY_TILES or not self._takes(cache):
-            self._let_torch_use(self._team.size)
-            return cast(Tensor, self._model.next_logits(input_ids, cache))
-        self._let_torch_use(1)
-        x, rotary = self._backbone.enter(input_ids, past)
+        x, rotary = self._backbone.enter(input_ids, past, self._padding)
         x = x.float().contiguous()
-        self._reserve(cache)
+        self._reserve(cache, past)
         self._make_room(rows, past + 1)
         logits = torch.empty(rows, 1, self._vocabulary)
         table = self._table[0]
         table["x"], table["logits"] = x.data_ptr(), logits.data_ptr()
         if rotary is not None:
-            cosines, sines = (part.float() for part in rotary)
+            cosines, sines = (part.float().contiguous() for part in rotary)
             table["cosines"], table["sines"] = cosines.data_ptr(), sines.data_ptr()
             table["rotated"] = 2 * cosines.shape[-1]
+            table["turns"] = len(cosines)
         self._team.step(self._table)
         return logits
 
@@ -140,18 +154,14 @@ class CompiledStep:
         if self._team.size > 1 and torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
 
-    def _takes(self, cache: Cache) -> bool:
-        """Whether the cache holds a past of this dtype in buffers that grow."""
-        fits = (isinstance(layer, DynamicLayer) and layer.dtype is self._dtype for layer in cache.layers)
-        return len(cache.layers) == len(self._layers) and all(fits)
-
-    def _reserve(self, cache: Cache) -> None:
+    def _reserve(self, cache: Cache, past: int) -> None:
         """Make room in the cache and tell where it is."""
         places = [cast(DynamicLayer, layer).reserve() for layer in cache.layers]
         self._layers["keys"] = [keys.data_ptr() for keys, _, _ in places]
         self._layers["values"] = [values.data_ptr() for _, values, _ in places]
         self._layers["room"] = [keys.shape[2] for keys, _, _ in places]
         self._layers["slot"] = slots = np.array([slot for _, _, slot in places])
+        self._layers["dropped"] = past - slots
         self._layers["first"] = np.maximum(slots + 1 - self._windows, 0)
 
     def _make_room(self, rows: int, positions: int) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -27,6 +26,7 @@ from gptrio.outputs import (
 if TYPE_CHECKING:
     from gptrio.cache.base import LegacyCache
     from gptrio.config import PretrainedConfig
+    from gptrio.models.compiled import CompiledStep
 
 Result = ModelOutput | tuple[Any, ...]
 
@@ -130,13 +130,18 @@ class CausalLMHead(HeadModel):
         states = self.base_model.advance(input_ids, cache)
         return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states[:, -1:]))
 
-    def stepper(self, rows: int) -> Callable[[Tensor, Cache], Tensor]:
-        """The fastest form of `next_logits` for so many rows and this model: compiled, where numba is installed."""
-        if is_ready():
-            from gptrio.models.compiled import compiled_step
+    def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | None:
+        """A compiled form of `next_logits`, or None if this model has none, or none that is faster for so many rows.
 
-            return compiled_step(self, rows) or self.next_logits
-        return self.next_logits
+        Args:
+            rows: B of the steps to come.
+            left_padding: (B,) columns of padding before each row, or None.
+        """
+        if not is_ready():
+            return None
+        from gptrio.models.compiled import compiled_step
+
+        return compiled_step(self, rows, left_padding)
 
 
 class SequenceClassificationHead(HeadModel):

@@ -64,7 +64,7 @@ options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_
 
 def check():
     for dtype in (torch.float32, torch.float16):
-        step = model.to(dtype).stepper(2) if is_ready() else None
+        step = model.to(dtype).compiled_step(2) if is_ready() else None
         assert (step is None) == ("WITHOUT" in os.environ)
         got, want = model.generate(ids, **options), model.generate(ids, disable_compile=True, **options)
         assert torch.equal(got, want) or dtype is not torch.float32

@@ -20,9 +20,10 @@ def _make_array(element: Any) -> Callable[[int, int], Any]:
     return array
 
 
-floats, words, integers, halves, small_integers = (
-    _make_array(element) for element in (types.float32, types.uint32, types.int32, types.uint16, types.int8)
+floats, words, integers, halves = (
+    _make_array(element) for element in (types.float32, types.uint32, types.int32, types.uint16)
 )
+small_integers, long_integers = _make_array(types.int8), _make_array(types.int64)
 
 
 @kernel()

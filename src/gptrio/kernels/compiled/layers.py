@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numba import float32
 
-from gptrio.kernels.compiled.arrays import floats, round_to_bfloat16
+from gptrio.kernels.compiled.arrays import floats, long_integers, round_to_bfloat16
 from gptrio.kernels.compiled.products import LINES, dot, dot_of_lanes, share, size_of, weighted_sum
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH, LANES, RELU, SILU
 from gptrio.kernels.compiled.vectors import (
@@ -141,26 +141,29 @@ def attend(m, layer, thread, threads):
     width, form = m.head_width, m.cache_form
     line = width * size_of(form)
     scores_address = m.scores + 4 * thread * m.most
-    seen = layer.slot + 1 - layer.first
-    scores = floats(scores_address, seen)
     start, end = share(m.rows * m.heads, 1, thread, threads)
     for pair in range(start, end):
         row, head = pair // m.heads, pair % m.heads
+        first = layer.first
+        if m.starts:
+            first = max(first, long_integers(m.starts, m.rows)[row] - layer.dropped)
+        seen = layer.slot + 1 - first
         q = m.qkv + 4 * (row * 3 * m.width + head * m.head_stride)
         k, v = q + 4 * m.k_place, q + 4 * m.v_place
         if m.rotated:
             half = m.rotated // 2
-            cosines, sines = floats(m.cosines, half), floats(m.sines, half)
+            turn = 4 * half * (row if m.turns > 1 else 0)
+            cosines, sines = floats(m.cosines + turn, half), floats(m.sines + turn, half)
             _rotate(floats(q, width), cosines, sines, half)
             _rotate(floats(k, width), cosines, sines, half)
         keys, values = layer.keys + pair * layer.room * line, layer.values + pair * layer.room * line
         _store(form, keys + layer.slot * line, k, width)
-        _score(form, keys + layer.first * line, values - keys, q, width, seen, scores_address)
+        _score(form, keys + first * line, values - keys, q, width, seen, scores_address)
         _store(form, values + layer.slot * line, v, width)
-        _softmax(scores, seen, float32(layer.scale))
+        _softmax(floats(scores_address, seen), seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)
         result = floats(out, width)
         for i in range(width):
             result[i] = float32(0.0)
         ahead = keys + layer.room * line - values  # the next head's keys
-        weighted_sum(form, values + layer.first * line, line, ahead, scores_address, out, seen, width)
+        weighted_sum(form, values + first * line, line, ahead, scores_address, out, seen, width)

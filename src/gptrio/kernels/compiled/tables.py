@@ -39,6 +39,7 @@ LAYER = np.dtype(
         ("room", np.int64),
         ("first", np.int64),  # slot of the first position that is seen
         ("slot", np.int64),  # of the new position
+        ("dropped", np.int64),  # positions before the first slot
         ("scale", np.float64),  # of the scores
     ],
     align=True,
@@ -66,8 +67,10 @@ MODEL = np.dtype(
         ("cache_form", np.int64),
         ("rows", np.int64),  # B
         ("x", np.int64),  # (B, C) residual stream, as all that follows in float32
-        ("cosines", np.int64),  # (1, R / 2)
+        ("cosines", np.int64),  # (turns, R / 2), where turns is 1 or B
         ("sines", np.int64),
+        ("turns", np.int64),
+        ("starts", np.int64),  # int64 (B,), first position of each row that is seen
         ("logits", np.int64),  # (B, V)
         ("normed", np.int64),  # (threads, 2, B, C)
         ("qkv", np.int64),  # (B, 3 * C)
