@@ -50,8 +50,9 @@ if "FORK" in os.environ:
 """
 
 DECODING = """
-import os, torch
-from gptrio import GPT2Config, GPT2LMHeadModel
+import copy, os, torch
+from gptrio import GPT2Config, GPT2LMHeadModel, quantize
+from gptrio.cache import DynamicCache
 from gptrio.kernels.compiled import is_ready
 from gptrio.models import compiled
 
@@ -62,12 +63,27 @@ model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_positions=64, n_embd=64, n_
 ids = torch.randint(0, 300, (2, 5))
 options = {"max_new_tokens": 30, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
+@torch.inference_mode()
+def error(model, step):
+    caches = DynamicCache(), DynamicCache()
+    for cache in caches:
+        model.next_logits(ids, cache)
+    new = ids[:, :1]
+    assert step.takes(new, caches[0])
+    got, want = step(new, caches[0]), model.next_logits(new, caches[1]).float()
+    return ((got - want).abs().max() / want.std()).item()
+
 def check():
-    for dtype in (torch.float32, torch.float16):
-        step = model.to(dtype).compiled_step(2) if is_ready() else None
+    bounds = {torch.float32: 1e-5, torch.float16: 0.01, torch.bfloat16: 0.06, "int8": 0.06, "int4": 0.06}
+    for precision, bound in bounds.items():
+        own = copy.deepcopy(model)
+        if isinstance(precision, str):
+            quantize(own, precision)
+        step = own.to(precision if isinstance(precision, torch.dtype) else torch.float32).compiled_step(2)
         assert (step is None) == ("WITHOUT" in os.environ)
-        got, want = model.generate(ids, **options), model.generate(ids, disable_compile=True, **options)
-        assert torch.equal(got, want) or dtype is not torch.float32
+        assert step is None or error(own, step) < bound, (precision, error(own, step))
+        got, want = own.generate(ids, **options), own.generate(ids, disable_compile=True, **options)
+        assert torch.equal(got, want) or precision is not torch.float32
 
 check()
 if "FORK" in os.environ:
