@@ -36,6 +36,21 @@ def test_cached_equals_uncached(family: Family, chunks: list[int], back_end: str
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("chunks", [[21], [20, 1], [5, 1, 9, 6]], ids=str)
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_next_logits_equal_the_forward(family: Family, chunks: list[int], back_end: str) -> None:
+    model, ids = family.build(attn_implementation=back_end), tokens()
+    cache, whole = DynamicCache(config=model.config), DynamicCache(config=model.config)
+    got = [model.next_logits(part, cache) for part in ids.split(chunks, dim=1)]
+    want = [model(part, past_key_values=whole).logits[:, -1:] for part in ids.split(chunks, dim=1)]
+    for mine, its in zip(got, want, strict=True):
+        assert_close(mine, its)
+    for layer, other in zip(cache.layers, whole.layers, strict=True):
+        assert_close(layer.keys, other.keys)
+        assert_close(layer.values, other.values)
+
+
+@torch.no_grad()
 def test_static_cache_equals_none(family: Family) -> None:
     model = family.build()
     ids = tokens()

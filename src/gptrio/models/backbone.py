@@ -129,7 +129,9 @@ class Backbone(PreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
     def advance(self, input_ids: Tensor, cache: Cache) -> Tensor:
-        """Hidden states (B, T, C) of the next tokens of unpadded rows: the forward with nothing to decide.
+        """Hidden state (B, 1, C) of the last of the next tokens of unpadded rows: the forward with nothing to decide.
+
+        The last block computes keys and values of all tokens, and all else of the last one.
 
         Args:
             input_ids: (B, T) ids inside the vocabulary, without padding before them.
@@ -140,10 +142,16 @@ class Backbone(PreTrainedModel):
         """
         past, length = cache.get_seq_length(), input_ids.shape[1]
         x, rotary = self.enter(input_ids, past)
-        mask = AttentionMask(length, past + length, x.device, query_start=past)
-        context = LayerContext(mask, self.attn_implementation, cache=cache, rotary=rotary)
-        for block in self.blocks:
-            x = block(x, context)[0]
+
+        def context(queries: int) -> LayerContext:
+            mask = AttentionMask(queries, past + length, x.device, query_start=past + length - queries)
+            return LayerContext(mask, self.attn_implementation, cache=cache, rotary=rotary, last_only=queries < length)
+
+        *blocks, last = self.blocks
+        of_all = context(length)
+        for block in blocks:
+            x = block(x, of_all)[0]
+        x = last(x, context(1))[0]
         return cast(Tensor, self.final_norm(x))
 
     def enter(

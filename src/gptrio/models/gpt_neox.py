@@ -97,9 +97,9 @@ class GPTNeoXLayer(LeanModule):
         )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C), with the weights of self-attention or None."""
+        """Map (B, T, C) to (B, T, C) or what is wanted of it, with the weights of self-attention or None."""
         attended, weights = self.attention(self.input_layernorm(x), context)
-        attended = self.post_attention_dropout(attended)
+        attended, x = self.post_attention_dropout(attended), context.wanted(x)
         if self.use_parallel_residual:
             return self._mlp(x) + attended + x, weights, None
         x = x + attended

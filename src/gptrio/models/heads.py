@@ -128,7 +128,7 @@ class CausalLMHead(HeadModel):
     def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.advance`."""
         states = self.base_model.advance(input_ids, cache)
-        return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states[:, -1:]))
+        return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states))
 
     def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | None:
         """A compiled form of `next_logits`, or None if this model has none, or none that is faster for so many rows.

@@ -163,9 +163,9 @@ class PreNormBlock(LeanModule):
         )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C), with the weights of self- and cross-attention or None."""
+        """Map (B, T, C) to (B, T, C) or what is wanted of it, with weights of self- and cross-attention or None."""
         attended, weights = self.attn(self.ln_1(x), context)
-        x = x + attended
+        x = context.wanted(x) + attended
         cross_weights = None
         if context.cross is not None:
             attended, cross_weights = cast(Any, self.crossattention).attend_to_encoder(self.ln_cross_attn(x), context)

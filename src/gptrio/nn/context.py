@@ -64,6 +64,7 @@ class LayerContext:
         head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
         rotary: cosine and sine tables, each (B or 1, 1, T, 1, R / 2), or None.
         cross: the encoder's side, or None.
+        last_only: nothing but the last position's result is wanted of the layer; its keys and values are those of all.
     """
 
     mask: AttentionMask
@@ -73,7 +74,12 @@ class LayerContext:
     head_mask: Tensor | None = None
     rotary: tuple[Tensor, Tensor] | None = None
     cross: CrossAttention | None = None
+    last_only: bool = False
     _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
+
+    def wanted(self, x: Tensor) -> Tensor:
+        """Of one vector for each position (..., T, C), those of the positions whose results are wanted."""
+        return x[..., -1:, :] if self.last_only else x
 
     def attend(
         self,
@@ -100,25 +106,23 @@ class LayerContext:
             float32_scores: take scores in float32 whatever the dtype.
 
         Returns:
-            The result (B, T, H * D), and the weights (B, H, T, S) if the context needs them.
+            The result (B, T, H * D) of the wanted positions, and the weights (B, H, T, S) if the context needs them.
         """
-        mask = self._mask_of(layer, window)
+        mask = self._mask_of(layer, window, k.shape[2])
         if self.cache is not None:
             k, v = self.cache.update(k, v, layer, {"cache_position": self.mask.positions})
         if k.shape[2] > mask.key_length:  # the cache holds more than the window
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
-        out, weights = self._attention(q, k, v, mask, layer, scale, dropout, float32_scores)
+        out, weights = self._attention(self.wanted(q), k, v, mask, layer, scale, dropout, float32_scores)
         if weights is not None and mask.key_offset:
             weights = F.pad(weights, (mask.key_offset, 0))  # positions that the window has left behind
         return out, weights
 
-    def _mask_of(self, layer: int, window: int | None) -> AttentionMask:
-        """The mask for a layer's own keys; layers of the same geometry share one."""
+    def _mask_of(self, layer: int, window: int | None, new_keys: int) -> AttentionMask:
+        """The mask for a layer's own keys, so many of them new; layers of the same geometry share one."""
         length, offset, positions = self.mask.key_length, self.mask.key_offset, self.mask.positions
         if self.cache is not None:
-            length, offset = self.cache.get_mask_sizes(
-                self.mask.query_length if positions is None else positions, layer
-            )
+            length, offset = self.cache.get_mask_sizes(new_keys if positions is None else positions, layer)
         if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
             return self.mask
         geometry = (length, offset, window)
