@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -101,16 +101,28 @@ def linear(
     """
     may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
     if may_be_packed and _eligible(x, weight, bias, residual):
-        rows = x.numel() // x.shape[-1]
-        plain_is_best = rows == 1 and weight.dtype is torch.float32 and one_row_is_fast()
-        if rows and not plain_is_best and can_pack_cached(weight.dtype):
-            pack = find_pack(weight, transposed, _may_pack.get())
-            if pack is not None:
-                return _packed(x, pack, bias, activation, residual)
+        return _inference(x, weight, bias, transposed, activation, residual)
     out = F.linear(x, weight.t() if transposed else weight, bias)
     if activation != "none":
         out = activate(out, activation)
     return out if residual is None else out + residual
+
+
+def _inference(
+    x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: Activation, residual: Tensor | None
+) -> Tensor:
+    """The product of plain tensors without autograd."""
+    rows = x.numel() // x.shape[-1]
+    plain = weight.t() if transposed else weight
+    plain_is_best = rows == 1 and weight.dtype is torch.float32 and one_row_is_fast()
+    if rows and not plain_is_best and can_pack_cached(weight.dtype):
+        pack = find_pack(weight, transposed, _may_pack.get())
+        if pack is None and weight.dtype is not torch.float32:  # which MKL multiplies faster
+            pack = plain
+        if pack is not None:
+            return _by_onednn(x, pack, bias, activation, residual)
+    out = activate_(F.linear(x, plain, bias), activation)
+    return out if residual is None else out.add_(residual)
 
 
 can_pack_cached = functools.cache(can_pack)
@@ -144,7 +156,7 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     )
 
 
-def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
+def _by_onednn(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
     """One oneDNN call where it can be one; its own relu would turn NaN into 0."""
     if residual is not None and activation == "none":
         out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, pack, bias, "add")
@@ -154,6 +166,13 @@ def _packed(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, resid
     if activation == "relu":
         out = out.relu_()
     return out if residual is None else out + residual
+
+
+def activate_(x: Tensor, activation: str) -> Tensor:
+    """`activate` in place: a second tensor of that size, new memory for every layer, would cost more than it does."""
+    if activation in _GELU:
+        return cast(Tensor, torch.ops.aten.gelu_(x, approximate=_GELU[activation]))
+    return x.relu_() if activation == "relu" else x
 
 
 def activate(x: Tensor, activation: str) -> Tensor:

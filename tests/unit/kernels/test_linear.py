@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrio.kernels import linear as kernel
-from gptrio.kernels.linear import linear, packed_inference
+from gptrio.kernels.linear import linear, no_new_packs, packed_inference
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.nn.linear import Conv1D, Linear
 
@@ -81,6 +81,22 @@ def test_fusions_equal_the_separate_operations(activation: str, with_residual: b
                     x, module.weight, module.bias, transposed=transposed, activation=activation, residual=residual
                 )
         torch.testing.assert_close(got.double(), want, atol=5e-6, rtol=5e-6)
+
+
+@pytest.mark.parametrize("dtype", list(ERROR), ids=str)
+@pytest.mark.parametrize("activation", list(ACTIVATIONS))
+@pytest.mark.parametrize("rows", [2, 40])
+def test_fast_products_without_packs_equal_float64(dtype: torch.dtype, activation: str, rows: int) -> None:
+    for transposed in (False, True):
+        module = layer(256, 320, dtype, transposed)
+        x, residual = torch.randn(rows, 256).to(dtype), torch.randn(rows, 320).to(dtype)
+        for added in (None, residual):
+            with torch.no_grad(), packed_inference(module), no_new_packs():
+                got = linear(
+                    x, module.weight, module.bias, transposed=transposed, activation=activation, residual=added
+                )
+            assert_close(got, ACTIVATIONS[activation](exact(module, x)) + (0 if added is None else added))
+        assert packed_bytes(module) == 0
 
 
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
