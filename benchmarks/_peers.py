@@ -48,7 +48,12 @@ class Recipe:
 
 
 RECIPES = {
-    "gptrio": Recipe(variables={"PYTHONPATH": os.fspath(ROOT / "src")}),
+    "gptrio": Recipe(
+        variables={
+            "PYTHONPATH": os.fspath(ROOT / "src"),
+            "PYTHONDONTWRITEBYTECODE": "",  # pip compiles the modules of the others
+        }
+    ),
     "transformers": Recipe([TORCH, ("transformers==4.56.2", "numpy")], dtypes=FLOATS),
     "ctranslate2": Recipe(
         [TORCH, ("ctranslate2==4.8.5", "transformers==4.56.2", "numpy", "setuptools")],

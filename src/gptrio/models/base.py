@@ -16,6 +16,7 @@ from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.models.embeddings import EmbeddingsMixin
+from gptrio.models.garbage import paused_collection
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
@@ -73,8 +74,9 @@ class PreTrainedModel(EmbeddingsMixin):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw all weights anew and tie what is tied."""
-        self.apply(self._init_weights)
+        """Draw all weights anew, unless they have no storage, and tie what is tied."""
+        if not next(self.parameters()).is_meta:
+            self.apply(self._init_weights)
         self.tie_weights()
 
     @torch.no_grad()
@@ -107,9 +109,10 @@ class PreTrainedModel(EmbeddingsMixin):
         cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
         """Load a checkpoint; see `gptrio.models.loading.load_model` for every argument and error."""
-        from gptrio.models.loading import load_model
+        with paused_collection():
+            from gptrio.models.loading import load_model
 
-        return load_model(cls, pretrained_model_name_or_path, *model_args, **kwargs)
+            return load_model(cls, pretrained_model_name_or_path, *model_args, **kwargs)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write configuration and weights; see `gptrio.models.saving.save_model` for every argument and error."""
@@ -255,8 +258,8 @@ class PreTrainedModel(EmbeddingsMixin):
                 f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
                 "AutoModelForCausalLM"
             )
-        from gptrio.generation.generate import generate
-
+        with paused_collection():  # importing it makes objects that stay, too
+            from gptrio.generation.generate import generate
         return generate(self, inputs, *args, **kwargs)
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
