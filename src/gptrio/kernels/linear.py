@@ -25,6 +25,7 @@ from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
+_LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN lets a core idle
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_pack: ContextVar[bool] = ContextVar("gptrio_may_pack", default=True)
@@ -120,7 +121,7 @@ def _inference(
         if pack is None and weight.dtype is not torch.float32:  # which MKL multiplies faster
             pack = plain
         if pack is not None:
-            return _by_onednn(x, pack, bias, activation, residual)
+            return fused_product(x, pack, bias, activation, residual)
     out = activate_(F.linear(x, plain, bias), activation)
     return out if residual is None else out.add_(residual)
 
@@ -156,13 +157,27 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     )
 
 
-def _by_onednn(x: Tensor, pack: Tensor, bias: Tensor | None, activation: str, residual: Tensor | None) -> Tensor:
-    """One oneDNN call where it can be one; its own relu would turn NaN into 0."""
+def fused_product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", residual: Tensor | None = None
+) -> Tensor:
+    """`linear` by oneDNN on a weight (out, in) or its pack: one call where it can be; its own relu makes 0 of NaN."""
+    rows = x.numel() // x.shape[-1]
+    if (
+        _LEAST_ROWS < rows < _MOST_ROWS
+        and weight.shape[0] < _NARROW
+        and x.dtype is torch.bfloat16
+        and not weight.is_mkldnn
+    ):
+        count = -(-rows // _LEAST_ROWS)
+        parts = x.reshape(rows, -1).tensor_split(count)
+        others = [None] * count if residual is None else residual.reshape(rows, -1).tensor_split(count)
+        outs = [fused_product(part, weight, bias, activation, own) for part, own in zip(parts, others, strict=True)]
+        return torch.cat(outs).view(*x.shape[:-1], -1)
     if residual is not None and activation == "none":
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, pack, bias, "add")
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
         return out
     fused = "gelu" if activation in _GELU else "none"
-    out = torch.ops.mkldnn._linear_pointwise.default(x, pack, bias, fused, [], _GELU.get(activation, ""))
+    out = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, fused, [], _GELU.get(activation, ""))
     if activation == "relu":
         out = out.relu_()
     return out if residual is None else out + residual

@@ -99,6 +99,16 @@ def test_fast_products_without_packs_equal_float64(dtype: torch.dtype, activatio
         assert packed_bytes(module) == 0
 
 
+@pytest.mark.parametrize("shape", [(1000,), (1, 641), (3, 450)])
+def test_rows_in_parts_equal_float64(shape: tuple[int, ...]) -> None:
+    module = layer(256, 320, torch.bfloat16, True)
+    x, residual = torch.randn(*shape, 256).bfloat16(), torch.randn(*shape, 320).bfloat16()
+    with torch.no_grad(), packed_inference(module), no_new_packs():
+        for added in (None, residual):
+            got = linear(x, module.weight, module.bias, transposed=True, residual=added)
+            assert_close(got, exact(module, x) + (0 if added is None else added))
+
+
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 def test_activations_hold_for_extreme_values(dtype: torch.dtype) -> None:
     module = layer(256, 320, dtype, False, bias=False)
