@@ -31,7 +31,8 @@ class TorchModel:
         torch.set_num_threads(threads)
         options: dict[str, Any] = {"dtype": dtype}
         if dtype in ("int8", "int4"):
-            options = {"dtype": "float32", "quantization_config": getattr(self.module, dtype.capitalize() + "Config")()}
+            settings = getattr(self.module, dtype.capitalize() + "Config")()
+            options = {"dtype": "bfloat16", "quantization_config": settings}  # of all but weights; attention is faster
         self.model = self.model_class.from_pretrained(folder, **options)
         self.model.generation_config.eos_token_id = None
 

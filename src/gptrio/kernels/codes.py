@@ -31,7 +31,7 @@ def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantize_int8(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight (out, in) that int8 codes stand for."""
-    return (codes.float() * scale.unsqueeze(1)).to(dtype)
+    return codes.float().mul_(scale.unsqueeze(1)).to(dtype)
 
 
 def check_group(group: int, inner: int) -> None:

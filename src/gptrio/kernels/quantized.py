@@ -4,6 +4,8 @@ int8: on the CPU the rows of x become int8 too, each with its own scale, and mee
 units: one row through fbgemm on packed codes, more rows as a matrix product of integers.
 int4: few rows run in bfloat16 on packed codes; for more rows the weight is taken back part by part, to bfloat16 where
 the processor multiplies it.
+Many rows, of either: where the processor has tiles for bfloat16 (AMX), taking the weight back to it costs less than
+int8 rows and their scales do, and keeps more of what x says.
 Everything else takes the weight back to x's dtype: gradients, compilation, and other devices.
 """
 
@@ -18,13 +20,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.kernels.codes import dequantize_int4, dequantize_int8, unpack_int4
-from gptrio.kernels.linear import activate, can_pack_cached
+from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product
 from gptrio.kernels.packing import find
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call beats taking the weight back
 _INT4_OUTPUTS = 16  # which gives outputs in multiples of this,
 _INT4_BLOCK = 64  # and packs at most so many together
 _PART = 1 << 19  # weights that are taken back at a time
+_TILED_ROWS = {8: 384, 4: _INT4_ROWS + 1}  # rows from which bfloat16 tiles are the fastest,
+_STEP, _BLOCK = 1 << 18, 1 << 24  # on weights taken back in steps that stay in the cache, for so many at a time
+_TAKEN_BACK_TO = {8: torch.float32, 4: torch.bfloat16}  # the quickest way to bfloat16
 _LOOPED_ROWS = 16  # most rows that go through the one-row call one by one, where no other int8 product is exact
 _DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
 
@@ -54,13 +59,24 @@ def quantized_linear(
         (..., out) of x's dtype.
     """
     if x.numel() and _is_plain(x, codes):
-        product = _fast_product(x.reshape(-1, x.shape[-1]), codes, scale, bits)
-        wide = product.to(torch.promote_types(product.dtype, x.dtype))
-        out = (wide if bias is None else wide.add_(bias)).to(x.dtype).view(*x.shape[:-1], codes.shape[0])
+        rows = x.reshape(-1, x.shape[-1])
+        if len(rows) >= _TILED_ROWS[bits] and has_bfloat16_tiles():
+            out = _tiled_product(rows, codes, scale, bias, bits, activation if x.dtype is torch.bfloat16 else "none")
+            activation = "none" if x.dtype is torch.bfloat16 else activation
+        else:
+            product = _fast_product(rows, codes, scale, bits)
+            wide = product.to(torch.promote_types(product.dtype, x.dtype))
+            out = wide if bias is None else wide.add_(bias)
+        out = activate_(out.to(x.dtype).view(*x.shape[:-1], codes.shape[0]), activation)
     else:
-        out = F.linear(x, _DEQUANTIZE[bits](codes, scale, x.dtype), bias)
-    out = activate(out, activation)
+        out = activate(F.linear(x, _DEQUANTIZE[bits](codes, scale, x.dtype), bias), activation)
     return out if residual is None else out + residual
+
+
+def has_bfloat16_tiles() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in tiles (Intel's AMX), and oneDNN makes use of it."""
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return supported is not None and bool(supported()) and can_pack_cached(torch.bfloat16)
 
 
 @functools.cache
@@ -106,6 +122,22 @@ def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tens
     if bits == 8 and len(rows) <= _LOOPED_ROWS and one_row_range():
         return torch.cat([_int8_row(row, codes, scale) for row in torch.split(rows.float(), 1)])
     return _product_by_parts(rows, codes, scale, bits)
+
+
+def _tiled_product(
+    rows: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int, activation: str
+) -> Tensor:
+    """`activation(rows @ W.T + bias)` in bfloat16."""
+    x, inner = rows.bfloat16(), rows.shape[1]
+    step, size = max(1, _STEP // inner), max(1, _BLOCK // inner)
+    biases = [None] * -(-len(codes) // size) if bias is None else torch.split(bias.bfloat16(), size)
+    outs = []
+    for own, scales, part in zip(torch.split(codes, size), torch.split(scale, size), biases, strict=True):
+        weight = x.new_empty(len(own), inner)
+        for place, few, steps in zip(*(torch.split(t, step) for t in (weight, own, scales)), strict=True):
+            place.copy_(_DEQUANTIZE[bits](few, steps, _TAKEN_BACK_TO[bits]))
+        outs.append(fused_product(x, weight, part, activation))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
 def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:

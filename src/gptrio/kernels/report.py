@@ -6,7 +6,7 @@ import torch
 
 from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, is_installed
 from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
-from gptrio.kernels.quantized import int8_matrix_products_are_exact, one_row_range
+from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PLAIN = "torch on weights taken back to the dtype of x"
@@ -21,10 +21,11 @@ def kernel_report() -> dict[str, str]:
     if one_row_is_fast():
         report["float32"] = f"one row: MKL on the weight as it is; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
+    tiles = "; many: bfloat16 tiles on weights taken back" if has_bfloat16_tiles() else ""
     exact = int8_matrix_products_are_exact()
     more_rows = "torch's int8 product" if exact else f"{_PLAIN}, as int8 products overflow without VNNI"
-    report["int8"] = f"{one_row}; more rows: {more_rows}" if one_row else more_rows
-    report["int4"] = f"few rows: torch's int4 call in bfloat16; more rows: {_PLAIN}"
+    report["int8"] = (f"{one_row}; more rows: {more_rows}" if one_row else more_rows) + tiles
+    report["int4"] = f"few rows: torch's int4 call in bfloat16; more rows: {_PLAIN}" + tiles
     return report
 
 

@@ -16,9 +16,11 @@ class Linear(LeanModule, nn.Linear):
 
     Attributes:
         init_gain: factor of the standard deviation that new weights are drawn with.
+        fuses_activation: the forward of this very class takes the name of an activation.
     """
 
     init_gain = 1.0
+    fuses_activation = True
 
     def forward(self, input: Tensor, activation: Activation = "none") -> Tensor:
         """Map (..., in) to (..., out), through `activation`."""
@@ -34,6 +36,7 @@ class Conv1D(LeanModule):
     """
 
     init_gain = 1.0
+    fuses_activation = True
 
     def __init__(self, nf: int, nx: int) -> None:
         """Create a weight (nx, nf) drawn from N(0, 0.02) and a zero bias (nf,)."""
@@ -68,7 +71,7 @@ def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> T
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
-    fused = _fused_name(act) if type(up) in (Linear, Conv1D) else "none"
+    fused = _fused_name(act) if vars(type(up)).get("fuses_activation") else "none"
     hidden = act(up(x)) if fused == "none" else up(x, fused)
     return cast(Tensor, down(hidden))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gptrio.errors import SizeMismatchError
 from gptrio.kernels import codes
+from gptrio.kernels.linear import Activation
 from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.linear import Conv1D
 from gptrio.quantization.config import Int4Config, Int8Config
@@ -111,9 +112,11 @@ class QuantizedLinear(_QuantizedWeight):
         if not layer.weight.is_meta:
             self.take(layer.weight)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits)
+    fuses_activation = True
+
+    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
+        """Map (..., in) to (..., out), through `activation`."""
+        return quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits, activation=activation)
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""

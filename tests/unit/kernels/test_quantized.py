@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from gptrio.errors import OptionError
 from gptrio.kernels import quantized
 from gptrio.kernels.codes import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
-from gptrio.kernels.packing import _packs
+from gptrio.kernels.packing import _packs, can_pack
 from gptrio.kernels.quantized import quantized_linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -100,6 +100,23 @@ def test_products_by_parts_are_whole(dtype: torch.dtype, bits: int, part: int, m
         got = quantized_linear(x, packed, scale, bias, bits=bits)
     bound = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}[dtype]
     assert got.dtype is dtype and relative(got, x.double() @ back.T + bias.double()) < bound
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("size", [1, 10_000, 1 << 24])
+def test_products_of_many_rows_in_tiles(
+    dtype: torch.dtype, bits: int, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "has_bfloat16_tiles", lambda: can_pack(torch.bfloat16))
+    monkeypatch.setattr(quantized, "_BLOCK", size)
+    packed, scale, back = codes(bits, torch.randn(131, 256) * 0.05)
+    x, bias = torch.randn(2, 400, 256).to(dtype), torch.randn(131).to(dtype)
+    with torch.inference_mode():
+        for added in (bias, None):
+            got = quantized_linear(x, packed, scale, added, bits=bits, activation="gelu_tanh")
+            want = x.double() @ back.T + (0 if added is None else added.double())
+            assert got.dtype is dtype and relative(got, F.gelu(want, approximate="tanh")) < 0.012
 
 
 @pytest.mark.parametrize("bits", [8, 4])
