@@ -42,7 +42,14 @@ def decode(
 
 def choose(scores: Tensor, do_sample: bool, generators: Generators = None) -> Tensor:
     """The most likely token of each row of scores (B, V), or one drawn from their softmax: (B,)."""
-    return draw(scores.softmax(-1), 1, generators)[:, 0] if do_sample else scores.argmax(-1)
+    return draw(scores.softmax(-1), 1, generators)[:, 0] if do_sample else most_likely(scores)
+
+
+def most_likely(scores: Tensor) -> Tensor:
+    """The first largest of each row of scores (B, V): (B,). On a CPU numpy finds it in a tenth of torch's time."""
+    if type(scores) is Tensor and scores.is_cpu and scores.dtype is torch.float32:
+        return torch.from_numpy(scores.detach().numpy().argmax(-1))
+    return scores.argmax(-1)
 
 
 def draw(probabilities: Tensor, number: int, generators: Generators) -> Tensor:

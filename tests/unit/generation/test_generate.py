@@ -9,6 +9,7 @@ import torch
 
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, TokenIdError, UnsupportedError
+from gptrio.generation.loop import most_likely
 from gptrio.testing import byte_tokenizer, tiny_config
 
 IDS = torch.tensor([[5, 9, 36]])  # is not soon ended by the model below
@@ -359,3 +360,9 @@ def test_names_of_the_package():
 def test_lengths_without_a_number():
     assert MODEL.generate(IDS, max_length=None, eos_token_id=None).shape == (1, 64)
     assert MODEL.generate(IDS, eos_token_id=None).shape == (1, 23)  # 20 new tokens, as upstream
+
+
+def test_the_most_likely_token_is_the_first_of_the_largest() -> None:
+    scores = torch.tensor([[0.0, 2.0, 2.0, 1.0], [float("-inf")] * 4, [1.0, float("nan"), 3.0, float("nan")]])
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert most_likely(scores.to(dtype)).tolist() == scores.to(dtype).argmax(-1).tolist() == [1, 0, 1]
