@@ -35,7 +35,7 @@ TITLES = {
     "llamacpp": "llama.cpp",
     "vllm": "vLLM (CPU)",
 }
-PROMPT, LONG_PROMPT = 32, 1000  # tokens
+PROMPT, NEW, LONG_PROMPT = 32, 64, 1000  # tokens
 ROW_SECONDS = 30  # after which a row begins no further round
 DOCUMENT = ROOT / "docs" / "performance.md"
 
@@ -94,7 +94,7 @@ def measure(row: Row, contest: Contest, folder: Path, rounds: int) -> dict[str, 
         return contest.starts()
     if row.kind == "prefill":
         return prefill(contest, prompts_for(folder, 1, LONG_PROMPT), rounds)
-    return decode(contest, prompts_for(folder, row.batch, PROMPT), 64 if row.batch == 1 else 24, rounds)
+    return decode(contest, prompts_for(folder, row.batch, PROMPT), NEW, rounds)
 
 
 def limit_of(row: Row, folder: Path, machine: dict[str, float]) -> Limit | None:

@@ -46,7 +46,6 @@ MOST = 2 * SIDE  # inputs that are multiplied together
 
 # Places in a thread's working memory, in bytes, after its sums.
 SETUP, SCALES, TOTALS, TURNED, PACKED = 64, 128, 256, 256 + 4 * TILE, 256 + 5 * TILE
-_DEEP = 256
 _QUADS = ir.VectorType(I32, SIDE)
 _PRODUCT = {BFLOAT16: "tdpbf16ps", INT8: "tdpbssd"}
 _INPUTS, _WEIGHTS = 4, 6  # tile registers: results from 0 on, two of inputs, two of weights
