@@ -34,6 +34,7 @@ from gptrio.kernels.compiled.vectors import (
     prefetch,
     splat,
     total,
+    zeros,
 )
 
 UNIT = 64  # inputs whose codes share 32 bytes: the first 32 in the low halves
@@ -77,7 +78,7 @@ def make_nibble_dot(group: int, rows: int, lines: int) -> Callable[..., None]:
             bulk = builder.mul(builder.udiv(count, part), part)
             totals = []
             for units, bounds in ((2, (zero, bulk)), (1, (bulk, count))):
-                sums = [[_zeros(builder, units) for _ in codes] for _ in inputs]
+                sums = [[zeros(builder, 8 * units) for _ in codes] for _ in inputs]
                 with cgutils.for_range_slice(builder, *bounds, part, I64) as (start, _):
                     _add(builder, group, units, start, codes, steps, inputs, sums)
                 totals.append([total(builder, builder.load(place)) for own in sums for place in own])
@@ -148,13 +149,6 @@ def _factors(builder: Builder, group: int, units: int, address: Value) -> list[V
     return [
         builder.shuffle_vector(scales, scales, ir.Constant(ir.VectorType(I32, 8 * units), places)) for places in chosen
     ]
-
-
-def _zeros(builder: Builder, units: int) -> Value:
-    kind = ir.VectorType(FLOAT, 8 * units)
-    place = cgutils.alloca_once(builder, kind)
-    builder.store(ir.Constant(kind, None), place)
-    return place
 
 
 @kernel()

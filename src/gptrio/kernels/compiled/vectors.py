@@ -100,7 +100,7 @@ def _emit_dot(
     builder: Builder, form: int, weights: list[Value], ahead: Value, inputs: list[Value], count: Value
 ) -> list[Value]:
     unroll = max(4 // (len(weights) * len(inputs)), 1)
-    sums = [[[_zeros(builder) for _ in range(unroll)] for _ in weights] for _ in inputs]
+    sums = [[[zeros(builder) for _ in range(unroll)] for _ in weights] for _ in inputs]
 
     def block(start: Value, parts: int) -> None:
         for part in range(parts):
@@ -128,7 +128,7 @@ def _emit_int4_dot(
     builder: Builder, weights: list[Value], scales: list[Value], group: Value, inputs: list[Value], count: Value
 ) -> list[Value]:
     chains = 2 if len(inputs) == 1 else 1
-    sums = [[[_zeros(builder) for _ in range(chains)] for _ in weights] for _ in inputs]
+    sums = [[[zeros(builder) for _ in range(chains)] for _ in weights] for _ in inputs]
     with loop(builder, count, _UNIT) as start:
         for line, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
             prefetch(builder, builder.add(weight, builder.lshr(start, ir.Constant(I64, 1))), _AHEAD)
@@ -198,7 +198,7 @@ def make_tile(form: int, rows: int, parts: int) -> Callable[..., None]:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
             weight, stride, x, x_stride, y, y_stride, count = arguments
             inputs, results = apart(builder, x, x_stride, rows), apart(builder, y, y_stride, rows)
-            sums = [[_zeros(builder) for _ in range(parts)] for _ in range(rows)]
+            sums = [[zeros(builder) for _ in range(parts)] for _ in range(rows)]
             with loop(builder, count, 1) as start:
                 line = builder.add(weight, builder.mul(stride, start))
                 for place in range(0, parts * LANES * _SIZES[form], _LINE):
@@ -258,10 +258,11 @@ def _sixteen(builder: Builder, codes: Value, part: int) -> Value:
     return builder.sitofp(builder.sext(chosen, _INTS), _FLOATS)
 
 
-def _zeros(builder: Builder) -> Value:
-    """A variable of 16 floats."""
-    place = cgutils.alloca_once(builder, _FLOATS)
-    builder.store(ir.Constant(_FLOATS, None), place)
+def zeros(builder: Builder, lanes: int = LANES) -> Value:
+    """A variable of a vector of floats."""
+    kind = ir.VectorType(FLOAT, lanes)
+    place = cgutils.alloca_once(builder, kind)
+    builder.store(ir.Constant(kind, None), place)
     return place
 
 
