@@ -39,14 +39,6 @@ def check():
                 got = quantized_linear(x, codes, scale, None, bits=bits).double()
             want = x.double() @ back(codes, scale, torch.float64).T
             assert (got - want).norm() <= 0.02 * want.norm(), (bits, rows)
-
-check()
-if "FORK" in os.environ:
-    child = os.fork()
-    if child == 0:
-        check()
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
 
 DECODING = """
@@ -84,7 +76,10 @@ def check():
         assert step is None or error(own, step) < bound, (precision, error(own, step))
         got, want = own.generate(ids, **options), own.generate(ids, disable_compile=True, **options)
         assert torch.equal(got, want) or precision is not torch.float32
+"""
 
+
+RUN = """
 check()
 if "FORK" in os.environ:
     child = os.fork()
@@ -99,7 +94,7 @@ if "FORK" in os.environ:
 def run(program: str = PROGRAM, **environment: str) -> None:
     source = Path(__file__).parents[3] / "src"
     result = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program + RUN],
         env=os.environ | {"PYTHONPATH": os.fspath(source)} | environment,
         capture_output=True,
         text=True,

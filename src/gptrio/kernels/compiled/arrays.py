@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba import carray, types, uint32
+import numpy as np
+from numba import carray, float32, int32, types, uint32
 
-from gptrio.kernels.compiled.vectors import float_of, kernel, make_view
+from gptrio.kernels.compiled.vectors import MATHS, float_of, kernel, make_view
 
 
 def _make_array(element: Any) -> Callable[[int, int], Any]:
@@ -43,3 +44,11 @@ def largest(source, count):
     for i in range(count):
         most = max(most, numbers[i] & uint32(0x7FFFFFFF))  # sizes of floats are in the order of their bits
     return float_of(most)
+
+
+@kernel(fastmath=MATHS)
+def round_to_int8(source, target, count, factor):
+    """Write floats at an address, times a factor that brings them to [-127, 127], as the nearest int8 at another."""
+    numbers, rounded = floats(source, count), small_integers(target, count)
+    for i in range(count):
+        rounded[i] = int32(np.floor(numbers[i] * factor + float32(0.5)))

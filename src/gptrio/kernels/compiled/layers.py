@@ -8,7 +8,7 @@ import numpy as np
 from numba import float32
 
 from gptrio.kernels.compiled.arrays import floats, long_integers, round_to_bfloat16
-from gptrio.kernels.compiled.products import LINES, dot, dot_of_lanes, share, size_of, weighted_sum
+from gptrio.kernels.compiled.products import LINES, float_dots, float_dots_of_lanes, share, size_of, weighted_sum
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH, LANES, RELU, SILU
 from gptrio.kernels.compiled.vectors import (
     MATHS,
@@ -114,11 +114,11 @@ def _score(form, keys, ahead, q, width, seen, scores):
     line = width * size_of(form)
     s = 0
     while s + LANES <= seen:
-        dot_of_lanes(form, keys + s * line, line, ahead, 0, 0, 0, q, 0, width, scores + 4 * s)
+        float_dots_of_lanes(form, keys + s * line, line, ahead, q, width, scores + 4 * s)
         s += LANES
     while s < seen:
         step = line if s + LINES <= seen else 0
-        dot(form, keys + s * line, step, ahead, 0, 0, 0, q, 0, width, scores + 4 * s)
+        float_dots(form, keys + s * line, step, ahead, q, width, scores + 4 * s)
         s += LINES
 
 

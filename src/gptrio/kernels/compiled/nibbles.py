@@ -9,20 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import float32, int32, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gptrio.kernels.compiled.arrays import floats, integers, largest, small_integers
+from gptrio.kernels.codes import UNIT
+from gptrio.kernels.compiled.arrays import floats, integers, largest, round_to_int8, small_integers
 from gptrio.kernels.compiled.vectors import (
     FLOAT,
     I8,
     I16,
     I32,
     I64,
-    MATHS,
     Builder,
     Value,
     after,
@@ -37,7 +36,6 @@ from gptrio.kernels.compiled.vectors import (
     zeros,
 )
 
-UNIT = 64  # inputs whose codes share 32 bytes: the first 32 in the low halves
 PART = 2 * UNIT  # inputs that share a scale
 PACKED = 320  # bytes of so many packed inputs: low and high int8, low and high first sums, scale, each in a line
 _LINE = 64  # bytes
@@ -157,23 +155,22 @@ def packed_stride(inputs):
     return (inputs + PART - 1) // PART * PACKED
 
 
-@kernel(fastmath=MATHS)
+@kernel()
 def pack_rows(x, x_stride, rows, inputs, target):
     """Write inputs (at an address, row by row) as int8 in the order of the codes, with their scales and first sums."""
     for r in range(rows):
         for start in range(0, inputs, PART):
             count = min(PART, inputs - start)
-            values = floats(x + r * x_stride + 4 * start, count)
+            values = x + r * x_stride + 4 * start
             place = target + r * packed_stride(inputs) + start // PART * PACKED
-            most = largest(x + r * x_stride + 4 * start, count)
+            most = largest(values, count)
             floats(place + 4 * _LINE, 1)[0] = most / float32(127)
             factor = float32(127) / most
             for unit in range(count // UNIT):
                 for half in range(2):
-                    own = values[UNIT * unit + 32 * half : UNIT * unit + 32 * half + 32]
-                    packed = small_integers(place + _LINE * half + 32 * unit, 32)
-                    for i in range(32):
-                        packed[i] = int32(np.floor(own[i] * factor + float32(0.5)))
+                    own = place + _LINE * half + 32 * unit
+                    round_to_int8(values + 4 * (UNIT * unit + 32 * half), own, 32, factor)
+                    packed = small_integers(own, 32)
                     sums = integers(place + _LINE * (2 + half) + 32 * unit, 8)
                     for i in range(8):
                         four = int32(packed[4 * i]) + packed[4 * i + 1] + packed[4 * i + 2] + packed[4 * i + 3]

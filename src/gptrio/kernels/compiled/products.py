@@ -15,10 +15,10 @@ TOGETHER = 4  # inputs that share one reading of the weight,
 LINES = 2  # by so many of its rows at a time, where others of
 LINES_AHEAD = 4  # rows further on are asked for,
 PARTS = 4  # or so many times 16 of its columns,
-PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes
-INT4_BY_INT8 = nibbles.are_there()
 DEPTH = 32  # for so many numbers of an input
 FEWEST_TILED = 2  # rows from which on tiles are faster
+INT4_BY_INT8 = nibbles.are_there()
+PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes
 
 
 def room_for(p: Any) -> int:
@@ -28,11 +28,8 @@ def room_for(p: Any) -> int:
 
 
 def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
-    """Products of so many inputs and rows of a weight; of a whole vector of rows only where nothing is quantized."""
-    forms = range(INT4 + 1) if lines < LANES else (FLOAT32, BFLOAT16, FLOAT16, FLOAT16, FLOAT16)
-    float32, bfloat16, float16, int8, int4 = (make_dot(form, rows, lines) for form in forms)
-    if INT4_BY_INT8 and lines < LANES:
-        int4 = nibble_dot_of_any_group(rows, lines)
+    float32, bfloat16, float16, int8 = (make_dot(form, rows, lines) for form in range(INT8 + 1))
+    int4 = nibble_dot_of_any_group(rows, lines) if INT4_BY_INT8 else make_dot(INT4, rows, lines)
 
     @kernel()
     def dot(form, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
@@ -46,6 +43,21 @@ def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
             int8(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         else:
             int4(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
+
+    return dot
+
+
+def _dot_of_floats(lines: int) -> Callable[..., Any]:
+    float32, bfloat16, float16 = (make_dot(form, 1, lines) for form in range(FLOAT16 + 1))
+
+    @kernel()
+    def dot(form, weight, stride, ahead, x, count, out):
+        if form == FLOAT32:
+            float32(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
+        elif form == BFLOAT16:
+            bfloat16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
+        else:
+            float16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
 
     return dot
 
@@ -80,7 +92,8 @@ def _tile_of_any_form(parts: int) -> Callable[..., Any]:
     return tile
 
 
-dot, dot_together, dot_of_lanes = (_dot_of_any_form(*size) for size in ((1, LINES), (TOGETHER, LINES), (1, LANES)))
+dot, dot_together = _dot_of_any_form(1, LINES), _dot_of_any_form(TOGETHER, LINES)
+float_dots, float_dots_of_lanes = _dot_of_floats(LINES), _dot_of_floats(LANES)
 add_one, add_eight = _axpy_of_any_form(1), _axpy_of_any_form(8)
 tile, wide_tile = _tile_of_any_form(1), _tile_of_any_form(PARTS)
 

@@ -12,14 +12,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
-from numba import float32, int32, types
+from numba import float32, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gptrio.kernels.compiled.arrays import floats, integers, largest, round_to_bfloat16, small_integers
+from gptrio.kernels.compiled.arrays import floats, integers, largest, round_to_bfloat16, round_to_int8, small_integers
 from gptrio.kernels.compiled.tables import BFLOAT16, INT8
 from gptrio.kernels.compiled.vectors import (
     I8,
@@ -263,16 +262,13 @@ def _prepare(setup, rows, blocks, by_columns):
     _set_up(setup)
 
 
-@kernel(fastmath=MATHS)
+@kernel()
 def _pack_int8(x, x_stride, rows, inputs, scales, out):
     """Inputs as int8, row by row, and the scale of each row."""
     for r in range(rows):
-        line, packed = floats(x + r * x_stride, inputs), small_integers(out + r * inputs, inputs)
         most = largest(x + r * x_stride, inputs)
         store_float32(scales + 4 * r, most / float32(127))
-        factor = float32(127) / most
-        for i in range(inputs):
-            packed[i] = int32(np.floor(line[i] * factor + float32(0.5)))
+        round_to_int8(x + r * x_stride, out + r * inputs, inputs, float32(127) / most)
 
 
 @kernel()

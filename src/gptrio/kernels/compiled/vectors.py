@@ -19,6 +19,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
+from gptrio.kernels.codes import UNIT
 from gptrio.kernels.compiled.tables import BFLOAT16, FLOAT16, FLOAT32, INT4, LANES
 
 MATHS = {"reassoc", "contract", "nsz"}  # sums in any order, but infinities and NaN as they are
@@ -33,7 +34,6 @@ _SIZES = (4, 2, 2, 1)
 _LINE = 64  # bytes that memory gives at once
 _AHEAD = 1024  # how far to ask for what will be read: bytes of int4 codes,
 _ROWS_AHEAD = 32  # or rows of which a few columns are read
-_UNIT = 64  # elements of int4 that share 32 bytes
 
 Value = Any  # of llvmlite
 Builder = Any
@@ -129,7 +129,7 @@ def _emit_int4_dot(
 ) -> list[Value]:
     chains = 2 if len(inputs) == 1 else 1
     sums = [[[zeros(builder) for _ in range(chains)] for _ in weights] for _ in inputs]
-    with loop(builder, count, _UNIT) as start:
+    with loop(builder, count, UNIT) as start:
         for line, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
             prefetch(builder, builder.add(weight, builder.lshr(start, ir.Constant(I64, 1))), _AHEAD)
             for half, codes in enumerate(_int4_halves(builder, weight, start)):
@@ -349,23 +349,14 @@ def float_of(context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-def _make_loader(form: int) -> Callable[[int], float]:
-    @intrinsic
-    def load_one(context: Any, address: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            raw = builder.load(pointer(builder, arguments[0], _STORED[form]), align=_SIZES[form])
-            if form == FLOAT32:
-                return raw
-            if form == BFLOAT16:
-                return _bfloat(builder, raw, I32, FLOAT)
-            return builder.fpext(builder.bitcast(raw, _HALF), FLOAT)
+@intrinsic
+def load_float32(context: Any, address: Any) -> Any:
+    """The float at an address."""
 
-        return types.float32(types.int64), generate
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        return builder.load(pointer(builder, arguments[0], FLOAT), align=4)
 
-    return load_one
-
-
-load_float32, load_bfloat16, load_float16 = (_make_loader(form) for form in (FLOAT32, BFLOAT16, FLOAT16))
+    return types.float32(types.int64), generate
 
 
 def _make_storer(form: int) -> Callable[[int, float], None]:
