@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from gptrio import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from gptrio.checkpoint.pages import release_pages
 from gptrio.checkpoint.read import SafetensorsFile
+from gptrio.kernels.packing import can_pack
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which pages are whose")
 
@@ -63,5 +64,7 @@ def test_packed_generation_keeps_no_second_copy_of_the_file(tmp_path: Path, opti
     model.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, **options)
+    if loaded.dtype is torch.float16 and not can_pack(torch.float16):
+        pytest.skip("oneDNN cannot pack torch.float16 here, so the file's own pages are the only copy")
     loaded.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=2, do_sample=False, disable_compile=True)
     assert resident(file) < 0.5 * file.stat().st_size
