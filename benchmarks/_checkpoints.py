@@ -42,6 +42,21 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
 }
+TOYS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "toy-gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
+    "toy-gpt-neo": (
+        "GPTNeoConfig",
+        "GPTNeoForCausalLM",
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "toy-gpt-neox": (
+        "GPTNeoXConfig",
+        "GPTNeoXForCausalLM",
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
+    ),
+}
+for _, _, _options in TOYS.values():
+    _options.update(vocab_size=97, bos_token_id=0, eos_token_id=None, initializer_range=0.2)
 
 
 def cache_folder() -> Path:
@@ -51,11 +66,12 @@ def cache_folder() -> Path:
 
 def checkpoint(name: str) -> Path:
     """The folder of a model: a path as it is, or a shape's, made on first use with a vocabulary of numbered tokens."""
-    if name not in SHAPES:
+    shapes = SHAPES | TOYS
+    if name not in shapes:
         return Path(name)
     folder = cache_folder() / "checkpoints" / name
     if not (folder / "merges.txt").exists():
-        config_class, model_class, options = SHAPES[name]
+        config_class, model_class, options = shapes[name]
         config = getattr(gptrio, config_class)(**options)
         torch.manual_seed(0)
         getattr(gptrio, model_class)(config).save_pretrained(folder)

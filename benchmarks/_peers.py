@@ -8,6 +8,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,12 +49,6 @@ class Recipe:
 
 
 RECIPES = {
-    "gptrio": Recipe(
-        variables={
-            "PYTHONPATH": os.fspath(ROOT / "src"),
-            "PYTHONDONTWRITEBYTECODE": "",  # pip compiles the modules of the others
-        }
-    ),
     "transformers": Recipe([TORCH, ("transformers==4.56.2", "numpy")], dtypes=FLOATS),
     "ctranslate2": Recipe(
         [TORCH, ("ctranslate2==4.8.5", "transformers==4.56.2", "numpy", "setuptools")],
@@ -85,11 +80,46 @@ RECIPES = {
         },
     ),
 }
-PEERS = tuple(RECIPES)[1:]
+PEERS = tuple(RECIPES)
 
 
 class Missing(Exception):
     """A peer cannot run this: it does not offer it, or cannot be had on this machine."""
+
+
+def recipe(peer: str) -> Recipe:
+    """The recipe of a peer; "gptrio" is this tree, and "gptrio@COMMIT" the package as it was at a commit.
+
+    Raises:
+        Missing: there is no such peer or commit.
+    """
+    library, _, commit = peer.partition("@")
+    if library == "gptrio":
+        source = sources(commit) if commit else ROOT / "src"
+        return Recipe(variables={"PYTHONPATH": os.fspath(source), "PYTHONDONTWRITEBYTECODE": ""})  # pip compiles, too
+    if peer not in RECIPES:
+        raise Missing(f"no recipe for {peer}; known are {', '.join(PEERS)}, and gptrio@COMMIT")
+    return RECIPES[peer]
+
+
+@functools.cache
+def sources(commit: str) -> Path:
+    """The folder `src` of a commit, written under the cache folder.
+
+    Raises:
+        Missing: git does not know the commit.
+    """
+    found = subprocess.run(["git", "rev-parse", f"{commit}^{{commit}}"], capture_output=True, text=True, cwd=ROOT)
+    if found.returncode:
+        raise Missing(f"git does not know the commit {commit}")
+    folder = cache_folder() / "commits" / found.stdout.strip()
+    if not (folder / "src").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unfinished:
+            archive = subprocess.run(["git", "archive", commit, "src"], capture_output=True, check=True, cwd=ROOT)
+            subprocess.run(["tar", "-x", "-C", unfinished], input=archive.stdout, check=True)
+            (Path(unfinished) / "src").rename(folder / "src")
+    return folder / "src"
 
 
 def variants(peer: str, family: str, dtype: str) -> list[str]:
@@ -98,12 +128,11 @@ def variants(peer: str, family: str, dtype: str) -> list[str]:
     Raises:
         Missing: if the peer is not known, or offers neither.
     """
-    if peer not in RECIPES:
-        raise Missing(f"no recipe for it; known are {', '.join(PEERS)}")
-    if family not in RECIPES[peer].families:
+    offers = recipe(peer)
+    if family not in offers.families:
         raise Missing(f"not offered: {family}")
     wanted = SIXTEEN_BIT if dtype == "16bit" else (dtype,)
-    offered = [name for name in wanted if name in RECIPES[peer].dtypes]
+    offered = [name for name in wanted if name in offers.dtypes]
     if not offered:
         raise Missing(f"not offered: {dtype}")
     return offered
@@ -115,7 +144,7 @@ class Contender:
     def __init__(self, peer: str, threads: int) -> None:
         """Prepare the peer's environment, if it is not there yet, and start its worker."""
         python = environment(peer)
-        variables = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), **RECIPES[peer].variables}
+        variables = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": str(threads), **recipe(peer).variables}
         variables["VLLM_CPU_OMP_THREADS_BIND"] = f"0-{threads - 1}"
         self.threads = threads
         self._log = (cache_folder() / f"{peer}.log").open("a")
@@ -173,7 +202,7 @@ class Contender:
 @functools.cache
 def convert(peer: str, folder: Path, dtype: str) -> None:
     """Write the checkpoint in a peer's own format, if it has one and the copy is not there yet, outside all timings."""
-    if not RECIPES[peer].converts:
+    if not recipe(peer).converts:
         return
     contender = Contender(peer, os.cpu_count() or 1)
     try:
@@ -185,7 +214,7 @@ def convert(peer: str, folder: Path, dtype: str) -> None:
 @functools.cache
 def environment(peer: str) -> str:
     """The interpreter of a peer's environment, which is made if it is not there."""
-    if peer == "gptrio" or (peer == "transformers" and _has(sys.executable, "transformers")):
+    if peer.startswith("gptrio") or (peer == "transformers" and _has(sys.executable, "transformers")):
         return sys.executable
     folder = cache_folder() / "environments" / peer
     python = os.fspath(folder / "bin" / "python")

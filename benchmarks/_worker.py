@@ -24,7 +24,7 @@ from _llamacpp import LlamaCppModel
 def contender(peer: str) -> Any:
     """The contender of a name."""
     engines = {"ctranslate2": CTranslate2Model, "llamacpp": LlamaCppModel, "vllm": VllmModel}
-    return engines[peer]() if peer in engines else TorchModel(peer)
+    return engines[peer]() if peer in engines else TorchModel(peer.partition("@")[0])
 
 
 def most_memory() -> int:

@@ -1,67 +1,36 @@
-"""What does `generate` cost where there is next to no arithmetic? A toy model of two layers tells.
+"""What does `generate` cost where there is next to no arithmetic? Toy models of two layers of width 32 tell.
 
-Both libraries hold the same weights and run in this process in turn; both must write the same tokens.
-
-    python benchmarks/overhead.py --rounds 7
+python benchmarks/overhead.py --rounds 7 --peers transformers,gptrio@HEAD~1
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from pathlib import Path
-from typing import Any
 
-import torch
-import transformers
-
-import gptrio
+from _checkpoints import TOYS, checkpoint, prompts_for
+from _contest import Contest, Outcome, absence, agreement, facts, names, ratio, settings
 from _results import print_table, save
 
-SIZES = {"vocab_size": 97, "bos_token_id": 0, "eos_token_id": None}
-FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}),
-    "gpt_neo": (
-        "GPTNeoConfig",
-        "GPTNeoForCausalLM",
-        {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
-    ),
-    "gpt_neox": (
-        "GPTNeoXConfig",
-        "GPTNeoXForCausalLM",
-        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128},
-    ),
-}
+
+def race(toy: str, arguments: argparse.Namespace) -> dict[str, Outcome]:
+    """What everyone takes for a call of `generate`, prompt included."""
+    folder = checkpoint(toy)
+    prompts = prompts_for(folder, arguments.batch, 8)
+    with Contest(arguments.peers, folder, "float32", arguments.threads) as contest:
+        return contest.race(lambda contender: contender.generate(prompts, arguments.new), arguments.rounds)
 
 
-def build(family: str) -> tuple[Any, Any]:
-    """Our model of a family and the peer's, with the same random weights."""
-    config, model, sizes = FAMILIES[family]
-    torch.manual_seed(0)
-    ours = getattr(gptrio, model)(getattr(gptrio, config)(**SIZES, **sizes)).eval()
-    peer = getattr(transformers, model)(getattr(transformers, config)(**SIZES, **sizes)).eval()
-    peer.load_state_dict(ours.state_dict())
-    return ours, peer
-
-
-def seconds_per_token(model: Any, ids: torch.Tensor, new: int) -> tuple[float, torch.Tensor]:
-    """Time of one new token, prompt included, and the tokens (B, T)."""
-    begun = time.perf_counter()
-    tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False)
-    return (time.perf_counter() - begun) / new, tokens
-
-
-def race(family: str, batch: int, new: int, rounds: int) -> tuple[float, float]:
-    """Median seconds a token of ours and of the peer, in turn, after a round that does not count."""
-    models, ids = build(family), torch.randint(1, 97, (batch, 8))
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
-        runs = [seconds_per_token(model, ids, new) for model in models]
-        assert torch.equal(runs[0][1], runs[1][1]), f"{family}: the two libraries wrote different tokens"
-        for kept, (seconds, _) in zip(times, runs, strict=True):
-            kept.extend([seconds] if turn else [])
-    return statistics.median(times[0]), statistics.median(times[1])
+def rows_of(toy: str, outcomes: dict[str, Outcome], new: int) -> list[list[str]]:
+    """Rows of the table: microseconds a token, and how many times faster gptrio is."""
+    rows = []
+    for peer, outcome in outcomes.items():
+        if not outcome.seconds:
+            rows.append([toy, peer, absence(outcome.missing), "", ""])
+            continue
+        same = agreement(outcome.tokens, outcomes["gptrio"].tokens)
+        rows.append([toy, peer, f"{outcome.median / new * 1e6:.0f} µs", f"{ratio(outcomes, peer):.2f}", f"{same:.0%}"])
+    return rows
 
 
 def main() -> None:
@@ -71,19 +40,15 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=200, help="tokens that are generated")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--peers", type=names, default=("transformers",), help="transformers, or gptrio@COMMIT")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    transformers.logging.set_verbosity_error()
-    times = {family: race(family, arguments.batch, arguments.new, arguments.rounds) for family in FAMILIES}
-    rows = [
-        [family, f"{ours * 1e6:.0f} µs", f"{peer * 1e6:.0f} µs", f"{peer / ours:.2f}"]
-        for family, (ours, peer) in times.items()
-    ]
+    outcomes = {toy: race(toy, arguments) for toy in TOYS}
     print(f"generate, 2 layers of width 32, greedy, batch {arguments.batch}, per token")
-    print_table(["", "gptrio", "transformers", "gptrio is faster by"], rows)
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    save("overhead", {"settings": settings, "seconds": times}, arguments.out)
+    rows = [row for toy, found in outcomes.items() for row in rows_of(toy, found, arguments.new)]
+    print_table(["", "", "median", "gptrio is faster by", "same tokens"], rows)
+    found = {toy: facts(outcome) for toy, outcome in outcomes.items()}
+    save("overhead", {"settings": settings(arguments), "outcomes": found}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
-"""How long does it take to import gptrio, and from it a model class, beside torch alone and transformers?
+"""How long does it take to import gptrio, and from it a model class, beside torch alone, transformers, other commits?
 
 Each statement runs in fresh interpreters, the contenders in turn, so that a slow moment of the machine meets all of
 them. Times are seconds in the child from before the statement to after it: the interpreter's own start is not in them.
 
-    python benchmarks/startup.py --rounds 7
+    python benchmarks/startup.py --rounds 7 --peers gptrio@HEAD~1
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from _contest import names
+from _peers import recipe
 from _results import print_table, save
 
 STATEMENTS = {
@@ -28,19 +31,29 @@ STATEMENTS = {
 LIMITS = {"import gptrio": 0.1, "gptrio model over torch": 0.3}
 
 
-def seconds(statement: str) -> float:
+def statements(peers: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """(whose package, statement) by name: everyone's, and gptrio's of other commits."""
+    found = {name: ("gptrio", statement) for name, statement in STATEMENTS.items()}
+    for peer in peers:
+        ours = [name for name in STATEMENTS if name.startswith("gptrio") or name == "import gptrio"]
+        found.update({name.replace("gptrio", peer): (peer, STATEMENTS[name]) for name in ours})
+    return found
+
+
+def seconds(peer: str, statement: str) -> float:
     """Seconds that a statement takes in a fresh interpreter."""
     code = f"import time\nstart = time.perf_counter()\n{statement}\nprint(time.perf_counter() - start)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    variables = {**os.environ, **recipe(peer).variables}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=variables)
     return float(done.stdout.split()[-1])
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
+def measure(rounds: int, peers: tuple[str, ...]) -> dict[str, list[float]]:
     """Times of every statement, one of each per round; the first round, which fills the file cache, does not count."""
-    times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
+    times: dict[str, list[float]] = {name: [] for name in statements(peers)}
     for number in range(rounds + 1):
-        for name, statement in STATEMENTS.items():
-            taken = seconds(statement)
+        for name, (peer, statement) in statements(peers).items():
+            taken = seconds(peer, statement)
             if number:
                 times[name].append(taken)
     return times
@@ -50,10 +63,11 @@ def main() -> int:
     """Print the table and write the JSON file; the exit code is 1 if a limit is passed."""
     parser = argparse.ArgumentParser(description="Import times of gptrio, torch and transformers.")
     parser.add_argument("--rounds", type=int, default=5, help="timed runs of each statement")
+    parser.add_argument("--peers", type=names, default=(), help="gptrio@COMMIT, ...")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
 
-    times = measure(arguments.rounds)
+    times = measure(arguments.rounds, arguments.peers)
     medians = {name: statistics.median(values) for name, values in times.items()}
     medians["gptrio model over torch"] = statistics.median(
         ours - bare for ours, bare in zip(times["gptrio model"], times["import torch"], strict=True)
