@@ -71,7 +71,7 @@ def test_the_16_bit_types_of_a_peer_are_those_it_offers():
         ("transformers", "gpt2", "int8", "not offered: int8"),
         ("llamacpp", "gpt_neo", "float32", "not offered: gpt_neo"),
         ("ctranslate2", "gpt2", "16bit", "not offered: 16bit"),
-        ("nobody", "gpt2", "float32", "no recipe for it"),
+        ("nobody", "gpt2", "float32", "no recipe for nobody"),
     ],
 )
 def test_what_a_peer_does_not_offer_is_said(peer, family, dtype, reason):
