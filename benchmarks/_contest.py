@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from _checkpoints import SHAPES
-from _limits import Limit
+from _limits import NOT_MEASURED, Limit, is_possible, share_of
 from _peers import PEERS, Contender, Missing, convert, variants
 from gptrio import AutoConfig
 
 HOPELESS = 1.5  # of two 16 bit types of a contender, the one that is so much slower in a first round is dropped
+ATTEMPTS = 3  # at a figure that can be
 PAUSE = 0.3  # seconds between turns, in which the threads of the last one stop waiting for more
 
 Run = Callable[[Contender], tuple[float, list[list[int]]]]
@@ -78,15 +79,22 @@ class Entry:
             self.contender = None
 
     def run(self, run: Run) -> None:
-        """Take a turn; who fails is out of the contest."""
+        """Take a turn; who fails is out of the contest, and a figure that cannot be is measured anew."""
         if self.contender is None:
             return
-        time.sleep(PAUSE)
-        try:
-            seconds, self.outcome.tokens = run(self.contender)
-            self.outcome.seconds.append(seconds)
-        except Missing as error:
-            self.end(str(error))
+        for _ in range(ATTEMPTS):
+            time.sleep(PAUSE)
+            try:
+                seconds, self.outcome.tokens = run(self.contender)
+            except Missing as error:
+                self.end(str(error))
+                return
+            if is_possible(seconds):
+                self.outcome.seconds.append(seconds)
+                self.outcome.missing = ""
+                return
+        if not self.outcome.seconds:
+            self.outcome.missing = NOT_MEASURED
 
 
 def entrants(peers: Iterable[str], folder: Path, dtype: str) -> list[Entry]:
@@ -211,14 +219,14 @@ def report(outcomes: dict[str, Outcome], limit: Limit, unit: float, name: str) -
             continue
         factor = ratio(outcomes, peer)
         same = agreement(outcome.tokens, outcomes["gptrio"].tokens) if factor else 0.0
-        shown = [f"{factor:.2f}" if factor else "", f"{limit.seconds / outcome.median:.0%}", f"{same:.0%}"]
+        shown = [f"{factor:.2f}" if factor else "", share_of(limit, outcome.median), f"{same:.0%}"]
         rows.append([peer, outcome.dtype, f"{outcome.median / unit:.2f} {name}", *shown, f"{outcome.megabytes} MB"])
     return rows
 
 
 def absence(reason: str) -> str:
     """Why there is no number, in a line."""
-    return reason if reason.startswith("not offered") else f"missing: {reason}"
+    return reason if reason.startswith(("not offered", NOT_MEASURED)) else f"missing: {reason}"
 
 
 def facts(outcomes: dict[str, Outcome]) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 READING, ARITHMETIC = "reading weights", "arithmetic"
 SIXTEEN_BIT = ("bfloat16", "float16")
+NOT_MEASURED = "not measured"  # stands where a figure that cannot be would stand
 
 
 class Weights(NamedTuple):
@@ -21,6 +23,17 @@ class Limit(NamedTuple):
 
     seconds: float
     by: str
+
+
+def is_possible(seconds: float) -> bool:
+    """Whether something can have taken so long: a difference of two times that were disturbed need not be."""
+    return math.isfinite(seconds) and seconds > 0
+
+
+def share_of(limit: Limit, seconds: float) -> str:
+    """Share of the limit that a time reaches, as text; nothing is faster than its limit, so more was not measured."""
+    share = limit.seconds / seconds if is_possible(seconds) else math.inf
+    return f"{share:.0%}" if share <= 1 else NOT_MEASURED
 
 
 def weight_bytes(weights: Weights, dtype: str) -> int:

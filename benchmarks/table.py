@@ -20,7 +20,7 @@ from typing import Any
 from _chart import Group, Panel, chart
 from _checkpoints import checkpoint, prompts_for, weights
 from _contest import Contest, Outcome, facts, names, options, settings
-from _limits import Limit, prompt_limit, step_limit
+from _limits import NOT_MEASURED, Limit, is_possible, prompt_limit, share_of, step_limit
 from _peers import ROOT
 from _results import save
 from decode import decode
@@ -78,9 +78,14 @@ class Measured:
     outcomes: dict[str, dict[str, Any]]
 
     def median(self, peer: str) -> float | None:
-        """Seconds, or None."""
+        """Seconds, or None where they were not measured or one of them cannot be."""
         seconds = self.outcomes.get(peer, {}).get("seconds")
-        return statistics.median(seconds) if seconds else None
+        return statistics.median(seconds) if seconds and all(map(is_possible, seconds)) else None
+
+    def was_spoilt(self, peer: str) -> bool:
+        """Whether a peer ran, and what was measured cannot be."""
+        outcome = self.outcomes.get(peer, {})
+        return self.median(peer) is None and (bool(outcome.get("seconds")) or outcome.get("missing") == NOT_MEASURED)
 
     def ratio(self, peer: str) -> float | None:
         """How many times faster gptrio is."""
@@ -161,7 +166,7 @@ def _times(each: Measured, peers: list[str]) -> list[str]:
     unit, ours = 1 if each.row.kind == "load" else 1e-3, each.median("gptrio")
     limit = ["", "", ""]
     if each.limit and ours:
-        limit = [f"{each.limit.seconds / unit:.1f}", f"{each.limit.seconds / ours:.0%}", each.limit.by]
+        limit = [f"{each.limit.seconds / unit:.1f}", share_of(each.limit, ours), each.limit.by]
     shown = [_time(each, peer, unit) for peer in ("gptrio", *peers)]
     return [each.row.title, shown[0], *limit, *shown[1:]]
 
@@ -169,7 +174,7 @@ def _times(each: Measured, peers: list[str]) -> list[str]:
 def _time(each: Measured, peer: str, unit: float) -> str:
     median = each.median(peer)
     if median is None:
-        return ""
+        return NOT_MEASURED if each.was_spoilt(peer) else ""
     kind = {"bfloat16": " bf16", "float16": " f16"}.get(each.outcomes[peer]["dtype"], "")
     return f"{median / unit:.{2 if unit == 1 else 1}f}{kind}"
 
@@ -186,9 +191,11 @@ def _notes(measured: list[Measured], peers: list[str]) -> str:
         (peer, each.outcomes[peer]["missing"].split(" (see ")[0])
         for each in measured
         for peer in peers
-        if not each.outcomes.get(peer, {}).get("missing", "not offered").startswith("not offered")
+        if not each.outcomes.get(peer, {}).get("missing", "not offered").startswith(("not offered", NOT_MEASURED))
     )
     lines += [f"- {TITLES[peer]} is missing: {reason}." for peer, reason in absent if reason]
+    if any(each.was_spoilt(peer) for each in measured for peer in ("gptrio", *peers)):
+        lines.append(f"- A cell says {NOT_MEASURED!r} where the machine was disturbed and the figure cannot be.")
     return "\n".join(["- Where a cell is empty, the engine does not offer it; vLLM runs in 16 bit alone.", *lines])
 
 

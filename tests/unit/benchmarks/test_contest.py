@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from _contest import Entry, Outcome, agreement, best, facts, promising, ratio, report
 from _limits import READING, Limit
 from _peers import Missing, variants
+from decode import decode
 
 
 def entry(peer: str, dtype: str, *seconds: float, missing: str = "") -> Entry:
@@ -82,3 +85,37 @@ def test_what_a_peer_does_not_offer_is_said(peer, family, dtype, reason):
 def test_who_has_no_rival_stays_even_where_noise_makes_a_time_negative():
     alone = [entry("gptrio", "int8", -0.1)]
     assert promising(alone) == alone
+
+
+class Scripted:
+    """A contender whose generations take the seconds that they are told to."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+
+    def generate(self, prompts: list[list[int]], new: int) -> tuple[float, list[list[int]]]:
+        return self.seconds.pop(0), [[1] * new for _ in prompts]
+
+
+def turn(contender: Scripted) -> Outcome:
+    entry = Entry("gptrio", Outcome("int8"), contender, Outcome("int8"))
+    return decode(SimpleNamespace(race=lambda run, rounds: entry.run(run) or {"gptrio": entry.outcome}), [[5]], 4, 1)[
+        "gptrio"
+    ]
+
+
+def test_a_step_is_the_long_generation_less_the_undisturbed_short_one():
+    assert turn(Scripted(9.0, 5.0, 1.0)).seconds == [1.0]
+    assert turn(Scripted(1.0, 5.0, 9.0)).seconds == [1.0]
+
+
+def test_a_time_below_zero_is_measured_anew():
+    found = turn(Scripted(9.0, 5.0, 9.0, 1.0, 5.0, 1.0))
+    assert found.seconds == [1.0] and found.missing == "" and found.tokens == [[1] * 5]
+
+
+def test_what_stays_impossible_is_not_measured():
+    found = turn(Scripted(*[9.0, 5.0, 9.0] * 3))
+    assert found.seconds == [] and found.missing == "not measured"
+    outcomes = {"gptrio": Outcome("int8", [1.0], [[1]]), "slow": found}
+    assert report(outcomes, Limit(0.5, READING), 1, "s")[1] == ["slow", "int8", "not measured", "", "", "", ""]

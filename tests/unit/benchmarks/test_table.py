@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from xml.etree import ElementTree
 
@@ -47,6 +48,30 @@ def test_times_stand_beside_the_limit_and_what_limits():
     lines = markdown(FOUND).splitlines()
     assert "| decode, batch 1, float32 | 20.0 | 16.0 | 80% | reading weights | 40.0 |  |" in lines
     assert "| load to first token, 16 bit | 0.50 bf16 |  |  |  | 1.50 f16 |  |" in lines
+
+
+@pytest.mark.parametrize("seconds", [(-0.0128,), (0.02, -0.5), (0.0,), (float("nan"), 0.02), (float("inf"),)])
+def test_a_time_that_cannot_be_is_not_measured(seconds):
+    spoilt = copy.deepcopy(FOUND)
+    spoilt["rows"][0]["outcomes"]["gptrio"] = outcome(*seconds)
+    lines = markdown(spoilt).splitlines()
+    assert "| decode, batch 1, float32 |  |  |" in lines  # nor is anything faster than it
+    assert "| decode, batch 1, float32 | not measured |  |  |  | 40.0 |  |" in lines
+    assert lines[-1] == "- A cell says 'not measured' where the machine was disturbed and the figure cannot be."
+    assert "decode, batch 1, float32" not in drawn(spoilt) and ElementTree.fromstring(drawn(spoilt)) is not None
+
+
+def test_a_peer_that_was_not_measured_is_not_missing():
+    spoilt = copy.deepcopy(FOUND)
+    spoilt["rows"][0]["outcomes"]["transformers"] = outcome(missing="not measured")
+    assert "| decode, batch 1, float32 | 20.0 | 16.0 | 80% | reading weights | not measured |  |" in markdown(spoilt)
+    assert "transformers 4.56.2 is missing" not in markdown(spoilt)
+
+
+def test_no_share_of_a_limit_is_more_than_all_of_it():
+    fast = copy.deepcopy(FOUND)
+    fast["rows"][0]["outcomes"]["gptrio"] = outcome(0.01)
+    assert "| 10.0 | 16.0 | not measured | reading weights |" in markdown(fast)
 
 
 def test_notes_say_which_tokens_agree_and_who_is_missing():
