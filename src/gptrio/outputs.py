@@ -7,9 +7,11 @@ Names and field order are those of Transformers 4.56. Shapes: `B` batch, `T` que
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+
+from gptrio.errors import InputError
 
 if TYPE_CHECKING:
     import torch
@@ -22,14 +24,27 @@ class ModelOutput(OrderedDict[str, Any]):
 
     `out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work; None fields are absent from the
     mapping and the tuple but readable as attributes. Keys cannot be deleted.
+
+    A mapping, or pairs of name and value, as the only argument gives the fields: `type(out)(dict(out))` equals `out`.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every subclass is a dataclass
+    when_subclassed: ClassVar[Callable[[type[ModelOutput]], None] | None] = None  # set once torch is in use
+
+    def __init_subclass__(cls) -> None:
+        """Make the class known to torch as a tree of tensors, if torch is in use."""
+        if ModelOutput.when_subclassed is not None:
+            ModelOutput.when_subclassed(cls)
 
     def __post_init__(self) -> None:
         """Mirror the fields that are set into the mapping."""
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        first = next(iter(values))
+        given = _as_pairs(values[first]) if _is_only(first, values) else None
+        if given is not None:
+            vars(self).update({first: None, **given})
+            values = given
+        for name, value in values.items():
             if value is not None:
                 super().__setitem__(name, value)
 
@@ -54,9 +69,22 @@ class ModelOutput(OrderedDict[str, Any]):
         """Refuse: fields of a result cannot be removed."""
         raise TypeError(f"{type(self).__name__} does not support deleting {key!r}")
 
+    def pop(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: fields of a result cannot be removed."""
+        raise TypeError(f"{type(self).__name__} does not support pop; read the field instead")
+
+    def setdefault(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: every field has a value, if only None."""
+        raise TypeError(f"{type(self).__name__} does not support setdefault; assign the field instead")
+
+    def update(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: fields are assigned one by one."""
+        raise TypeError(f"{type(self).__name__} does not support update; assign the fields instead")
+
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by field values."""
-        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        """Pickle by field values, then by what else was set."""
+        fields = tuple(getattr(self, name) for name in self.__dataclass_fields__)
+        return (type(self), fields, *super().__reduce__()[2:])
 
     def __iter__(self) -> Iterator[str]:
         """Names of the set fields."""
@@ -65,6 +93,39 @@ class ModelOutput(OrderedDict[str, Any]):
     def to_tuple(self) -> tuple[Any, ...]:
         """All set fields in order."""
         return tuple(super(ModelOutput, self).__getitem__(key) for key in self)
+
+
+def _is_only(first: str, values: Mapping[str, Any]) -> bool:
+    """Whether the first field may stand for all of them: it is no tensor, and the other fields are not set."""
+    value = values[first]
+    if value is None or hasattr(value, "shape"):
+        return False
+    return all(other is None for name, other in values.items() if name != first)
+
+
+def _as_pairs(value: Any) -> dict[str, Any] | None:
+    """Fields by name of a mapping or of pairs of name and value; None if the value is a field itself.
+
+    Raises:
+        InputError: pairs, and among them something else.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        return None
+    items = iter(value)
+    first = next(items, None)
+    if not _is_pair(first):
+        return None
+    fields = [first, *items]
+    wrong = [item for item in fields if not _is_pair(item)]
+    if wrong:
+        raise InputError(f"{wrong[0]!r:.80} is no pair of a field's name and its value; pass only such pairs")
+    return dict(fields)
+
+
+def _is_pair(item: Any) -> bool:
+    return isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str)
 
 
 @dataclass

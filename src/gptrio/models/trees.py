@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch.utils import _pytree
 
-from gptrio import outputs
 from gptrio.cache import DynamicCache, DynamicLayer, WindowLayer
 from gptrio.outputs import ModelOutput
 
@@ -22,15 +21,25 @@ def register_trees() -> None:
         serialized_type_name="gptrio.cache.DynamicCache",
         flatten_with_keys_fn=_flatten_cache_with_keys,
     )
-    for name, kind in vars(outputs).items():
-        if isinstance(kind, type) and issubclass(kind, ModelOutput) and kind is not ModelOutput:
-            _pytree.register_pytree_node(
-                kind,
-                _flatten,
-                functools.partial(_unflatten, kind),
-                serialized_type_name=f"gptrio.outputs.{name}",
-                flatten_with_keys_fn=_flatten_with_keys,
-            )
+    for kind in _subclasses(ModelOutput):
+        _register_output(kind)
+    ModelOutput.when_subclassed = staticmethod(_register_output)
+
+
+def _subclasses(kind: type[ModelOutput]) -> Iterator[type[ModelOutput]]:
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)
+
+
+def _register_output(kind: type[ModelOutput]) -> None:
+    _pytree.register_pytree_node(
+        kind,
+        _flatten,
+        functools.partial(_unflatten, kind),
+        serialized_type_name=f"{kind.__module__}.{kind.__qualname__}",
+        flatten_with_keys_fn=_flatten_with_keys,
+    )
 
 
 def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
