@@ -70,6 +70,7 @@ from gptrio.generation.processors.sequences import SequenceBiasLogitsProcessor a
 from gptrio.generation.prompt_lookup import PromptLookupCandidateGenerator as PromptLookupCandidateGenerator
 from gptrio.generation.stopping import ConfidenceCriteria as ConfidenceCriteria
 from gptrio.generation.stopping import EosTokenCriteria as EosTokenCriteria
+from gptrio.generation.stopping import FinishReason as FinishReason
 from gptrio.generation.stopping import MaxLengthCriteria as MaxLengthCriteria
 from gptrio.generation.stopping import MaxTimeCriteria as MaxTimeCriteria
 from gptrio.generation.stopping import StoppingCriteria as StoppingCriteria

@@ -28,7 +28,7 @@ def assisted_decode(call: Call, draft: Draft, pace: Pace) -> Tensor | GenerateDe
     A batch moves on by what all its rows accept. Drafts that prove wrong are made seldom.
     """
     ids, record = call.ids, call.record
-    rows = Rows(call.criteria, ids.shape[0], call.pad, call.streamer)
+    rows = Rows(call, ids.shape[0])
     limit = call.criteria.max_length
     while True:
         start = ids.shape[1]

@@ -192,6 +192,8 @@ def finish(call: Call, ids: Tensor, scores: Tensor, origins: Tensor) -> Tensor |
         scores: (rows,).
         origins: (rows, new tokens) row of the scores that each token was taken from.
     """
+    for row, new in enumerate((origins >= 0).sum(-1).tolist()):
+        call.tell_finished(row, ids[row, : call.ids.shape[1] + new])
     if not call.record.wanted:
         return ids
     return GenerateBeamDecoderOnlyOutput(

@@ -14,7 +14,13 @@ from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 from gptrio.generation.processors.base import LogitsProcessorList
 from gptrio.generation.prompt import Prompt
 from gptrio.generation.step import Stepper
-from gptrio.generation.stopping import EosTokenCriteria, MaxLengthCriteria, StoppingCriteriaList
+from gptrio.generation.stopping import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    OnFinish,
+    StoppingCriteriaList,
+    finish_reason,
+)
 from gptrio.generation.streamers import Streamer
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -61,6 +67,7 @@ class Call:
         generators: where random numbers come from: torch's own, one for all rows, or one for each.
         streamer: is handed the tokens, or None.
         synced_gpus: go on with other processes until all have finished.
+        on_finish: is told of rows that are finished, or None.
         record: what the result shall hold.
         prompts: number of prompts.
     """
@@ -77,6 +84,7 @@ class Call:
     generators: Generators = None
     streamer: Streamer | None = None
     synced_gpus: bool = False
+    on_finish: OnFinish | None = None
 
     @property
     def ids(self) -> Tensor:
@@ -95,6 +103,11 @@ class Call:
             return ids
         return GenerateDecoderOnlyOutput(ids, past_key_values=self.step.cache, **self.record.tuples())
 
+    def tell_finished(self, row: int, ids: Tensor) -> None:
+        """Tell the caller, if asked to, that a row is finished: ids (T,) up to the token that finished it."""
+        if self.on_finish is not None:
+            self.on_finish(row, finish_reason(self.criteria, ids[None]), len(ids) - self.ids.shape[1])
+
 
 class Rows:
     """Which rows go on.
@@ -102,13 +115,12 @@ class Rows:
     Lengths and end tokens are looked at without a tensor call; they are all there is to look at in most calls.
 
     Args:
-        criteria: say which rows are finished.
+        call: its criteria say which rows are finished, its `pad` fills these, its streamer is told of them.
         count: B.
-        pad: token that fills finished rows; needed where an end token finishes them.
-        streamer: is told of rows that end.
     """
 
-    def __init__(self, criteria: StoppingCriteriaList, count: int, pad: int | None, streamer: Streamer | None) -> None:
+    def __init__(self, call: Call, count: int) -> None:
+        criteria, pad = call.criteria, call.pad
         limits = [item for item in criteria if type(item) is MaxLengthCriteria and item.max_position_embeddings is None]
         ends = [item for item in criteria if type(item) is EosTokenCriteria]
         self._limit = min((item.max_length for item in limits), default=None)
@@ -117,7 +129,8 @@ class Rows:
         known = [item.eos_token_id for item in criteria if hasattr(item, "eos_token_id")]
         self.pad = pad if pad is not None or not known else int(torch.as_tensor(known[0]).flatten()[0])
         self._pads = bool(known)
-        self._end_row = getattr(streamer, "end_row", None) if count > 1 else None
+        self._end_row = getattr(call.streamer, "end_row", None) if count > 1 else None
+        self._call = call
         self._flags = [True] * count
         self.running: Tensor | None = None  # (B,) bool, None while all are
 
@@ -135,17 +148,19 @@ class Rows:
         if self._others:
             done = self._others(ids, scores).tolist()
             flags = [on and not ended for on, ended in zip(flags, done, strict=True)]
-        if not any(flags):
+        if not any(flags) or (self._limit is not None and ids.shape[1] >= self._limit):
+            self._tell(ids, [False] * len(flags), is_last=True)
             return True
         if flags != self._flags:
-            self._tell(flags)
+            self._tell(ids, flags)
             self._flags = flags
             self.running = torch.tensor(flags, device=ids.device)
-        return self._limit is not None and ids.shape[1] >= self._limit
+        return False
 
-    def _tell(self, flags: list[bool]) -> None:
-        """Tell the streamer of rows that have just finished."""
-        if self._end_row is not None:
-            for row, (ran, runs) in enumerate(zip(self._flags, flags, strict=True)):
-                if ran and not runs:
+    def _tell(self, ids: Tensor, flags: list[bool], is_last: bool = False) -> None:
+        """Tell the caller and the streamer (which ends by itself at last) of rows of ids (B, T) just finished."""
+        for row, (ran, runs) in enumerate(zip(self._flags, flags, strict=True)):
+            if ran and not runs:
+                self._call.tell_finished(row, ids[row])
+                if self._end_row is not None and not is_last:
                     self._end_row(row)

@@ -27,7 +27,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
     copies = call.ids.shape[0] // call.prompts  # K, or 1 with low_memory
     ids = call.ids[::copies]
     padding = None if call.prompt.padding is None else call.prompt.padding[::copies]
-    rows = Rows(call.criteria, ids.shape[0], call.pad, call.streamer)
+    rows = Rows(call, ids.shape[0])
     output = call.step(call.ids, output_hidden_states=True)
     output = _rows_of(output, torch.arange(0, call.ids.shape[0], copies, device=ids.device))
     past = F.normalize(output.hidden_states[-1], dim=-1)  # (B, T, C)

@@ -28,7 +28,7 @@ from gptrio.generation.prompt import build_prompt
 from gptrio.generation.ready import Arguments, make_call
 from gptrio.generation.settings import merge_config
 from gptrio.generation.stop_strings import Tokenizer
-from gptrio.generation.stopping import Criterion
+from gptrio.generation.stopping import Criterion, OnFinish
 from gptrio.generation.streamers import Streamer
 from gptrio.kernels.linear import keep_threads, packed_inference
 from gptrio.nn.lean import lean_calls
@@ -67,6 +67,7 @@ def generate(
     seed: int | Sequence[int] | None = None,
     generator: Generators = None,
     overflow: str = "error",
+    on_finish: OnFinish | None = None,
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -93,6 +94,8 @@ def generate(
             sample then depends on nothing else in the batch.
         generator: torch generator, or one for each row, in place of seeds.
         overflow: "error", or "truncate_left" to drop the first tokens of a prompt that leaves no room in the context.
+        on_finish: called with row, `FinishReason` and number of new tokens when a row is finished; at the end of a beam
+            search for each row that is returned.
         trust_remote_code: refused; code from a checkpoint is never run.
         **kwargs: options of `GenerationConfig`, which win over the config's, and arguments of the model's forward such
             as `attention_mask` (B, T), `inputs_embeds`, `past_key_values` (holding the first positions of the prompt).
@@ -120,6 +123,7 @@ def generate(
         generator,
         streamer,
         bool(synced_gpus),
+        on_finish,
     )
     private = custom_generate is None and _is_private(model, config, extras, forward_arguments)
     with (

@@ -23,7 +23,7 @@ def decode(
         **flags: further arguments of the model's forward.
     """
     ids, record = call.ids, call.record
-    rows = Rows(call.criteria, ids.shape[0], call.pad, call.streamer)
+    rows = Rows(call, ids.shape[0])
     while True:
         output = call.step(ids, **flags)
         logits = output.logits[:, -1].float()  # (B, V)

@@ -21,7 +21,7 @@ from gptrio.generation.processors.build import build_processors
 from gptrio.generation.prompt import Prompt, check_cache
 from gptrio.generation.step import Stepper
 from gptrio.generation.stop_strings import Tokenizer
-from gptrio.generation.stopping import Criterion, MaxLengthCriteria, StoppingCriteriaList, build_stopping
+from gptrio.generation.stopping import Criterion, MaxLengthCriteria, OnFinish, StoppingCriteriaList, build_stopping
 from gptrio.generation.streamers import Streamer
 
 
@@ -39,6 +39,7 @@ class Arguments:
     generator: Generators
     streamer: Streamer | None
     synced_gpus: bool
+    on_finish: OnFinish | None
 
 
 def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, extras: Arguments) -> Call:
@@ -65,7 +66,7 @@ def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: Genera
         pad = ends if isinstance(ends, int) else ends[0]
     return Call(
         model, config, rows, step, processors, criteria, pad, Record(config), prompt.ids.shape[0], generators,
-        extras.streamer, extras.synced_gpus,
+        extras.streamer, extras.synced_gpus, extras.on_finish,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -18,6 +19,19 @@ from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.stop_strings import StopStringMatcher, Tokenizer
 
 Criterion = Callable[..., "torch.Tensor | bool"]
+
+
+class FinishReason(str, Enum):
+    """Why a row is finished; where several hold at once, the first of them."""
+
+    STOP_TOKEN = "stop_token"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    TIME = "time"
+    CRITERION = "criterion"  # a rule of the caller's
+
+
+OnFinish = Callable[[int, FinishReason, int], object]  # row, reason, number of new tokens
 
 
 class StoppingCriteria:
@@ -182,6 +196,32 @@ def build_stopping(
     if config.is_assistant and config.assistant_confidence_threshold:
         built.append(ConfidenceCriteria(config.assistant_confidence_threshold))
     return StoppingCriteriaList(merge(built, stopping_criteria, "stopping_criteria"))
+
+
+def finish_reason(criteria: Iterable[Criterion], ids: torch.Tensor) -> FinishReason:
+    """Say why a finished row is finished.
+
+    Args:
+        criteria: the rules of the call.
+        ids: (1, T) the row, its newest token the one that finished it.
+    """
+    met = set()
+    for rule in criteria:
+        if isinstance(rule, MaxLengthCriteria):
+            if ids.shape[1] >= rule.max_length:
+                met.add(FinishReason.LENGTH)
+            continue
+        for kind, reason in _REASONS.items():
+            if isinstance(rule, kind) and rule(ids, None).all():
+                met.add(reason)
+    return next((reason for reason in FinishReason if reason in met), FinishReason.CRITERION)
+
+
+_REASONS: dict[type[StoppingCriteria], FinishReason] = {
+    EosTokenCriteria: FinishReason.STOP_TOKEN,
+    StopStringCriteria: FinishReason.STOP_STRING,
+    MaxTimeCriteria: FinishReason.TIME,
+}
 
 
 def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_length: int) -> StoppingCriteriaList:
