@@ -132,6 +132,7 @@ from gptrio.cache import QuantizedCache as QuantizedCache
 from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer
+from gptrio.models.adapters import enable_peft as enable_peft
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering

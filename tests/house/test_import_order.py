@@ -13,7 +13,7 @@ from tests.house.source import PACKAGE, Source, sources
 
 ORDER = (
     ("errors",),
-    ("outputs", "hub"),
+    ("outputs", "hub", "foreign"),
     ("config",),
     ("tokenization", "checkpoint"),
     ("kernels",),
@@ -30,8 +30,8 @@ ORDER = (
     ("__main__",),
 )
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
-JAX_MAY_USE = {"errors", "outputs", "hub", "config", "tokenization", "checkpoint"}
-WITHOUT_TORCH = {"__init__", "errors", "outputs", "hub", "config", "tokenization", "cli"}
+JAX_MAY_USE = {"errors", "outputs", "hub", "foreign", "config", "tokenization", "checkpoint"}
+WITHOUT_TORCH = {"__init__", "errors", "outputs", "hub", "foreign", "config", "tokenization", "cli"}
 
 
 def is_type_only(node: ast.AST) -> bool:

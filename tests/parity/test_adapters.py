@@ -1,106 +1,282 @@
-"""LoRA of PEFT over plain GPT-2 layers: trained, merged, saved, and carried over to the reference."""
+"""PEFT over our models and over the reference: the same parts adapted, the same numbers, files that both read."""
 
 from __future__ import annotations
 
 import copy
 import re
-import warnings
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
+import transformers
+from torch import Tensor
 
-from gptrio import AutoModelForCausalLM, GPT2LMHeadModel, GPTNeoConfig, GPTNeoXConfig
+from gptrio import GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
 from gptrio.nn.linear import Conv1D
-from gptrio.testing import tiny_config
+from tests.pairs import model_pair, padded, token_ids
 
-peft = pytest.importorskip("peft", reason="peft is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT: it does not know the layer
+pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT: base models without a name, fan_in_fan_out
 
-IDS = torch.arange(12).view(1, 12)
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+CLASSES = ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM")
+KINDS: dict[str, Callable[..., Any]] = {
+    "LoRA": lambda **task: peft.LoraConfig(r=4, **task),
+    "LoRA of all linear layers": lambda **task: peft.LoraConfig(r=4, target_modules="all-linear", **task),
+    "IA3": peft.IA3Config,
+    "VeRA": lambda **task: peft.VeraConfig(r=4, **task),
+    "AdaLoRA": lambda **task: peft.AdaLoraConfig(total_step=10, **task),
+    "prompt tuning": lambda **task: peft.PromptTuningConfig(num_virtual_tokens=4, **task),
+    "p-tuning": lambda **task: peft.PromptEncoderConfig(num_virtual_tokens=4, encoder_hidden_size=16, **task),
+    "prefix tuning": lambda **task: peft.PrefixTuningConfig(num_virtual_tokens=4, **task),
+}
+PROMPTS = ("prompt tuning", "p-tuning", "prefix tuning")
 
 
-def registered(config: Any) -> Any:
-    config._register_custom_module({Conv1D: peft.tuners.lora.Linear})
-    return config
+def pair(class_name: str, **config: Any) -> tuple[Any, Any]:
+    length = "n_positions" if class_name.startswith("GPT2") else "max_position_embeddings"
+    return model_pair(class_name, eos_token_id=None, **{length: 64}, **config)
 
 
-@pytest.fixture
-def model() -> GPT2LMHeadModel:
+@torch.no_grad()
+def draw_adapter(model: Any) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(0.0, 0.3)
+
+
+def adapted_pair(class_name: str, kind: str, task_type: str = "CAUSAL_LM") -> tuple[Any, Any]:
+    """The reference and our model under the same adapter."""
+    oracle, ours = pair(class_name)
+    oracle, ours = (peft.get_peft_model(model, KINDS[kind](task_type=task_type)).eval() for model in (oracle, ours))
+    draw_adapter(oracle)
+    ours.load_state_dict(oracle.state_dict(), strict=False)
+    return oracle, ours
+
+
+def trainable(model: Any) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_every_kind_of_adapter_adapts_what_it_adapts_in_the_reference(class_name: str, kind: str) -> None:
     torch.manual_seed(0)
-    return GPT2LMHeadModel(tiny_config()).eval()
+    oracle, ours = adapted_pair(class_name, kind)
+    assert trainable(ours) == trainable(oracle) != set()
+    ids, mask = token_ids(), padded([11, 7], 11, "left")
+    plain = ours.get_base_model()(ids).logits
+    for attention_mask in (torch.ones_like(ids), mask):
+        inputs = {"input_ids": ids, "attention_mask": attention_mask}
+        with torch.no_grad():
+            actual, expected = ours(**inputs, labels=ids), oracle(**inputs, labels=ids)
+        if kind != "prefix tuning":
+            assert_close(actual.loss, expected.loss)
+        real = (attention_mask == 1)[:, :, None].expand(-1, -1, actual.logits.shape[-1])
+        assert_close(actual.logits[:, -11:][real], expected.logits[:, -11:][real])
+        if kind in PROMPTS:
+            assert not torch.allclose(actual.logits[:, -11:], plain, atol=0.1)
+        for options in ({}, {"num_beams": 3}):
+            options |= {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, **inputs}
+            assert torch.equal(ours.generate(**options), oracle.generate(**options))
 
 
-@pytest.fixture
-def trained(model: GPT2LMHeadModel) -> Any:
-    """An adapter over a copy of the model, after a few steps."""
-    config = peft.LoraConfig(r=4, target_modules=["c_attn", "c_fc"], fan_in_fan_out=True, task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(copy.deepcopy(model), registered(config))
-    assert torch.equal(adapted(input_ids=IDS).logits, model(IDS).logits)
-    optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
-    losses = []
-    for _ in range(4):
-        loss = adapted(input_ids=IDS, labels=IDS).loss
-        losses.append(loss.item())
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
-    return adapted.eval()
+@pytest.mark.parametrize("kind", PROMPTS)
+def test_prompt_tuning_decodes_alike_in_every_batch_and_without_a_cache(kind: str) -> None:
+    torch.manual_seed(0)
+    _, ours = adapted_pair("GPT2LMHeadModel", kind)
+    ids = token_ids(1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 9}
+    expected = ours.generate(**inputs)
+    assert not torch.equal(ours.get_base_model().generate(**inputs), expected)
+    assert torch.equal(ours.generate(**inputs, use_cache=False), expected)
+    two = {**inputs, "input_ids": ids.repeat(2, 1), "attention_mask": inputs["attention_mask"].repeat(2, 1)}
+    assert torch.equal(ours.generate(**two), expected.repeat(2, 1))
 
 
-def test_a_merged_adapter_is_a_plain_model_of_the_same_numbers(trained: Any) -> None:
-    merged = copy.deepcopy(trained).merge_and_unload()
+@pytest.mark.parametrize("name", ["GPT2ForSequenceClassification", "GPTNeoForSequenceClassification"])
+def test_all_linear_leaves_a_classifier_out_as_it_does_in_the_reference(name: str) -> None:
+    found = []
+    for model in model_pair(name, num_labels=3, pad_token_id=0):
+        config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS")
+        found.append(trainable(peft.get_peft_model(model, config)))
+    assert found[0] == found[1]
+    assert any("score.modules_to_save" in name for name in found[1])
+
+
+def test_a_merged_adapter_is_a_plain_model_of_the_same_numbers() -> None:
+    torch.manual_seed(0)
+    _, ours = adapted_pair("GPT2LMHeadModel", "LoRA")
+    ids = token_ids()
+    merged = copy.deepcopy(ours).merge_and_unload()
     assert type(merged.transformer.h[0].attn.c_attn) is Conv1D
-    torch.testing.assert_close(merged(IDS).logits, trained(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
+    assert_close(merged(ids).logits, ours(input_ids=ids).logits)
     options = {"max_new_tokens": 8, "do_sample": False}
-    assert torch.equal(merged.generate(IDS, **options), trained.generate(input_ids=IDS, **options))
+    assert torch.equal(merged.generate(ids, **options), ours.generate(input_ids=ids, **options))
 
 
-def test_a_saved_adapter_is_read_here_and_by_the_reference(
-    model: GPT2LMHeadModel, trained: Any, tmp_path: Path
-) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-    model.save_pretrained(tmp_path / "model")
-    trained.save_pretrained(tmp_path / "adapter")
-    expected = trained(input_ids=IDS).logits
-    config = registered(peft.PeftConfig.from_pretrained(tmp_path / "adapter"))
-    again = peft.PeftModel.from_pretrained(model, tmp_path / "adapter", config=config).eval()
-    assert torch.equal(again(input_ids=IDS).logits, expected)
-    other = transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "model")
-    other = peft.PeftModel.from_pretrained(other, tmp_path / "adapter").eval()
-    torch.testing.assert_close(other(input_ids=IDS).logits, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("config", "targets"),
-    [
-        (
-            GPTNeoConfig(vocab_size=40, hidden_size=32, num_layers=2, num_heads=2, attention_types=[[["local"], 2]]),
-            ["q_proj", "c_fc"],
-        ),
-        (
-            GPTNeoXConfig(
-                vocab_size=40, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
-            ),
-            ["query_key_value", "dense_4h_to_h"],
-        ),
-    ],
-    ids=lambda value: getattr(value, "model_type", ""),
-)
-def test_other_families_need_no_registration(config: Any, targets: list[str]) -> None:
+@pytest.mark.parametrize("kind", ["LoRA", "LoRA of all linear layers", "IA3", "prefix tuning"])
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_a_saved_adapter_is_read_here_and_by_the_reference(class_name: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    expected = model(IDS).logits
-    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules=targets, task_type="CAUSAL_LM"))
-    assert torch.equal(adapted(input_ids=IDS).logits, expected)
-    adapted(input_ids=IDS, labels=IDS).loss.backward()
-    grads = {name: p.grad for name, p in adapted.named_parameters() if p.requires_grad}
-    assert len(grads) == 8 and all(grad is not None for grad in grads.values())
+    oracle, ours = pair(class_name)
+    fresh, ids = copy.deepcopy(ours), token_ids()
+    adapted = peft.get_peft_model(ours, KINDS[kind](task_type="CAUSAL_LM")).eval()
+    draw_adapter(adapted)
+    expected = adapted(input_ids=ids).logits
+    assert not torch.allclose(expected, fresh(ids).logits, atol=0.1)
+    adapted.save_pretrained(tmp_path)
+    assert torch.equal(peft.PeftModel.from_pretrained(fresh, tmp_path).eval()(input_ids=ids).logits, expected)
+    assert_close(peft.PeftModel.from_pretrained(oracle, tmp_path).eval()(input_ids=ids).logits, expected)
+
+
+def test_training_lowers_the_loss_and_moves_the_adapter_alone() -> None:
+    torch.manual_seed(0)
+    oracle, ours = pair("GPT2LMHeadModel")
+    before = copy.deepcopy(ours.state_dict())
+    ids = token_ids()
+    losses = []
+    for model in (oracle, ours):
+        torch.manual_seed(1)
+        adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        optimizer = torch.optim.SGD([p for p in adapted.parameters() if p.requires_grad], lr=0.5)
+        losses.append([])
+        for _ in range(3):
+            loss = adapted(input_ids=ids, labels=ids).loss
+            losses[-1].append(loss.item())
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[1][-1] < losses[1][0]
+    after = {name.replace(".base_layer", ""): tensor for name, tensor in ours.state_dict().items()}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+# The methods of the model itself
+
+
+def both(method: str, models: tuple[Any, Any], *args: Any, **kwargs: Any) -> None:
+    for model in models:
+        getattr(model, method)(*args, **kwargs)
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_adapter_methods_do_what_those_of_the_reference_do(class_name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    oracle, ours = models = pair(class_name)
+    ids = token_ids()
+    plain = ours(ids).logits
+    for name in ("default", "other"):
+        both("add_adapter", models, peft.LoraConfig(r=2, target_modules="all-linear"), adapter_name=name)
+        draw_adapter(oracle)
+        ours.load_state_dict(oracle.state_dict(), strict=False)
+        assert ours.active_adapters() == oracle.active_adapters() == [name] and ours.active_adapter() == name
+    seen = {}
+
+    def check(name: str) -> None:
+        seen[name] = ours.eval()(ids).logits
+        assert_close(seen[name], oracle.eval()(ids).logits)
+
+    check("other")
+    both("set_adapter", models, "default")
+    check("default")
+    both("set_adapter", models, ["default", "other"])
+    check("both")
+    both("disable_adapters", models)
+    check("none")
+    assert torch.equal(seen["none"], plain)
+    both("enable_adapters", models)
+    check("both again")
+    assert torch.equal(seen["both"], seen["both again"])
+    both("set_adapter", models, "other")
+    mine, theirs = (model.get_adapter_state_dict() for model in models)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[key], theirs[key]) for key in mine)
+    both("delete_adapter", models, "default")
+    check("other alone")
+    assert torch.equal(seen["other"], seen["other alone"]) and list(ours.peft_config) == ["other"]
+    oracle.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    files = [{path.name for path in (tmp_path / side).iterdir()} - {"README.md"} for side in ("theirs", "ours")]
+    assert files[0] == files[1] >= {"adapter_model.safetensors", "adapter_config.json"}
+    for side in ("theirs", "ours"):
+        fresh = pair(class_name)
+        for model, source in zip(fresh, models, strict=True):
+            base = {name.replace(".base_layer", ""): value for name, value in source.state_dict().items()}
+            model.load_state_dict(base, strict=False)
+            model.load_adapter(str(tmp_path / side))
+            assert_close(model(ids).logits, seen["other"])
+            assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "lora" in name)
+
+
+def test_an_adapter_is_taken_from_a_dictionary_and_can_be_trained() -> None:
+    torch.manual_seed(0)
+    oracle, ours = pair("GPT2LMHeadModel")
+    config = peft.LoraConfig(r=2)
+    oracle.add_adapter(config)
+    draw_adapter(oracle)
+    tensors = oracle.get_adapter_state_dict()
+    ours.load_adapter(peft_config=peft.LoraConfig(r=2), adapter_state_dict=tensors, is_trainable=True)
+    ids = token_ids()
+    assert_close(ours.eval()(ids).logits, oracle(ids).logits)
+    assert trainable(ours) >= {name for name, _ in ours.named_parameters() if "lora_" in name}
+
+
+def test_what_cannot_be_done_with_adapters_is_said(tmp_path: Path) -> None:
+    _, model = pair("GPT2LMHeadModel")
+    for call in (model.disable_adapters, model.enable_adapters, model.active_adapters, model.get_adapter_state_dict):
+        with pytest.raises(OptionError, match="the model has no adapter; add_adapter"):
+            call()
+    with pytest.raises(OptionError, match="needs peft_model_id"):
+        model.load_adapter()
+    with pytest.raises(OSError, match="there is no adapter to be read"):
+        model.load_adapter(tmp_path)
+    with pytest.raises(InputError, match="expected a peft"):
+        model.add_adapter({"r": 2})
+    assert not model._hf_peft_config_loaded
+    model.add_adapter(peft.LoraConfig(r=2))
+    with pytest.raises(ValueError, match="an adapter 'default' already"):
+        model.add_adapter(peft.LoraConfig(r=2))
+    with pytest.raises(ValueError, match="no adapter 'else'; the model has: default"):
+        model.set_adapter("else")
+    with pytest.raises(ValueError, match="no adapter 'else'"):
+        model.delete_adapter(["default", "else"])
+
+
+def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, model = pair("GPT2LMHeadModel")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'gptrio\[peft\]'"):
+        model.add_adapter(None)
+
+
+def test_a_model_built_before_peft_was_imported_needs_one_call() -> None:
+    code = """
+import warnings; warnings.simplefilter("ignore")
+import gptrio
+from gptrio.testing import tiny_config
+model = gptrio.GPT2LMHeadModel(tiny_config())
+from peft import LoraConfig, get_peft_model
+gptrio.enable_peft(); gptrio.enable_peft()
+adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+found = {name.split(".")[-4] for name, p in adapted.named_parameters() if p.requires_grad}
+assert found == {"c_attn", "c_proj", "c_fc"}, found
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_transformers_own_models_are_adapted_as_before() -> None:
+    enable_peft()
+    config = transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2)
+    adapted = peft.get_peft_model(transformers.GPT2LMHeadModel(config), peft.LoraConfig(target_modules="all-linear"))
+    assert not any("lm_head" in name for name in trainable(adapted)) and trainable(adapted)
 
 
 def test_the_page_runs_as_it_stands(
@@ -111,4 +287,6 @@ def test_the_page_runs_as_it_stands(
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
         exec(block, names)
     assert "trainable params" in capsys.readouterr().out
-    assert torch.equal(names["again"](input_ids=IDS).logits, names["adapted"].eval()(input_ids=IDS).logits)
+    ids = token_ids(1)
+    assert torch.equal(names["again"](input_ids=ids).logits, names["adapted"].eval()(input_ids=ids).logits)
+    assert isinstance(names["again"].get_base_model(), GPT2LMHeadModel)

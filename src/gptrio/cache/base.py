@@ -100,7 +100,11 @@ class CacheLayer(ABC):
         """Forget everything."""
 
 
-class Cache:
+class ExtensibleClass:
+    """A class below which others may be given a further base later; Python refuses that right below `object`."""
+
+
+class Cache(ExtensibleClass):
     """A list of layers with the operations of Transformers' `Cache`.
 
     Args:

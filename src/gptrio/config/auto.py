@@ -10,10 +10,13 @@ from gptrio.config.gpt2 import GPT2Config
 from gptrio.config.gpt_neo import GPTNeoConfig
 from gptrio.config.gpt_neox import GPTNeoXConfig
 from gptrio.errors import ConfigError, UnsupportedError
+from gptrio.foreign import CONFIGURATION, content_of, is_foreign
 
 CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {
     cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
 }
+
+OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # of Transformers' back ends, those that are here too
 
 
 def config_class_of(model_type: str) -> type[PretrainedConfig]:
@@ -25,6 +28,21 @@ def config_class_of(model_type: str) -> type[PretrainedConfig]:
             "(AutoConfig.register adds your own)"
         )
     return CONFIG_CLASSES[model_type]
+
+
+def as_own_config(given: Any) -> Any:
+    """A configuration of Transformers as ours of the same family; everything else as it is.
+
+    Raises:
+        UnsupportedError: the family is not one of ours.
+    """
+    if isinstance(given, PretrainedConfig) or not is_foreign(given, CONFIGURATION):
+        return given
+    config = config_class_of(given.model_type).from_dict(content_of(given))
+    config.name_or_path = given.name_or_path or ""
+    if given._attn_implementation in OWN_ATTENTION:
+        config._attn_implementation = given._attn_implementation
+    return config
 
 
 class AutoConfig:

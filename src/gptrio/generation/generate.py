@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import Cache
+from gptrio.cache.transformers import as_given
 from gptrio.errors import UnsupportedError
 from gptrio.generation.assisted import assisted_search
 from gptrio.generation.beam import beam_search
@@ -151,6 +152,7 @@ def generate(
         return result.clone() if result.is_inference() else result  # a clone can be trained on
     if config.return_legacy_cache and isinstance(result.past_key_values, Cache):
         result.past_key_values = result.past_key_values.to_legacy_cache()
+    result.past_key_values = as_given(result.past_key_values)
     return result
 
 

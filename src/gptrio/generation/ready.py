@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import DynamicCache, EncoderDecoderCache, make_cache
+from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import OptionError
 from gptrio.generation.call import Call, Generators, Record
 from gptrio.generation.config import GenerationConfig
@@ -114,6 +115,7 @@ def _cache(model: Any, prompt: Prompt, config: GenerationConfig, mode: Generatio
         if isinstance(given, (tuple, list)):
             kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
             given = prompt.cache = kind.from_legacy_cache(given)
+        given = prompt.cache = as_own_cache(given)
         check_cache(prompt)
         return given
     if not config.use_cache and prompt.embeds is None:

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any, cast
 
 from gptrio.errors import OptionError
+from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.declared import GenerationOptions
 from gptrio.generation.options import unknown_option
@@ -31,9 +32,9 @@ def merge_config(
     Raises:
         OptionError: an unknown name, with the nearest one that exists, or an impossible value.
     """
+    given, base = as_own_config(given), as_own_config(model.generation_config)
     if given is not None and not isinstance(given, GenerationConfig):
         raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
-    base: GenerationConfig = model.generation_config
     config = copy.copy(base if given is None else given)
     config._kept = dict(config._kept)
     if given is not None:
@@ -44,6 +45,13 @@ def merge_config(
         if name not in names:
             raise unknown_option(name, sorted(names | _option_names() | _generate_arguments()), "generate()")
     return config, arguments
+
+
+def as_own_config(given: Any) -> Any:
+    """A `GenerationConfig` of Transformers as ours; everything else as it is."""
+    if isinstance(given, GenerationConfig) or not is_foreign(given, GENERATION_CONFIG):
+        return given
+    return GenerationConfig.from_dict(content_of(given))
 
 
 def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: bool | None) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import DynamicCache
+from gptrio.cache.transformers import as_own_cache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
@@ -56,6 +57,7 @@ class Stepper:
         self._prompt = prompt if self._shares_prefill else prompt.repeated(copies)
         self._embeds = self._prompt.embeds
         self._offset = prompt.length - prompt.ids.shape[1]  # positions that have no ids
+        self._unseen = 0  # positions of the cache that no mask tells of: tokens that a model's own preparation adds
         self._constants = {"logits_to_keep": 1, "use_cache": cache is not None, **_flags(config)}
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
@@ -106,7 +108,7 @@ class Stepper:
         if self._last_column is not None and ids.shape[1] > self._last_column:
             raise no_more_positions(self.model, self._prompt, ids.shape[1])
         length = ids.shape[1] + self._offset
-        seen = 0 if self.cache is None else self.cache.get_seq_length()
+        seen = 0 if self.cache is None else self.cache.get_seq_length() - self._unseen
         self.calls += 1
         if self._prepare is not None:
             return self._by_own_preparation(ids, seen, length, {"logits_to_keep": keep, **flags})
@@ -145,7 +147,7 @@ class Stepper:
             arguments["input_ids"] = ids[:, seen - self._offset : length - self._offset]
         output = self.model(past_key_values=self.cache, return_dict=True, **arguments)
         if self.cache is not None:
-            self.cache = output.past_key_values
+            self.cache = as_own_cache(output.past_key_values)
         return output
 
     def _replay(self, ids: Tensor, seen: int) -> Tensor | None:
@@ -226,7 +228,8 @@ class Stepper:
         )
         output = self.model(**prepared, return_dict=True)
         if self.cache is not None:
-            self.cache = output.past_key_values
+            self.cache = as_own_cache(output.past_key_values)
+            self._unseen = self.cache.get_seq_length() - length
         return output
 
     def reorder(self, rows: Tensor) -> None:
@@ -236,8 +239,9 @@ class Stepper:
 
     def crop(self, length: int) -> None:
         """Forget the positions from `length` on (counted as columns of the ids)."""
-        if self.cache is not None and self.cache.get_seq_length() > length + self._offset:
-            self.cache.crop(length + self._offset)
+        kept = length + self._offset + self._unseen
+        if self.cache is not None and self.cache.get_seq_length() > kept:
+            self.cache.crop(kept)
 
 
 def _flags(config: GenerationConfig) -> dict[str, bool]:

@@ -7,6 +7,7 @@ import os
 from typing import Any, ClassVar, cast
 
 from gptrio.config import AutoConfig, PretrainedConfig
+from gptrio.config.auto import as_own_config
 from gptrio.config.base import refuse_remote_code
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.hub import HubOptions
@@ -71,7 +72,7 @@ class _AutoModel:
         """
         refuse_remote_code(kwargs)
         kwargs.pop("code_revision", None)
-        config = kwargs.get("config")
+        config = as_own_config(kwargs.get("config"))
         if not isinstance(config, PretrainedConfig):
             options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
             config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **options)
@@ -83,6 +84,7 @@ class _AutoModel:
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
         refuse_remote_code(kwargs)
+        config = as_own_config(config)
         return cls._class_for(config)._from_config(config, **kwargs)
 
     @classmethod

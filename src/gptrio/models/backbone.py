@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.cache import Cache, EncoderDecoderCache
+from gptrio.cache.transformers import as_given
 from gptrio.errors import InputError
 from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
@@ -117,7 +118,7 @@ class Backbone(PreTrainedModel):
         x, states, weights, cross = self._run(self.embed(x, position_ids, types), context, need_states)
         result: dict[str, Any] = {
             "last_hidden_state": x.view(*leading, x.shape[-1]),
-            "past_key_values": cache if use_cache else None,
+            "past_key_values": as_given(cache) if use_cache else None,
             "hidden_states": (*states, x.view(*leading, x.shape[-1])) if need_states else None,
             "attentions": weights if need_weights else None,
         }

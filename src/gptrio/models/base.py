@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gptrio.config import PretrainedConfig
+from gptrio.config.auto import as_own_config
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
+from gptrio.models.adapters import AdaptersMixin, enable_peft_if_imported
 from gptrio.models.embeddings import EmbeddingsMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.pruning import prune
@@ -26,7 +28,7 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
-class PreTrainedModel(EmbeddingsMixin):
+class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
     """Base of all models.
 
     Args:
@@ -53,6 +55,8 @@ class PreTrainedModel(EmbeddingsMixin):
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
+        enable_peft_if_imported()
+        config = as_own_config(config)
         if not isinstance(config, self.config_class):
             raise ConfigError(
                 f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}; "

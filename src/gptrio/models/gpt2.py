@@ -118,6 +118,7 @@ class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
     def __init__(self, config: GPT2Config) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
+        config = self.config
         self.wte = Embedding(config.vocab_size, config.n_embd)
         self.wpe = Embedding(config.n_positions, config.n_embd)
         self.drop = Dropout(config.embd_pdrop)

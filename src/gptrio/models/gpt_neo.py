@@ -117,6 +117,7 @@ class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
     def __init__(self, config: GPTNeoConfig) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
+        config = self.config
         self.wte = Embedding(config.vocab_size, config.hidden_size)
         self.wpe = Embedding(config.max_position_embeddings, config.hidden_size)
         self.drop = Dropout(config.embed_dropout)

@@ -130,6 +130,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the blocks, with new weights."""
         super().__init__(config)
+        config = self.config
         width = config.hidden_size // config.num_attention_heads
         self.embed_in = Embedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = Dropout(config.hidden_dropout)

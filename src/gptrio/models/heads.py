@@ -43,6 +43,7 @@ class HeadModel(PreTrainedModel):
     def __init__(self, config: PretrainedConfig) -> None:
         """Build the backbone, then the head."""
         super().__init__(config)
+        config = self.config  # a configuration of Transformers has become ours
         setattr(self, self.base_model_prefix, self.backbone_class(config))
         self.num_labels = config.num_labels
         self.build_head()

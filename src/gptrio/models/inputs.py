@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
+from gptrio.cache.transformers import as_own_cache
 from gptrio.config import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError, warn
 from gptrio.kernels.graphs import is_recording
@@ -80,7 +81,8 @@ def rows_of(ids: Tensor, rows: int, length: int, name: str) -> Tensor:
 
 
 def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: PretrainedConfig) -> Cache | None:
-    """The cache of a call: the one given, one made of a legacy tuple, a new one, or none."""
+    """The cache of a call: the one given, ours or Transformers', one made of a legacy tuple, a new one, or none."""
+    past = as_own_cache(past)
     if past is None and not use_cache:
         return None
     cross = config.add_cross_attention

@@ -16,6 +16,7 @@ from gptrio.checkpoint.keys import IGNORED_BUFFERS
 from gptrio.checkpoint.load import LoadReport, load_into
 from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
+from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
 from gptrio.errors import CheckpointNotFoundError, MissingDependencyError, OptionError, warn
 from gptrio.generation.config import GenerationConfig
@@ -179,6 +180,7 @@ def build(
         attn_implementation: attention back end.
         device: where the weights are; torch's default device if None.
     """
+    config = as_own_config(config)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     check_implementation(config._attn_implementation or "sdpa")
@@ -218,6 +220,7 @@ def _read_config(
     overrides: dict[str, Any],
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
     """The configuration with overrides applied, and the overrides that it does not know."""
+    config = as_own_config(config)
     if isinstance(config, PretrainedConfig):
         config = copy.deepcopy(config)  # the caller's stays as it is
         known = {key: value for key, value in overrides.items() if hasattr(config, key)}

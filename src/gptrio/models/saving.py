@@ -13,6 +13,7 @@ from torch import Tensor
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointError
 from gptrio.hub import push_folder
+from gptrio.models.adapters import save_adapter
 from gptrio.models.base import PreTrainedModel
 
 
@@ -30,6 +31,8 @@ def save_model(
     **kwargs: Any,
 ) -> None:
     """Write a model's configuration, generation options and weights into a folder.
+
+    Of a model with adapters (`add_adapter`, `load_adapter`) the active adapter alone is written, as upstream does.
 
     Weights appear only once they are complete; an error leaves those of an earlier save as they were.
 
@@ -53,6 +56,25 @@ def save_model(
         raise CheckpointError(f"{folder} is a file; expected a folder to save a model into")
     if not is_main_process:
         return
+    if model._hf_peft_config_loaded:
+        save_adapter(model, folder, state_dict, safe_serialization)
+    else:
+        _save_weights(model, folder, state_dict, max_shard_size, safe_serialization, variant)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
+    if push_to_hub:
+        push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+
+
+def _save_weights(
+    model: PreTrainedModel,
+    folder: Path,
+    state_dict: Mapping[str, Tensor] | None,
+    max_shard_size: int | str,
+    safe_serialization: bool,
+    variant: str | None,
+) -> None:
+    """Write the weights, then the configuration."""
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
     if state_dict is None:
         for tied in model.tied_weights():
@@ -62,7 +84,3 @@ def save_model(
     config.architectures = [type(model).__name__]
     config.dtype = model.dtype
     config.save_pretrained(folder)
-    if model.generation_config is not None:
-        model.generation_config.save_pretrained(folder)
-    if push_to_hub:
-        push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)

@@ -40,7 +40,7 @@ class Conv1D(LeanModule):
 
     def __init__(self, nf: int, nx: int) -> None:
         """Create a weight (nx, nf) drawn from N(0, 0.02) and a zero bias (nf,)."""
-        super().__init__()
+        nn.Module.__init__(self)  # not the next class's: PEFT may have been told of this one (models.adapters)
         self.nf = nf
         self.nx = nx
         self.weight = nn.Parameter(torch.empty(nx, nf))

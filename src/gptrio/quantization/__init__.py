@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gptrio.errors import OptionError
+from gptrio.foreign import QUANTIZATION_CONFIG, content_of, is_foreign
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 from gptrio.quantization.config import Int4Config, Int8Config
 
@@ -95,7 +96,7 @@ def _parsed(config: QuantizationConfig | Mapping[str, Any] | str) -> Quantizatio
         if config not in _NAMES:
             raise OptionError(f"quantization method {config!r} is not known; use one of {', '.join(_NAMES)}")
         return _NAMES[config]()
-    options = dict(config)
+    options = content_of(config, with_defaults=True) if is_foreign(config, QUANTIZATION_CONFIG) else dict(config)
     method = options.pop("quant_method", None)
     if method not in _CONFIGS:
         raise OptionError(f"quantization method {method!r} is not known; use one of {', '.join(_CONFIGS)}")
