@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -63,6 +64,38 @@ def test_an_output_that_cannot_show_a_character_is_no_error():
     done = gptrio("generate", "# größer", "--max-new-tokens", "2", env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert done.stdout.startswith("# gr??er") or done.stdout.startswith("# gr?")
+
+
+def test_text_beyond_ascii_comes_through_where_the_locale_knows_ascii_only():
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*PROGRAM, "generate", "# größer", "-n", "1", "--greedy", "--stop", "ß"],
+        capture_output=True, env=environment, check=True,
+    )  # fmt: skip
+    assert done.stdout.decode("utf-8").startswith("# größer")
+    assert done.stderr == b""
+
+
+def completions(words: str, place: int) -> list[str]:
+    """What pressing the tabulator after these words offers in bash."""
+    asked = {**os.environ, "_GPTRIO_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(place)}
+    return gptrio(env=asked).stdout.split()
+
+
+def test_shells_complete_commands_options_and_choices():
+    assert completions("gptrio ", 1) == ["generate", "env"]
+    assert completions("gptrio generate --qu", 2) == ["--quantize"]
+    assert completions("gptrio generate --quantize ", 3) == ["int8", "int4", "nf4", "fp4"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no bash")
+def test_completion_is_installed_for_the_current_shell(tmp_path):
+    command = f"{sys.executable} -m gptrio --install-completion; true"  # `true` keeps bash as the parent
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    subprocess.run(["bash", "-c", command], capture_output=True, env=environment, check=True)
+    [script] = tmp_path.glob(".bash_completions/*")
+    assert "complete -o default -F _gptrio_completion gptrio" in script.read_text()
+    assert str(script) in (tmp_path / ".bashrc").read_text()
 
 
 def test_a_missing_model_is_one_line():

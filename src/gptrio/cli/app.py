@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from gptrio import __version__
 from gptrio.cli.errors import complain
+from gptrio.cli.text import set_output_encoding
 
 # command -> module with a function of the same name
 COMMANDS = {"generate": "gptrio.cli.generate", "env": "gptrio.cli.env"}
@@ -36,7 +35,7 @@ class LazyGroup(TyperGroup):
         return command  # type: ignore[return-value]  # one command and no callback: always a TyperCommand
 
 
-app = typer.Typer(cls=LazyGroup, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 def _print_version(wanted: bool) -> None:
@@ -64,8 +63,7 @@ def run(arguments: list[str]) -> int:
     Args:
         arguments: what follows the program's name.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character is no reason to stop
+    set_output_encoding()
     try:
         code = app(arguments, prog_name="gptrio", standalone_mode=False)
     except typer.TyperException as error:

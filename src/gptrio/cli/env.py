@@ -19,11 +19,12 @@ OPTIONAL = ("numba", "jax", "transformers")
 
 
 def env(
+    context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
-    with plain_errors(verbose):
+    with plain_errors(context, verbose):
         facts = {**software(), **hardware()}
         print(json.dumps(facts, indent=2) if as_json else table(facts), end="\n" if as_json else "")
 

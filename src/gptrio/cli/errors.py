@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import typer
 
+from gptrio.cli.wording import option_names, translate
 from gptrio.errors import GptrioError, GptrioWarning, OptionError
 
 
@@ -20,19 +21,22 @@ def complain(message: str) -> None:
 
 
 @contextmanager
-def plain_errors(verbose: bool) -> Iterator[None]:
+def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
     """Turn exceptions of a command into one line and an exit code, and warnings of gptrio into one line.
 
     Args:
+        context: of the command; messages name its options instead of arguments in Python.
         verbose: also print the traceback, and the warnings of other libraries.
 
     Raises:
         typer.Exit: code 2 for an OptionError, 1 for any other exception. A closed pipe is left to the caller.
     """
 
+    options = option_names(context.command.params)
+
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if verbose or issubclass(category, GptrioWarning):
-            complain(f"warning: {message}")
+            complain(f"warning: {translate(str(message), options)}")
 
     try:
         with warnings.catch_warnings():
@@ -43,7 +47,7 @@ def plain_errors(verbose: bool) -> Iterator[None]:
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        complain(str(error) if isinstance(error, GptrioError) else _unexpected(error, verbose))
+        complain(translate(str(error), options) if isinstance(error, GptrioError) else _unexpected(error, verbose))
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
 
 

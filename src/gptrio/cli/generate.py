@@ -11,19 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptrio.cli.errors import complain, plain_errors
+from gptrio.cli.text import decode_argument, decode_text, is_unicode
 from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
     import torch
+
+    from gptrio.generation.stopping import FinishReason
 
 DEFAULT_MODEL = "gptrio/stdlib-gpt2"
 DEFAULT_NEW_TOKENS = 128
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4", "nf4", "fp4"]
+Overflow = Literal["error", "truncate_left"]
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None, typer.Argument(help="Text to continue; - or nothing reads standard input.", show_default=False)
     ] = None,
@@ -54,6 +59,10 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.", show_default=False)] = None,
     num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
+    overflow: Annotated[
+        Overflow,
+        typer.Option(help="What to do with a prompt that the model has no room for: stop, or drop its beginning."),
+    ] = "error",
     dtype: Annotated[
         Dtype | None,
         typer.Option(
@@ -79,17 +88,18 @@ def generate(
 
     gptrio generate "def hello_world():"
     """
-    with plain_errors(verbose):
+    with plain_errors(context, verbose):
         text = read_prompt(prompt, file)
-        options = sampling_options(greedy, temperature=temperature, top_k=top_k, top_p=top_p)
+        options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
+        options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
         loaded, tokenizer = load(model, device, dtype, attn_implementation, quantize)
-        options |= {"num_return_sequences": num_return_sequences, "stop_strings": stop or None}
         seed = fix_seed(seed)
         start = time.perf_counter()
         rows = run(loaded, tokenizer, text, max_new_tokens, options, stream=not as_json)
         seconds = time.perf_counter() - start
         if as_json:
-            print(json.dumps({"model": model, "prompt": text, "seed": seed, "completions": rows}, ensure_ascii=False))
+            result = {"model": model, "prompt": text, "seed": seed, "completions": rows}
+            print(json.dumps(result, ensure_ascii=not is_unicode(sys.stdout)))
         if verbose:
             total = sum(row["tokens"] for row in rows)
             speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
@@ -97,30 +107,33 @@ def generate(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Prompt from the argument, the file or standard input, exactly as it is there.
+    """Prompt from the argument, the file or standard input, exactly as it is there but for a byte order mark.
 
     Raises:
-        OptionError: none or two of them, no text, or bytes that are not UTF-8.
+        OptionError: none or two of them, no text, or bytes that are no text.
     """
     if prompt is not None and file is not None:
         raise OptionError("a prompt and --file were both given; give one of them")
     if prompt is None and file is None and sys.stdin.isatty():
         raise OptionError('no prompt; give one, as in: gptrio generate "def hello_world():", or --file, or a pipe')
-    name = f"file {file}" if file else "standard input"
-    try:
-        if file is not None:
-            prompt = file.read_bytes().decode("utf-8")
-        elif prompt in (None, "-"):
-            prompt = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{name} is not UTF-8 text (byte {error.start}); convert it first") from error
+    if file is not None:
+        prompt = decode_text(file.read_bytes(), f"file {file}")
+    elif prompt in (None, "-"):
+        prompt = decode_text(sys.stdin.buffer.read(), "standard input")
+    else:
+        prompt = decode_argument(prompt)
     if not prompt:
         raise OptionError("the prompt is empty; give it at least one character")
     return prompt
 
 
-def sampling_options(greedy: bool, **given: float | None) -> dict[str, Any]:
-    """Arguments of `model.generate` that say how a token is chosen; what is not given stays the model's own.
+def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[str, Any]:
+    """Arguments of `model.generate` that say how tokens are chosen; what is not given stays the model's own.
+
+    Args:
+        greedy: always take the likeliest token.
+        number: how many continuations.
+        **given: options of sampling by name, None for those not given.
 
     Raises:
         OptionError: an option of sampling beside --greedy.
@@ -129,7 +142,9 @@ def sampling_options(greedy: bool, **given: float | None) -> dict[str, Any]:
     if greedy and chosen:
         names = ", ".join("--" + name.replace("_", "-") for name in chosen)
         raise OptionError(f"--greedy leaves nothing to choose by {names}; drop one or the other")
-    return {"do_sample": not greedy, **chosen}
+    if greedy and number > 1:
+        raise OptionError(f"--greedy writes one text only, so that --num-return-sequences {number} would be copies")
+    return {"do_sample": not greedy, "num_return_sequences": number, **({"num_beams": 1} if greedy else {}), **chosen}
 
 
 def load(
@@ -186,29 +201,36 @@ def run(
     from gptrio import BatchTextStreamer, TextStreamer
 
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
-    length = inputs["input_ids"].shape[1]  # (1, T)
-    room = model.config.max_position_embeddings - length
-    limit = new_tokens or (min(DEFAULT_NEW_TOKENS, room) if room > 0 else DEFAULT_NEW_TOKENS)
+    limit = new_tokens or default_limit(model.config.max_position_embeddings, inputs["input_ids"].shape[1])
     decoding = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-    if stream:
+    beams = options.get("num_beams") or model.generation_config.num_beams or 1
+    if stream and beams == 1:
         kind = TextStreamer if options["num_return_sequences"] == 1 else BatchTextStreamer
         options = {**options, "streamer": kind(tokenizer, **decoding)}
-    output = model.generate(**inputs, max_new_tokens=limit, tokenizer=tokenizer, **options)  # (N, T + new)
-    ends = end_tokens(model)
-    return [describe(row[length:].tolist(), ends, limit, tokenizer, decoding, options) for row in output]
+    ends: dict[int, tuple[FinishReason, int]] = {}  # row -> why it is finished, and its new tokens
+    output = model.generate(
+        **inputs,
+        max_new_tokens=limit,
+        tokenizer=tokenizer,
+        on_finish=lambda row, reason, number: ends.update({row: (reason, number)}),
+        **options,
+    )  # (N, T + new)
+    start = output.shape[1] - max(number for _, number in ends.values())  # T, less than the prompt if that was cut
+    rows = [describe(output[row, start:].tolist(), *ends[row], tokenizer, decoding) for row in range(len(output))]
+    if stream and beams > 1:  # which tokens they hold is known at the end only
+        print(*(prompt + row["text"] for row in rows), sep="\n")
+    return rows
 
 
-def end_tokens(model: Any) -> set[int]:
-    """Ids that end a text for this model."""
-    ids = model.generation_config.eos_token_id
-    return set(ids) if isinstance(ids, list) else {ids} - {None}
+def default_limit(context: int, length: int) -> int:
+    """New tokens for a prompt of some length when no number is given: they fit, unless the prompt does not."""
+    room = context - length
+    return min(DEFAULT_NEW_TOKENS, room if room > 0 else max(context // 2, 1))
 
 
 def describe(
-    ids: list[int], ends: set[int], limit: int, tokenizer: Any, decoding: dict[str, Any], options: dict[str, Any]
+    ids: list[int], reason: FinishReason, number: int, tokenizer: Any, decoding: dict[str, Any]
 ) -> dict[str, Any]:
-    """Text, number of tokens and why it ended (`stop` or `length`) of one row of new tokens, padding left out."""
-    number = next((i + 1 for i, token in enumerate(ids) if token in ends), len(ids))
-    text = tokenizer.decode(ids[:number], **decoding)
-    stopped = number < limit or ids[number - 1] in ends or text.endswith(tuple(options["stop_strings"] or ()))
-    return {"text": text, "tokens": number, "finish_reason": "stop" if stopped else "length"}
+    """Text, number of tokens and why it is finished, of one row of new tokens and padding."""
+    name = "stop" if reason.value.startswith("stop") else reason.value
+    return {"text": tokenizer.decode(ids[:number], **decoding), "tokens": number, "finish_reason": name}

@@ -12,9 +12,9 @@ import torch
 from gptrio import AutoModelForCausalLM, AutoTokenizer
 from gptrio.cli import generate as command
 from gptrio.cli.app import run
-from gptrio.cli.generate import describe, sampling_options
+from gptrio.cli.generate import sampling_options
 from gptrio.errors import GptrioWarning, OptionError
-from gptrio.testing import VOCABULARY_SIZE, byte_tokenizer
+from gptrio.testing import VOCABULARY_SIZE
 
 END = VOCABULARY_SIZE - 1
 
@@ -139,12 +139,15 @@ def test_verbose_reports_on_standard_error_only(generate):
         (("ab", "--file", __file__), 2, ("--file", "give one of them")),
         (("",), 2, ("empty",)),
         (("ab", "--greedy", "--top-p", "0.5"), 2, ("--greedy", "--top-p", "drop one")),
-        (("ab", "--greedy", "--num-return-sequences", "2"), 2, ("num_return_sequences",)),
-        (("ab", "--temperature", "0"), 2, ("temperature",)),
-        (("ab", "--top-p", "1.5"), 2, ("top_p",)),
+        (("ab", "--greedy", "--num-return-sequences", "2"), 2, ("--num-return-sequences 2 would be copies",)),
+        (("ab", "--temperature", "0"), 2, ("--temperature 0", "pass --greedy for the most likely")),
+        (("ab", "--top-p", "1.5"), 2, ("--top-p 1.5 is out of range",)),
+        (("ab", "--stop", ""), 2, ("--stop [''] must be strings",)),
+        (("ab", "--attn-implementation", "magic"), 1, ("--attn-implementation magic",)),
         (("ab", "--device", "abacus"), 2, ("abacus", "expected cpu")),
         (("ab", "--device", "cuda:99"), 2, ("cuda:99", "--device cpu")),
-        (("a" * 65,), 2, ("65 tokens", "64 positions")),
+        (("a" * 65,), 2, ("65 tokens", "64 positions", "pass --overflow truncate_left to")),
+        (("ab", "-n", "65", "--overflow", "truncate_left"), 2, ("--max-new-tokens 65 alone",)),
     ],
 )
 def test_mistakes_are_one_line_with_a_code(generate, arguments, code, words):
@@ -204,24 +207,72 @@ def test_a_closed_pipe_is_left_to_the_program_to_end_quietly(generate, monkeypat
     assert left.value.code == 1
 
 
-@pytest.mark.parametrize(
-    ("ids", "text", "number", "reason"),
-    [
-        ([97, 98, 99], "abc", 3, "length"),
-        ([97, END, END], "a", 2, "stop"),
-        ([97, 98, END], "ab", 3, "stop"),
-        ([97, 98], "ab", 2, "stop"),
-        ([97, 98, 46], "ab.", 3, "stop"),
-    ],
-)
-def test_a_row_is_described_without_its_padding(ids, text, number, reason):
-    row = describe(ids, {END}, 3, byte_tokenizer(), {"skip_special_tokens": True}, {"stop_strings": ["."]})
-    assert row == {"text": text, "tokens": number, "finish_reason": reason}
+def expected_rows(folder, prompt, stops, limit, **options):
+    """Rows of `generate`, each ended by hand at its first end token or stop text: text, tokens and reason."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    inputs = tokenizer(prompt, return_tensors="pt")
+    ids = model.generate(**inputs, max_new_tokens=limit, tokenizer=tokenizer, stop_strings=stops or None, **options)
+    rows, length = [], inputs["input_ids"].shape[1]
+    for row in ids[:, length:].tolist():
+        number = next((i for i in range(1, limit) if ended(row[:i], stops, tokenizer)), limit)
+        reason = "stop" if ended(row[:number], stops, tokenizer) else "length"
+        text = tokenizer.decode(row[:number], skip_special_tokens=True)
+        rows.append({"text": text, "tokens": number, "finish_reason": reason})
+    return rows
 
 
-def test_only_given_options_override_the_model(monkeypatch):
-    assert sampling_options(False, temperature=None, top_k=5) == {"do_sample": True, "top_k": 5}
-    assert sampling_options(True, temperature=None) == {"do_sample": False}
+def ended(ids, stops, tokenizer):
+    return ids[-1] == END or any(stop in tokenizer.decode(ids) for stop in stops)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_that_stop_early_are_counted_without_their_padding(generate, model_folder, seed):
+    stops = ["e", "u", "(", "~", "Q"]
+    arguments = ["--num-return-sequences", "8", "-n", "40", "--seed", str(seed)]
+    got = completion(generate, "ab", *arguments, *(part for stop in stops for part in ("--stop", stop)))
+    torch.manual_seed(seed)
+    expected = expected_rows(model_folder, "ab", stops, 40, do_sample=True, num_return_sequences=8)
+    assert got["completions"] == expected
+    assert len({row["tokens"] for row in expected}) > 1
+
+
+def test_a_text_that_ends_like_a_stop_text_by_chance_was_still_cut_by_length(generate):
+    """The reason is told by the loop: `stop` spans prompt and text here, which ends nothing."""
+    text = completion(generate, "ab", "--greedy", "-n", "4")["completions"][0]
+    done = completion(generate, "ab", "--greedy", "-n", "4", "--stop", text["text"] + "?")["completions"][0]
+    assert done == text and done["finish_reason"] == "length"
+
+
+def test_a_text_that_reaches_the_end_of_the_context_is_told_what_to_do(generate):
+    code, out, err = generate("a" * 60, "-n", "9", "--seed", "0")
+    assert (code, out[:60]) == (2, "a" * 60), "the text came as it was written"
+    assert "pass a smaller --max-new-tokens, or --overflow truncate_left" in err and err.count("\n") == 1
+
+
+def test_a_prompt_past_the_context_loses_its_beginning_on_request(generate):
+    long = "ab" * 40
+    done = completion(generate, long, "--greedy", "-n", "6", "--overflow", "truncate_left")
+    short = completion(generate, long[-59:], "--greedy", "-n", "6")
+    assert done["prompt"] == long
+    assert done["completions"] == short["completions"] and done["completions"][0]["tokens"] == 6
+    assert 0 < completion(generate, long, "--overflow", "truncate_left")["completions"][0]["tokens"] <= 32
+
+
+def test_beams_of_the_models_own_settings_are_printed_when_they_are_known(generate, model_folder, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    model.generation_config.num_beams = 3
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(tmp_path)
+    arguments = ("ab", "--model", str(tmp_path), "-n", "6", "--seed", "1")
+    rows = completion(generate, *arguments, "--num-return-sequences", "2")["completions"]
+    assert generate(*arguments, "--num-return-sequences", "2") == (0, "".join(f"ab{r['text']}\n" for r in rows), "")
+    assert generate("ab", "--model", str(tmp_path), "-n", "6", "--greedy") == generate("ab", "-n", "6", "--greedy")
+
+
+def test_only_given_options_override_the_model():
+    kept = {"num_return_sequences": 1}
+    assert sampling_options(False, 1, temperature=None, top_k=5) == {"do_sample": True, "top_k": 5, **kept}
+    assert sampling_options(True, 1, temperature=None) == {"do_sample": False, "num_beams": 1, **kept}
 
 
 @pytest.mark.parametrize(("has_units", "dtype"), [(True, torch.float16), (False, torch.float32)])

@@ -1,0 +1,60 @@
+"""Text in and out of a command: bytes, arguments and output streams, whatever the locale."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+from typing import Any
+
+from gptrio.errors import OptionError
+
+_BYTE_ORDER_MARK = "\ufeff"
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """Text of bytes in UTF-8, or in UTF-16 that begins with a byte order mark; the mark itself is left out.
+
+    Raises:
+        OptionError: the bytes are something else; `name` is what the message calls them.
+    """
+    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        kind = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
+        raise OptionError(f"{name} is not {kind} text (byte {error.start}); convert it first") from error
+
+
+def decode_argument(text: str) -> str:
+    """Text of an argument, which Python hands over with surrogates where the locale could not decode its bytes.
+
+    Raises:
+        OptionError: the bytes behind it are not UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return decode_text(os.fsencode(text), "the argument")
+    return text.removeprefix(_BYTE_ORDER_MARK)
+
+
+def set_output_encoding() -> None:
+    """Write UTF-8, as text is read, unless PYTHONIOENCODING or the terminal's own locale say otherwise.
+
+    A character that the encoding lacks is shown as "?" on standard output: no reason to stop.
+    """
+    for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if _encoding_is_meant(stream) else "utf-8", errors=errors)
+
+
+def is_unicode(stream: Any) -> bool:
+    """Whether a stream can show every character."""
+    return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name.startswith("utf")
+
+
+def _encoding_is_meant(stream: io.TextIOWrapper) -> bool:
+    asked = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
+    return bool(asked) or (stream.isatty() and codecs.lookup(stream.encoding).name != "ascii")

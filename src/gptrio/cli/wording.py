@@ -1,0 +1,60 @@
+"""Messages of the library in the words of the command line: `top_p=1.5` becomes `--top-p 1.5`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+# argument in Python -> parameter of a command that sets it
+ALIASES = {"stop_strings": "stop", "load_in": "quantize"}
+
+# what is said otherwise on a command line, where it is neither an option nor a key of the model's files
+PHRASES = {
+    r"do_sample=False": "--greedy",
+    r"do_sample=True": "no --greedy",
+    r"\btoken=(?:\.\.\.|True)": "HF_TOKEN in the environment",
+    r"\blocal_files_only=True": "HF_HUB_OFFLINE=1 in the environment",
+    r"\bcache_dir=\S+": "HF_HOME in the environment",
+    r"torch\.(float32|float16|bfloat16)": r"\1",
+    r"; check variant, subfolder, use_safetensors": "",
+    r"Check name and revision": "Check the name",
+    r"; or call the tokenizer's own class": "",
+    r" \(or use the family's own class\)": "",
+    r"; use (?:that family's class|the family's own class) or AutoConfig": "",
+    r" \([^()]*\.register adds your own\)": "",
+    r"; ([\w.]+)\.from_pretrained\(name\) loads a model by name": "",
+}
+
+_VALUE = r"""=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:)]+)"""
+
+
+def option_names(params: list[Any]) -> dict[str, str]:
+    """Name of an argument in Python to the option that sets it, for the parameters of a command."""
+    longest = {param.name: max(param.opts, key=len) for param in params if param.opts[0].startswith("-")}
+    return longest | {python: longest[name] for python, name in ALIASES.items() if name in longest}
+
+
+def translate(message: str, options: Mapping[str, str]) -> str:
+    """Say a message of the library in the words of a command.
+
+    Args:
+        message: error or warning.
+        options: name of an argument in Python to option, as `option_names` makes it.
+    """
+    for pattern, words in PHRASES.items():
+        message = re.sub(pattern, words, message)
+    for name, option in options.items():
+        message = re.sub(rf"(?<![\w./]){name}{_VALUE}", partial(_with_value, option), message)
+        if "_" in name:  # other names are English words too
+            message = re.sub(rf"(?<![\w.'\"/-]){name}\b(?!['\".=])", option, message)
+    return message
+
+
+def _with_value(option: str, found: re.Match[str]) -> str:
+    """An option as it is typed."""
+    value = found[1]
+    if value in ("True", "None"):
+        return option
+    return f"no {option}" if value == "False" else f"{option} {value.strip(chr(39) + chr(34))}"
