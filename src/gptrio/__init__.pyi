@@ -11,6 +11,7 @@ from gptrio.errors import CheckpointNotFoundError as CheckpointNotFoundError
 from gptrio.errors import ConfigError as ConfigError
 from gptrio.errors import GptrioError as GptrioError
 from gptrio.errors import GptrioWarning as GptrioWarning
+from gptrio.errors import GuardError as GuardError
 from gptrio.errors import InputError as InputError
 from gptrio.errors import MissingDependencyError as MissingDependencyError
 from gptrio.errors import OptionError as OptionError

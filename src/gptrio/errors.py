@@ -8,6 +8,7 @@ GptrioError
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
+├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
     ├── CheckpointNotFoundError               no such file, folder or hub repository
     ├── CheckpointFormatError (ValueError)    truncated, tampered with or malformed
@@ -53,6 +54,10 @@ class UnsupportedError(GptrioError, ValueError):
 
 class MissingDependencyError(GptrioError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+class GuardError(GptrioError, RuntimeError):
+    """Compiled code wrote outside its buffers, which is looked for when the environment has GPTRIO_GUARDS=1."""
 
 
 class CheckpointError(GptrioError, OSError):

@@ -23,6 +23,7 @@ from gptrio.cache.base import (
 from gptrio.cache.offloaded import OffloadedLayer, Transfers
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
+from gptrio.kernels import guards
 
 
 class DynamicLayer(CacheLayer):
@@ -58,6 +59,13 @@ class DynamicLayer(CacheLayer):
         """Type of what is stored, or None before the first update."""
         return None if self._keys is None else self._keys.dtype
 
+    @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, H, room, D) with the room to spare; only where something is stored."""
+        assert self._keys is not None
+        assert self._values is not None
+        return self._keys, self._values
+
     def hold(self, keys: Tensor, values: Tensor) -> None:
         """Start from given keys and values (B, H, S, D), which are not copied until they must be changed."""
         self._keys, self._values, self._stored, self._owned = keys, values, keys.shape[-2], False
@@ -67,16 +75,29 @@ class DynamicLayer(CacheLayer):
         check_fit(self._keys, keys)
         return self._append(keys, values)
 
+    def holds(self, rows: int, heads: int, width: int, dtype: torch.dtype) -> bool:
+        """Whether there are keys and values (rows, heads, S, width) of a dtype, in the CPU's memory."""
+        keys, values = self._keys, self._values
+        if keys is None or values is None or keys.dim() != 4:
+            return False
+        shape = keys.shape
+        alike = values.shape == shape and keys.dtype is dtype and values.dtype is dtype
+        plain = keys.is_cpu and values.is_cpu and keys.layout is values.layout is torch.strided
+        return alike and plain and shape[0] == rows and shape[1] == heads and shape[3] == width
+
     def reserve(self) -> tuple[Tensor, Tensor, int]:
         """Count one more position as stored, for the caller to write without autograd.
 
         Returns:
-            The buffers (B, H, room, D) of keys and values, and the place of the new position in them.
+            The buffers (B, H, room, D) of keys and values, contiguous, and the place of the new position in them.
         """
-        assert self._keys is not None
-        assert self._values is not None
-        place = self._make_room(self._keys, self._values, 1, self._let_go(1))
-        return self._keys, self._values, place
+        buffers = self.buffers
+        if not (buffers[0].is_contiguous() and buffers[1].is_contiguous()):
+            self._owned = False
+        if guards.are_on() and not all(map(guards.is_guarded, buffers)):
+            self._owned = False
+        place = self._make_room(*buffers, 1, self._let_go(1))
+        return *self.buffers, place
 
     def _let_go(self, count: int) -> int:
         """Oldest positions to drop for `count` new ones."""
@@ -117,7 +138,9 @@ class DynamicLayer(CacheLayer):
         return torch.is_inference_mode_enabled() or not buffer.is_inference()  # else this call may not write to it
 
     def _with_room(self, buffer: Tensor | None, new: Tensor, drop: int, end: int) -> Tensor:
-        larger = new.new_empty(*new.shape[:-2], end + max(64, end // 4), new.shape[-1])
+        shape = (*new.shape[:-2], end + max(64, end // 4), new.shape[-1])
+        guarded = new.is_cpu and guards.are_on()
+        larger = guards.guarded_empty(shape, new.dtype) if guarded else new.new_empty(shape)
         if buffer is not None:
             larger[:, :, : self._stored - drop] = buffer[:, :, drop : self._stored]
         return larger

@@ -65,9 +65,12 @@ def beam_search(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
         flat = running.ids.flatten(0, 1)
         output = call.step(flat)
         logits = output.logits[:, -1].float()  # (P * K, V)
-        scores = call.process(flat, logits.log_softmax(-1))
+        with call.step.on_one_thread():
+            likelihoods = logits.log_softmax(-1)
+        scores = call.process(flat, likelihoods)
         record.add(output, logits, scores)
-        candidates = _candidates(call, running, scores)
+        with call.step.on_one_thread():
+            candidates = _candidates(call, running, scores)
         stops = call.criteria(candidates.ids.flatten(0, 1), record.scores).view(call.prompts, -1)  # (P, N)
         alive = candidates.scores + stops.float() * NEVER
         places = alive.topk(count).indices

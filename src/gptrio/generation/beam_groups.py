@@ -88,13 +88,15 @@ def grouped_beam_search(
     while True:
         output = call.step(ids)
         logits = output.logits[:, -1].float()  # (P * K, V)
-        processed = logits.log_softmax(-1)
+        with call.step.on_one_thread():
+            processed = logits.log_softmax(-1)
         parents, tokens = torch.arange(len(ids), device=ids.device), torch.zeros_like(ids[:, -1])
         for number in range(config.num_beam_groups):
             members = groups[number :: config.num_beam_groups]
             rows = torch.tensor([group.first + i for group in members for i in range(size)], device=ids.device)
-            scores = call.processors(ids[rows], processed[rows], current_tokens=tokens, beam_group_idx=number)
-            processed[rows] = scores
+            with call.processing():
+                scores = call.processors(ids[rows], processed[rows], current_tokens=tokens, beam_group_idx=number)
+                processed[rows] = scores
             steps = _advance(call, members, scores, rerank, accept)
             first = torch.tensor([group.first for group in members for _ in range(size)], device=ids.device)
             parents[rows] = first + torch.tensor([step.beam for step in steps], device=ids.device)
@@ -125,8 +127,9 @@ def _advance(
     """Take one step in a group of every prompt, given its processed scores (P * G, V), and return the beams' steps."""
     ends, size, vocabulary = ends_of(call.config), members[0].size, scores.shape[-1]
     before = torch.tensor([group.scores for group in members], device=scores.device)  # (P, G)
-    totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
-    best, chosen = totals.flatten(1).topk(max(2, 1 + len(ends)) * size)
+    with call.step.on_one_thread():
+        totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
+        best, chosen = totals.flatten(1).topk(max(2, 1 + len(ends)) * size)
     result = []
     for group, own, sums, places in zip(members, totals, best.tolist(), chosen.tolist(), strict=True):
         if group.done:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ class Call:
         on_finish: is told of rows that are finished, or None.
         record: what the result shall hold.
         prompts: number of prompts.
+        own_processors: no processor is the caller's, or calls a function of the caller's.
     """
 
     model: Any
@@ -85,6 +87,7 @@ class Call:
     streamer: Streamer | None = None
     synced_gpus: bool = False
     on_finish: OnFinish | None = None
+    own_processors: bool = False
 
     @property
     def ids(self) -> Tensor:
@@ -93,7 +96,14 @@ class Call:
 
     def process(self, ids: Tensor, logits: Tensor) -> Tensor:
         """Scores (B, V) after the processors."""
-        return self.processors(ids, logits) if self.processors else logits
+        if not self.processors:
+            return logits
+        with self.processing():
+            return self.processors(ids, logits)
+
+    def processing(self) -> AbstractContextManager[None]:
+        """A context to call the processors in; those of a caller find torch as the caller left it."""
+        return self.step.on_one_thread() if self.own_processors else nullcontext()
 
     def finish(self, ids: Tensor) -> Tensor | GenerateDecoderOnlyOutput:
         """End the stream and return what the caller asked for."""

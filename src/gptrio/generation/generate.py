@@ -31,7 +31,7 @@ from gptrio.generation.settings import merge_config
 from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, OnFinish
 from gptrio.generation.streamers import Streamer
-from gptrio.kernels.linear import keep_threads, packed_inference
+from gptrio.kernels.linear import packed_inference
 from gptrio.nn.lean import lean_calls
 
 Result = Tensor | GenerateOutput
@@ -129,7 +129,6 @@ def generate(
     private = custom_generate is None and _is_private(model, config, extras, forward_arguments)
     with (
         torch.inference_mode() if private else torch.no_grad(),
-        keep_threads(),
         packed_inference(model),
         lean_calls(model if private else None),
     ):

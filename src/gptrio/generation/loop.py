@@ -29,7 +29,8 @@ def decode(
         logits = output.logits[:, -1].float()  # (B, V)
         scores = call.process(ids, logits if refine is None else refine(output, logits))
         record.add(output, logits, scores)
-        tokens = rows.fill(choose(scores, call.config.do_sample, call.generators))
+        with call.step.on_one_thread():
+            tokens = rows.fill(choose(scores, call.config.do_sample, call.generators))
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         if call.streamer is not None:
             call.streamer.put(tokens.cpu())

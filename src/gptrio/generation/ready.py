@@ -68,6 +68,7 @@ def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: Genera
     return Call(
         model, config, rows, step, processors, criteria, pad, Record(config), prompt.ids.shape[0], generators,
         extras.streamer, extras.synced_gpus, extras.on_finish,
+        not (extras.logits_processor or extras.prefix_allowed_tokens_fn),
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import logging
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -14,10 +15,12 @@ from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt
 from gptrio.generation.recorded import RecordedStep, record_step
-from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, is_installed
+from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
+from gptrio.kernels.threads import OneThread
 from gptrio.nn.lean import is_lean
 
+_log = logging.getLogger("gptrio")
 _SPARE = 256  # columns by which the mask grows
 
 
@@ -124,7 +127,8 @@ class Stepper:
         rows = ids[:: self._copies] if shared else ids
         bare = keep == 1 and not flags and not shared
         if bare and self.calls > 1 and self._steps_compiled(ids[:, seen:]):
-            return Logits(self._compiled(ids[:, seen:], self.cache))
+            with self.on_one_thread():
+                return Logits(self._compiled(ids[:, seen:], self.cache))
         with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
             if bare and self._direct is not None:
                 return Logits(self._direct(ids[:, seen:], self.cache))
@@ -136,8 +140,17 @@ class Stepper:
         if self._compiles:
             padding = self._prompt.padding
             left = None if padding is None else (~padding).sum(-1)
-            self._compiled, self._compiles = self.model.compiled_step(new.shape[0], left), False
+            step, self._compiles = self.model.compiled_step(new.shape[0], left), False
+            if isinstance(step, Reason):
+                _log.info("decoding goes on without compiled steps: %s", step)
+            else:
+                self._compiled = step
         return self._compiled is not None and self._compiled.takes(new, self.cache)
+
+    def on_one_thread(self) -> AbstractContextManager[None]:
+        """A context for torch operations between compiled steps, whose threads want the processors for themselves."""
+        several = self._compiled is not None and self._compiled.threads > 1
+        return OneThread() if several else nullcontext()
 
     def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
         arguments = {**self._constants, **flags, **self._masks(seen, length)}

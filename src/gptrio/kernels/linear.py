@@ -61,17 +61,6 @@ def no_new_packs() -> Iterator[None]:
         _may_pack.reset(token)
 
 
-@contextmanager
-def keep_threads() -> Iterator[None]:
-    """Give torch, in the end, the threads that it had in the beginning."""
-    threads = torch.get_num_threads()
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-
-
 @functools.cache
 def _run_alone_after_fork() -> None:
     if hasattr(os, "register_at_fork"):

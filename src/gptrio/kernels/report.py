@@ -32,8 +32,11 @@ def kernel_report() -> dict[str, str]:
 def decoding_report() -> str:
     """Say how tokens are decoded."""
     if is_installed():
-        from gptrio.kernels.compiled.tiles import are_there
+        try:
+            from gptrio.kernels.compiled.tiles import are_there
+        except Exception as error:  # numba is the user's own, and may die of anything
+            return f"the products above, as numba cannot be used: {' '.join(str(error).split())}"
 
         tiles = f", up to {MOST_ROWS_BY_TILES} of bfloat16 and int8 weights by AMX" if are_there() else ""
         return f"a step compiled by numba for up to {MOST_ROWS} rows{tiles}; the products above for more"
-    return "the products above, as numba is not installed (pip install 'gptrio[fast]')"
+    return "the products above, as numba is not installed (pip install 'gptrio[fast]') or told not to compile"

@@ -6,98 +6,61 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptrio.cache import Cache, DynamicLayer
-from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, tables
+from gptrio.cache.dynamic import WindowLayer
+from gptrio.kernels import guards
+from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, Reason, tables
+from gptrio.models.compiled_requirements import FORMS, activation_of, first_unmet, sizes
 from gptrio.nn.blocks import BlockParts
-from gptrio.nn.lean import LayerNorm
-from gptrio.nn.linear import Conv1D, Linear
+from gptrio.nn.linear import Conv1D
 from gptrio.quantization.native import QuantizedLinear
 
 if TYPE_CHECKING:
+    from gptrio.kernels.compiled.workspace import Workspace
     from gptrio.models.backbone import Backbone
 
 _SMALL = 1 << 21  # weights of a model that one thread steps through as fast as several
 _NO_WINDOW = 1 << 40
-_SPARE = 256  # positions by which the room for scores grows
-_FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
+_SPARE = 256  # positions by which the workspace for scores grows
 
 
-def compiled_step(model: Any, rows: int = 1, left_padding: Tensor | None = None) -> CompiledStep | None:
-    """The compiled step of a language model in inference, or None if it has parts that the step does not know.
+def compiled_step(model: Any, rows: int = 1, left_padding: Tensor | None = None) -> CompiledStep | Reason:
+    """The compiled step of a language model in inference, or the reason why it has none.
 
     Args:
         model: a language model.
-        rows: B of the steps to come; None is returned where so many are faster by whole matrix products.
+        rows: B of the steps to come.
         left_padding: (B,) columns of padding before each row, or None.
     """
-    if torch.is_autocast_enabled("cpu") or not _is_plain(model):
-        return None
-    parts = [block.parts() for block in model.base_model.blocks]
-    fits = all(_fits(part) for part in parts) and _is_known(model.get_output_embeddings())
-    step = CompiledStep(model, parts, left_padding) if fits else None
-    return step if step is not None and rows <= step.most_rows else None
-
-
-def _is_plain(model: nn.Module) -> bool:
-    """Whether all is as this package built it: in evaluation, on the CPU, of one dtype."""
-    for module in model.modules():
-        home = type(module).__module__
-        if module.training or not home.startswith(("gptrio.", "torch.nn.modules.")) or "forward" in module.__dict__:
-            return False
-    parameters = list(model.parameters())
-    dtypes = {parameter.dtype for parameter in parameters}
-    plain = all(type(parameter) is nn.Parameter and parameter.is_cpu for parameter in parameters)
-    return plain and len(dtypes) == 1 and dtypes <= _FORMS.keys()
-
-
-def _fits(parts: BlockParts) -> bool:
-    up, act, down = parts.mlp
-    return (
-        not parts.attention.pruned_heads
-        and parts.attention.head_dim % tables.LANES == 0
-        and all(_is_known(layer) for layer in (*parts.projections, parts.output, up, down))
-        and all(type(norm) is LayerNorm and norm.bias is not None for norm in parts.norms)
-        and _activation(act) is not None
-    )
-
-
-def _is_known(layer: Any) -> bool:
-    """Whether a linear layer is of a kind and size that the compiled products take."""
-    if type(layer) not in (Linear, Conv1D, QuantizedLinear) or not layer.weight.is_contiguous():
-        return False
-    inputs, outputs = _sizes(layer)
-    return inputs % tables.LANES == 0 and (outputs % tables.LANES == 0 or type(layer) is not Conv1D)
-
-
-def _sizes(layer: Any) -> tuple[int, int]:
-    return (layer.nx, layer.nf) if isinstance(layer, Conv1D) else (layer.in_features, layer.out_features)
-
-
-def _activation(act: nn.Module) -> int | None:
-    """Number of an activation in the compiled step, or None if it has none."""
-    if type(act) is nn.GELU:
-        return tables.GELU_TANH if act.approximate == "tanh" else tables.GELU_ERF
-    return {nn.Identity: tables.NONE, nn.ReLU: tables.RELU, nn.SiLU: tables.SILU}.get(type(act))
+    reason = first_unmet(model)
+    if reason is not None:
+        return reason
+    if left_padding is not None and left_padding.shape != (rows,):
+        return Reason(f"left_padding is {tuple(left_padding.shape)} for {rows} rows")
+    step = CompiledStep(model, left_padding)
+    if rows > step.most_rows:
+        return Reason(f"{rows} rows are faster by whole matrix products")
+    return step
 
 
 class CompiledStep:
     """Logits after one token a row; everything else goes the model's own way.
 
-    Weights are read where they lie, so edits in place are seen. Norms and biases are read when this is made. Torch is
-    left with one thread after a step; whoever steps sets it right in the end (`keep_threads`).
+    Weights are read where they lie, so edits in place are seen, and the memory where they lay when this was made is
+    kept. Norms and biases are read when this is made.
 
     Attributes:
         most_rows: rows up to which it is faster than whole matrix products.
+        threads: that take part.
 
     Args:
-        model: a language model.
-        parts: of its blocks.
+        model: a language model that meets all of `compiled_requirements`.
         left_padding: (B,) columns of padding before each row; None if there are none.
     """
 
-    def __init__(self, model: Any, parts: list[BlockParts], left_padding: Tensor | None = None) -> None:
+    def __init__(self, model: Any, left_padding: Tensor | None = None) -> None:
         """Write the tables that the compiled step reads."""
         from gptrio.kernels.compiled.team import team_of
 
@@ -105,26 +68,41 @@ class CompiledStep:
         self._model, self._backbone = model, cast("Backbone", model.base_model)
         self._kept: list[Any] = []  # what the tables hold addresses of
         self._table = np.zeros(1, tables.MODEL)
+        self._room_bytes = 0  # most that a product needs
+        self._guarded = guards.are_on()
+        parts = [block.parts() for block in model.base_model.blocks]
         self._layers = np.zeros(len(parts), tables.LAYER)
         self._describe(parts)
         size = sum(weight.numel() for weight in [*model.parameters(), *model.buffers()])
-        self._padding = None if left_padding is None else left_padding.long()
+        self._padding = None if left_padding is None else left_padding.long().contiguous()
+        self._most_padding = 0 if self._padding is None else int(self._padding.max())
         self._table["starts"] = 0 if self._padding is None else self._padding.data_ptr()
         self._team = team_of(torch.get_num_threads() if size > _SMALL else 1)
-        self._room = (0, 0)  # rows and positions that the working memory is for
+        self.threads = self._team.size
+        self._room = (0, 0)  # rows and positions that the workspace is for
+        self._workspace: Workspace | None = None
 
     def takes(self, input_ids: Tensor, cache: Cache) -> bool:
-        """Whether this is for ids (B, T) and a cache: a token for each known row, a past of this dtype that can grow.
+        """Whether this is for ids (B, T) and a cache: a token for each known row, and a past that can grow in place.
 
-        If it is not, torch is given its threads for what will be done instead.
+        The past is one of this package's own growing caches, on the CPU, of the model's dtype and heads, as long in all
+        layers, and no shorter than a layer's window.
         """
-        fits = (
-            input_ids.shape[1] == 1 and len(input_ids) <= MOST_ROWS_BY_TILES and len(cache.layers) == len(self._layers)
+        rows = len(input_ids)
+        if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not 0 < rows <= MOST_ROWS_BY_TILES:
+            return False
+        if not input_ids.is_cpu or len(cache.layers) != len(self._layers):
+            return False
+        past = cache.get_seq_length()
+        if self._padding is not None and (rows != len(self._padding) or self._most_padding > past):
+            return False
+        return all(
+            type(layer) in (DynamicLayer, WindowLayer)
+            and layer.holds(rows, *self._heads, self._dtype)
+            and layer.get_seq_length() == past
+            and getattr(layer, "window", window) >= window
+            for layer, window in zip(cast("list[DynamicLayer]", cache.layers), self._windows.tolist(), strict=True)
         )
-        known = (isinstance(layer, DynamicLayer) and layer.dtype is self._dtype for layer in cache.layers)
-        taken = fits and all(known)
-        self._let_torch_use(1 if taken else self._team.size)
-        return taken
 
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Scores (B, 1, V) of the token after `input_ids` (B, 1), as `next_logits` gives them, in float32.
@@ -132,13 +110,17 @@ class CompiledStep:
         Args:
             input_ids: (B, 1) ids inside the vocabulary.
             cache: what came before, which this step `takes`; grows as it is fed.
+
+        Raises:
+            GuardError: guard words are on, and one has changed.
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
-        x, rotary = self._backbone.enter(input_ids, past, self._padding)
-        x = x.float().contiguous()
-        self._reserve(cache, past)
-        self._make_room(rows, past + 1)
-        logits = torch.empty(rows, 1, self._vocabulary)
+        entered, rotary = self._backbone.enter(input_ids, past, self._padding)
+        x = self._new((rows, 1, int(self._table["width"][0])))
+        x.copy_(entered)
+        logits = self._new((rows, 1, self._vocabulary))
+        positions = self._reserve(cache, past)
+        self._make_room(rows, positions)
         table = self._table[0]
         table["x"], table["logits"] = x.data_ptr(), logits.data_ptr()
         if rotary is not None:
@@ -146,16 +128,36 @@ class CompiledStep:
             table["cosines"], table["sines"] = cosines.data_ptr(), sines.data_ptr()
             table["rotated"] = 2 * cosines.shape[-1]
             table["turns"] = len(cosines)
-        self._team.step(self._table)
+        if self._guarded:
+            self._run_guarded(cache, x, logits)
+        else:
+            self._team.step(self._table)
         return logits
 
-    def _let_torch_use(self, threads: int) -> None:
-        """Set torch's threads: after work they wait for more, busily, where the threads of this step want to run."""
-        if self._team.size > 1 and torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
+    def _new(self, shape: tuple[int, ...]) -> Tensor:
+        """Memory for floats."""
+        if self._guarded:
+            return guards.guarded_empty(shape, torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device="cpu")
 
-    def _reserve(self, cache: Cache, past: int) -> None:
-        """Make room in the cache and tell where it is."""
+    def _run_guarded(self, cache: Cache, x: Tensor, logits: Tensor) -> None:
+        """Run a step, and look at all memory that it must not have changed."""
+        layers = cast("list[DynamicLayer]", cache.layers)
+        before = [[buffer.clone() for buffer in layer.buffers] for layer in layers]
+        self._team.step(self._table)
+        cast("Workspace", self._workspace).check()
+        guards.check(x, "the residual stream")
+        guards.check(logits, "the logits")
+        for i, (layer, buffers) in enumerate(zip(layers, before, strict=True)):
+            slot = int(self._layers["slot"][i])
+            for name, old, new in zip(("keys", "values"), buffers, layer.buffers, strict=True):
+                guards.check(new, f"the {name} of layer {i}")
+                old[:, :, slot] = new[:, :, slot]  # all that a step may write
+                found, expected = (part.view(torch.uint8).flatten() for part in (new, old))
+                guards.check_same(found, expected, f"the {name} of layer {i}")
+
+    def _reserve(self, cache: Cache, past: int) -> int:
+        """Make room in the cache and tell where it is; returns the most positions that a layer holds then."""
         places = [cast(DynamicLayer, layer).reserve() for layer in cache.layers]
         self._layers["keys"] = [keys.data_ptr() for keys, _, _ in places]
         self._layers["values"] = [values.data_ptr() for _, values, _ in places]
@@ -163,52 +165,58 @@ class CompiledStep:
         self._layers["slot"] = slots = np.array([slot for _, _, slot in places])
         self._layers["dropped"] = past - slots
         self._layers["first"] = np.maximum(slots + 1 - self._windows, 0)
+        return int(slots.max()) + 1
 
     def _make_room(self, rows: int, positions: int) -> None:
-        """Working memory for so many rows and positions."""
-        if rows == self._room[0] and positions <= self._room[1]:
+        """A workspace for so many rows and positions: with guard words, for no more than those."""
+        if rows == self._room[0] and positions <= self._room[1] and not self._guarded:
             return
-        self._room = rows, positions + _SPARE
-        table, threads = self._table[0], self._team.size
-        table["rows"], table["most"] = self._room
-        width = int(table["width"])
-        sizes = {
-            "normed": (threads, 2, rows, width),
-            "qkv": (rows, 3 * width),
-            "attended": (rows, width),
-            "hidden": (rows, int(table["inner"])),
-            "scores": (threads, self._room[1]),
-            "room": (threads, int(table["room_bytes"]) // 4),
-        }
-        self._memory = {name: torch.empty(size) for name, size in sizes.items()}
-        for name, memory in self._memory.items():
-            table[name] = memory.data_ptr()
+        from gptrio.kernels.compiled.workspace import Workspace
+        from gptrio.kernels.compiled.workspace import sizes as buffer_sizes
+
+        self._room = rows, positions + (0 if self._guarded else _SPARE)
+        table = self._table[0]
+        table["rows"] = rows
+        buffers = buffer_sizes(
+            threads=self.threads,
+            rows=rows,
+            width=int(table["width"]),
+            inner=int(self._layers["inner"].max()),
+            positions=self._room[1],
+            room_bytes=self._room_bytes,
+        )
+        self._workspace = Workspace(buffers, table)
 
     def _describe(self, parts: list[BlockParts]) -> None:
         """Fill the tables with what stays the same from step to step."""
-        first, norm = parts[0], cast(LayerNorm, self._backbone.final_norm)
-        attention, head = first.attention, self._model.get_output_embeddings()
-        table = self._table[0]
-        self._dtype, self._vocabulary = norm.weight.dtype, _sizes(head)[1]
+        attention, head = parts[0].attention, self._model.get_output_embeddings()
+        table, norm = self._table[0], cast(Any, self._backbone.final_norm)
+        self._heads = attention.all_heads, attention.head_dim
+        self._width = attention.all_heads * attention.head_dim
+        self._dtype, self._vocabulary = next(self._model.parameters()).dtype, sizes(head)[1]
         self._windows = np.array([part.attention.window or _NO_WINDOW for part in parts])
         table["layers"], table["depth"] = self._layers.ctypes.data, len(parts)
         table["head"] = self._products([(head, 0)])
-        table["norm_weight"], table["norm_bias"] = self._norm(norm)
-        table["eps"] = norm.eps
-        table["heads"], table["head_width"] = attention.all_heads, attention.head_dim
-        table["width"], table["inner"] = attention.all_heads * attention.head_dim, _sizes(first.mlp[0])[1]
-        table["k_place"], table["v_place"], table["head_stride"] = first.places
-        table["parallel"], table["activation"] = first.parallel, _activation(first.mlp[1])
-        table["cache_form"] = _FORMS[self._dtype]
+        table["norm_weight"], table["norm_bias"], table["norm_eps"] = self._norm(norm)
+        table["heads"], table["head_width"], table["width"] = *self._heads, self._width
+        table["k_place"], table["v_place"], table["head_stride"] = parts[0].places
+        table["cache_form"] = FORMS[self._dtype]
         for layer, part in zip(self._layers, parts, strict=True):
-            projections = list(part.projections)
-            places = [0, *part.places[:2]][: len(projections)]
-            missing = [(projections[-1], 0)] * (3 - len(projections))
-            others = [(part.output, 0), (part.mlp[0], 0), (part.mlp[2], 0)]
-            layer["products"] = self._products([*zip(projections, places, strict=True), *missing, *others])
-            layer["projections"], layer["scale"] = len(projections), part.attention.scale
-            for number, own in enumerate(part.norms, 1):
-                layer[f"norm{number}_weight"], layer[f"norm{number}_bias"] = self._norm(cast(LayerNorm, own))
+            self._describe_layer(layer, part)
+
+    def _describe_layer(self, layer: Any, part: BlockParts) -> None:
+        """Fill a row of the table of layers."""
+        projections = list(part.projections)
+        places = [0, *part.places[:2]][: len(projections)]
+        missing = [(projections[-1], 0)] * (3 - len(projections))
+        others = [(part.output, 0), (part.mlp[0], 0), (part.mlp[2], 0)]
+        layer["products"] = self._products([*zip(projections, places, strict=True), *missing, *others])
+        layer["projections"], layer["scale"] = len(projections), part.attention.scale
+        layer["inner"], layer["activation"] = sizes(part.mlp[0])[1], activation_of(part.mlp[1])
+        layer["parallel"] = part.parallel
+        for number, own in enumerate(part.norms, 1):
+            names = (f"norm{number}_weight", f"norm{number}_bias", f"norm{number}_eps")
+            layer[names[0]], layer[names[1]], layer[names[2]] = self._norm(cast(Any, own))
 
     def _products(self, layers: list[tuple[Any, int]]) -> int:
         """Address of a table of linear layers, each with the place of its first output."""
@@ -218,24 +226,31 @@ class CompiledStep:
         rows = np.zeros(len(layers), tables.PRODUCT)
         self._kept.append(rows)
         for row, (layer, place) in zip(rows, layers, strict=True):
-            row["inputs"], row["outputs"] = _sizes(layer)
+            row["inputs"], row["outputs"] = sizes(layer)
             row["place"], row["by_columns"] = place, isinstance(layer, Conv1D)
-            row["weight"] = layer.weight.data_ptr()
+            row["weight"] = self._address(layer.weight)
             row["bias"] = 0 if layer.bias is None else self._floats(layer.bias)
             if isinstance(layer, QuantizedLinear):
                 row["form"] = tables.INT8 if layer.group is None else tables.INT4
-                row["scale"], row["group"] = layer.weight_scale.data_ptr(), layer.group or 1
+                row["scale"], row["group"] = self._address(layer.weight_scale), layer.group or 1
             else:
-                row["form"] = _FORMS[layer.weight.dtype]
+                row["form"] = FORMS[layer.weight.dtype]
             row["tiled"] = takes(row)
             self.most_rows = self.most_rows if row["tiled"] else MOST_ROWS
-            self._table["room_bytes"] = np.maximum(self._table["room_bytes"], room_for(row))
+            self._room_bytes = max(self._room_bytes, room_for(row))
         return int(rows.ctypes.data)
 
-    def _norm(self, norm: LayerNorm) -> tuple[int, int]:
-        return self._floats(norm.weight), self._floats(norm.bias)
+    def _norm(self, norm: Any) -> tuple[int, int, float]:
+        """Addresses of a norm's weight and bias, which are 1 and 0 where it has none, and its eps."""
+        weight = torch.ones(self._width, dtype=torch.float32, device="cpu") if norm.weight is None else norm.weight
+        bias = torch.zeros(self._width, dtype=torch.float32, device="cpu") if norm.bias is None else norm.bias
+        return self._floats(weight), self._floats(bias), norm.eps
 
     def _floats(self, vector: Tensor) -> int:
         """Address of a vector in float32."""
-        self._kept.append(vector.detach().float().contiguous())
-        return int(self._kept[-1].data_ptr())
+        return self._address(vector.detach().float().contiguous())
+
+    def _address(self, tensor: Tensor) -> int:
+        """Address of a tensor, whose memory is kept as long as this step, whatever becomes of the tensor."""
+        self._kept.append(tensor.detach())
+        return int(tensor.data_ptr())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.errors import InputError
-from gptrio.kernels.compiled import is_ready
+from gptrio.kernels.compiled import Reason, is_ready
 from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
 from gptrio.nn.linear import Linear
@@ -131,15 +131,15 @@ class CausalLMHead(HeadModel):
         states = self.base_model.advance(input_ids, cache)
         return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states))
 
-    def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | None:
-        """A compiled form of `next_logits`, or None if this model has none, or none that is faster for so many rows.
+    def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | Reason:
+        """A compiled form of `next_logits`, or the reason why this model has none, or none for so many rows.
 
         Args:
             rows: B of the steps to come.
             left_padding: (B,) columns of padding before each row, or None.
         """
         if not is_ready():
-            return None
+            return Reason("steps cannot be compiled here")
         from gptrio.models.compiled import compiled_step
 
         return compiled_step(self, rows, left_padding)

@@ -10,10 +10,23 @@ import os
 MOST_ROWS, MOST_ROWS_BY_TILES = 8, 32  # with more rows, whole matrix products are faster
 
 
+_log = logging.getLogger("gptrio")
+
+
+class Reason(str):
+    """Why steps do not run compiled, as a sentence."""
+
+    __slots__ = ()
+
+
 @functools.cache
 def is_installed() -> bool:
-    """Whether numba is there, and the system has what the threads need."""
-    return os.name == "posix" and importlib.util.find_spec("numba") is not None
+    """Whether numba is there and compiles, and the system has what the threads need; numba itself is not imported."""
+    try:
+        found = importlib.util.find_spec("numba") is not None
+    except ValueError:  # something else stands in its place
+        found = False
+    return os.name == "posix" and found and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
 
 
 @functools.cache
@@ -22,10 +35,24 @@ def is_ready() -> bool:
     if not is_installed():
         return False
     try:
-        from gptrio.kernels.compiled.step import prepare
-
-        prepare()
-    except (ImportError, RuntimeError) as error:  # another numpy than numba's, or no folder to keep compiled code in
-        logging.getLogger("gptrio").warning("going on without compiled decoding: %s", error)
+        _prepare()
+    except Exception as error:  # numba is the user's own: whatever it dies of, there is the plain way
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _log.warning("decoding goes on without compiled steps: %s", reason)
         return False
     return True
+
+
+def _prepare() -> None:
+    """Compile the step, or read it from the disk.
+
+    Raises:
+        Exception: it cannot be compiled, kept or run, for any reason that numba or the processor has.
+    """
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("numba is told not to compile (numba.config.DISABLE_JIT)")
+    from gptrio.kernels.compiled.step import prepare
+
+    prepare()

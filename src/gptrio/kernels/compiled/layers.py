@@ -108,9 +108,14 @@ def _store(form, address, values, count):
             store_float16(address + 2 * i, load_float32(values + 4 * i))
 
 
+def score_floats(seen: int) -> int:
+    """Floats that `_score` writes for so many keys: it takes LINES keys at a time, the last one twice if it is odd."""
+    return -(-seen // LINES) * LINES
+
+
 @kernel()
 def _score(form, keys, ahead, q, width, seen, scores):
-    """Products of a query with the keys that it sees, and room for one more; what is `ahead` is read next."""
+    """Products of a query with the keys that it sees: `score_floats` of them. What is `ahead` is read next."""
     line = width * size_of(form)
     s = 0
     while s + LANES <= seen:
@@ -140,7 +145,7 @@ def attend(m, layer, thread, threads):
     """Store the new keys and values of a thread's heads, and attend to all that is seen: qkv to attended."""
     width, form = m.head_width, m.cache_form
     line = width * size_of(form)
-    scores_address = m.scores + 4 * thread * m.most
+    scores_address = m.scores + m.scores_stride * thread
     start, end = share(m.rows * m.heads, 1, thread, threads)
     for pair in range(start, end):
         row, head = pair // m.heads, pair % m.heads

@@ -18,7 +18,7 @@ PARTS = 4  # or so many times 16 of its columns,
 DEPTH = 32  # for so many numbers of an input
 FEWEST_TILED = 2  # rows from which on tiles are faster
 INT4_BY_INT8 = nibbles.are_there()
-PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes
+PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes: after TOGETHER * LINES sums
 
 
 def room_for(p: Any) -> int:

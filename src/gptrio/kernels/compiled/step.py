@@ -1,4 +1,7 @@
-"""One decoding step, run by a team of threads that meet at barriers, in one call that holds no interpreter lock."""
+"""One decoding step, run by a team of threads that meet at barriers, in one call that holds no interpreter lock.
+
+README.md beside this file argues that the threads do no harm, wherever one of them is held up.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ _log = logging.getLogger("gptrio")
 
 # Places in the team's control block, 64 bytes apart so that threads do not disturb each other.
 COUNTER, FLOOR, MODEL_AT, ACTIVE, WORKERS = 0, 64, 128, 192, 256  # of each worker: its state, and its rank 8 bytes on
-SLEEPING, READY, CLAIMED, AT_WORK = range(4)
-_SPINS = 3000  # looks at a barrier before other processes are let in
+SLEEPING, READY, CLAIMED, AT_WORK, WAKING = range(5)
+_SPINS = 3000  # looks at what another thread is to write, before others are let in
 _IDLE = 20000  # looks for work before a worker goes to sleep
 
 _models, _layers, _products = (make_view(numba.from_dtype(table)) for table in (MODEL, LAYER, PRODUCT))
@@ -50,17 +53,17 @@ def _run(control, model, thread, threads):
     """A thread's share of a step; returns the phases that it took."""
     m = carray(_models(model), (1,))[0]
     layers = carray(_layers(m.layers), (m.depth,))
-    rows, width, inner = m.rows, m.width, m.inner
-    line, room = 4 * width, m.room + m.room_bytes * thread
-    normed = m.normed + thread * 2 * rows * line
+    rows, width = m.rows, m.width
+    line, room = 4 * width, m.room + m.room_stride * thread
+    normed = m.normed + m.normed_stride * thread
     also = normed + rows * line  # what the MLP reads, where it stands beside attention
     phase = 0
     for i in range(m.depth):
         layer = layers[i]
         p = carray(_products(layer.products), (6,))
-        layer_norm(m.x, normed, layer.norm1_weight, layer.norm1_bias, m.eps, rows, width)
-        if m.parallel:
-            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, m.eps, rows, width)
+        layer_norm(m.x, normed, layer.norm1_weight, layer.norm1_bias, layer.norm1_eps, rows, width)
+        if layer.parallel:
+            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
         for k in range(layer.projections):
             multiply(p[k], normed, line, m.qkv, 3 * line, rows, False, room, thread, threads)
         phase += 1
@@ -69,19 +72,19 @@ def _run(control, model, thread, threads):
         phase += 1
         _meet(control, phase, threads)
         multiply(p[3], m.attended, line, m.x, line, rows, True, room, thread, threads)
-        if not m.parallel:
+        if not layer.parallel:
             phase += 1
             _meet(control, phase, threads)
-            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, m.eps, rows, width)
-        start, end = multiply(p[4], also, line, m.hidden, 4 * inner, rows, False, room, thread, threads)
+            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
+        start, end = multiply(p[4], also, line, m.hidden, 4 * layer.inner, rows, False, room, thread, threads)
         for r in range(rows):
-            activate(m.activation, floats(m.hidden + 4 * (r * inner + start), end - start))
+            activate(layer.activation, floats(m.hidden + 4 * (r * layer.inner + start), end - start))
         phase += 1
         _meet(control, phase, threads)
-        multiply(p[5], m.hidden, 4 * inner, m.x, line, rows, True, room, thread, threads)
+        multiply(p[5], m.hidden, 4 * layer.inner, m.x, line, rows, True, room, thread, threads)
         phase += 1
         _meet(control, phase, threads)
-    layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.eps, rows, width)
+    layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.norm_eps, rows, width)
     head = carray(_products(m.head), (1,))[0]
     multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, room, thread, threads)
     phase += 1
@@ -91,15 +94,23 @@ def _run(control, model, thread, threads):
 
 @kernel()
 def _lead(control, workers, model, patience):
-    """Run a step with all workers that are ready; `patience` is how often to look for those that are waking up."""
+    """Run a step with all workers that are ready; `patience` is how often to look for those that are waking up.
+
+    Returns:
+        The threads that took part.
+    """
     put(control + MODEL_AT, model)
     put(control + FLOOR, get(control + COUNTER))
     threads = 1
     for worker in range(workers):
         state = control + WORKERS + 64 * worker
-        while get(state) == AT_WORK or (get(state) == SLEEPING and patience > 0):
+        looks = 0
+        while get(state) == AT_WORK or (get(state) == WAKING and patience > 0):
             pause()
             patience -= 1
+            looks += 1
+            if looks > _SPINS:
+                _let_others_run()
         if replace(state, READY, CLAIMED):
             put(state + 8, threads)
             threads += 1
@@ -119,7 +130,10 @@ def _serve(control, worker):
     while looks < _IDLE or not replace(state, READY, SLEEPING):
         pause()
         looks += 1
-        if get(state) == AT_WORK:
+        now = get(state)
+        if now == CLAIMED and looks > _SPINS:
+            _let_others_run()
+        if now == AT_WORK:
             _run(control, get(control + MODEL_AT), get(state + 8), get(control + ACTIVE))
             put(state, READY)
             looks = 0

@@ -30,10 +30,15 @@ LAYER = np.dtype(
     [
         ("products", np.int64),  # address of PRODUCT rows
         ("projections", np.int64),  # 1 or 3: rows that make q, k and v
+        ("inner", np.int64),  # width of the MLP
+        ("activation", np.int64),  # NONE ... SILU
+        ("parallel", np.int64),  # 1: attention and MLP side by side
         ("norm1_weight", np.int64),  # float32 (C,), as the other norms' vectors
         ("norm1_bias", np.int64),
+        ("norm1_eps", np.float64),
         ("norm2_weight", np.int64),
         ("norm2_bias", np.int64),
+        ("norm2_eps", np.float64),
         ("keys", np.int64),  # (B, H, room, D)
         ("values", np.int64),
         ("room", np.int64),
@@ -53,17 +58,14 @@ MODEL = np.dtype(
         ("head", np.int64),  # address of one PRODUCT row
         ("norm_weight", np.int64),
         ("norm_bias", np.int64),
-        ("eps", np.float64),
+        ("norm_eps", np.float64),
         ("width", np.int64),
-        ("inner", np.int64),
         ("heads", np.int64),
         ("head_width", np.int64),
         ("k_place", np.int64),  # of the first head's key in a row of q, k, v; its query is at 0
         ("v_place", np.int64),
         ("head_stride", np.int64),  # floats from head to head
         ("rotated", np.int64),  # R, or 0
-        ("parallel", np.int64),  # 1: attention and MLP side by side
-        ("activation", np.int64),  # NONE ... SILU
         ("cache_form", np.int64),
         ("rows", np.int64),  # B
         ("x", np.int64),  # (B, C) residual stream, as all that follows in float32
@@ -72,14 +74,16 @@ MODEL = np.dtype(
         ("turns", np.int64),
         ("starts", np.int64),  # int64 (B,), first position of each row that is seen
         ("logits", np.int64),  # (B, V)
-        ("normed", np.int64),  # (threads, 2, B, C)
+        # The workspace; `workspace.sizes` says how large each buffer is. A stride is the bytes from thread to thread.
+        ("normed", np.int64),  # for each thread (2, B, C)
+        ("normed_stride", np.int64),
         ("qkv", np.int64),  # (B, 3 * C)
         ("attended", np.int64),  # (B, C)
-        ("hidden", np.int64),  # (B, I)
-        ("scores", np.int64),  # (threads, most positions)
-        ("most", np.int64),
-        ("room", np.int64),  # (threads, room_bytes) working memory of products: first 16 sums
-        ("room_bytes", np.int64),
+        ("hidden", np.int64),  # (B, I), where I is the layer's own
+        ("scores", np.int64),  # for each thread (positions,)
+        ("scores_stride", np.int64),
+        ("room", np.int64),  # for each thread the working memory of products: first 16 sums
+        ("room_stride", np.int64),
     ],
     align=True,
 )
