@@ -133,6 +133,8 @@ from gptrio.cache import QuantizedCache as QuantizedCache
 from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer
+from gptrio.interop.bridge import from_transformers as from_transformers
+from gptrio.interop.bridge import to_transformers as to_transformers
 from gptrio.models.adapters import enable_peft as enable_peft
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM

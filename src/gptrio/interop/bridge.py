@@ -1,0 +1,93 @@
+"""Transformers' classes over the same storage, for tools that ask for them by class, and ours over theirs."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any, overload
+
+from gptrio.errors import InputError, MissingDependencyError
+from gptrio.foreign import MODEL, TOKENIZER, is_foreign
+from gptrio.tokenization.base import PreTrainedTokenizerBase
+
+if TYPE_CHECKING:
+    import transformers
+
+    from gptrio.models.base import PreTrainedModel
+
+
+@overload
+def to_transformers(source: PreTrainedModel) -> transformers.PreTrainedModel: ...
+@overload
+def to_transformers(source: PreTrainedTokenizerBase) -> transformers.PreTrainedTokenizerBase: ...
+def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
+    """Transformers' class over the storage of a model, or over the backend of a tokenizer.
+
+    Both models have the same parameters: what trains, moves or converts one does so to the other, and nothing is
+    copied. A tokenizer shares its backend, so that tokens added to one are known to the other; a tokenizer without a
+    backend (the one in Python) gives another one of the same vocabulary.
+
+    Args:
+        source: a model of this package, plain or of bitsandbytes layers; or a tokenizer.
+
+    Returns:
+        The object of Transformers: of the class of the same name, in the same mode (training or not), with the same
+        configuration and generation options. Its attention is eager where another would give other numbers.
+
+    Raises:
+        MissingDependencyError: Transformers is not installed.
+        UnsupportedError: the model is quantized by this package, holds adapters, or has parts of its own.
+        InputError: something else was given.
+    """
+    library = _transformers()
+    if isinstance(source, PreTrainedTokenizerBase):
+        from gptrio.interop.tokenizers import tokenizer_to_transformers
+
+        return tokenizer_to_transformers(source, library)
+    from gptrio.interop.models import model_to_transformers
+    from gptrio.models.base import PreTrainedModel
+
+    if isinstance(source, PreTrainedModel):
+        return model_to_transformers(source, library)
+    raise InputError(f"to_transformers takes a model or tokenizer of gptrio; got {_described(source)}")
+
+
+@overload
+def from_transformers(source: transformers.PreTrainedModel) -> PreTrainedModel: ...
+@overload
+def from_transformers(source: transformers.PreTrainedTokenizerBase) -> PreTrainedTokenizerBase: ...
+def from_transformers(source: Any) -> PreTrainedModel | PreTrainedTokenizerBase:
+    """This package's class over the storage of a model of Transformers, or over the backend of a tokenizer.
+
+    Args:
+        source: a model of one of the three families, or a tokenizer.
+
+    Returns:
+        The object of the class of the same name; see `to_transformers` for what both share.
+
+    Raises:
+        UnsupportedError: a class that gptrio does not have, or a model of parts of its own.
+        InputError: something else was given.
+    """
+    if is_foreign(source, TOKENIZER):
+        from gptrio.interop.tokenizers import tokenizer_from_transformers
+
+        return tokenizer_from_transformers(source)
+    if is_foreign(source, MODEL):
+        from gptrio.interop.models import model_from_transformers
+
+        return model_from_transformers(source)
+    raise InputError(f"from_transformers takes a model or tokenizer of Transformers; got {_described(source)}")
+
+
+def _described(source: object) -> str:
+    wrapped = ", which PEFT has wrapped; merge_and_unload() gives a plain model" * hasattr(source, "merge_and_unload")
+    return f"{type(source).__name__}{wrapped}"
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise MissingDependencyError(
+            "the bridge gives classes of Transformers, which is not installed; pip install 'transformers>=4.56,<5'"
+        ) from error
