@@ -52,6 +52,18 @@ def take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
         kwargs.setdefault("padding_side", tokenizer.padding["direction"])
 
 
+def set_lengths(tokenizer: Tokenizer, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:
+    """Set how a backend truncates and pads; it keeps both as state. None switches them off."""
+    if truncation is not None:
+        tokenizer.enable_truncation(**truncation)
+    elif tokenizer.truncation is not None:
+        tokenizer.no_truncation()
+    if padding is not None:
+        tokenizer.enable_padding(**padding)
+    elif tokenizer.padding is not None:
+        tokenizer.no_padding()
+
+
 def set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
     """Make a byte-level pre-tokenizer add the space, or not; other kinds have none to set."""
     if isinstance(tokenizer.pre_tokenizer, ByteLevel):

@@ -74,6 +74,14 @@ class PreTrainedTokenizerBase(PrepareMixin):
         self.SPECIAL_TOKENS_ATTRIBUTES = [*self.SPECIAL_TOKENS_ATTRIBUTES, *self.extra_special_tokens]
         self._special_tokens_map.update(self.extra_special_tokens)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle keeps: the settings, nothing of the calls so far."""
+        return {name: value for name, value in vars(self).items() if name != "_warned"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore, with every warning still to come."""
+        vars(self).update(state, _warned=set())
+
     # What a subclass provides
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from typing import Any
 
 import regex
 
@@ -96,6 +97,10 @@ class ByteLevelBPE:
         self.vocab = vocab
         self.ranks: dict[Pair, int] = {pair: rank for rank, pair in enumerate(merges)}
         self._cache: dict[str, list[str]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the words met so far: two pickles of one tokenizer are equal, whatever it has read."""
+        return {**vars(self), "_cache": {}}
 
     def tokenize(self, text: str) -> list[str]:
         """Return the tokens of a text, in the byte alphabet."""

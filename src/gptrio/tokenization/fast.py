@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from gptrio.errors import TokenizationError
-from gptrio.tokenization.backend import build_backend, set_prefix_space, take_backend_settings
+from gptrio.tokenization.backend import build_backend, set_lengths, set_prefix_space, take_backend_settings
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import has_surrogate, surrogate_error
@@ -43,6 +43,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         self._lock = Lock()  # the backend keeps padding and truncation as state
         self.add_prefix_space: bool = kwargs.get("add_prefix_space", False)
         take_backend_settings(self._tokenizer, kwargs)
+        set_lengths(self._tokenizer, None, None)
         super().__init__(**kwargs)
         self._tokenizer.encode_special_tokens = self.split_special_tokens
         self._register([token for _, token in sorted(added_tokens_decoder.items())])
@@ -59,12 +60,19 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             self._tokenizer.add_tokens([token])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock."""
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        """Everything but the lock; the backend as JSON, without the truncation and padding of a call."""
+        with self._lock:
+            before = self._tokenizer.truncation, self._tokenizer.padding
+            set_lengths(self._tokenizer, None, None)
+            backend = self._tokenizer.to_str()
+            set_lengths(self._tokenizer, *before)
+        state = {name: value for name, value in super().__getstate__().items() if name != "_lock"}
+        return {**state, "_tokenizer": backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, with a lock of its own."""
-        self.__dict__.update(state, _lock=Lock())
+        super().__setstate__({**state, "_tokenizer": Tokenizer.from_str(state["_tokenizer"]), "_lock": Lock()})
+        self._tokenizer.encode_special_tokens = self.split_special_tokens
 
     # Vocabulary
 
@@ -157,11 +165,15 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         inputs: list[Any] = [first if second is None else (first, second) for first, second in samples]
         try:
             with self._lock:
-                self._set_truncation_and_padding(options)
+                set_lengths(self._tokenizer, self._truncation(options), self._padding(options))
                 self._tokenizer.encode_special_tokens = split
-                return list(
-                    self._tokenizer.encode_batch(inputs, options.is_split_into_words, options.add_special_tokens)
-                )
+                try:
+                    return list(
+                        self._tokenizer.encode_batch(inputs, options.is_split_into_words, options.add_special_tokens)
+                    )
+                finally:  # what a call asked for does not outlive it
+                    set_lengths(self._tokenizer, None, None)
+                    self._tokenizer.encode_special_tokens = self.split_special_tokens
         except TypeError as error:
             raise _input_error(samples, error) from error
         except BaseException as error:  # impossible truncation is a plain Exception, or a panic outside of Exception
@@ -169,29 +181,27 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 raise
             raise TokenizationError(f"cannot encode: {str(error).rstrip(', ')}") from error
 
-    def _set_truncation_and_padding(self, options: EncodeOptions) -> None:
+    def _truncation(self, options: EncodeOptions) -> dict[str, Any] | None:
+        """The backend's truncation for a call."""
         if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
-            self._tokenizer.no_truncation()
-        else:
-            assert options.max_length is not None, "resolving the options made sure of it"
-            strategy = TruncationStrategy(options.truncation).value
-            self._tokenizer.enable_truncation(
-                max_length=options.max_length,
-                stride=options.stride,
-                strategy=strategy,
-                direction=self.truncation_side,
-            )
+            return None
+        assert options.max_length is not None, "resolving the options made sure of it"
+        strategy = TruncationStrategy(options.truncation).value
+        lengths = {"max_length": options.max_length, "stride": options.stride}
+        return {**lengths, "strategy": strategy, "direction": self.truncation_side}
+
+    def _padding(self, options: EncodeOptions) -> dict[str, Any] | None:
+        """The backend's padding for a call."""
         if options.padding == PaddingStrategy.DO_NOT_PAD:
-            self._tokenizer.no_padding()
-        else:
-            self._tokenizer.enable_padding(
-                direction=options.padding_side or self.padding_side,
-                pad_id=self.pad_token_id,
-                pad_type_id=self.pad_token_type_id,
-                pad_token=self.pad_token,
-                length=options.max_length if options.padding == PaddingStrategy.MAX_LENGTH else None,
-                pad_to_multiple_of=options.pad_to_multiple_of,
-            )
+            return None
+        return {
+            "direction": options.padding_side or self.padding_side,
+            "pad_id": self.pad_token_id,
+            "pad_type_id": self.pad_token_type_id,
+            "pad_token": self.pad_token,
+            "length": options.max_length if options.padding == PaddingStrategy.MAX_LENGTH else None,
+            "pad_to_multiple_of": options.pad_to_multiple_of,
+        }
 
     def _entries(self, rows: list[Encoding], options: EncodeOptions) -> dict[str, Any]:
         """Entries that the options ask for, by name."""
@@ -234,8 +244,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         if not legacy_format:
             path = joined_path(folder, filename_prefix, TOKENIZER_FILE)
             with self._lock:
-                self._tokenizer.no_truncation()
-                self._tokenizer.no_padding()
+                set_lengths(self._tokenizer, None, None)
                 write_text(path, self._tokenizer.to_str(pretty=True))
             paths += (path,)
         return paths
