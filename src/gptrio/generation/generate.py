@@ -32,7 +32,7 @@ from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, OnFinish
 from gptrio.generation.streamers import Streamer
 from gptrio.kernels.linear import packed_inference
-from gptrio.nn.lean import lean_calls
+from gptrio.nn.lean import is_plain, lean_calls
 
 Result = Tensor | GenerateOutput
 
@@ -126,7 +126,8 @@ def generate(
         bool(synced_gpus),
         on_finish,
     )
-    private = custom_generate is None and _is_private(model, config, extras, forward_arguments)
+    private = custom_generate is None and _is_private(config, extras, forward_arguments)
+    private = private and all(is_plain(each) for each in (model, assistant_model) if each is not None)
     with (
         torch.inference_mode() if private else torch.no_grad(),
         packed_inference(model),
@@ -155,13 +156,11 @@ def generate(
     return result
 
 
-def _is_private(model: Any, config: GenerationConfig, extras: Arguments, forward_arguments: dict[str, Any]) -> bool:
+def _is_private(config: GenerationConfig, extras: Arguments, forward_arguments: dict[str, Any]) -> bool:
     """Whether the caller sees no tensor of this call but the ids, so that none of them needs to be fit for autograd."""
     if config.return_dict_in_generate or forward_arguments.get("past_key_values") is not None:
         return False
-    if extras.logits_processor or extras.stopping_criteria or extras.prefix_allowed_tokens_fn:
-        return False
-    return not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return not (extras.logits_processor or extras.stopping_criteria or extras.prefix_allowed_tokens_fn)
 
 
 def _run_own_loop(loop: Callable[..., Any], call: Call) -> Any:

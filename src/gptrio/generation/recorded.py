@@ -83,6 +83,6 @@ def _does_the_same_each_time(model: Any, device: torch.device) -> bool:
     """Whether a step is nothing but this package's forward, on one device that has a recorder."""
     if not graphs.can_record(device) or model.training or torch.is_autocast_enabled(device.type):
         return False
-    if not is_plain(model) or any("forward" in vars(module) for module in model.modules()):  # someone's own is to run
+    if not is_plain(model):  # someone's own is to run
         return False
     return all(tensor.device == device for tensor in chain(model.parameters(), model.buffers()))

@@ -18,7 +18,7 @@ from gptrio.generation.recorded import RecordedStep, record_step
 from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.kernels.threads import OneThread
-from gptrio.nn.lean import is_lean
+from gptrio.nn.lean import is_lean, runs_package_forward
 
 _log = logging.getLogger("gptrio")
 _SPARE = 256  # columns by which the mask grows
@@ -79,7 +79,7 @@ class Stepper:
 
     def _is_bare(self) -> bool:
         """Whether this package's forward runs, and a step is told nothing but tokens and where they stand."""
-        ours = type(self.model).forward.__module__.startswith("gptrio.")
+        ours = all(runs_package_forward(each) for each in (self.model, getattr(self.model, "base_model", self.model)))
         return ours and self._prepare is None and set(self._constants) == {"logits_to_keep", "use_cache"}
 
     def _may_compile(self, config: GenerationConfig, rows: int) -> bool:

@@ -20,7 +20,7 @@ _lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
 
 @contextmanager
 def lean_calls(model: nn.Module | None) -> Iterator[None]:
-    """Run forwards directly, in this thread, if `model` is given and has no hooks and no compiled form."""
+    """Run forwards directly, in this thread, if `model` is given and plain (see `is_plain`)."""
     token = _lean.set(model is not None and is_plain(model))
     try:
         yield
@@ -34,11 +34,45 @@ def is_lean() -> bool:
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Whether `model` has no hooks and no compiled form."""
-    shared = nn.modules.module
-    if shared._global_forward_hooks or shared._global_forward_pre_hooks:
-        return False
-    return not any(m._forward_hooks or m._forward_pre_hooks or m._compiled_call_impl for m in model.modules())
+    """Whether nothing stands between a call of any module of `model` and the forward of its class.
+
+    What may: hooks (forward or backward, of a module or of all modules), a compiled form, a forward set on an instance
+    (by a wrapper, `torch.compile` or accelerate), and modes that watch every operation of torch, such as flop counters.
+    This is the one place where that is decided; whatever would skip or fuse a call of a module asks here.
+    """
+    return not (_is_watched_globally() or any(_has_own(module) for module in model.modules()))
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether hooks see this very module's calls, or another forward than its class's answers them."""
+    return not _lean.get() and (_has_own(module) or _is_watched_globally())
+
+
+def runs_package_forward(module: nn.Module) -> bool:
+    """Whether the forward of the module's class is this package's, not one of a subclass made elsewhere."""
+    return type(module).forward.__module__.startswith("gptrio.")
+
+
+def _is_watched_globally() -> bool:
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _has_own(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or "forward" in module.__dict__
+    )
 
 
 class LeanModule(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.kernels.linear import Activation, linear
-from gptrio.nn.lean import LeanModule
+from gptrio.nn.lean import LeanModule, is_lean
 
 
 class Linear(LeanModule, nn.Linear):
@@ -67,11 +67,12 @@ class Conv1D(LeanModule):
 
 
 def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> Tensor:
-    """`down(act(up(x)))`, the activation fused into the first product where that is possible.
+    """`down(act(up(x)))`; in `lean_calls`, where nobody sees it, the activation is a part of `up`'s product.
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
-    fused = _fused_name(act) if vars(type(up)).get("fuses_activation") else "none"
+    fuses = is_lean() and vars(type(up)).get("fuses_activation")
+    fused = _fused_name(act) if fuses else "none"
     hidden = act(up(x)) if fused == "none" else up(x, fused)
     return cast(Tensor, down(hidden))
 
