@@ -7,6 +7,7 @@ table of public names is the stub beside this file, `__init__.pyi`: type checker
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,27 @@ __all__ = sorted([*_EXPORTS, "__version__"])
 def __getattr__(name: str) -> Any:
     """Import the module behind a public name on first use."""
     if name not in _EXPORTS:
-        raise AttributeError(f"module 'gptrio' has no attribute {name!r}")
+        raise AttributeError(f"module 'gptrio' has no attribute {name!r}{_nearest(name)}")
     value = getattr(importlib.import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value
 
 
+def _nearest(name: str) -> str:
+    """The public names most like a misspelt one, as the end of an error's message."""
+    if name.startswith("_"):
+        return ""
+    from difflib import get_close_matches
+
+    by_lower = {known.lower(): known for known in __all__}
+    found = [by_lower[match] for match in get_close_matches(name.lower(), by_lower, cutoff=0.75)]
+    return f"; did you mean {' or '.join(map(repr, found))}?" if found else ""
+
+
 def __dir__() -> list[str]:
     """Public names, loaded or not."""
     return list(__all__)
+
+
+if os.environ.get("GPTRIO_VERBOSITY") or os.environ.get("TRANSFORMERS_VERBOSITY"):
+    __getattr__("logging").get_verbosity()  # reads them

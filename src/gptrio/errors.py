@@ -20,6 +20,7 @@ Each also derives from the built-in type in parentheses, so that code written fo
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 
@@ -85,7 +86,12 @@ class GptrioWarning(UserWarning):
 
 
 def warn(message: str) -> None:
-    """Warn with a GptrioWarning that points at the line which called this package."""
+    """Warn with a GptrioWarning that points at the line which called this package, unless errors alone are wanted.
+
+    `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", asks for that.
+    """
+    if logging.getLogger("gptrio").level > logging.WARNING:
+        return
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("gptrio.", "torch.")):
         level, frame = level + 1, frame.f_back

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from gptrio.checkpoint.locate import SAFETENSORS_NAME, TORCH_NAME, variant_name
-from gptrio.errors import CheckpointError, GptrioWarning, OptionError
+from gptrio.errors import CheckpointError, OptionError, warn
 from gptrio.hub import replace_file
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -165,4 +164,4 @@ def _warn_if_shadowed(folder: Path, variant: str | None) -> None:
         path = folder / variant_name(name, variant)
         if path.exists():
             message = f"{path} is older than the torch file just saved, but loading prefers it; delete it"
-            warnings.warn(message, GptrioWarning, stacklevel=4)
+            warn(message)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from gptrio.config.fields import is_integer
-from gptrio.errors import ConfigError, GptrioWarning
+from gptrio.errors import ConfigError, warn
 
 _NAMES = {"num_labels", "id2label", "label2id"}
 
@@ -48,7 +47,7 @@ def reconcile(given: dict[str, Any]) -> dict[str, Any]:
     id2label = integer_keys("id2label", id2label)
     if count is not None and count != len(id2label):
         message = f"num_labels={count} is ignored: id2label names {len(id2label)} classes; give one of the two"
-        warnings.warn(message, GptrioWarning, stacklevel=3)
+        warn(message)
     return given | {"id2label": id2label, "label2id": inverse(id2label) if label2id is None else dict(label2id)}
 
 

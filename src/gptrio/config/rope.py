@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from gptrio.config.fields import Rule, is_integer, is_number
-from gptrio.errors import ConfigError, GptrioWarning
+from gptrio.errors import ConfigError, warn
 
 _SCALE = Rule(lambda value: is_number(value) and value >= 1, "a number >= 1")
 _SHARE = Rule(lambda value: is_number(value) and value >= 0, "a number >= 0")
@@ -83,7 +82,7 @@ def validate_rope_scaling(scaling: Mapping[str, Any], rotary_width: int) -> None
     if missing := sorted(required.keys() - scaling.keys()):
         raise ConfigError(f"{owner} lacks {', '.join(missing)}; it needs {', '.join(required)}")
     if unknown := sorted(scaling.keys() - required.keys() - optional.keys() - {"rope_type", "type"}):
-        warnings.warn(f"{owner} does not use {', '.join(unknown)}", GptrioWarning, stacklevel=4)
+        warn(f"{owner} does not use {', '.join(unknown)}")
     for name, rule in (required | optional).items():
         if name in required or scaling.get(name) is not None:
             rule.check(owner, name, scaling[name])

@@ -6,13 +6,12 @@ import copy
 import dataclasses
 import json
 import os
-import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints, overload
 
-from gptrio.errors import CheckpointError, GptrioWarning, OptionError
+from gptrio.errors import CheckpointError, OptionError, warn
 from gptrio.generation.declared import CompileConfig, GenerationMode, GenerationOptions
 from gptrio.generation.options import check_option, unknown_option
 from gptrio.generation.rules import check_conflicts, ignored_options
@@ -89,7 +88,7 @@ class GenerationConfig(GenerationOptions):
         message = "these generation options have no effect: " + "; ".join(issues)
         if strict:
             raise OptionError(message)
-        warnings.warn(message, GptrioWarning, stacklevel=2)
+        warn(message)
 
     def get_generation_mode(self, assistant_model: object | None = None) -> GenerationMode:
         """Return the decoding mode that these options ask for; warn when a draft or DoLa cannot be combined with it."""
@@ -104,11 +103,7 @@ class GenerationConfig(GenerationOptions):
             if single:
                 mode = special
             else:
-                warnings.warn(
-                    f"{special.value} works with greedy search and sampling only; {mode.value} ignores its options",
-                    GptrioWarning,
-                    stacklevel=2,
-                )
+                warn(f"{special.value} works with greedy search and sampling only; {mode.value} ignores its options")
         return mode
 
     def _base_mode(self) -> GenerationMode:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from gptrio.errors import GptrioWarning
+from gptrio.errors import warn
 
 Item = TypeVar("Item")
 
@@ -26,9 +25,5 @@ def merge(built: Sequence[Item], own: Iterable[Item], name: str) -> list[Item]:
     merged = [by_type.get(type(item), item) for item in built]
     replaced = sorted({type(item).__name__ for item in built if type(item) in by_type})
     if replaced:
-        warnings.warn(
-            f"{', '.join(replaced)} from {name}= takes the place of the one that the options ask for; leave one out",
-            GptrioWarning,
-            stacklevel=4,
-        )
+        warn(f"{', '.join(replaced)} from {name}= takes the place of the one that the options ask for; leave one out")
     return merged + [item for item in own if not any(item is other for other in merged)]

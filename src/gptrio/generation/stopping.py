@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from typing import Any
 
 import torch
 
-from gptrio.errors import GptrioWarning
+from gptrio.errors import warn
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.merge import merge
 from gptrio.generation.options import check_number
@@ -81,11 +80,7 @@ class MaxLengthCriteria(StoppingCriteria):
         length = input_ids.shape[1]
         done = length >= self.max_length
         if self.max_position_embeddings is not None and not done and length >= self.max_position_embeddings:
-            warnings.warn(
-                f"{length} tokens reach the model's {self.max_position_embeddings} positions; text beyond may degrade",
-                GptrioWarning,
-                stacklevel=2,
-            )
+            warn(f"{length} tokens reach the model's {self.max_position_embeddings} positions; text beyond may degrade")
             self.max_position_embeddings = None  # once is enough
         return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
@@ -230,9 +225,5 @@ def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_leng
     if criteria.max_length is None:
         criteria.append(MaxLengthCriteria(max_length))
     elif criteria.max_length != max_length:
-        warnings.warn(
-            f"stopping_criteria stop at {criteria.max_length} tokens, max_length={max_length} says otherwise",
-            GptrioWarning,
-            stacklevel=2,
-        )
+        warn(f"stopping_criteria stop at {criteria.max_length} tokens, max_length={max_length} says otherwise")
     return criteria

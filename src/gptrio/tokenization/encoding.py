@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from gptrio.errors import GptrioWarning, TokenizationError
+from gptrio.errors import TokenizationError, warn
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.options import EncodeOptions
 from gptrio.tokenization.special_tokens import SpecialTokensMixin
@@ -118,7 +117,7 @@ class EncodingMixin(SpecialTokensMixin):
         """Warn at the first call with this key."""
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(message, GptrioWarning, stacklevel=_levels_to_caller())
+            warn(message)
 
     def _warn_if_too_long(self, length: int, options: EncodeOptions) -> None:
         if options.verbose and options.max_length is None and length > self.model_max_length > 0:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptrio.errors import CheckpointNotFoundError, GptrioWarning, TokenizationError, UnsupportedError
+from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError, warn
 from gptrio.hub import HubOptions, local_folder
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.vocabulary import (
@@ -104,11 +103,7 @@ def read_object(path: PathLike | None) -> dict[str, Any]:
 def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
     generic = ("PreTrainedTokenizer", cls.__name__.removesuffix("Fast"))
     if tokenizer_class is not None and tokenizer_class.removesuffix("Fast") not in generic:
-        warnings.warn(
-            f"the files are of a {tokenizer_class} and are read by {cls.__name__}, which may split text otherwise",
-            GptrioWarning,
-            stacklevel=4,
-        )
+        warn(f"the files are of a {tokenizer_class} and are read by {cls.__name__}, which may split text otherwise")
 
 
 def _read_chat_templates(name_or_path: PathLike, hub: HubOptions) -> dict[str, str]:

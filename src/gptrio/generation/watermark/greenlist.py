@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 
 import torch
 
-from gptrio.errors import GptrioWarning, OptionError
+from gptrio.errors import OptionError, warn
 from gptrio.generation.options import check_number
 from gptrio.generation.processors.base import LogitsProcessor
 
@@ -57,11 +56,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with those of green tokens raised."""
         if input_ids.shape[-1] < self.context_width:
-            warnings.warn(
-                f"{input_ids.shape[-1]} tokens are fewer than context_width={self.context_width}; not watermarked yet",
-                GptrioWarning,
-                stacklevel=2,
-            )
+            warn(f"{input_ids.shape[-1]} tokens are fewer than context_width={self.context_width}; not watermarked yet")
             return scores
         raised = scores.clone()
         for row, ids in enumerate(input_ids):

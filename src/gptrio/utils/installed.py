@@ -1,0 +1,67 @@
+"""Which packages are installed, found without importing them: the `is_..._available` of Transformers."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+Check = Callable[[], bool]
+
+
+def is_installed(module: str, distribution: str | None = None) -> bool:
+    """Whether a package can be imported and was installed as a distribution (of its own name by default)."""
+    try:
+        return importlib.util.find_spec(module) is not None and bool(version(distribution or module))
+    except (PackageNotFoundError, ValueError):
+        return False
+
+
+def _check(*packages: str | tuple[str, str]) -> Check:
+    """A function that says whether all of some packages are installed."""
+    pairs = [(name, name) if isinstance(name, str) else name for name in packages]
+
+    def is_available() -> bool:
+        return all(is_installed(*pair) for pair in pairs)
+
+    is_available.__doc__ = f"Whether {' and '.join(module for module, _ in pairs)} can be imported."
+    return is_available
+
+
+is_torch_available = _check("torch")
+is_flax_available = _check("jax", "flax")
+is_tf_available = _check("tensorflow")
+is_tokenizers_available = _check("tokenizers")
+is_safetensors_available = _check("safetensors")
+is_accelerate_available = _check("accelerate")
+is_bitsandbytes_available = _check("bitsandbytes", "torch")
+is_peft_available = _check("peft")
+is_datasets_available = _check("datasets")
+is_numba_available = _check("numba")
+is_scipy_available = _check("scipy")
+is_sklearn_available = _check(("sklearn", "scikit-learn"))
+is_psutil_available = _check("psutil")
+is_matplotlib_available = _check("matplotlib")
+is_sentencepiece_available = _check("sentencepiece")
+is_vision_available = _check(("PIL", "pillow"))
+is_torchvision_available = _check("torch", "torchvision")
+is_torch_sdpa_available = is_torch_available
+
+
+def is_torch_cuda_available() -> bool:
+    """Whether torch is installed and sees an NVIDIA GPU."""
+    if not is_torch_available():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def is_flash_attn_2_available() -> bool:
+    """Whether flash_attn is installed and torch sees a GPU to run it on."""
+    return is_installed("flash_attn", "flash-attn") and is_torch_cuda_available()
+
+
+def is_torch_xla_available() -> bool:
+    """Whether torch_xla can be imported."""
+    return is_installed("torch_xla")
