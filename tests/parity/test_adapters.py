@@ -257,17 +257,21 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         model.add_adapter(None)
 
 
-def test_a_model_built_before_peft_was_imported_needs_one_call() -> None:
-    code = """
+@pytest.mark.parametrize("call", ["", "gptrio.enable_peft(); gptrio.enable_peft()"])
+def test_a_model_may_be_built_before_peft_is_imported(call: str) -> None:
+    code = f"""
 import warnings; warnings.simplefilter("ignore")
 import gptrio
 from gptrio.testing import tiny_config
 model = gptrio.GPT2LMHeadModel(tiny_config())
-from peft import LoraConfig, get_peft_model
-gptrio.enable_peft(); gptrio.enable_peft()
+from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+{call}
 adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-found = {name.split(".")[-4] for name, p in adapted.named_parameters() if p.requires_grad}
-assert found == {"c_attn", "c_proj", "c_fc"}, found
+found = sorted({{name.split(".")[-4] for name, p in adapted.named_parameters() if p.requires_grad}})
+assert found == ["c_attn", "c_fc", "c_proj"], found
+config = PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
+prompt = get_peft_model(gptrio.GPT2LMHeadModel(tiny_config()), config)
+prompt.generate(input_ids=model.dummy_inputs["input_ids"], max_new_tokens=2)
 """
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

@@ -6,11 +6,13 @@ PEFT recognises three things by Transformers' classes: GPT-2's linear layer, a m
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,36 +26,35 @@ from gptrio.nn.linear import Conv1D
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_MODULES = ("peft", "peft.tuners.tuners_utils", "peft.peft_model", "peft.utils.other")  # where classes are asked for
+_MODULES = ("tuners.tuners_utils", "peft_model", "utils.other")  # of PEFT, where models are told by their class
 _PREFIX = "base_model.model."  # of the names in an adapter's file
 
 
 def enable_peft() -> None:
     """Let PEFT take this package's models as it takes Transformers'.
 
-    A model that is built after `import peft` does this by itself, as do the adapter methods of every model. Call it
-    where a model was built first. It may be called any number of times.
+    Models do this by themselves where PEFT is in use, when it asks them for their modules. It may be called any number
+    of times.
 
     Raises:
         MissingDependencyError: PEFT is not installed.
     """
     try:
-        _, tuners, *others = (importlib.import_module(name) for name in _MODULES)
+        _introduce(importlib.import_module("peft"))
     except ImportError as error:
         raise MissingDependencyError("adapters need the package peft; pip install 'gptrio[peft]'") from error
+
+
+@functools.cache
+def _introduce(peft: ModuleType) -> None:
+    """Name our classes to PEFT, once."""
+    tuners, *others = (importlib.import_module(f"{peft.__name__}.{name}") for name in _MODULES)
     for ours, theirs in ((Conv1D, tuners.Conv1D), (Cache, others[0].Cache)):
         if theirs not in ours.__mro__:
             ours.__bases__ = (*ours.__bases__, theirs)
     for module in (tuners, *others):  # they use the name in isinstance(model, PreTrainedModel) alone
         names = vars(module)
-        if isinstance(names["PreTrainedModel"], type):
-            names["PreTrainedModel"] = (names["PreTrainedModel"], AdaptersMixin)
-
-
-def enable_peft_if_imported() -> None:
-    """`enable_peft` where PEFT is in use; costs one look into a dictionary where it is not."""
-    if hasattr(sys.modules.get("peft"), "PeftModel"):
-        enable_peft()
+        names["PreTrainedModel"] = (names["PreTrainedModel"], AdaptersMixin)
 
 
 class AdaptersMixin(nn.Module):
@@ -65,6 +66,12 @@ class AdaptersMixin(nn.Module):
 
     _hf_peft_config_loaded = False
     peft_config: dict[str, PeftConfig]
+
+    def named_modules(self, *args: Any, **kwargs: Any) -> Any:
+        """All modules with their paths; PEFT, where it is in use, is told of this package first."""
+        if hasattr(sys.modules.get("peft"), "PeftModel"):
+            enable_peft()
+        return super().named_modules(*args, **kwargs)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
         """Put a new adapter into the layers and make it the active one.

@@ -16,7 +16,7 @@ from gptrio.config.auto import as_own_config
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
-from gptrio.models.adapters import AdaptersMixin, enable_peft_if_imported
+from gptrio.models.adapters import AdaptersMixin
 from gptrio.models.embeddings import EmbeddingsMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.pruning import prune
@@ -55,7 +55,6 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
-        enable_peft_if_imported()
         config = as_own_config(config)
         if not isinstance(config, self.config_class):
             raise ConfigError(
