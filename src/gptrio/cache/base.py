@@ -87,6 +87,44 @@ class CacheLayer(ABC):
         """Most positions that fit, or -1 if there is no limit."""
         return -1
 
+    def move_positions(self, order: Tensor, is_real: Tensor) -> None:
+        """Put position `order[b, s]` (B, S) of row b at s; what is not real at s may hold anything.
+
+        Args:
+            order: of the positions seen so far; a number beyond them only where nothing is real.
+            is_real: (B, S), padding before the real positions of each row.
+
+        Raises:
+            InputError: the states are of other rows, or a window has let go what would have to move.
+        """
+        pair, length = self.stored(), self.get_seq_length()
+        if pair is None:
+            return
+        count = pair[0].shape[2]
+        own = order[:, -count:] - (length - count)
+        if len(own) != len(pair[0]) or bool(((own < 0) & is_real[:, -count:]).any()):
+            raise InputError(
+                "padding stands between tokens that past_key_values hold, and they cannot be moved together: the cache "
+                "has other rows, or a local layer has let go some of them; pass the prompt without past_key_values"
+            )
+        index = own.clamp(0, count - 1)[:, None, :, None]
+        moved = [states.gather(2, index.expand_as(states)) for states in pair]
+        self.reset()
+        self.hold(*moved)
+        if length > count:
+            self.skip_to(length)
+
+    def skip_to(self, length: int) -> None:
+        """Count what is stored as the last of `length` positions.
+
+        Raises:
+            InputError: this kind of layer cannot.
+        """
+        raise InputError(
+            f"the positions of a {type(self).__name__} that has let go its oldest cannot be moved; pass the prompt "
+            "without past_key_values, or a DynamicCache"
+        )
+
     @abstractmethod
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace keys and values by `function` of them, which acts on the batch axis only and makes new tensors."""
@@ -107,6 +145,10 @@ class ExtensibleClass:
 class Cache(ExtensibleClass):
     """A list of layers with the operations of Transformers' `Cache`.
 
+    Attributes:
+        real_positions_last: each row's padding was moved before its real positions, whatever the attention mask of the
+            caller says; a mask for this cache is put in the same order.
+
     Args:
         layers: the layers that are known beforehand.
         layer_class_to_replicate: makes the further layers, when they are first used; None if there are none.
@@ -120,6 +162,7 @@ class Cache(ExtensibleClass):
         """Start with empty layers."""
         self.layers: list[CacheLayer] = list(layers)
         self.layer_class_to_replicate = layer_class_to_replicate
+        self.real_positions_last = False
 
     def layer(self, layer_idx: int) -> CacheLayer:
         """The layer at `layer_idx`, made if it is not there yet.
@@ -205,6 +248,20 @@ class Cache(ExtensibleClass):
         for layer in self.layers:
             layer.map_batch(function)
 
+    def move_positions(self, order: Tensor, is_real: Tensor) -> None:
+        """Put position `order[b, s]` (B, S) of row b at s, so that padding stands before all that `is_real` (B, S)."""
+        if not bool((order == torch.arange(order.shape[1], device=order.device)).all()):
+            for layer in self.layers:
+                layer.move_positions(order, is_real)
+        self.real_positions_last = True
+
+    def mask_in_order(self, attention_mask: Tensor) -> Tensor:
+        """A mask (B, S) of this cache's positions and those after them, bool, in the order that the cache has them."""
+        if not self.real_positions_last:
+            return attention_mask
+        held = self.get_seq_length()
+        return torch.cat([attention_mask[:, :held].sort(dim=-1).values, attention_mask[:, held:]], dim=1)
+
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
         for layer in self.layers:
@@ -212,6 +269,7 @@ class Cache(ExtensibleClass):
 
     def reset(self) -> None:
         """Forget everything, keeping the layers."""
+        self.real_positions_last = False
         for layer in self.layers:
             layer.reset()
 
@@ -242,6 +300,11 @@ class Cache(ExtensibleClass):
     def __repr__(self) -> str:
         """Class, layers and length."""
         return f"{type(self).__name__}({len(self)} layers, {self.get_seq_length()} positions)"
+
+
+def real_positions_last(attention_mask: Tensor) -> Tensor:
+    """(B, S) order of the columns of a mask (B, S) that puts padding first; both kinds keep their own order."""
+    return attention_mask.to(torch.uint8).argsort(dim=-1, stable=True)
 
 
 def as_positions(max_length: int, length: int) -> int:

@@ -88,12 +88,18 @@ class EncoderDecoderCache(Cache):
         self.self_attention_cache.batch_repeat_interleave(repeats)
         self.cross_attention_cache.batch_repeat_interleave(repeats)
 
+    def move_positions(self, order: Tensor, is_real: Tensor) -> None:
+        """Put the decoder's positions in another order."""
+        self.self_attention_cache.move_positions(order, is_real)
+        self.real_positions_last = True
+
     def crop(self, max_length: int) -> None:
         """Shorten the decoder's past."""
         self.self_attention_cache.crop(max_length)
 
     def reset(self) -> None:
         """Forget everything."""
+        self.real_positions_last = False
         self.self_attention_cache.reset()
         self.cross_attention_cache.reset()
         self.is_updated = dict.fromkeys(self.is_updated, False)

@@ -15,6 +15,7 @@ from gptrio.generation.assisted import assisted_search
 from gptrio.generation.beam import beam_search
 from gptrio.generation.beam_groups import grouped_beam_search
 from gptrio.generation.call import Call, Generators
+from gptrio.generation.columns import align
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.constrained import constrained_beam_search
 from gptrio.generation.contrastive import contrastive_search
@@ -76,7 +77,7 @@ def generate(
 
     Args:
         model: a language model of this package.
-        inputs: (B, T) token ids, padded on the left; also as `input_ids`. `bos_token_id` alone if there are none.
+        inputs: (B, T) token ids, padded anywhere; also as `input_ids`. `bos_token_id` alone if there are none.
         generation_config: the options; the model's own by default.
         logits_processor: processors of scores, applied after those that the options ask for.
         stopping_criteria: rules that finish rows, besides those that the options ask for.
@@ -134,6 +135,8 @@ def generate(
         lean_calls(model if private else None),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)
+        if custom_generate is None:
+            prompt = align(prompt)
         if config.token_healing:
             prompt = heal(model, prompt, tokenizer, config)
         prompt = settle_lengths(model, prompt, config, kwargs, overflow)
@@ -141,13 +144,16 @@ def generate(
         mode = config.get_generation_mode(assistant_model)
         call = make_call(model, prompt, config, mode, extras)
         if streamer is not None:
-            streamer.put(call.ids.cpu())
+            given = call.ids if prompt.moved is None else prompt.moved.ids_for(len(call.ids))
+            streamer.put(given.cpu())
         if custom_generate is not None:
             return _run_own_loop(custom_generate, call)
         if mode is GenerationMode.ASSISTED_GENERATION:
             result: Result = assisted_search(call, assistant_model, tokenizer, assistant_tokenizer)
         else:
             result = _LOOPS[mode](call)
+    if prompt.moved is not None:
+        result = prompt.moved.restore(result)
     if isinstance(result, Tensor):
         return result.clone() if result.is_inference() else result  # a clone can be trained on
     if config.return_legacy_cache and isinstance(result.past_key_values, Cache):

@@ -66,4 +66,4 @@ def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> 
     padding: Tensor | None = torch.arange(length, device=ids.device) >= length - lengths[:, None]
     if min(len(row) for row in rows) == length:
         padding = None
-    return replace(prompt, ids=ids, padding=padding, position_ids=None, token_type_ids=None)
+    return replace(prompt, ids=ids, padding=padding, position_ids=None, token_type_ids=None, moved=None)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gptrio.cache import Cache
+from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
+from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
 from gptrio.generation.config import GenerationConfig
 
+if TYPE_CHECKING:
+    from gptrio.generation.columns import Moved
+
 _BY_POSITION = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
-_COLUMNS = ("ids", "padding", "embeds", "position_ids", "token_type_ids")  # fields with an axis of positions
+COLUMNS = ("ids", "padding", "embeds", "position_ids", "token_type_ids")  # fields with an axis of positions
 
 
 @dataclass
@@ -28,6 +32,7 @@ class Prompt:
         token_type_ids: (B, S) or None; the last column goes on.
         cache: keys and values of the first positions, or None.
         constants: further arguments of the model's forward, the same at every step.
+        moved: where the caller's columns went, or None if they stay where they were.
     """
 
     ids: Tensor
@@ -37,6 +42,7 @@ class Prompt:
     token_type_ids: Tensor | None = None
     cache: Any = None
     constants: dict[str, Any] = field(default_factory=dict)
+    moved: Moved | None = None
 
     @property
     def length(self) -> int:
@@ -63,13 +69,14 @@ class Prompt:
             return value if shared else value.repeat_interleave(times, dim=0)
 
         constants = {name: repeat(name, value) for name, value in self.constants.items()}
-        by_row = {name: repeat(name, getattr(self, name)) for name in _COLUMNS}
+        by_row = {name: repeat(name, getattr(self, name)) for name in COLUMNS}
         return replace(self, constants=constants, **by_row)
 
     def without_first(self, number: int) -> Prompt:
         """The prompt without its first `number` positions."""
-        tensors = {name: getattr(self, name) for name in _COLUMNS}
-        return replace(self, **{name: tensor[:, number:] for name, tensor in tensors.items() if tensor is not None})
+        tensors = {name: getattr(self, name) for name in COLUMNS}
+        rest = {name: tensor[:, number:] for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, moved=None, **rest)
 
 
 def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
@@ -104,6 +111,9 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
         ids, None, embeds, given["position_ids"], given["token_type_ids"], cache, _on_device(model, arguments)
     )
     prompt.padding = _padding(prompt, mask, config)
+    if cache is not None:
+        prompt.cache = _own_cache(cache)
+        _check_cache(prompt)
     return prompt
 
 
@@ -163,8 +173,6 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
         padding = mask != 0
     if bool(padding.all()):
         return None
-    if not bool(padding[:, -1].all()):
-        warn("the prompts are padded on the right, so text would follow padding; tokenize with padding_side='left'")
     return padding
 
 
@@ -177,7 +185,15 @@ def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
         )
 
 
-def check_cache(prompt: Prompt) -> None:
+def _own_cache(given: Any) -> Any:
+    """The caller's cache behind this package's protocol: a tuple for each layer, or a cache of either library."""
+    if isinstance(given, (tuple, list)):
+        kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
+        given = kind.from_legacy_cache(given)
+    return as_own_cache(given)
+
+
+def _check_cache(prompt: Prompt) -> None:
     """Raise InputError unless the cache is one and is shorter than the prompt."""
     cache = prompt.cache
     if not isinstance(cache, Cache):

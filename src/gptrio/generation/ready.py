@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache import DynamicCache, EncoderDecoderCache, make_cache
-from gptrio.cache.transformers import as_own_cache
+from gptrio.cache import DynamicCache, make_cache
 from gptrio.errors import OptionError
 from gptrio.generation.call import Call, Generators, Record
 from gptrio.generation.config import GenerationConfig
@@ -19,7 +18,7 @@ from gptrio.generation.lengths import last_column, no_more_positions, positions
 from gptrio.generation.options import fits
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 from gptrio.generation.processors.build import build_processors
-from gptrio.generation.prompt import Prompt, check_cache
+from gptrio.generation.prompt import Prompt
 from gptrio.generation.step import Stepper
 from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, MaxLengthCriteria, OnFinish, StoppingCriteriaList, build_stopping
@@ -57,7 +56,10 @@ def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: Genera
         copies = config.top_k or 1
     processors = _processors(model, prompt, config, extras)
     criteria = _criteria(model, prompt, config, extras)
-    step = Stepper(model, prompt, config, copies, _cache(model, prompt, config, mode, copies))
+    cache = _cache(model, prompt, config, mode, copies)
+    if cache is not None and prompt.moved is not None:
+        cache.real_positions_last = True
+    step = Stepper(model, prompt, config, copies, cache)
     rows = prompt.repeated(copies)
     beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)
@@ -113,11 +115,6 @@ def _cache(model: Any, prompt: Prompt, config: GenerationConfig, mode: Generatio
             raise OptionError(
                 f"past_key_values and cache_implementation={config.cache_implementation!r} were both given; pass one"
             )
-        if isinstance(given, (tuple, list)):
-            kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
-            given = prompt.cache = kind.from_legacy_cache(given)
-        given = prompt.cache = as_own_cache(given)
-        check_cache(prompt)
         return given
     if not config.use_cache and prompt.embeds is None:
         return None

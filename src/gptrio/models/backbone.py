@@ -204,6 +204,8 @@ class Backbone(PreTrainedModel):
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
             mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)
+            if mask.padding is not None and cache is not None:
+                mask.padding = cache.mask_in_order(mask.padding)
             if length > 1 and not self.positions_are_relative:
                 inputs.warn_of_left_padding(mask.padding, position_ids)
         elif position_ids is not None and cache is None and self.packs_by_position:

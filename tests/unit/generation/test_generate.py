@@ -160,7 +160,6 @@ def test_rotary_models_go_on_with_one_warning():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"attention_mask": torch.tensor([[1, 1, 0]])}, "padded on the right"),
         ({"max_new_tokens": 4, "max_length": 9}, "max_new_tokens=4 wins"),
         ({"temperature": 0.5}, "have no effect: temperature=0.5"),
         ({"output_scores": True}, "without return_dict_in_generate"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from gptrio.cache.base import real_positions_last
 from gptrio.errors import InputError
 from gptrio.generation.options import check_number
 from gptrio.generation.processors.base import LogitsProcessor, one_row_each
@@ -102,4 +103,6 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         mask = torch.ones_like(prompt) if self._mask is None else self._mask.to(input_ids.device)
         self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
         self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
+        order = real_positions_last(self._mask != 0)  # the next token follows the last real one
+        self._ids, self._mask = self._ids.gather(1, order), self._mask.gather(1, order)
         self._prompt_length = input_ids.shape[1]
