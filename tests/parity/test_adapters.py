@@ -16,6 +16,7 @@ import torch
 import transformers
 from torch import Tensor
 
+import gptrio
 from gptrio import GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
 from gptrio.nn.linear import Conv1D
 from tests.pairs import model_pair, padded, token_ids
@@ -227,6 +228,29 @@ def test_an_adapter_is_taken_from_a_dictionary_and_can_be_trained() -> None:
     ids = token_ids()
     assert_close(ours.eval()(ids).logits, oracle(ids).logits)
     assert trainable(ours) >= {name for name, _ in ours.named_parameters() if "lora_" in name}
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_a_saved_adapter_is_loaded_with_the_model_that_it_names(class_name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    oracle, ours = pair(class_name)
+    ours.save_pretrained(tmp_path / "model")
+    ours.name_or_path = str(tmp_path / "model")
+    ours.add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"))
+    draw_adapter(ours)
+    ours.save_pretrained(tmp_path / "adapter")
+    ids = token_ids()
+    expected = ours.eval()(ids).logits
+    for loader in (gptrio.AutoModelForCausalLM, type(ours)):
+        model = loader.from_pretrained(tmp_path / "adapter", adapter_name="mine")
+        assert type(model) is type(ours) and model.active_adapters() == ["mine"] and not model.training
+        assert_close(model(ids).logits, expected)
+    _, info = type(ours).from_pretrained(tmp_path / "adapter", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert_close(type(oracle).from_pretrained(tmp_path / "adapter")(ids).logits, expected)
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": null}')
+    with pytest.raises(OSError, match="does not name the model that it adapts"):
+        type(ours).from_pretrained(tmp_path / "adapter")
 
 
 def test_what_cannot_be_done_with_adapters_is_said(tmp_path: Path) -> None:

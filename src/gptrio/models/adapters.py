@@ -10,23 +10,32 @@ import functools
 import importlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.cache.base import Cache
-from gptrio.errors import CheckpointNotFoundError, InputError, MissingDependencyError, OptionError, warn
-from gptrio.hub import replace_file
+from gptrio.errors import (
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    InputError,
+    MissingDependencyError,
+    OptionError,
+    warn,
+)
+from gptrio.hub import HubOptions, read_json, replace_file
 from gptrio.nn.linear import Conv1D
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 _MODULES = ("tuners.tuners_utils", "peft_model", "utils.other")  # of PEFT, where models are told by their class
+_CONFIG_FILE = "adapter_config.json"
+Loaded = TypeVar("Loaded")
 _PREFIX = "base_model.model."  # of the names in an adapter's file
 
 
@@ -240,6 +249,36 @@ class AdaptersMixin(nn.Module):
             raise OptionError(
                 f"there is no adapter {', '.join(map(repr, missing))}; the model has: {', '.join(self.peft_config)}"
             )
+
+
+def load_with_adapter(load: Callable[[Any], Loaded], name_or_path: Any, kwargs: dict[str, Any]) -> Loaded:
+    """Load a model; from what `save_pretrained` has written of a model with adapters, its base and then the adapter.
+
+    Args:
+        load: loads the model of a name or folder.
+        name_or_path: of a model or of an adapter.
+        kwargs: of `from_pretrained`; `adapter_name` and `adapter_kwargs` (see `load_adapter`) are taken out.
+    """
+    name, lookup = kwargs.pop("adapter_name", None), kwargs.pop("adapter_kwargs", None) or {}
+    options = HubOptions.pop_from(dict(kwargs))
+    found = None
+    if name_or_path is not None and os.path.isdir(name_or_path):
+        found = options.find(name_or_path, _CONFIG_FILE)
+    if found is None:
+        try:
+            return load(name_or_path)
+        except CheckpointNotFoundError:  # of the configuration, which an adapter in the hub lacks
+            found = None if name_or_path is None else options.find(name_or_path, _CONFIG_FILE)
+            if found is None:
+                raise
+    base = read_json(found).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointFormatError(f"{found} does not name the model that it adapts; load that, then load_adapter")
+    loaded = load(base)
+    model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
+    lookup = {"revision": options.revision, "token": options.token, **lookup}
+    model.load_adapter(name_or_path, name, adapter_kwargs={key: value for key, value in lookup.items() if value})
+    return loaded
 
 
 def save_adapter(

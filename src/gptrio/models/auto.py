@@ -11,6 +11,7 @@ from gptrio.config.auto import as_own_config
 from gptrio.config.base import refuse_remote_code
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.hub import HubOptions
+from gptrio.models.adapters import load_with_adapter
 from gptrio.models.base import PreTrainedModel
 
 # model_type -> module and, per kind of model, the class in it
@@ -72,13 +73,17 @@ class _AutoModel:
         """
         refuse_remote_code(kwargs)
         kwargs.pop("code_revision", None)
+        return load_with_adapter(
+            lambda name: cls._load(name, model_args, kwargs), pretrained_model_name_or_path, kwargs
+        )
+
+    @classmethod
+    def _load(cls, name_or_path: str | os.PathLike[str], model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         config = as_own_config(kwargs.get("config"))
         if not isinstance(config, PretrainedConfig):
             options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
-            config = AutoConfig.from_pretrained(config or pretrained_model_name_or_path, **options)
-        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(
-            pretrained_model_name_or_path, *model_args, **kwargs
-        )
+            config = AutoConfig.from_pretrained(config or name_or_path, **options)
+        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(name_or_path, *model_args, **kwargs)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:

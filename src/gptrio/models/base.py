@@ -16,7 +16,7 @@ from gptrio.config.auto import as_own_config
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
-from gptrio.models.adapters import AdaptersMixin
+from gptrio.models.adapters import AdaptersMixin, load_with_adapter
 from gptrio.models.embeddings import EmbeddingsMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.pruning import prune
@@ -111,11 +111,16 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
     def from_pretrained(
         cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
     ) -> Any:
-        """Load a checkpoint; see `gptrio.models.loading.load_model` for every argument and error."""
+        """Load a checkpoint; see `gptrio.models.loading.load_model` for every argument and error.
+
+        A saved adapter is loaded into the model that it names; `adapter_name` and `adapter_kwargs`: see `load_adapter`.
+        """
         with paused_collection():
             from gptrio.models.loading import load_model
 
-            return load_model(cls, pretrained_model_name_or_path, *model_args, **kwargs)
+            return load_with_adapter(
+                lambda name: load_model(cls, name, *model_args, **kwargs), pretrained_model_name_or_path, kwargs
+            )
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write configuration and weights; see `gptrio.models.saving.save_model` for every argument and error."""
