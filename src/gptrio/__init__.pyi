@@ -18,6 +18,7 @@ from gptrio.errors import OptionError as OptionError
 from gptrio.errors import SizeMismatchError as SizeMismatchError
 from gptrio.errors import TokenIdError as TokenIdError
 from gptrio.errors import TokenizationError as TokenizationError
+from gptrio.errors import UnknownArgumentError as UnknownArgumentError
 from gptrio.errors import UnsafeCheckpointError as UnsafeCheckpointError
 from gptrio.errors import UnsupportedError as UnsupportedError
 from gptrio.generation.config import GenerationConfig as GenerationConfig

@@ -6,6 +6,7 @@ GptrioError
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
+│   └── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
@@ -47,6 +48,10 @@ class OptionError(GptrioError, ValueError):
 
 class TokenizationError(GptrioError, ValueError):
     """Text or tokenizer files cannot be handled."""
+
+
+class UnknownArgumentError(TokenizationError, TypeError):
+    """A tokenizer was called with an argument that it does not have."""
 
 
 class UnsupportedError(GptrioError, ValueError):

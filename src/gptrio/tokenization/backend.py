@@ -43,13 +43,18 @@ def build_backend(kwargs: dict[str, Any]) -> Tokenizer:
         raise TokenizationError(f"cannot build a tokenizer from {path or kwargs.get('vocab_file')}: {error}") from error
 
 
+_SETTINGS = {"direction": "truncation_side", "strategy": "truncation_strategy", "pad_type_id": "pad_token_type_id"}
+
+
 def take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
     """Let a backend that truncates or pads by itself give the defaults."""
-    if tokenizer.truncation is not None:
-        kwargs.setdefault("truncation_side", tokenizer.truncation["direction"])
-    if tokenizer.padding is not None:
-        kwargs.setdefault("pad_token", tokenizer.padding["pad_token"])
-        kwargs.setdefault("padding_side", tokenizer.padding["direction"])
+    truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
+    found = {_SETTINGS.get(name, name): value for name, value in truncation.items()}
+    for name, value in padding.items():
+        found.setdefault({**_SETTINGS, "direction": "padding_side", "length": "max_length"}.get(name, name), value)
+    found.pop("pad_id", None)
+    for name, value in found.items():
+        kwargs.setdefault(name, value)
 
 
 def set_lengths(tokenizer: Tokenizer, truncation: dict[str, Any] | None, padding: dict[str, Any] | None) -> None:

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptrio import hub
-from gptrio.errors import TokenizationError
+from gptrio.errors import TokenizationError, UnsupportedError
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.files import load_tokenizer, save_tokenizer
 from gptrio.tokenization.lengths import Ids
@@ -43,6 +43,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
+    pretrained_vocab_files_map: ClassVar[dict[str, dict[str, str]]] = {}
     slow_tokenizer_class: ClassVar[type[PreTrainedTokenizerBase] | None] = None
     is_fast: ClassVar[bool] = False
 
@@ -53,6 +54,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
                 raise TokenizationError(
                     f"setting {name!r} has the name of a method of {type(self).__name__}; rename it"
                 )
+        self.init_inputs: tuple[Any, ...] = ()  # what was given by place; all is given by name
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)
         self.name_or_path: str = kwargs.pop("name_or_path", "")
         limit = kwargs.pop("model_max_length", kwargs.pop("max_len", None))
@@ -160,6 +162,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
         spaces_between_special_tokens: bool = True,
+        **kwargs: Any,
     ) -> str:
         """Turn ids into text.
 
@@ -168,6 +171,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
             skip_special_tokens: leave special tokens out.
             clean_up_tokenization_spaces: remove the space before punctuation; the tokenizer's setting when None.
             spaces_between_special_tokens: put a space beside added tokens (tokenizers in Python only).
+            **kwargs: ignored, as in Transformers.
 
         Raises:
             TokenizationError: something is no id.
@@ -185,9 +189,15 @@ class PreTrainedTokenizerBase(PrepareMixin):
         )
         return self.clean_up_tokenization(text) if clean else text
 
-    def batch_decode(self, sequences: Any, skip_special_tokens: bool = False, **options: Any) -> list[str]:
-        """Turn ids (B, T) into texts (`options` as for `decode`)."""
-        return [self.decode(ids, skip_special_tokens, **options) for ids in sequences]
+    def batch_decode(
+        self,
+        sequences: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Turn ids (B, T) into texts (arguments as for `decode`)."""
+        return [self.decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **options) for ids in sequences]
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:
@@ -256,6 +266,14 @@ class PreTrainedTokenizerBase(PrepareMixin):
         return (path,)
 
     # Small things
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoTokenizer") -> None:
+        """Refuse: this marks a class to be uploaded as code, which gptrio neither writes nor runs."""
+        raise UnsupportedError(
+            f"{cls.__name__} cannot be saved as code for {auto_class}; install its package where it is needed and call "
+            "AutoTokenizer.register there"
+        )
 
     @property
     def added_tokens_encoder(self) -> dict[str, int]:

@@ -6,7 +6,7 @@ from collections import UserDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from gptrio.errors import TokenizationError, UnsupportedError
+from gptrio.errors import TokenizationError, UnsupportedError, warn
 from gptrio.tokenization.tensors import to_tensor
 
 if TYPE_CHECKING:
@@ -135,6 +135,12 @@ class BatchEncoding(UserDict[str, Any]):
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
         """Number of the word each token comes from; None for special tokens."""
         return self._row(batch_index).word_ids
+
+    def words(self, batch_index: int = 0) -> list[int | None]:
+        """Return `word_ids`, under its older name."""
+        ids = self.word_ids(batch_index)
+        warn("BatchEncoding.words() is the older name of word_ids(); call that")
+        return ids
 
     def token_to_sequence(self, batch_or_token_index: int, token_index: int | None = None) -> int | None:
         """0 or 1: the text of a pair that a token comes from."""

@@ -110,14 +110,14 @@ class ByteLevelBPE:
         return tokens
 
     def _tokenize_word(self, word: str) -> list[str]:
-        tokens = self._merge([*to_alphabet(word)])
+        tokens = self.merge([*to_alphabet(word)])
         if len(word) <= _LONGEST_CACHED:
             if len(self._cache) >= _CACHE_LIMIT:
                 self._cache.clear()
             self._cache[word] = tokens
         return tokens
 
-    def _merge(self, symbols: list[str]) -> list[str]:
+    def merge(self, symbols: list[str]) -> list[str]:
         """Apply the merges to a word, best rank first and left to right, in O(n log n)."""
         end, ranks = len(symbols), self.ranks
         symbols.append("")  # after the last one; merges with nothing

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptrio.errors import TokenizationError, warn
 from gptrio.tokenization.batch_encoding import BatchEncoding
-from gptrio.tokenization.options import EncodeOptions
+from gptrio.tokenization.options import CALL_ORDER, ENCODE_ORDER, EncodeOptions, by_name
 from gptrio.tokenization.special_tokens import SpecialTokensMixin
 
 Text = str | Sequence[str] | Sequence[int]
@@ -41,6 +41,7 @@ class EncodingMixin(SpecialTokensMixin):
         text_pair: Any = None,
         text_target: Any = None,
         text_pair_target: Any = None,
+        *args: Any,
         **options: Any,
     ) -> BatchEncoding:
         """Encode a text, a batch of texts, or (with `is_split_into_words`) lists of words.
@@ -49,7 +50,7 @@ class EncodingMixin(SpecialTokensMixin):
             text: string, list of strings, or lists of words.
             text_pair: second text of a pair, in the same form.
             text_target, text_pair_target: texts whose ids become the entry `labels`.
-            **options: see `EncodeOptions`.
+            *args, **options: see `EncodeOptions`, by place in its order or by name.
 
         Returns:
             Lists (or tensors) by name: `input_ids`, `attention_mask` and what else was asked for.
@@ -57,6 +58,7 @@ class EncodingMixin(SpecialTokensMixin):
         Raises:
             TokenizationError: input of another form, or options that do not fit.
         """
+        options = by_name(CALL_ORDER, args, options)
         if text is None and text_target is None:
             raise TokenizationError("nothing to encode: give text or text_target")
         encodings = None if text is None else self._call_one(text, text_pair, options)
@@ -87,21 +89,22 @@ class EncodingMixin(SpecialTokensMixin):
             raise TokenizationError(f"text is a batch of {len(text)} and text_pair {count}; expected as many of both")
         return self.batch_encode_plus(list(zip(text, text_pair, strict=True)), **options)
 
-    def encode(self, text: Text, text_pair: Text | None = None, **options: Any) -> Any:
-        """Return the ids of one text or pair (`options`: see `EncodeOptions`)."""
-        return self.encode_plus(text, text_pair, **options)["input_ids"]
+    def encode(self, text: Text, text_pair: Text | None = None, *args: Any, **options: Any) -> Any:
+        """Return the ids of one text or pair (`args`: in `ENCODE_ORDER`, `options`: see `EncodeOptions`)."""
+        return self.encode_plus(text, text_pair, **by_name(ENCODE_ORDER, args, options))["input_ids"]
 
-    def encode_plus(self, text: Text, text_pair: Text | None = None, **options: Any) -> BatchEncoding:
+    def encode_plus(self, text: Text, text_pair: Text | None = None, *args: Any, **options: Any) -> BatchEncoding:
         """Encode one text or pair (`options`: see `EncodeOptions`)."""
-        return self._encode_one((text, text_pair), self._resolve(EncodeOptions(**options)))
+        resolved = self._resolve(EncodeOptions.of(by_name(CALL_ORDER, args, options)))
+        return self._encode_one((text, text_pair), resolved)
 
-    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], **options: Any) -> BatchEncoding:
+    def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], *args: Any, **options: Any) -> BatchEncoding:
         """Encode a batch of texts, or of pairs as tuples (`options`: see `EncodeOptions`)."""
         if not isinstance(batch_text_or_text_pairs, (list, tuple)) or not batch_text_or_text_pairs:
             raise TokenizationError(
                 f"the batch is {short(batch_text_or_text_pairs)}; expected a list of at least one text"
             )
-        resolved = self._resolve(EncodeOptions(**options))
+        resolved = self._resolve(EncodeOptions.of(by_name(CALL_ORDER, args, options)))
         samples = [as_pair(item, resolved.is_split_into_words) for item in batch_text_or_text_pairs]
         return self._encode_many(samples, resolved)
 

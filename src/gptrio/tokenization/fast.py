@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from threading import Lock
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from gptrio.errors import TokenizationError
+from gptrio.errors import TokenizationError, UnknownArgumentError
 from gptrio.tokenization.backend import build_backend, set_lengths, set_prefix_space, take_backend_settings
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import has_surrogate, surrogate_error
 from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.lengths import Ids
-from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy
+from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy, unknown_arguments
 from gptrio.tokenization.special_tokens import Token
 from gptrio.tokenization.vocabulary import TOKENIZER_FILE, joined_path, write_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
@@ -159,6 +163,8 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return BatchEncoding(data, rows, tensor_type=options.return_tensors)
 
     def _run_backend(self, samples: list[Sample], options: EncodeOptions) -> list[Encoding]:
+        if options.others:
+            raise UnknownArgumentError(f"{unknown_arguments(options.others)}; leave it out")
         if options.add_prefix_space is not None:
             raise TokenizationError("add_prefix_space of a fast tokenizer is set when it is made, not in a call")
         split = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
@@ -224,7 +230,39 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             self._warn_once("no token", f"ids {unknown} have no token in this vocabulary and decode to nothing")
         return str(self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens))
 
+    def train_new_from_iterator(
+        self,
+        text_iterator: Iterable[str] | Iterable[Sequence[str]],
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[Token] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Return a tokenizer like this one whose vocabulary is learned from texts.
+
+        Args:
+            text_iterator: texts, or batches of texts.
+            vocab_size: number of tokens to end with.
+            length: number of items, for the progress bar.
+            new_special_tokens: special tokens to add.
+            special_tokens_map: new texts of special tokens, by the old ones.
+            **kwargs: as for the trainer of the `tokenizers` library, such as `min_frequency` or `show_progress`.
+
+        Raises:
+            TokenizationError: a backend model that cannot be trained.
+        """
+        from gptrio.tokenization.training import train_new
+
+        new = list(new_special_tokens or [])
+        return train_new(self, text_iterator, vocab_size, length, new, special_tokens_map or {}, kwargs)
+
     # Files
+
+    @property
+    def can_save_slow_tokenizer(self) -> bool:
+        """Whether `save_vocabulary` can write the vocabulary."""
+        return True
 
     def save_vocabulary(
         self, save_directory: str | os.PathLike[str], filename_prefix: str | None = None

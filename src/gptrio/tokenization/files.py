@@ -79,7 +79,7 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
         settings["chat_template"] = templates["default"] if [*templates] == ["default"] else templates
     settings.update(kwargs)
     files = {**cls.vocab_files_names, "tokenizer_file": TOKENIZER_FILE}
-    settings |= {key: hub.find(name_or_path, file) for key, file in files.items() if settings.get(key) is None}
+    settings |= {key: _find_path(hub, name_or_path, file) for key, file in files.items() if settings.get(key) is None}
     if not any(settings[key] for key in files):
         names = ", ".join(files.values())
         raise CheckpointNotFoundError(f"{name_or_path} holds no tokenizer for {cls.__name__}: expected {names}")
@@ -90,6 +90,11 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
         _take_special_tokens_map(hub.find(name_or_path, SPECIAL_TOKENS_MAP_FILE), settings, kwargs)
         added = _undeclared_tokens(cls, settings, hub.find(name_or_path, ADDED_TOKENS_FILE))
     return cls(**{**_with_added_tokens(cls, settings, added), "added_tokens_decoder": added})
+
+
+def _find_path(hub: HubOptions, name_or_path: PathLike, file: str) -> str | None:
+    path = hub.find(name_or_path, file)
+    return None if path is None else os.fspath(path)
 
 
 def read_object(path: PathLike | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gptrio.errors import TokenizationError
 from gptrio.tokenization.batch_encoding import BatchEncoding
-from gptrio.tokenization.bpe import ByteLevelBPE, byte_alphabet, from_alphabet
+from gptrio.tokenization.bpe import WORD_PATTERN, ByteLevelBPE, byte_alphabet, from_alphabet
 from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
 from gptrio.tokenization.lengths import Ids
@@ -22,6 +22,11 @@ _END_OF_TEXT = "<|endoftext|>"
 VOCAB_FILES_NAMES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 
 
+def _as_added_tokens(special: dict[str, Token | None]) -> dict[str, AddedToken | None]:
+    """Special tokens with their rules of matching."""
+    return {name: AddedToken(token) if isinstance(token, str) else token for name, token in special.items()}
+
+
 class GPT2Tokenizer(PreTrainedTokenizer):
     """Byte-level BPE in Python, exact. A word's tokens depend on whether a space stands before it.
 
@@ -32,8 +37,8 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         unk_token, bos_token, eos_token, pad_token: special tokens.
         add_prefix_space: put a space before the text, so that its first word is like any other.
         add_bos_token: put the bos token before each text.
-        tokenizer_file: path of a `tokenizer.json`, read when the two vocabulary files are not there.
-        **kwargs: see `PreTrainedTokenizerBase`.
+        **kwargs: `tokenizer_file`, path of a `tokenizer.json` read when the two vocabulary files are not there; and see
+            `PreTrainedTokenizerBase`.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = VOCAB_FILES_NAMES
@@ -50,11 +55,10 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         pad_token: Token | None = None,
         add_prefix_space: bool = False,
         add_bos_token: bool = False,
-        tokenizer_file: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Read the vocabulary."""
-        vocab, merges = read_model(vocab_file, merges_file, tokenizer_file)
+        vocab, merges = read_model(vocab_file, merges_file, kwargs.get("tokenizer_file"))
         self._bpe = ByteLevelBPE(vocab, merges)
         self.encoder = vocab
         self.decoder = {index: token for token, index in vocab.items()}
@@ -68,7 +72,7 @@ class GPT2Tokenizer(PreTrainedTokenizer):
             errors=errors,
             add_prefix_space=add_prefix_space,
             add_bos_token=add_bos_token,
-            **{name: AddedToken(token) if isinstance(token, str) else token for name, token in special.items()},
+            **_as_added_tokens(special),
             **kwargs,
         )
 
@@ -82,14 +86,25 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         """Merges, with the place of each in the list."""
         return self._bpe.ranks
 
+    @property
+    def pat(self) -> Any:
+        """The pattern that splits a text into words."""
+        return WORD_PATTERN
+
+    def bpe(self, token: str) -> str:
+        """Return the tokens of a word in the byte alphabet, joined by spaces."""
+        return " ".join(self._bpe.merge([*token]))
+
     def get_vocab(self) -> dict[str, int]:
         """Token to id, with the added ones."""
         return self.encoder | self.added_tokens_encoder
 
-    def prepare_for_tokenization(self, text: str, options: EncodeOptions) -> str:
-        """Put a space before a text when it is a word, or when the tokenizer is set to."""
-        prefix = self.add_prefix_space if options.add_prefix_space is None else options.add_prefix_space
-        return " " + text if prefix or options.is_split_into_words else text
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """Put a space before a text when it is a word, or when the tokenizer (or `add_prefix_space`) is set to."""
+        prefix = kwargs.pop("add_prefix_space", self.add_prefix_space)
+        return " " + text if prefix or is_split_into_words else text, kwargs
 
     def _tokenize(self, text: str) -> list[str]:
         return self._bpe.tokenize(text)
@@ -173,13 +188,16 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         """Build the backend."""
         from_file = tokenizer_file is not None and not kwargs.get("from_slow")
         from_vocabulary = not from_file and kwargs.get("tokenizer_object") is None
+        special = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
+        if from_vocabulary:  # as the tokenizer in Python has them
+            special["pad_token"] = kwargs.pop("pad_token", None)
+            kwargs = {"errors": "replace", "add_bos_token": False, **kwargs, **_as_added_tokens(special)}
+        else:
+            kwargs |= special
         super().__init__(
             vocab_file=vocab_file,
             merges_file=merges_file,
             tokenizer_file=tokenizer_file,
-            unk_token=unk_token,
-            bos_token=bos_token,
-            eos_token=eos_token,
             add_prefix_space=add_prefix_space,
             **kwargs,
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from gptrio.errors import TokenizationError
+from gptrio.errors import TokenizationError, UnknownArgumentError
 
 VERY_LARGE_INTEGER = int(1e30)  # `model_max_length` of a tokenizer that knows no limit
 LARGE_INTEGER = int(1e20)  # a `model_max_length` above this is none
@@ -57,6 +57,7 @@ class EncodeOptions:
         verbose: warn about texts longer than the model takes.
         split_special_tokens: treat special tokens in the text as ordinary text (the tokenizer's setting when None).
         add_prefix_space: for this call; Python tokenizers only.
+        others: further arguments; those of a tokenizer in Python may mean something to its `prepare_for_tokenization`.
     """
 
     add_special_tokens: bool = True
@@ -77,6 +78,13 @@ class EncodeOptions:
     verbose: bool = True
     split_special_tokens: bool | None = None
     add_prefix_space: bool | None = None
+    others: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> EncodeOptions:
+        """Keep what is no option among `others`."""
+        others = {name: value for name, value in options.items() if name not in _NAMES}
+        return cls(**{name: value for name, value in options.items() if name in _NAMES}, others=others)
 
     def resolve(self, model_max_length: int, pad_token_id: int | None, warn: Warn) -> EncodeOptions:
         """Return the options with strategies for `padding` and `truncation`, and the `max_length` they work with.
@@ -136,6 +144,37 @@ class EncodeOptions:
         if self.truncation is None or isinstance(self.truncation, bool):
             return TruncationStrategy.LONGEST_FIRST if self.truncation else TruncationStrategy.DO_NOT_TRUNCATE
         return _choose(TruncationStrategy, self.truncation, "truncation")
+
+
+_NAMES = tuple(item.name for item in fields(EncodeOptions) if item.name != "others")
+CALL_ORDER = _NAMES[: _NAMES.index("verbose") + 1]  # of arguments without a name, in `__call__` and `encode_plus`
+ENCODE_ORDER = ("add_special_tokens", "padding", "truncation", "max_length", "stride", "padding_side", "return_tensors")
+PREPARE_ORDER = (*(name for name in CALL_ORDER if name != "is_split_into_words"), "prepend_batch_axis")
+
+
+def by_name(order: Sequence[str], values: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name, out of those given by place and by name.
+
+    Raises:
+        UnknownArgumentError: too many by place, or one given twice.
+    """
+    named = dict(zip(order, values, strict=False))
+    twice = sorted(named.keys() & options.keys())
+    if twice or len(values) > len(order):
+        what = f"{twice[0]!r} was given twice" if twice else f"at most {len(order)} options have a place"
+        raise UnknownArgumentError(f"{what}; give them by name")
+    return {**named, **options}
+
+
+def unknown_arguments(names: Iterable[str]) -> str:
+    """Say which arguments are unknown, and what may have been meant."""
+    from difflib import get_close_matches
+
+    said = []
+    for name in names:
+        near = get_close_matches(name, _NAMES, 1)
+        said.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return f"the tokenizer does not know {', '.join(said)}"
 
 
 def _choose(strategies: type[Strategy], value: object, name: str) -> Strategy:

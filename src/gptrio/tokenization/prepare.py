@@ -9,7 +9,7 @@ from gptrio.errors import TokenizationError
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.encoding import EncodingMixin, short
 from gptrio.tokenization.lengths import Ids, pad_example, padded_length, truncate
-from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy
+from gptrio.tokenization.options import PREPARE_ORDER, EncodeOptions, PaddingStrategy, TruncationStrategy, by_name
 from gptrio.tokenization.tensors import kind_of, to_plain
 
 
@@ -134,11 +134,16 @@ class PrepareMixin(EncodingMixin):
         strategy = TruncationStrategy(truncation_strategy)
         return truncate(ids, pair_ids, num_tokens_to_remove, strategy, stride, self.truncation_side)
 
-    def prepare_for_model(
-        self, ids: Ids, pair_ids: Ids | None = None, prepend_batch_axis: bool = False, **options: Any
-    ) -> BatchEncoding:
-        """Add special tokens to ids, cut and pad them (`options`: see `EncodeOptions`)."""
-        resolved = self._resolve(EncodeOptions(**options))
+    def prepare_for_model(self, ids: Ids, pair_ids: Ids | None = None, *args: Any, **options: Any) -> BatchEncoding:
+        """Add special tokens to ids, cut and pad them.
+
+        Args:
+            ids, pair_ids: tokens of the first and of the second text.
+            *args, **options: see `EncodeOptions`; and `prepend_batch_axis`, for tensors of shape (1, T).
+        """
+        options = by_name(PREPARE_ORDER, args, options)
+        prepend_batch_axis = bool(options.pop("prepend_batch_axis", False))
+        resolved = self._resolve(EncodeOptions.of(options))
         row = self._finish_row(self._prepare(ids, pair_ids, resolved), resolved)
         return BatchEncoding(row, tensor_type=resolved.return_tensors, prepend_batch_axis=prepend_batch_axis)
 

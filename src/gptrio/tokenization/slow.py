@@ -13,7 +13,7 @@ from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import surrogate_error
 from gptrio.tokenization.encoding import Sample, Text
 from gptrio.tokenization.lengths import Ids
-from gptrio.tokenization.options import EncodeOptions
+from gptrio.tokenization.options import EncodeOptions, unknown_arguments
 from gptrio.tokenization.special_tokens import AddedToken, Token
 
 
@@ -55,6 +55,11 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         """Tokens that are never split, by id."""
         return dict(sorted(self._added_tokens_decoder.items()))
 
+    @property
+    def total_vocab_size(self) -> int:
+        """Number of tokens, with the added ones."""
+        return self._total_vocab_size
+
     def __len__(self) -> int:
         """Return the number of tokens, with the added ones."""
         return self._total_vocab_size
@@ -67,7 +72,8 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                 continue
             token = self._as_added(given, special_tokens)
             if token.special and token.content not in self.all_special_tokens:
-                self._special_tokens_map["additional_special_tokens"].append(token)
+                before = self._special_tokens_map["additional_special_tokens"] or []
+                self._special_tokens_map["additional_special_tokens"] = [*before, token]
             index = vocab.setdefault(token.content, len(vocab))
             self._added_tokens_decoder[index] = token
             self._added_tokens_encoder[token.content] = index
@@ -96,7 +102,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             add_special_tokens: put the model's special tokens around.
             **options: `split_special_tokens`, `is_split_into_words`, `add_prefix_space` of `EncodeOptions`.
         """
-        parsed = EncodeOptions(**options)
+        parsed = EncodeOptions.of(options)
         tokens = self._split(text, parsed)
         pair_tokens = None if pair is None else self._split(pair, parsed)
         if not add_special_tokens:
@@ -105,14 +111,31 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         ids = self.build_inputs_with_special_tokens(self._known_ids(tokens), pair_ids)
         return list(self.convert_ids_to_tokens(ids))
 
-    def prepare_for_tokenization(self, text: str, options: EncodeOptions) -> str:
-        """Change a text before it is split; a hook for subclasses."""
-        return text
+    def prepare_for_tokenization(
+        self, text: str, is_split_into_words: bool = False, **kwargs: Any
+    ) -> tuple[str, dict[str, Any]]:
+        """Change a text before it is split; a hook for subclasses.
+
+        Args:
+            text: a text, or one of its words.
+            is_split_into_words: whether it is a word.
+            **kwargs: arguments of the call that are no options of every tokenizer.
+
+        Returns:
+            The text to split, and the arguments that mean nothing here.
+        """
+        return text, kwargs
 
     def _split(self, text: str, options: EncodeOptions) -> list[str]:
         """Cut added tokens out, and split what lies between them."""
         whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
-        pieces = [self.prepare_for_tokenization(text, options)]
+        given = dict(options.others)
+        if options.add_prefix_space is not None:
+            given["add_prefix_space"] = options.add_prefix_space
+        prepared, unknown = self.prepare_for_tokenization(text, options.is_split_into_words, **given)
+        if unknown:
+            self._warn_once(f"unknown {sorted(unknown)}", f"{unknown_arguments(unknown)}; it changes nothing")
+        pieces = [prepared]
         if not whole and self._added_pattern is not None:
             pieces = self._strip_around_added([piece for piece in self._added_pattern.split(pieces[0]) if piece])
         added = {} if whole else self._added_tokens_encoder
@@ -227,7 +250,9 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         """Whether a token is text itself, instead of being written in the vocabulary's alphabet."""
         if token not in self._added_tokens_encoder:
             return False
-        additional = token in self.additional_special_tokens and self._added_tokens_encoder[token] >= self.vocab_size
+        additional = (
+            token in (self.additional_special_tokens or ()) and self._added_tokens_encoder[token] >= self.vocab_size
+        )
         return token not in special or additional
 
     # Files

@@ -101,22 +101,26 @@ class SpecialTokensMixin(ABC):
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     @property
-    def additional_special_tokens(self) -> list[str]:
-        """Special tokens that have no attribute of their own."""
-        return [str(token) for token in self._special_tokens_map["additional_special_tokens"]]
+    def additional_special_tokens(self) -> list[str] | None:
+        """Special tokens that have no attribute of their own; None if they were set to that."""
+        tokens = self._special_tokens_map["additional_special_tokens"]
+        return None if tokens is None else [str(token) for token in tokens]
 
     @additional_special_tokens.setter
-    def additional_special_tokens(self, tokens: Sequence[Token]) -> None:
-        self._special_tokens_map["additional_special_tokens"] = check_tokens(tokens, "additional_special_tokens")
+    def additional_special_tokens(self, tokens: Sequence[Token] | None) -> None:
+        self._special_tokens_map["additional_special_tokens"] = (
+            None if tokens is None else check_tokens(tokens, "additional_special_tokens")
+        )
 
     @property
-    def additional_special_tokens_ids(self) -> list[int]:
+    def additional_special_tokens_ids(self) -> list[int] | None:
         """Ids of `additional_special_tokens`."""
-        return [self.convert_tokens_to_ids(token) for token in self.additional_special_tokens]
+        tokens = self.additional_special_tokens
+        return None if tokens is None else [self.convert_tokens_to_ids(token) for token in tokens]
 
     @additional_special_tokens_ids.setter
-    def additional_special_tokens_ids(self, ids: Sequence[int]) -> None:
-        self.additional_special_tokens = self.convert_ids_to_tokens(list(ids))
+    def additional_special_tokens_ids(self, ids: Sequence[int] | None) -> None:
+        self.additional_special_tokens = None if ids is None else self.convert_ids_to_tokens(list(ids))
 
     @property
     def special_tokens_map(self) -> dict[str, Any]:
@@ -150,6 +154,10 @@ class SpecialTokensMixin(ABC):
         """Id of every special token."""
         return [self.convert_tokens_to_ids(token) for token in self.all_special_tokens]
 
+    def sanitize_special_tokens(self) -> int:
+        """Add the special tokens that the vocabulary lacks; return how many these were."""
+        return self.add_tokens(self.all_special_tokens_extended, special_tokens=True)
+
     def add_special_tokens(
         self, special_tokens_dict: Mapping[str, Any], replace_additional_special_tokens: bool = True
     ) -> int:
@@ -177,12 +185,13 @@ class SpecialTokensMixin(ABC):
         return self.add_tokens(added, special_tokens=True)
 
     def _set_additional(self, tokens: Sequence[Token], replace: bool) -> list[Token]:
-        known = self.additional_special_tokens
+        known = self.additional_special_tokens or []
         new = [token for token in map(_as_special, tokens) if replace or str(token) not in known]
         if replace and new:
             self._special_tokens_map["additional_special_tokens"] = [*new]
         elif not replace:
-            self._special_tokens_map["additional_special_tokens"].extend(new)
+            before = self._special_tokens_map["additional_special_tokens"] or []
+            self._special_tokens_map["additional_special_tokens"] = [*before, *new]
         return new
 
     def add_tokens(self, new_tokens: Token | Sequence[Token], special_tokens: bool = False) -> int:

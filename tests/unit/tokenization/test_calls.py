@@ -87,8 +87,13 @@ def test_bad_pairs_and_options(tokenizer):
         tokenizer(["a", "b"], "c")
     with pytest.raises(TokenizationError, match="batch of 2 and text_pair 1 texts"):
         tokenizer(["a", "b"], ["c"])
-    with pytest.raises(TypeError, match="max_len"):
-        tokenizer("a", max_len=3)
+
+
+def test_unknown_arguments_are_named_with_what_may_be_meant(slow, fast):
+    with pytest.raises(TypeError, match="'max_len' \\(did you mean 'max_length'"):
+        fast("a", max_len=3)
+    with pytest.warns(GptrioWarning, match="'max_len' \\(did you mean 'max_length'.*changes nothing"):
+        assert slow("a", max_len=3) == slow("a")
 
 
 def test_words(slow, gpt2_folder, fast, neox):
