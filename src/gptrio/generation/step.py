@@ -18,7 +18,7 @@ from gptrio.generation.recorded import RecordedStep, record_step
 from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.kernels.threads import OneThread
-from gptrio.nn.lean import is_lean, runs_package_forward
+from gptrio.nn.lean import is_lean, is_plain, runs_package_forward
 
 _log = logging.getLogger("gptrio")
 _SPARE = 256  # columns by which the mask grows
@@ -53,7 +53,9 @@ class Stepper:
         self.calls = 0
         self._last_column = last_column(model, prompt)
         self._prepare = _own_preparation(model)
-        self._shares_prefill = copies > 1 and type(cache) is DynamicCache and self._prepare is None
+        self._watched = not is_plain(model)  # by hooks, which are to see what the reference gives its modules
+        own = self._watched or self._prepare is not None
+        self._shares_prefill = copies > 1 and type(cache) is DynamicCache and not own
         if copies > 1 and not self._shares_prefill and cache is not None and cache.get_seq_length():
             cache.batch_repeat_interleave(copies)
         self._copies = copies if self._shares_prefill else 1
@@ -184,6 +186,9 @@ class Stepper:
             told["attention_mask"] = self._mask_of(length)
         if self._shift is not None:
             told["position_ids"] = self._positions_of(seen, length)
+        elif self._watched:
+            positions = torch.arange(seen, length, device=self._device)
+            told["position_ids"] = positions.expand(self._prompt.ids.shape[0], -1)
         if self._types is not None:
             missing = length - self._types.shape[1]
             types = (

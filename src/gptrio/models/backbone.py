@@ -98,8 +98,11 @@ class Backbone(PreTrainedModel):
         need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
         table = cast(nn.Embedding, self.get_input_embeddings())
-        x = inputs.embed_tokens(table, cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
-        leading, x = x.shape[:-1], x.flatten(0, -3)  # (B, T, C)
+        if inputs_embeds is None:
+            ids = cast(Tensor, input_ids)
+            leading, x = ids.shape, inputs.embed_tokens(table, ids.flatten(0, -2))
+        else:
+            leading, x = inputs_embeds.shape[:-1], inputs_embeds.flatten(0, -3)  # (B, T, C)
         cache = inputs.as_cache(past_key_values, use_cache, config)
         inputs.warn_of_missing_mask(input_ids, attention_mask, config)
         mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)
@@ -109,13 +112,15 @@ class Backbone(PreTrainedModel):
             need_weights,
             cache,
             inputs.per_layer_head_mask(head_mask, config, x.dtype),
-            self.rotary_tables(x, position_ids),
+            None,
             self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
         )
         types = token_type_ids
         if types is not None:
             types = inputs.rows_of(types, x.shape[0], x.shape[1], "token_type_ids")
-        x, states, weights, cross = self._run(self.embed(x, position_ids, types), context, need_states)
+        x = self.embed(x, position_ids, types)
+        context.rotary = self.rotary_tables(x, position_ids)
+        x, states, weights, cross = self._run(x, context, need_states)
         result: dict[str, Any] = {
             "last_hidden_state": x.view(*leading, x.shape[-1]),
             "past_key_values": as_given(cache) if use_cache else None,
@@ -172,10 +177,11 @@ class Backbone(PreTrainedModel):
         else:
             positions = positions - left_padding.unsqueeze(1)
         x = self.get_input_embeddings()(input_ids)
-        return self.embed(x, positions, None), self.rotary_tables(x, positions)
+        x = self.embed(x, positions, None)
+        return x, self.rotary_tables(x, positions)
 
     def _may_cache(self, use_cache: bool) -> bool:
-        if use_cache and self.gradient_checkpointing and self.training:
+        if use_cache and self.training and (self.gradient_checkpointing or any(map(_is_checkpointed, self.blocks))):
             inputs.warn_once("use_cache=True does not go with gradient checkpointing; going on with use_cache=False")
             return False
         return use_cache
@@ -251,18 +257,24 @@ class Backbone(PreTrainedModel):
         states: list[Tensor] = []
         weights: list[Tensor] = []
         cross: list[Tensor] = []
-        # a cache would be appended to twice
-        recomputes = self.gradient_checkpointing and self.training and context.cache is None
-        checkpoint = self._gradient_checkpointing_func if recomputes else None
+        may_recompute = self.training and context.cache is None  # a cache would be appended to twice
         for block in self.blocks:
             if need_states:
                 states.append(x)
-            x, own, other = block(x, context) if checkpoint is None else checkpoint(block, x, context)
-            if own is not None:
-                weights.append(own)
-            if other is not None:
-                cross.append(other)
+            if may_recompute and _is_checkpointed(block):
+                outputs = cast(Any, block)._gradient_checkpointing_func(block, x, context)
+            else:
+                outputs = block(x, context)
+            x = outputs[0]
+            if context.need_weights:
+                weights += outputs[1:2]
+                cross += outputs[2:]
         return self.final_norm(x), states, tuple(weights), tuple(cross)
+
+
+def _is_checkpointed(block: nn.Module) -> bool:
+    """Whether a block, which may be someone else's, is to be computed again in the backward pass."""
+    return bool(getattr(block, "gradient_checkpointing", False))
 
 
 class LearnedPositionBackbone(Backbone):

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
-from gptrio.errors import ConfigError, UnsupportedError
+from gptrio.errors import ConfigError, InputError, UnsupportedError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.models.adapters import AdaptersMixin, load_with_adapter
-from gptrio.models.embeddings import EmbeddingsMixin
+from gptrio.models.checkpointing import CheckpointingMixin
 from gptrio.models.garbage import paused_collection
+from gptrio.models.inputs import spread_head_mask
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
@@ -28,7 +27,7 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
-class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
+class PreTrainedModel(AdaptersMixin, CheckpointingMixin):
     """Base of all models.
 
     Args:
@@ -40,7 +39,6 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
     main_input_name: ClassVar[str] = "input_ids"
-    supports_gradient_checkpointing: ClassVar[bool] = True
     is_parallelizable: ClassVar[bool] = False
     _no_split_modules: ClassVar[list[str]] = []
     _tied_weights_keys: ClassVar[list[str]] = []
@@ -64,8 +62,6 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
         self.config: Any = config
         self.name_or_path = config.name_or_path
         self.warnings_issued: dict[str, bool] = {}
-        self.gradient_checkpointing = False
-        self._gradient_checkpointing_func: Callable[..., Any] = checkpoint
         self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
 
     # building -------------------------------------------------------------------------------------------------------
@@ -75,6 +71,7 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
         if self.config.pruned_heads:
             prune(self.base_model, self.config.pruned_heads)
         self.init_weights()
+        self.obey_checkpointing_key()
 
     def init_weights(self) -> None:
         """Draw all weights anew, unless they have no storage, and tie what is tied."""
@@ -182,13 +179,12 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
         """Remove attention heads for good.
 
         Args:
-            heads_to_prune: {layer: [heads]}, numbered as in the unpruned model.
+            heads_to_prune: {layer: [heads]}, numbered as in the unpruned model; layer -1 is the last one.
 
         Raises:
             InputError: no such layer or head, or no head would be left.
         """
-        prune(self.base_model, heads_to_prune)
-        for layer, heads in heads_to_prune.items():
+        for layer, heads in prune(self.base_model, heads_to_prune).items():
             pruned = set(self.config.pruned_heads.get(layer, ())) | set(heads)
             self.config.pruned_heads = {**self.config.pruned_heads, layer: sorted(pruned)}
 
@@ -207,39 +203,41 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
         """
         self.config._attn_implementation = check_implementation(attn_implementation)
 
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether blocks are computed again in the backward pass."""
-        return bool(self.base_model.gradient_checkpointing)
-
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, Any] | None = None) -> None:
-        """Compute blocks again in the backward pass instead of keeping their activations (Chen et al., 2016).
+    def get_head_mask(
+        self, head_mask: Tensor | None, num_hidden_layers: int, is_attention_chunked: bool = False
+    ) -> Tensor | list[None]:
+        """A head mask with an axis for everything that attention weights have.
 
         Args:
-            gradient_checkpointing_kwargs: arguments of `torch.utils.checkpoint.checkpoint`; `use_reentrant=False` by
-                default, which needs no input that requires gradients.
+            head_mask: (H,) or (L, H), 1 keeps a head and 0 removes it; or None.
+            num_hidden_layers: L.
+            is_attention_chunked: add an axis for chunks at the end.
+
+        Returns:
+            (L, 1, H, 1, 1) in the model's dtype; a list of L None if no mask was given.
         """
-        options = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self.base_model._gradient_checkpointing_func = functools.partial(checkpoint, **options)
-        self.base_model.gradient_checkpointing = True
-        if options["use_reentrant"]:
-            self.enable_input_require_grads()
+        if head_mask is None:
+            return [None] * num_hidden_layers
+        mask = spread_head_mask(head_mask, num_hidden_layers).to(self.dtype)
+        return mask.unsqueeze(-1) if is_attention_chunked else mask
 
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations again."""
-        self.base_model.gradient_checkpointing = False
+    def invert_attention_mask(self, encoder_attention_mask: Tensor) -> Tensor:
+        """What to add to scores for a mask (B, S) or (B, T, S): 0 where it is 1, the least number where it is 0.
 
-    def enable_input_require_grads(self) -> None:
-        """Let token embeddings require gradients, for adapters and re-entrant checkpointing over frozen weights."""
-        self.disable_input_require_grads()
-        table = self.get_input_embeddings()
-        self._require_grads_hook = table.register_forward_hook(_require_grad)
+        Returns:
+            (B, 1, 1 or T, S) in the model's dtype.
 
-    def disable_input_require_grads(self) -> None:
-        """Undo `enable_input_require_grads`."""
-        hook = self.__dict__.pop("_require_grads_hook", None)
-        if hook is not None:
-            hook.remove()
+        Raises:
+            InputError: the mask has another number of axes.
+        """
+        if encoder_attention_mask.dim() not in (2, 3):
+            raise InputError(f"a mask must be (B, S) or (B, T, S); got shape {tuple(encoder_attention_mask.shape)}")
+        wide = (
+            encoder_attention_mask[:, None, None]
+            if encoder_attention_mask.dim() == 2
+            else encoder_attention_mask[:, None]
+        )
+        return (1.0 - wide.to(self.dtype)) * torch.finfo(self.dtype).min
 
     def train(self: Model, mode: bool = True) -> Model:
         """Switch between training and evaluation; packed copies of the weights are freed for training."""
@@ -315,7 +313,3 @@ class PreTrainedModel(AdaptersMixin, EmbeddingsMixin):
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.use_return_dict if return_dict is None else return_dict)
-
-
-def _require_grad(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-    return output.requires_grad_(True)

@@ -124,7 +124,7 @@ class CompiledStep:
         table = self._table[0]
         table["x"], table["logits"] = x.data_ptr(), logits.data_ptr()
         if rotary is not None:
-            cosines, sines = (part.float().contiguous() for part in rotary)
+            cosines, sines = (part[..., : part.shape[-1] // 2].float().contiguous() for part in rotary)
             table["cosines"], table["sines"] = cosines.data_ptr(), sines.data_ptr()
             table["rotated"] = 2 * cosines.shape[-1]
             table["turns"] = len(cosines)

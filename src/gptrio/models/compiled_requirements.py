@@ -138,9 +138,19 @@ def _parts_by_class() -> dict[type, dict[str, Any]]:
     neo = {"attn": gpt_neo.GPTNeoAttention, "attn.attention": gpt_neo.GPTNeoSelfAttention}
     return {
         gpt2.GPT2Model: learned,
-        gpt2.GPT2Block: {"attn": gpt2.GPT2Attention, "attn.resid_dropout": _DROPOUTS, **mlp},
+        gpt2.GPT2Block: {
+            "attn": gpt2.GPT2Attention,
+            "attn.attn_dropout": _DROPOUTS,
+            "attn.resid_dropout": _DROPOUTS,
+            **mlp,
+        },
         gpt_neo.GPTNeoModel: learned,
-        gpt_neo.GPTNeoBlock: {**neo, "attn.attention.resid_dropout": _DROPOUTS, **mlp},
+        gpt_neo.GPTNeoBlock: {
+            **neo,
+            "attn.attention.attn_dropout": _DROPOUTS,
+            "attn.attention.resid_dropout": _DROPOUTS,
+            **mlp,
+        },
         gpt_neox.GPTNeoXModel: {"embed_in": _EMBEDDINGS, "emb_dropout": _DROPOUTS, "rotary_emb": RotaryEmbedding},
         gpt_neox.GPTNeoXLayer: {
             "attention": gpt_neox.GPTNeoXAttention,

@@ -39,6 +39,7 @@ class GPT2Attention(MultiHeadAttention):
             self.scale = 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer_idx + 1
+        self.is_cross_attention = is_cross_attention
         if is_cross_attention:
             self.c_attn = Conv1D(2 * width, width)
             self.q_attn = Conv1D(width, width)
@@ -49,23 +50,14 @@ class GPT2Attention(MultiHeadAttention):
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
-        qkv = self.c_attn(x).view(*x.shape[:2], 3, -1, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D)
-        out, weights = self.attend(q, k, v, context)
-        return self.resid_dropout(self.c_proj(out)), weights
-
-    def attend_to_encoder(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C) by what the encoder's states (B, S, C) hold."""
-        q = split_heads(self.q_attn(x), self.head_dim)
-        out, weights = context.attend_to_encoder(
-            q,
-            self._encoder_keys_and_values,
-            self.layer_idx,
-            scale=self.scale,
-            dropout=self.dropout_rate,
-            float32_scores=self.float32_scores,
-        )
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
+        if self.is_cross_attention:
+            q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values
+            out, weights = context.attend_to_encoder(q, encoder, self.layer_idx, self.options(context))
+        else:
+            qkv = self.c_attn(x).view(*x.shape[:2], 3, -1, self.head_dim)
+            q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D)
+            out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.c_proj(out)), weights
 
     def _encoder_keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.resid_dropout = Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.out_proj(out)), weights
@@ -77,12 +77,14 @@ class GPTNeoAttention(LeanModule):
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
 
 
 class GPTNeoBlock(PreNormBlock):
     """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
+
+    always_shows_weights = True
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
         """Create block `layer_idx`."""

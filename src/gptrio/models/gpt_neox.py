@@ -17,7 +17,7 @@ from gptrio.models.inputs import warn_once
 from gptrio.models.pruning import head_features
 from gptrio.models.signatures import arguments
 from gptrio.nn.activations import activation
-from gptrio.nn.blocks import BlockOutput, BlockParts, MultiHeadAttention
+from gptrio.nn.blocks import Block, BlockOutput, BlockParts, MultiHeadAttention
 from gptrio.nn.context import LayerContext
 from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
@@ -30,18 +30,24 @@ class GPTNeoXAttention(MultiHeadAttention):
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
         """Create the projections of layer `layer_idx`."""
         width = config.hidden_size
-        super().__init__(width, config.num_attention_heads, layer_idx, dropout=config.attention_dropout)
+        super().__init__(width, config.num_attention_heads, layer_idx)
+        self.attention_dropout = config.attention_dropout
         self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
         self.dense = Linear(width, width, bias=config.attention_bias)
 
     def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if the context needs them."""
+        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
         assert context.rotary is not None
         q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
         out, weights = self.attend(q, k, qkv[..., 2, :], context)
         return self.dense(out), weights
+
+    @property
+    def dropout_rate(self) -> float:
+        """Probability of dropping a weight now."""
+        return self.attention_dropout if self.training else 0.0
 
     def keep_heads(self, kept: list[int]) -> None:
         """Shrink to the heads at the places `kept`."""
@@ -64,7 +70,7 @@ class GPTNeoXMLP(LeanModule):
         return feed_forward(x, self.dense_h_to_4h, self.act, self.dense_4h_to_h)
 
 
-class GPTNeoXLayer(LeanModule):
+class GPTNeoXLayer(Block):
     """Pre-norm block, with attention and MLP side by side or one after the other."""
 
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
@@ -97,13 +103,15 @@ class GPTNeoXLayer(LeanModule):
         )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C) or what is wanted of it, with the weights of self-attention or None."""
+        """Map (B, T, C) to (B, T, C) or what is wanted of it; the weights of attention follow if they are needed."""
         attended, weights = self.attention(self.input_layernorm(x), context)
         attended, x = self.post_attention_dropout(attended), context.wanted(x)
         if self.use_parallel_residual:
-            return self._mlp(x) + attended + x, weights, None
-        x = x + attended
-        return x + self._mlp(x), weights, None
+            x = self._mlp(x) + attended + x
+        else:
+            x = x + attended
+            x = x + self._mlp(x)
+        return (x, weights) if context.need_weights else (x,)
 
     def _mlp(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.post_mlp_dropout(self.mlp(self.post_attention_layernorm(x))))
@@ -154,8 +162,9 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         return cast(Tensor, self.emb_dropout(x))
 
     def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, each (B or 1, 1, T, 1, R / 2)."""
-        return cast("tuple[Tensor, Tensor]", self.rotary_emb(x, position_ids))
+        """Cosines and sines, each (B or 1, 1, T, 1, R)."""
+        cos, sin = self.rotary_emb(x, position_ids)  # (B or 1, T, R)
+        return cos[:, None, :, None], sin[:, None, :, None]
 
     @property
     def blocks(self) -> nn.ModuleList:

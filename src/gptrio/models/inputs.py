@@ -180,14 +180,17 @@ def per_layer_head_mask(head_mask: Tensor | None, config: PretrainedConfig, dtyp
     layers, heads = config.num_hidden_layers, config.num_attention_heads
     if config.pruned_heads:
         raise InputError("head_mask is for a model with all its heads; prune further heads instead, or load it anew")
-    shape = tuple(head_mask.shape)
-    if head_mask.dim() == 1:
-        head_mask = head_mask.expand(layers, -1)
-    if head_mask.dim() == 2:
-        head_mask = head_mask[:, None, :, None, None]
+    shape, head_mask = tuple(head_mask.shape), spread_head_mask(head_mask, layers)
     if head_mask.dim() != 5 or head_mask.shape[0] != layers or head_mask.shape[2] not in (1, heads):
         raise InputError(f"head_mask must be ({heads} heads,) or ({layers} layers, {heads}); got shape {shape}")
     return head_mask.to(dtype)
+
+
+def spread_head_mask(head_mask: Tensor, layers: int) -> Tensor:
+    """A head mask (H,) or (L, H) as (L, 1, H, 1, 1); any other as it is."""
+    if head_mask.dim() == 1:
+        head_mask = head_mask.expand(layers, -1)
+    return head_mask[:, None, :, None, None] if head_mask.dim() == 2 else head_mask
 
 
 @functools.cache

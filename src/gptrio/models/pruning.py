@@ -11,20 +11,29 @@ from torch import Tensor
 from gptrio.errors import InputError
 
 
-def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> None:
+def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[int, set[int]]:
     """Remove heads from the attention of a backbone's blocks.
 
     Args:
         backbone: its `blocks` have `self_attention()`, which knows `all_heads`, `pruned_heads` and `keep_heads(kept)`.
-        heads_to_prune: {layer: heads}, numbered as in the unpruned model; heads already removed are passed over.
+        heads_to_prune: {layer: heads}, numbered as in the unpruned model; negative layers count from the last one.
+            Heads already removed are passed over.
+
+    Returns:
+        What was asked for, with layers counted from the first one.
 
     Raises:
         InputError: no such layer or head, or no head would be left.
     """
+    layers = len(backbone.blocks)
+    asked: dict[int, set[int]] = {}
     for layer, heads in heads_to_prune.items():
-        if not 0 <= layer < len(backbone.blocks):
-            raise InputError(f"layer {layer} to prune does not exist; the model has {len(backbone.blocks)} layers")
-        _prune_layer(backbone.blocks[layer].self_attention, set(heads), layer)
+        if not -layers <= layer < layers:
+            raise InputError(f"layer {layer} to prune does not exist; the model has {layers} layers")
+        asked.setdefault(layer % layers, set()).update(heads)
+    for layer, chosen in asked.items():
+        _prune_layer(backbone.blocks[layer].self_attention, chosen, layer)
+    return asked
 
 
 def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:

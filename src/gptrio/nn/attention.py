@@ -15,6 +15,8 @@ from gptrio.errors import UnsupportedError
 from gptrio.nn import flash, local
 from gptrio.nn.masks import AttentionMask
 
+Drop = Callable[[Tensor], Tensor]
+
 
 def attention(
     q: Tensor,
@@ -28,6 +30,7 @@ def attention(
     float32_scores: bool = False,
     implementation: str = "eager",
     need_weights: bool = False,
+    drop: Drop | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Scaled dot-product attention (Vaswani et al., 2017).
 
@@ -42,6 +45,7 @@ def attention(
         float32_scores: take scores in float32 whatever the inputs' dtype.
         implementation: a name in `IMPLEMENTATIONS`.
         need_weights: also return the weights; computes this call eagerly.
+        drop: what drops weights at the rate `dropout` where they are at hand; `torch.nn.functional.dropout` if None.
 
     Returns:
         The result (B, T, H * D), and the weights (B, H, T, S) or None.
@@ -54,7 +58,11 @@ def attention(
     in_blocks = implementation != flash.NAME and not need_weights and local.pays_off(mask, head_mask)
     if in_blocks:
         q, k, v, mask = local.to_blocks(q, k, v, mask)
-    out, weights = IMPLEMENTATIONS[implementation](q, k, v, mask, scale, dropout, head_mask, float32_scores)
+    weights: Tensor | None
+    if implementation == "eager":
+        out, weights = eager(q, k, v, mask, scale, dropout, head_mask, float32_scores, drop)
+    else:
+        out, weights = IMPLEMENTATIONS[implementation](q, k, v, mask, scale, dropout, head_mask, float32_scores)
     if in_blocks:
         out = local.from_blocks(out, rows, length)
     return out.transpose(1, 2).flatten(2), weights if need_weights else None
@@ -88,13 +96,17 @@ def eager(
     dropout: float,
     head_mask: Tensor | None,
     float32_scores: bool,
+    drop: Drop | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The formula step by step; the only back end that has weights to show."""
     scores = _float32_scores(q, k, scale) if float32_scores else (q @ k.transpose(-1, -2)) * scale
     if not mask.sees_all:
         scores = scores + mask.additive(scores.dtype)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
-    weights = F.dropout(weights, dropout) if dropout else weights
+    if drop is not None:
+        weights = drop(weights)
+    elif dropout:
+        weights = F.dropout(weights, dropout)
     if head_mask is not None:
         weights = weights * head_mask.to(weights.dtype)
     return weights @ v, weights

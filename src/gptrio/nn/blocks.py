@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
-from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, LayerNorm, LeanModule
+from gptrio.nn.attention import Drop
+from gptrio.nn.context import AttentionOptions, LayerContext
+from gptrio.nn.lean import Dropout, LayerNorm, LeanModule, is_lean, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
-BlockOutput = tuple[Tensor, Tensor | None, Tensor | None]
+BlockOutput = tuple[Tensor | None, ...]  # the result; then weights of self- and of cross-attention, as far as shown
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MultiHeadAttention(LeanModule):
         heads: H.
         layer_idx: index of the layer.
         scale: factor of the scores; 1 / sqrt(head width) if None.
-        dropout: probability of dropping an attention weight in training.
+        dropout: probability of dropping an attention weight in training; None for a family without a module for it.
         window: most positions a query sees, itself included; None for all.
         float32_scores: take scores in float32 whatever the dtype.
     """
@@ -59,7 +60,7 @@ class MultiHeadAttention(LeanModule):
         layer_idx: int,
         *,
         scale: float | None = None,
-        dropout: float = 0.0,
+        dropout: float | None = None,
         window: int | None = None,
         float32_scores: bool = False,
     ) -> None:
@@ -72,25 +73,41 @@ class MultiHeadAttention(LeanModule):
         self.scale = self.head_dim**-0.5 if scale is None else scale
         self.window = window
         self.float32_scores = float32_scores
-        self.attn_dropout = Dropout(dropout)
+        if dropout is not None:
+            self.attn_dropout = Dropout(dropout)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
         """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `LayerContext.attend`."""
-        return context.attend(
-            q,
-            k,
-            v,
-            self.layer_idx,
-            scale=self.scale,
-            window=self.window,
-            dropout=self.dropout_rate,
-            float32_scores=self.float32_scores,
+        return context.attend(q, k, v, self.layer_idx, self.options(context))
+
+    def options(self, context: LayerContext) -> AttentionOptions:
+        """How this layer attends now."""
+        return AttentionOptions(
+            self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._shows_weights(context)
         )
+
+    @property
+    def drop(self) -> Drop | None:
+        """The module that drops weights, or None."""
+        return cast("Drop | None", self._modules.get("attn_dropout"))
 
     @property
     def dropout_rate(self) -> float:
         """Probability of dropping a weight now."""
-        return self.attn_dropout.p if self.training else 0.0
+        return float(getattr(self.attn_dropout, "p", 0.0)) if self.training else 0.0
+
+    def _shows_weights(self, context: LayerContext) -> bool:
+        """Whether someone may look at the weights, or change them: a hook, or a module put in place of the dropout.
+
+        Layers of the eager back end return weights always, as the reference's do.
+        """
+        dropout = self._modules.get("attn_dropout")
+        if dropout is not None and (type(dropout) not in _DROPOUTS or is_watched(dropout)):
+            return True
+        return is_watched(self) or (context.implementation == "eager" and not is_lean())
+
+
+_DROPOUTS = (Dropout, nn.Dropout, nn.Identity)
 
 
 class MLP(LeanModule):
@@ -120,7 +137,18 @@ class MLP(LeanModule):
         return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
 
 
-class PreNormBlock(LeanModule):
+class Block(LeanModule):
+    """What blocks share.
+
+    Attributes:
+        gradient_checkpointing: compute the block again in the backward pass; see
+            `PreTrainedModel.gradient_checkpointing_enable`.
+    """
+
+    gradient_checkpointing: bool = False
+
+
+class PreNormBlock(Block):
     """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))` (Radford et al., 2019).
 
     Args:
@@ -128,8 +156,13 @@ class PreNormBlock(LeanModule):
         mlp: maps (B, T, C) to (B, T, C).
         width: C.
         eps: added to the variance in layer norms.
-        crossattention: its `attend_to_encoder` reads an encoder's states between the two; None for no such part.
+        crossattention: maps (x, context) likewise, by what an encoder's states hold; None for no such part.
+
+    Attributes:
+        always_shows_weights: weights are returned even if the context needs none, as far as there are any.
     """
+
+    always_shows_weights: ClassVar[bool] = False
 
     def __init__(
         self, attn: nn.Module, mlp: nn.Module, width: int, eps: float, crossattention: nn.Module | None = None
@@ -163,11 +196,12 @@ class PreNormBlock(LeanModule):
         )
 
     def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C) or what is wanted of it, with weights of self- and cross-attention or None."""
-        attended, weights = self.attn(self.ln_1(x), context)
+        """Map (B, T, C) to (B, T, C) or what is wanted of it; weights of self- and cross-attention follow if shown."""
+        attended, *weights = self.attn(self.ln_1(x), context)
         x = context.wanted(x) + attended
-        cross_weights = None
         if context.cross is not None:
-            attended, cross_weights = cast(Any, self.crossattention).attend_to_encoder(self.ln_cross_attn(x), context)
+            attended, cross_weights = self.crossattention(self.ln_cross_attn(x), context)
             x = x + attended
-        return x + self.mlp(self.ln_2(x)), weights, cross_weights
+            weights.append(cross_weights)
+        x = x + self.mlp(self.ln_2(x))
+        return (x, *weights) if context.need_weights or self.always_shows_weights else (x,)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.nn.attention import attention
+from gptrio.nn.attention import Drop, attention
 from gptrio.nn.masks import AttentionMask
 
 
@@ -33,6 +33,26 @@ class KeyValueStore(Protocol):
     def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer."""
         ...
+
+
+class AttentionOptions(NamedTuple):
+    """How a layer attends; see `gptrio.nn.attention.attention`.
+
+    Attributes:
+        scale: factor of the scores.
+        window: most positions a query sees, itself included; None for all.
+        dropout: probability of dropping a weight; 0 outside training.
+        float32_scores: take scores in float32 whatever the dtype.
+        drop: what drops weights where they are at hand; None for torch's function.
+        need_weights: return weights even if the context needs none.
+    """
+
+    scale: float
+    window: int | None = None
+    dropout: float = 0.0
+    float32_scores: bool = False
+    drop: Drop | None = None
+    need_weights: bool = False
 
 
 @dataclass
@@ -62,7 +82,7 @@ class LayerContext:
         need_weights: layers return their attention weights.
         cache: past keys and values, or None.
         head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
-        rotary: cosine and sine tables, each (B or 1, 1, T, 1, R / 2), or None.
+        rotary: cosine and sine tables, each (B or 1, 1, T, 1, R), or None.
         cross: the encoder's side, or None.
         last_only: nothing but the last position's result is wanted of the layer; its keys and values are those of all.
     """
@@ -82,16 +102,7 @@ class LayerContext:
         return x[..., -1:, :] if self.last_only else x
 
     def attend(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        layer: int,
-        *,
-        scale: float,
-        window: int | None = None,
-        dropout: float = 0.0,
-        float32_scores: bool = False,
+        self, q: Tensor, k: Tensor, v: Tensor, layer: int, options: AttentionOptions
     ) -> tuple[Tensor, Tensor | None]:
         """Causal self-attention of layer `layer` over its past and the new keys and values.
 
@@ -100,20 +111,19 @@ class LayerContext:
             k: new keys (B, H, T, D).
             v: new values (B, H, T, D).
             layer: index of the layer.
-            scale: factor of the scores.
-            window: most positions a query sees, itself included; None for all.
-            dropout: probability of dropping a weight; 0 outside training.
-            float32_scores: take scores in float32 whatever the dtype.
+            options: of the layer.
 
         Returns:
-            The result (B, T, H * D) of the wanted positions, and the weights (B, H, T, S) if the context needs them.
+            The result (B, T, H * D) of the wanted positions, and the weights (B, H, T, S) if they are needed.
         """
-        mask = self._mask_of(layer, window, k.shape[2])
+        mask = self._mask_of(layer, options.window, k.shape[2])
         if self.cache is not None:
             k, v = self.cache.update(k, v, layer, {"cache_position": self.mask.positions})
         if k.shape[2] > mask.key_length:  # the cache holds more than the window
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
-        out, weights = self._attention(self.wanted(q), k, v, mask, layer, scale, dropout, float32_scores)
+        if mask.key_offset and options.need_weights and options.drop is not None:
+            options = options._replace(drop=_over_all_keys(options.drop, mask.key_offset))
+        out, weights = self._attention(self.wanted(q), k, v, mask, layer, options)
         if weights is not None and mask.key_offset:
             weights = F.pad(weights, (mask.key_offset, 0))  # positions that the window has left behind
         return out, weights
@@ -140,10 +150,7 @@ class LayerContext:
         q: Tensor,
         keys_and_values: Callable[[Tensor], tuple[Tensor, Tensor]],
         layer: int,
-        *,
-        scale: float,
-        dropout: float,
-        float32_scores: bool,
+        options: AttentionOptions,
     ) -> tuple[Tensor, Tensor | None]:
         """Cross-attention of layer `layer` to the encoder's states.
 
@@ -151,9 +158,7 @@ class LayerContext:
             q: queries (B, H, T, D).
             keys_and_values: maps the states (B, S, C) to keys and values, each (B, H, S, D); called once per cache.
             layer: index of the layer.
-            scale: factor of the scores.
-            dropout: probability of dropping a weight; 0 outside training.
-            float32_scores: take scores in float32 whatever the dtype.
+            options: of the layer.
         """
         cross = self.cross
         assert cross is not None
@@ -164,28 +169,26 @@ class LayerContext:
             if cross.cache is not None:
                 k, v = cross.cache.update(k, v, layer)
                 cross.filled[layer] = True
-        return self._attention(q, k, v, cross.mask, layer, scale, dropout, float32_scores)
+        return self._attention(q, k, v, cross.mask, layer, options)
 
     def _attention(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        mask: AttentionMask,
-        layer: int,
-        scale: float,
-        dropout: float,
-        float32_scores: bool,
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, layer: int, options: AttentionOptions
     ) -> tuple[Tensor, Tensor | None]:
         return attention(
             q,
             k,
             v,
             mask,
-            scale=scale,
-            dropout=dropout,
+            scale=options.scale,
+            dropout=options.dropout,
             head_mask=None if self.head_mask is None else self.head_mask[layer],
-            float32_scores=float32_scores,
+            float32_scores=options.float32_scores,
             implementation=self.implementation,
-            need_weights=self.need_weights,
+            need_weights=self.need_weights or options.need_weights,
+            drop=options.drop,
         )
+
+
+def _over_all_keys(drop: Drop, offset: int) -> Drop:
+    """`drop` for weights (..., S - offset), shown all S of them: the first are those of keys that a window hides."""
+    return lambda weights: drop(F.pad(weights, (offset, 0)))[..., offset:]

@@ -30,7 +30,7 @@ def lean_calls(model: nn.Module | None) -> Iterator[None]:
 
 def is_lean() -> bool:
     """Whether modules run their forward directly now."""
-    return _lean.get()
+    return not is_dynamo_compiling() and _lean.get()
 
 
 def is_plain(model: nn.Module) -> bool:
@@ -45,7 +45,7 @@ def is_plain(model: nn.Module) -> bool:
 
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks see this very module's calls, or another forward than its class's answers them."""
-    return not _lean.get() and (_has_own(module) or _is_watched_globally())
+    return not is_dynamo_compiling() and not _lean.get() and (_has_own(module) or _is_watched_globally())
 
 
 def runs_package_forward(module: nn.Module) -> bool:
@@ -80,7 +80,7 @@ class LeanModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, with hooks unless there are none."""
-        if not is_dynamo_compiling() and _lean.get():
+        if is_lean():
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 

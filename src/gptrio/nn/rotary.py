@@ -147,11 +147,12 @@ class RotaryEmbedding(nn.Module):
         self._frequencies: dict[torch.device, Frequencies] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions (B or 1, T), each (B or 1, 1, T, 1, R / 2), in the type and place of `x`."""
+        """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the type and place of `x`."""
         frequencies, factor = self._frequencies_for(position_ids)
         with torch.autocast(x.device.type, enabled=False):
-            angles = position_ids[:, None, :, None, None].float() * frequencies  # (B or 1, 1, T, 1, R / 2)
-            return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
+            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R / 2)
+            tables = (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
+        return torch.cat([tables[0]] * 2, -1), torch.cat([tables[1]] * 2, -1)  # for both parts of a pair
 
     def _frequencies_for(self, position_ids: Tensor) -> Frequencies:
         """Inverse frequencies; those that depend on the longest position are computed for each call."""
@@ -175,10 +176,12 @@ def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
 
     Args:
         x: (B, H, T, n, D), of which n share a position: queries and keys.
-        tables: cosines and sines, each (B or 1, 1, T, 1, R / 2).
+        tables: cosines and sines, each (B or 1, 1, T, 1, R).
     """
-    cos, sin = tables
-    half = cos.shape[-1]
+    (cos, sin), half = tables, tables[0].shape[-1] // 2
     first, second = x[..., :half], x[..., half : 2 * half]
-    parts = [torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)]
+    parts = [
+        torch.addcmul(first * cos[..., :half], second, sin[..., :half], value=-1),
+        torch.addcmul(second * cos[..., half:], first, sin[..., half:]),
+    ]
     return torch.cat([*parts, x[..., 2 * half :]], dim=-1).to(x.dtype)

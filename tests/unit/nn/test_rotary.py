@@ -13,8 +13,14 @@ from gptrio.nn.rotary import SCALINGS, RotaryEmbedding, RotarySettings, rotate
 from gptrio.testing import assert_close, tiny_config
 
 
+def tables_of(rotary: RotaryEmbedding, x: torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tables as blocks get them, each (B or 1, 1, T, 1, R)."""
+    cos, sin = rotary(x, positions)
+    return cos[:, None, :, None], sin[:, None, :, None]
+
+
 def test_pairs_turn_by_their_angle() -> None:
-    tables = RotaryEmbedding(RotarySettings(4, 100.0, 8))(torch.empty(0), torch.arange(6)[None])
+    tables = tables_of(RotaryEmbedding(RotarySettings(4, 100.0, 8)), torch.empty(0), torch.arange(6)[None])
     x = torch.randn(2, 3, 6, 2, 10)
     out = rotate(x, tables)
     assert torch.equal(out[..., 4:], x[..., 4:])
@@ -32,7 +38,7 @@ def test_scores_depend_on_distances_only() -> None:
     q, k = torch.randn(2, 1, 1, 5, 1, 8, dtype=torch.float64)
     scores = [
         (rotate(q, tables).squeeze(-2) @ rotate(k, tables).squeeze(-2).mT)
-        for tables in (rotary(q, torch.arange(start, start + 5)[None]) for start in (0, 700))
+        for tables in (tables_of(rotary, q, torch.arange(start, start + 5)[None]) for start in (0, 700))
     ]
     assert_close(scores[1], scores[0], 1e-4)
 
@@ -69,7 +75,7 @@ def test_factor_one_changes_nothing(kind: str) -> None:
 def test_longrope_without_a_factor_scales_nothing() -> None:
     scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
     cos, _ = RotaryEmbedding(RotarySettings(8, 500.0, 16, scaling))(torch.empty(0), torch.arange(4)[None])
-    assert torch.equal(cos[0, 0, 0, 0], torch.ones(4))
+    assert torch.equal(cos[0, 0], torch.ones(8))
 
 
 def test_every_kind_of_the_configuration_has_its_way() -> None:
