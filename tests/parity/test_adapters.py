@@ -161,6 +161,38 @@ def test_training_lowers_the_loss_and_moves_the_adapter_alone() -> None:
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
+@pytest.mark.parametrize(
+    ("class_name", "load_in"), [(CLASSES[0], "nf4"), *((class_name, "llm_int8") for class_name in CLASSES)]
+)
+def test_adapters_over_layers_of_bitsandbytes_train_as_over_the_reference(
+    class_name: str, load_in: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    width = "n_embd" if class_name.startswith("GPT2") else "hidden_size"
+    oracle, ours = pair(class_name, **{width: 64})  # a block of codes
+    oracle.save_pretrained(tmp_path)
+    four = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    config = transformers.BitsAndBytesConfig(**(four if load_in == "nf4" else {"load_in_8bit": True}))
+    ids = token_ids()
+    losses: list[list[float]] = []
+    for loader in (type(oracle), type(ours)):
+        base = loader.from_pretrained(tmp_path, quantization_config=config)
+        base = peft.prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, KINDS["LoRA of all linear layers"](task_type="CAUSAL_LM"))
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+        losses.append([])
+        for _ in range(3):
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2 if load_in == "nf4" else 1e-4)
+    assert losses[1][2] < losses[1][0]
+
+
 # The methods of the model itself
 
 
@@ -281,17 +313,15 @@ def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
         model.add_adapter(None)
 
 
-@pytest.mark.parametrize("call", ["", "gptrio.enable_peft(); gptrio.enable_peft()"])
-def test_a_model_may_be_built_before_peft_is_imported(call: str) -> None:
-    code = f"""
+def test_a_model_may_be_built_before_peft_is_imported() -> None:
+    code = """
 import warnings; warnings.simplefilter("ignore")
 import gptrio
 from gptrio.testing import tiny_config
 model = gptrio.GPT2LMHeadModel(tiny_config())
 from peft import LoraConfig, PrefixTuningConfig, get_peft_model
-{call}
 adapted = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-found = sorted({{name.split(".")[-4] for name, p in adapted.named_parameters() if p.requires_grad}})
+found = sorted({name.split(".")[-4] for name, p in adapted.named_parameters() if p.requires_grad})
 assert found == ["c_attn", "c_fc", "c_proj"], found
 config = PrefixTuningConfig(num_virtual_tokens=4, task_type="CAUSAL_LM")
 prompt = get_peft_model(gptrio.GPT2LMHeadModel(tiny_config()), config)
@@ -301,6 +331,7 @@ prompt.generate(input_ids=model.dummy_inputs["input_ids"], max_new_tokens=2)
 
 
 def test_transformers_own_models_are_adapted_as_before() -> None:
+    enable_peft()
     enable_peft()
     config = transformers.GPT2Config(vocab_size=40, n_embd=32, n_layer=1, n_head=2)
     adapted = peft.get_peft_model(transformers.GPT2LMHeadModel(config), peft.LoraConfig(target_modules="all-linear"))

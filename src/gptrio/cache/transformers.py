@@ -147,7 +147,8 @@ def as_own_cache(given: Given) -> Given | Cache:
         return given
     if is_foreign(given, CROSS_CACHE):
         return TransformersCrossCache(given)
-    return TransformersCache(given) if is_foreign(given, CACHE) else given
+    has_layers = hasattr(given, "layers")  # those before 4.54 have none
+    return TransformersCache(given) if has_layers and is_foreign(given, CACHE) else given
 
 
 def as_given(cache: Any) -> Any:
