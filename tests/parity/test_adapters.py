@@ -19,7 +19,7 @@ from torch import Tensor
 import gptrio
 from gptrio import GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
 from gptrio.nn.linear import Conv1D
-from tests.pairs import model_pair, padded, token_ids
+from tests.pairs import model_pair, padded, task_inputs, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT: base models without a name, fan_in_fan_out
 
@@ -111,6 +111,32 @@ def test_all_linear_leaves_a_classifier_out_as_it_does_in_the_reference(name: st
         found.append(trainable(peft.get_peft_model(model, config)))
     assert found[0] == found[1]
     assert any("score.modules_to_save" in name for name in found[1])
+
+
+@pytest.mark.parametrize("kind", ["LoRA", "prefix tuning"])
+@pytest.mark.parametrize(
+    "head", ["ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering", "Model"]
+)
+@pytest.mark.parametrize("family", ["GPT2", "GPTNeo", "GPTNeoX"])
+def test_adapters_over_other_heads_give_the_numbers_of_the_reference(family: str, head: str, kind: str) -> None:
+    torch.manual_seed(0)
+    task = {"SequenceC": "SEQ_CLS", "TokenClas": "TOKEN_CLS", "QuestionA": "QUESTION_ANS"}
+    config = {"num_labels": 4, "pad_token_id": 0}
+    adapted = []
+    for model in pair(f"{family}{head}", **config):
+        task_type = task.get(head.removeprefix("For")[:9], "FEATURE_EXTRACTION")
+        adapted.append(peft.get_peft_model(model, KINDS[kind](task_type=task_type)).eval())
+    oracle, ours = adapted
+    draw_adapter(oracle)
+    ours.load_state_dict(oracle.state_dict(), strict=False)
+    assert trainable(ours) == trainable(oracle)
+    inputs = task_inputs(f"{family}{head}")
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    actual, expected = ours(**inputs), oracle(**inputs)
+    assert actual.keys() >= {"last_hidden_state"} or "loss" in actual
+    for name, value in expected.items():
+        if isinstance(value, Tensor):
+            assert_close(actual[name], value)
 
 
 def test_a_merged_adapter_is_a_plain_model_of_the_same_numbers() -> None:
