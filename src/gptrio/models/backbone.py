@@ -12,6 +12,7 @@ from gptrio.cache.transformers import as_given
 from gptrio.errors import InputError
 from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
+from gptrio.models.signatures import overridable
 from gptrio.nn.context import CrossAttention, LayerContext
 from gptrio.nn.masks import AttentionMask
 from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
@@ -52,6 +53,7 @@ class Backbone(PreTrainedModel):
         """The norm after the last block."""
         raise NotImplementedError(f"{type(self).__name__} must name its final norm")
 
+    @overridable
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
-from gptrio.errors import ConfigError, InputError, UnsupportedError
+from gptrio.errors import ConfigError, InputError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.models.adapters import AdaptersMixin, load_with_adapter
 from gptrio.models.checkpointing import CheckpointingMixin
 from gptrio.models.garbage import paused_collection
+from gptrio.models.generating import GenerationMixin
 from gptrio.models.inputs import spread_head_mask
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
@@ -27,7 +28,7 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
-class PreTrainedModel(AdaptersMixin, CheckpointingMixin):
+class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
     """Base of all models.
 
     Args:
@@ -47,7 +48,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin):
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa: ClassVar[bool] = True
     _supports_flash_attn: ClassVar[bool] = True
-    _can_generate: ClassVar[bool] = False
     has_cross_attention: ClassVar[bool] = False
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
@@ -103,6 +103,26 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin):
         return build(cls, config, **kwargs)
 
     # files ----------------------------------------------------------------------------------------------------------
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        output_loading_info: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Model: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        output_loading_info: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Model, dict[str, Any]]: ...
 
     @classmethod
     def from_pretrained(
@@ -249,67 +269,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin):
         release_packs(self)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
-
-    # generation -----------------------------------------------------------------------------------------------------
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Whether the class has a language-model head."""
-        return cls._can_generate
-
-    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
-        if not self.can_generate():
-            raise UnsupportedError(
-                f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
-                "AutoModelForCausalLM"
-            )
-        with paused_collection():  # importing it makes objects that stay, too
-            from gptrio.generation.generate import generate
-        return generate(self, inputs, *args, **kwargs)
-
-    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""
-        from gptrio.generation.outputs import compute_transition_scores
-
-        return compute_transition_scores(*args, **kwargs)
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        past_key_values: Any = None,
-        attention_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        cache_position: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Arguments of the forward for the next step: what the cache lacks, with positions from the mask.
-
-        Args:
-            input_ids: (B, S) all tokens so far.
-            past_key_values: cache, or None.
-            attention_mask: (B, S), or None.
-            inputs_embeds: (B, T, C) for a first step from embeddings.
-            cache_position: (T,) positions of the new tokens, or None.
-            kwargs: handed through.
-        """
-        past = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if cache_position is not None and past_key_values is not None:
-            new = cache_position.shape[0]
-        else:
-            new = input_ids.shape[1] - past
-        first = inputs_embeds is not None and past == 0
-        arguments: dict[str, Any] = {"inputs_embeds": inputs_embeds} if first else {"input_ids": input_ids[:, -new:]}
-        length = inputs_embeds.shape[1] if first and inputs_embeds is not None else new
-        if attention_mask is not None and attention_mask.dim() == 2 and kwargs.get("position_ids") is None:
-            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        return {
-            **kwargs,
-            **arguments,
-            "past_key_values": past_key_values,
-            "attention_mask": attention_mask,
-            "cache_position": cache_position,
-        }
 
     def _wants_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.use_return_dict if return_dict is None else return_dict)

@@ -16,6 +16,7 @@ from gptrio.models import heads, inputs
 from gptrio.models.backbone import LearnedPositionBackbone
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.pruning import head_features
+from gptrio.models.signatures import overridable
 from gptrio.models.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
@@ -138,7 +139,8 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
         super().build_head()
         self.multiple_choice_head = SequenceSummary(self.config)
 
-    def forward(  # type: ignore[override]  # the reference's own argument order
+    @overridable
+    def forward(
         self,
         input_ids: Tensor | None = None,
         past_key_values: Cache | None = None,

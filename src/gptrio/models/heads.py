@@ -12,6 +12,7 @@ from gptrio.errors import InputError
 from gptrio.kernels.compiled import Reason, is_ready
 from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
+from gptrio.models.signatures import overridable
 from gptrio.nn.linear import Linear
 from gptrio.nn.losses import classification_loss, infer_problem_type, next_token_loss, span_loss, token_loss
 from gptrio.outputs import (
@@ -66,6 +67,7 @@ class CausalLMHead(HeadModel):
         """Create the linear layer (V, C)."""
         setattr(self, cast(str, self.head_name), Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
 
+    @overridable
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -152,6 +154,7 @@ class SequenceClassificationHead(HeadModel):
         """Create the linear layer (num_labels, C)."""
         self.score = Linear(self.config.hidden_size, self.num_labels, bias=False)
 
+    @overridable
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -234,6 +237,7 @@ class TokenClassificationHead(HeadModel):
         self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
         self.classifier = Linear(self.config.hidden_size, self.num_labels)
 
+    @overridable
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -284,6 +288,7 @@ class QuestionAnsweringHead(HeadModel):
         """Create the linear layer (2, C)."""
         self.qa_outputs = Linear(self.config.hidden_size, 2)
 
+    @overridable
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -12,6 +12,14 @@ from torch import nn
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
 
 
+def overridable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorate a model's forward that subclasses override with arguments of their own.
+
+    Type checkers then see it as they see `nn.Module.forward`; whoever runs or inspects it sees what it is.
+    """
+    return forward
+
+
 def arguments(order: str) -> Callable[[ModelClass], ModelClass]:
     """Decorate a model class whose forward takes its positional arguments in another order than the shared one.
 

@@ -1,0 +1,106 @@
+"""`generate` as a method of the models, and what decoding loops of the caller's own need of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+from torch import Tensor
+
+from gptrio.errors import UnsupportedError
+from gptrio.models.garbage import paused_collection
+
+if TYPE_CHECKING:
+    from gptrio.generation.outputs import GenerateOutput
+
+
+class GenerationMixin:
+    """The methods of a model that are about generation."""
+
+    _can_generate: ClassVar[bool] = False
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has a language-model head."""
+        return cls._can_generate
+
+    @overload
+    def generate(
+        self,
+        inputs: Tensor | None = ...,
+        *,
+        generation_config: None = ...,
+        return_dict_in_generate: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Tensor | None = ...,
+        *,
+        generation_config: Any,
+        return_dict_in_generate: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput: ...
+
+    @overload
+    def generate(
+        self, inputs: Tensor | None = ..., *args: Any, return_dict_in_generate: Literal[True], **kwargs: Any
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(self, inputs: Tensor | None = ..., *args: Any, **kwargs: Any) -> Tensor | GenerateOutput: ...
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
+        if not self.can_generate():
+            raise UnsupportedError(
+                f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
+                "AutoModelForCausalLM"
+            )
+        with paused_collection():  # importing it makes objects that stay, too
+            from gptrio.generation.generate import generate
+        return generate(self, inputs, *args, **kwargs)
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""
+        from gptrio.generation.outputs import compute_transition_scores
+
+        return compute_transition_scores(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward for the next step: what the cache lacks, with positions from the mask.
+
+        Args:
+            input_ids: (B, S) all tokens so far.
+            past_key_values: cache, or None.
+            attention_mask: (B, S), or None.
+            inputs_embeds: (B, T, C) for a first step from embeddings.
+            cache_position: (T,) positions of the new tokens, or None.
+            kwargs: handed through.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if cache_position is not None and past_key_values is not None:
+            new = cache_position.shape[0]
+        else:
+            new = input_ids.shape[1] - past
+        first = inputs_embeds is not None and past == 0
+        arguments: dict[str, Any] = {"inputs_embeds": inputs_embeds} if first else {"input_ids": input_ids[:, -new:]}
+        length = inputs_embeds.shape[1] if first and inputs_embeds is not None else new
+        if attention_mask is not None and attention_mask.dim() == 2 and kwargs.get("position_ids") is None:
+            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return {
+            **kwargs,
+            **arguments,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "cache_position": cache_position,
+        }
