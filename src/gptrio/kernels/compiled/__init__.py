@@ -21,12 +21,12 @@ class Reason(str):
 
 @functools.cache
 def is_installed() -> bool:
-    """Whether numba is there and compiles, and the system has what the threads need; numba itself is not imported."""
+    """Whether numba is there, and the system has what the threads need; numba itself is not imported."""
     try:
         found = importlib.util.find_spec("numba") is not None
     except ValueError:  # something else stands in its place
         found = False
-    return os.name == "posix" and found and os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")
+    return os.name == "posix" and found
 
 
 @functools.cache
@@ -37,10 +37,26 @@ def is_ready() -> bool:
     try:
         _prepare()
     except Exception as error:  # numba is the user's own: whatever it dies of, there is the plain way
-        reason = " ".join(str(error).split()) or type(error).__name__
-        _log.warning("decoding goes on without compiled steps: %s", reason)
+        _log.warning("decoding goes on without compiled steps: %s", one_line(error))
         return False
     return True
+
+
+def check_numba() -> None:
+    """Import numba.
+
+    Raises:
+        Exception: it cannot be imported, for any reason that it has, or is told not to compile.
+    """
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise RuntimeError("numba is told not to compile (NUMBA_DISABLE_JIT)")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _prepare() -> None:
@@ -49,10 +65,7 @@ def _prepare() -> None:
     Raises:
         Exception: it cannot be compiled, kept or run, for any reason that numba or the processor has.
     """
-    import numba
-
-    if numba.config.DISABLE_JIT:
-        raise RuntimeError("numba is told not to compile (numba.config.DISABLE_JIT)")
+    check_numba()
     from gptrio.kernels.compiled.step import prepare
 
     prepare()
