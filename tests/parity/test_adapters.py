@@ -275,6 +275,34 @@ def test_adapter_methods_do_what_those_of_the_reference_do(class_name: str, tmp_
             assert not any(parameter.requires_grad for name, parameter in model.named_parameters() if "lora" in name)
 
 
+@torch.no_grad()
+def test_generate_follows_the_adapters_of_the_moment() -> None:
+    torch.manual_seed(0)
+    model = gptrio.AutoModelForCausalLM.from_pretrained("gptrio/stdlib-gpt2")
+    ids = torch.randint(5, 4000, (1, 6))
+
+    def tokens() -> Tensor:
+        slow = ids
+        for _ in range(12):
+            slow = torch.cat([slow, model(slow).logits[:, -1:].argmax(-1)], dim=1)
+        fast: Tensor = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        assert torch.equal(fast, slow)
+        return fast
+
+    plain = tokens()
+    model.add_adapter(peft.LoraConfig(r=4, target_modules="all-linear"))
+    draw_adapter(model)
+    model.eval()
+    adapted = tokens()
+    assert not torch.equal(adapted, plain)
+    model.disable_adapters()
+    assert torch.equal(tokens(), plain)
+    model.enable_adapters()
+    assert torch.equal(tokens(), adapted)
+    model.delete_adapter("default")
+    assert torch.equal(tokens(), plain)
+
+
 def test_an_adapter_is_taken_from_a_dictionary_and_can_be_trained() -> None:
     torch.manual_seed(0)
     oracle, ours = pair("GPT2LMHeadModel")

@@ -16,7 +16,7 @@ import gptrio
 from gptrio.cache.transformers import TransformersCache, as_own_cache
 from gptrio.foreign import CACHE, CONFIGURATION, is_foreign
 from tests.pairs import model_pair, token_ids
-from tests.tiny_tokenizers import write_gpt2
+from tests.tiny_tokenizers import write_gpt2, write_gpt_neox
 
 CLASSES = ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM")
 CACHES: dict[str, Callable[[Any], Any]] = {
@@ -214,6 +214,23 @@ def test_tokenizers_processors_rules_and_streamers_of_transformers_are_called(tm
         expected = oracle.generate(ids, **options, **extra)
         assert torch.equal(ours.generate(ids, **options, **extra, streamer=Kept(tokenizer)), expected)
         assert "".join(shown) == tokenizer.decode(expected[0])
+
+
+def test_tokenizers_of_transformers_translate_the_drafts_of_another_vocabulary(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizers = []
+    for name, write in (("GPT2TokenizerFast", write_gpt2), ("GPTNeoXTokenizerFast", write_gpt_neox)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name)
+        tokenizers.append(getattr(transformers, name).from_pretrained(tmp_path / name))
+    _, ours = model_pair("GPT2LMHeadModel", vocab_size=len(tokenizers[0]), n_positions=64, eos_token_id=None)
+    _, draft = model_pair("GPTNeoXForCausalLM", vocab_size=len(tokenizers[1]), eos_token_id=None)
+    ids = tokenizers[0]("Hello world", return_tensors="pt").input_ids
+    options: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    helped = ours.generate(
+        ids, assistant_model=draft, tokenizer=tokenizers[0], assistant_tokenizer=tokenizers[1], **options
+    )
+    assert torch.equal(helped, ours.generate(ids, **options))
 
 
 def test_names_alone_make_no_foreign_object() -> None:

@@ -143,7 +143,7 @@ class TransformersCrossCache(EncoderDecoderCache):
 
 def as_own_cache(given: Given) -> Given | Cache:
     """A cache of Transformers behind our protocol; everything else as it is."""
-    if isinstance(given, Cache):
+    if given is None or isinstance(given, Cache):
         return given
     if is_foreign(given, CROSS_CACHE):
         return TransformersCrossCache(given)
