@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, OptionError, UnsafeCheckpointError
 
 _PACKAGED_PREFIX = "gptrio/"
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -45,7 +45,18 @@ class HubOptions:
 
     @classmethod
     def pop_from(cls, kwargs: MutableMapping[str, Any]) -> HubOptions:
-        """Take the lookup arguments out of `kwargs`; an explicit None means the default."""
+        """Take the lookup arguments out of `kwargs`; an explicit None means the default.
+
+        `use_auth_token` is an older name of `token`.
+
+        Raises:
+            OptionError: both are given.
+        """
+        older = kwargs.pop("use_auth_token", None)
+        if older is not None:
+            if kwargs.get("token") is not None:
+                raise OptionError("token and use_auth_token are both given; pass token alone, its newer name")
+            kwargs["token"] = older
         found = {field.name: kwargs.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in found.items() if value is not None})
 

@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
+from gptrio.errors import OptionError
+
 # causal masks and rotary tables, which models compute themselves
 IGNORED_BUFFERS = (
     r"(^|\.)(attn|attention|crossattention)\.(masked_)?bias$",
@@ -74,6 +76,36 @@ def plan_keys(
             present |= {one, other}
     plan.missing = [key for key in wanted if key not in present and not _matches(key, ignore_missing)]
     return plan
+
+
+def renamed(keys: Iterable[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """The names of a checkpoint's tensors after renaming: new name -> name in the files.
+
+    Args:
+        keys: names in the files.
+        mapping: {regular expression: replacement}, as for `re.sub`; of each name, the first that is found applies.
+
+    Raises:
+        OptionError: an expression that is none, or two names become one.
+    """
+    names: dict[str, str] = {}
+    for key in keys:
+        new = _renamed(key, mapping) if mapping else key
+        if new in names:
+            raise OptionError(f"key_mapping gives {names[new]} and {key} of the checkpoint the same name, {new}")
+        names[new] = key
+    return names
+
+
+def _renamed(key: str, mapping: Mapping[str, str]) -> str:
+    for pattern, replacement in mapping.items():
+        try:
+            new, count = re.subn(pattern, replacement, key)
+        except (re.error, IndexError) as error:
+            raise OptionError(f"key_mapping {pattern!r}: {replacement!r} is no regular expression: {error}") from error
+        if count:
+            return new
+    return key
 
 
 def _spellings(key: str, prefix: str) -> Iterator[str]:

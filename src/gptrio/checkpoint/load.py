@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys
+from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys, renamed
 from gptrio.checkpoint.pages import release_pages
 from gptrio.checkpoint.read import CheckpointReader, TensorDict
 from gptrio.errors import SizeMismatchError
@@ -46,6 +46,7 @@ def load_into(
     device: Placement = "cpu",
     ignore_mismatched_sizes: bool = False,
     take: Take | None = None,
+    key_mapping: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Give a module the tensors of a checkpoint, one at a time and without a second copy of the model.
 
@@ -61,22 +62,24 @@ def load_into(
         ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
         take: is offered each model key and tensor first, with the key and the checkpoint they come from; True if it
             has put the tensor where it belongs.
+        key_mapping: see `gptrio.checkpoint.keys.renamed`.
 
     Raises:
         SizeMismatchError: tensors have other shapes than the model's.
     """
     reader = source if isinstance(source, CheckpointReader) else TensorDict(source)
     targets = dict(module.state_dict(keep_vars=True))
+    names = renamed(reader.keys(), key_mapping or {})
     plan = plan_keys(
         targets,
-        reader.keys(),
+        names,
         base_model_prefix=base_model_prefix,
         ignore_unexpected=ignore_unexpected,
         ignore_missing=ignore_missing,
         tied=tied,
     )
     report = LoadReport(plan.missing, plan.unexpected)
-    destinations = {key: name for name, key in plan.sources.items()}
+    destinations = {names[key]: name for name, key in plan.sources.items()}
     for key in _in_file_order(reader):
         name = destinations.get(key)
         if name is None:

@@ -72,7 +72,6 @@ class _AutoModel:
             UnsupportedError: a family that gptrio does not have, or `trust_remote_code=True`.
         """
         refuse_remote_code(kwargs)
-        kwargs.pop("code_revision", None)
         return load_with_adapter(
             lambda name: cls._load(name, model_args, kwargs), pretrained_model_name_or_path, kwargs
         )

@@ -19,6 +19,7 @@ from gptrio.models.checkpointing import CheckpointingMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.generating import GenerationMixin
 from gptrio.models.inputs import spread_head_mask
+from gptrio.models.placement import execution_device
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
@@ -160,8 +161,9 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter."""
-        return next(self.parameters()).device
+        """Device of the first parameter; of a model whose parameters accelerate keeps elsewhere, where it computes."""
+        device = next(self.parameters()).device
+        return device if device.type != "meta" else execution_device(self) or device
 
     @property
     def dtype(self) -> torch.dtype:

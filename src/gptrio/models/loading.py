@@ -18,18 +18,18 @@ from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
-from gptrio.errors import CheckpointNotFoundError, MissingDependencyError, OptionError, warn
+from gptrio.errors import CheckpointNotFoundError, OptionError, warn
 from gptrio.generation.config import GenerationConfig
 from gptrio.hub import HubOptions
+from gptrio.models.arguments import drop_arguments_without_effect
 from gptrio.models.base import PreTrainedModel
+from gptrio.models.placement import DeviceMap, Place, Placement, places_of
 from gptrio.nn.attention import check_implementation
 
 if TYPE_CHECKING:
     from gptrio.quantization import QuantizationConfig, Quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-Place = torch.device | Callable[[str], torch.device]
-DeviceMap = str | int | torch.device | dict[str, Any]
 Source = CheckpointReader | Mapping[str, Tensor]
 
 
@@ -49,7 +49,8 @@ def load_model(
     output_loading_info: bool = False,
     quantization_config: QuantizationConfig | Mapping[str, Any] | str | None = None,
     load_in: str | None = None,
-    low_cpu_mem_usage: bool | None = None,
+    generation_config: GenerationConfig | None = None,
+    key_mapping: Mapping[str, str] | None = None,
     **kwargs: Any,
 ) -> Model | tuple[Model, dict[str, Any]]:
     """Load a model in evaluation mode.
@@ -74,16 +75,21 @@ def load_model(
         quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
             its name; what the checkpoint says if None.
         load_in: "int8", "int4", or by bitsandbytes "nf4", "fp4" or "llm_int8", for short.
-        low_cpu_mem_usage: accepted and without effect: memory use is always low.
-        kwargs: lookup options (see `gptrio.hub.HubOptions`), overrides of the configuration such as `num_labels`, and
-            `load_in_8bit` or `load_in_4bit` for bitsandbytes.
+        generation_config: options of `generate`, instead of those beside the weights.
+        key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
+        kwargs: lookup options (see `gptrio.hub.HubOptions`); `max_memory`, `offload_folder` and `offload_buffers` (see
+            `gptrio.models.placement.Placement`); overrides of the configuration such as `num_labels`; `load_in_8bit` or
+            `load_in_4bit` for bitsandbytes; and what Transformers takes that changes nothing here.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
         OptionError: an argument that is none of these and no configuration key.
+        UnsupportedError: an argument of Transformers that asks for what gptrio does not have.
     """
     refuse_remote_code(kwargs)
     options = HubOptions.pop_from(kwargs)
+    drop_arguments_without_effect(cls.__name__, kwargs)
+    placement = Placement.pop_from(device_map, kwargs)
     quantization = quantization_config or load_in or _bitsandbytes(kwargs)
     settings, unknown = _read_config(cls, config, name_or_path, options, kwargs)
     if unknown:
@@ -99,14 +105,17 @@ def load_model(
     if wanted is None and quantizer is not None:
         wanted = quantizer.default_dtype
     number_format = _number_format(wanted, settings, source)
-    place = _placement(device_map)
     model = build(cls, settings, *model_args, dtype=number_format, device="meta")
-    report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes)
+    if quantizer is not None:
+        quantizer.prepare(model)
+    device_map = placement.resolve(model, number_format)
+    place = places_of(device_map)
+    report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes, key_mapping)
     _tell(report, cls.__name__, name_or_path)
-    _read_generation_config(model, name_or_path, options)
+    _take_generation_config(model, generation_config, name_or_path, options)
     model.name_or_path = str(name_or_path or "")
     model.eval()
-    model = _dispatch(model, device_map)
+    placement.dispatch(model, device_map)
     return (model, _loading_info(report)) if output_loading_info else model
 
 
@@ -131,10 +140,9 @@ def _fill(
     number_format: torch.dtype,
     place: Place,
     ignore_mismatched_sizes: bool,
+    key_mapping: Mapping[str, str] | None,
 ) -> LoadReport:
     """Give a model without storage its weights: those of the checkpoint, and new ones where it has none."""
-    if quantizer is not None:
-        quantizer.prepare(model)
     report = load_into(
         model,
         source,
@@ -150,6 +158,7 @@ def _fill(
         device=place,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         take=functools.partial(quantizer.place, model) if quantizer else None,
+        key_mapping=key_mapping,
     )
     model.tie_weights()
     _initialise_rest(model, place)
@@ -268,25 +277,6 @@ def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, so
     return next((kind for kind in stored if kind.is_floating_point), torch.get_default_dtype())
 
 
-def _placement(device_map: DeviceMap | None) -> Place:
-    """Where each tensor goes."""
-    if device_map is None:
-        return torch.get_default_device()
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not isinstance(device_map, dict):
-        return torch.device(device_map)
-    prefixes = {name: torch.device(device) for name, device in device_map.items()}
-
-    def device_of(key: str) -> torch.device:
-        fitting = [name for name in prefixes if not name or key == name or key.startswith(f"{name}.")]
-        if not fitting:
-            raise OptionError(f"device_map has no device for {key}; add an entry for it, or '' for all the rest")
-        return prefixes[max(fitting, key=len)]
-
-    return device_of
-
-
 def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
     """Give storage and new values to parameters that the checkpoint did not have."""
     empty: dict[nn.Module, dict[str, nn.Parameter]] = {}
@@ -332,30 +322,23 @@ def _loading_info(report: LoadReport) -> dict[str, Any]:
     }
 
 
-def _read_generation_config(
-    model: PreTrainedModel, name_or_path: str | os.PathLike[str] | None, options: HubOptions
+def _take_generation_config(
+    model: PreTrainedModel,
+    given: GenerationConfig | None,
+    name_or_path: str | os.PathLike[str] | None,
+    options: HubOptions,
 ) -> None:
-    """Take the options beside the weights; without such a file those of the configuration stay."""
-    if not model.can_generate() or name_or_path is None or os.path.isfile(name_or_path):
+    """Take the options that are given, or those beside the weights; without either those of the configuration stay."""
+    if not model.can_generate():
+        return
+    if given is not None:
+        model.generation_config = GenerationConfig.from_dict(
+            dict(given) if isinstance(given, Mapping) else given.to_dict()
+        )
+        return
+    if name_or_path is None or os.path.isfile(name_or_path):
         return
     try:
         model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs())
     except CheckpointNotFoundError:
         return
-
-
-def _dispatch(model: Model, device_map: DeviceMap | None) -> Model:
-    """Let a model that is spread over several devices move its activations between them."""
-    if not isinstance(device_map, dict):
-        return model
-    model.hf_device_map = device_map  # type: ignore[assignment]  # read by other libraries under this name
-    if len({torch.device(device) for device in device_map.values()}) == 1:
-        return model
-    try:
-        from accelerate import dispatch_model
-    except ImportError as error:
-        raise MissingDependencyError(
-            "a device_map over several devices needs accelerate; pip install 'gptrio[accelerate]', or name one device"
-        ) from error
-    dispatched: Model = dispatch_model(model, device_map)
-    return dispatched

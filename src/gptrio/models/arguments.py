@@ -1,0 +1,51 @@
+"""Arguments of Transformers' `from_pretrained` that change nothing here, or that ask for what gptrio does not have."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gptrio.errors import UnsupportedError
+
+# arguments whose every value gives the same model here
+_WITHOUT_EFFECT = (
+    "_commit_hash",
+    "_fast_init",
+    "_from_auto",
+    "_from_pipeline",
+    "code_revision",  # no code of a checkpoint is run
+    "low_cpu_mem_usage",  # memory use is always low
+    "mirror",
+    "offload_state_dict",  # tensors are never gathered before they are placed
+    "resume_download",
+    "weights_only",  # torch files are always read without running their code
+)
+# name -> the value that asks for nothing, beside None, and what to do instead
+_UNSUPPORTED: dict[str, tuple[Any, str]] = {
+    "from_tf": (False, "convert the TensorFlow weights with Transformers' from_tf=True and save_pretrained"),
+    "from_flax": (False, "convert the Flax weights with Transformers' from_flax=True and save_pretrained"),
+    "gguf_file": (None, "load the model's safetensors, or convert the file with Transformers and save_pretrained"),
+    "tp_plan": (None, "leave it out; device_map spreads a model over several devices"),
+    "tp_size": (None, "leave it out; device_map spreads a model over several devices"),
+    "device_mesh": (None, "leave it out; device_map spreads a model over several devices"),
+    "distributed_config": (None, "leave it out; device_map spreads a model over several devices"),
+    "use_kernels": (False, "leave it out; gptrio runs its own kernels where they are the fastest"),
+    "proxies": ({}, "leave it out and set the environment variable HTTPS_PROXY"),
+}
+
+
+def drop_arguments_without_effect(class_name: str, kwargs: dict[str, Any]) -> None:
+    """Take the arguments out of `kwargs` that Transformers has and that change nothing here.
+
+    Args:
+        class_name: the model's class, for the message.
+        kwargs: of `from_pretrained`.
+
+    Raises:
+        UnsupportedError: the value of one asks for what gptrio does not have.
+    """
+    for name in _WITHOUT_EFFECT:
+        kwargs.pop(name, None)
+    for name, (nothing, way_out) in _UNSUPPORTED.items():
+        value = kwargs.pop(name, None)
+        if value is not None and value != nothing:
+            raise UnsupportedError(f"{class_name}.from_pretrained does not support {name}={value!r}; {way_out}")

@@ -1,0 +1,149 @@
+"""Where the tensors of a model go: one device, several, or files that accelerate reads them from at each use."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptrio.errors import MissingDependencyError, OptionError
+
+Place = torch.device | Callable[[str], torch.device]
+DeviceMap = str | int | torch.device | dict[str, Any]
+_PLANNED = ("auto", "balanced", "balanced_low_0", "sequential")
+_DISK = "disk"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What a caller says of where a model's tensors go.
+
+    Args:
+        device_map: a device, "auto" (or "balanced", "balanced_low_0", "sequential"), or {name of a module: device or
+            "disk"}.
+        max_memory: {device: bytes, or text such as "8GB"}, the most that "auto" puts on each.
+        offload_folder: folder for what goes to "disk".
+        offload_buffers: send buffers there, too.
+    """
+
+    device_map: DeviceMap | None = None
+    max_memory: Mapping[int | str, int | str] | None = None
+    offload_folder: str | os.PathLike[str] | None = None
+    offload_buffers: bool = False
+
+    @classmethod
+    def pop_from(cls, device_map: DeviceMap | None, kwargs: dict[str, Any]) -> Placement:
+        """Take the other arguments out of those of `from_pretrained`."""
+        return cls(
+            device_map,
+            kwargs.pop("max_memory", None),
+            kwargs.pop("offload_folder", None),
+            bool(kwargs.pop("offload_buffers", False)),
+        )
+
+    def resolve(self, model: nn.Module, dtype: torch.dtype) -> DeviceMap | None:
+        """The device map, with "auto" replaced by accelerate's choice where memory or a folder is told of.
+
+        Args:
+            model: on the meta device, its layers in the form in which they will be filled.
+            dtype: type of the floating-point weights.
+        """
+        if self.device_map not in _PLANNED or not (self.max_memory or self.offload_folder):
+            return self.device_map
+        _import_accelerate("max_memory and offload_folder")
+        from accelerate import infer_auto_device_map
+        from accelerate.utils import get_balanced_memory, get_max_memory
+
+        kept_whole: Any = getattr(model, "_no_split_modules", [])
+        if self.device_map == "sequential":
+            memory = get_max_memory(self.max_memory)
+        else:
+            low_zero = self.device_map == "balanced_low_0"
+            memory = get_balanced_memory(model, self.max_memory, kept_whole, dtype, low_zero=low_zero)
+        chosen: dict[str, Any] = infer_auto_device_map(
+            model, memory, kept_whole, dtype, offload_buffers=self.offload_buffers
+        )
+        return chosen
+
+    def dispatch(self, model: Any, device_map: DeviceMap | None) -> None:
+        """Let a model that is spread over several devices move activations between them, and weights from files.
+
+        Args:
+            model: with its weights.
+            device_map: as resolved.
+
+        Raises:
+            OptionError: something goes to "disk", and `offload_folder` is None.
+            MissingDependencyError: accelerate is needed and not installed.
+        """
+        if not isinstance(device_map, dict):
+            return
+        model.hf_device_map = device_map
+        devices = {str(device) if device == _DISK else torch.device(device) for device in device_map.values()}
+        if devices == {torch.device("cpu")} or (len(devices) == 1 and _DISK not in devices):
+            return
+        if _DISK in devices and self.offload_folder is None:
+            names = [name or "the whole model" for name, device in device_map.items() if device == _DISK]
+            raise OptionError(f"device_map puts {', '.join(names)} on disk; pass offload_folder, a folder for it")
+        accelerate = _import_accelerate("a device_map over several devices, or with 'disk',")
+        if devices == {_DISK}:
+            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            accelerate.disk_offload(model, self.offload_folder, device, offload_buffers=self.offload_buffers)
+            return
+        accelerate.dispatch_model(
+            model,
+            device_map,
+            offload_dir=self.offload_folder,
+            offload_buffers=self.offload_buffers,
+            skip_keys=model._skip_keys_device_placement,
+        )
+
+
+def places_of(device_map: DeviceMap | None) -> Place:
+    """Where each tensor is put as it is read; what goes to "disk" passes through the CPU.
+
+    Raises:
+        OptionError: a tensor that the map names no device for, when it is asked for.
+    """
+    if device_map is None:
+        return torch.get_default_device()
+    if device_map in _PLANNED:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not isinstance(device_map, dict):
+        return torch.device(device_map)
+    prefixes = {name: torch.device("cpu" if device == _DISK else device) for name, device in device_map.items()}
+
+    def device_of(key: str) -> torch.device:
+        fitting = [name for name in prefixes if not name or key == name or key.startswith(f"{name}.")]
+        if not fitting:
+            raise OptionError(f"device_map has no device for {key}; add an entry for it, or '' for all the rest")
+        return prefixes[max(fitting, key=len)]
+
+    return device_of
+
+
+def execution_device(model: nn.Module) -> torch.device | None:
+    """The first device that a hook of accelerate brings weights to; None if the model has no such hook."""
+    for module in model.modules():
+        hook: Any = module.__dict__.get("_hf_hook")
+        for part in getattr(hook, "hooks", (hook,)):  # of a SequentialHook, or the hook itself
+            device = getattr(part, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return None
+
+
+def _import_accelerate(what: str) -> ModuleType:
+    try:
+        import accelerate
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{what} needs accelerate; pip install 'gptrio[accelerate]', or name one device"
+        ) from error
+    module: ModuleType = accelerate
+    return module
