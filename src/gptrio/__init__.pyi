@@ -5,6 +5,7 @@ from gptrio.config import GPT2Config as GPT2Config
 from gptrio.config import GPTNeoConfig as GPTNeoConfig
 from gptrio.config import GPTNeoXConfig as GPTNeoXConfig
 from gptrio.config import PretrainedConfig as PretrainedConfig
+from gptrio.config.base import CONFIG_NAME as CONFIG_NAME
 from gptrio.errors import CheckpointError as CheckpointError
 from gptrio.errors import CheckpointFormatError as CheckpointFormatError
 from gptrio.errors import CheckpointNotFoundError as CheckpointNotFoundError
@@ -96,6 +97,7 @@ from gptrio.generation.watermark.greenlist import WatermarkLogitsProcessor as Wa
 from gptrio.generation.watermark.synthid import (
     SynthIDTextWatermarkLogitsProcessor as SynthIDTextWatermarkLogitsProcessor,
 )
+from gptrio.nn.linear import Conv1D as Conv1D
 from gptrio.outputs import BaseModelOutputWithPast as BaseModelOutputWithPast
 from gptrio.outputs import BaseModelOutputWithPastAndCrossAttentions as BaseModelOutputWithPastAndCrossAttentions
 from gptrio.outputs import CausalLMOutputWithCrossAttentions as CausalLMOutputWithCrossAttentions
@@ -121,20 +123,38 @@ from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast as GPTNeoXTokenize
 from gptrio.tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
 from gptrio.tokenization.special_tokens import AddedToken as AddedToken
 from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialTokensMixin
+from gptrio.tokenization.tensors import TensorType as TensorType
 from gptrio.utils import logging as logging
+from gptrio.utils.installed import is_apex_available as is_apex_available
+from gptrio.utils.installed import is_av_available as is_av_available
 from gptrio.utils.installed import is_bitsandbytes_available as is_bitsandbytes_available
 from gptrio.utils.installed import is_datasets_available as is_datasets_available
+from gptrio.utils.installed import is_faiss_available as is_faiss_available
 from gptrio.utils.installed import is_flax_available as is_flax_available
+from gptrio.utils.installed import is_keras_nlp_available as is_keras_nlp_available
 from gptrio.utils.installed import is_matplotlib_available as is_matplotlib_available
+from gptrio.utils.installed import is_phonemizer_available as is_phonemizer_available
 from gptrio.utils.installed import is_psutil_available as is_psutil_available
+from gptrio.utils.installed import is_py3nvml_available as is_py3nvml_available
+from gptrio.utils.installed import is_pyctcdecode_available as is_pyctcdecode_available
+from gptrio.utils.installed import is_sacremoses_available as is_sacremoses_available
 from gptrio.utils.installed import is_safetensors_available as is_safetensors_available
 from gptrio.utils.installed import is_scipy_available as is_scipy_available
 from gptrio.utils.installed import is_sentencepiece_available as is_sentencepiece_available
 from gptrio.utils.installed import is_sklearn_available as is_sklearn_available
+from gptrio.utils.installed import is_speech_available as is_speech_available
+from gptrio.utils.installed import is_tensorflow_text_available as is_tensorflow_text_available
 from gptrio.utils.installed import is_tf_available as is_tf_available
+from gptrio.utils.installed import is_timm_available as is_timm_available
 from gptrio.utils.installed import is_tokenizers_available as is_tokenizers_available
 from gptrio.utils.installed import is_torch_available as is_torch_available
+from gptrio.utils.installed import is_torch_hpu_available as is_torch_hpu_available
+from gptrio.utils.installed import is_torch_mlu_available as is_torch_mlu_available
+from gptrio.utils.installed import is_torch_musa_available as is_torch_musa_available
+from gptrio.utils.installed import is_torch_neuroncore_available as is_torch_neuroncore_available
+from gptrio.utils.installed import is_torch_npu_available as is_torch_npu_available
 from gptrio.utils.installed import is_torch_xla_available as is_torch_xla_available
+from gptrio.utils.installed import is_torch_xpu_available as is_torch_xpu_available
 from gptrio.utils.installed import is_torchvision_available as is_torchvision_available
 from gptrio.utils.installed import is_vision_available as is_vision_available
 from gptrio.utils.seed import set_seed as set_seed
@@ -160,6 +180,7 @@ from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQues
 from gptrio.models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
 from gptrio.models.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
 from gptrio.models.base import PreTrainedModel as PreTrainedModel
+from gptrio.models.generating import GenerationMixin as GenerationMixin
 from gptrio.models.gpt2 import GPT2DoubleHeadsModel as GPT2DoubleHeadsModel
 from gptrio.models.gpt2 import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
 from gptrio.models.gpt2 import GPT2ForSequenceClassification as GPT2ForSequenceClassification

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
@@ -67,8 +68,17 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="gptrio", standalone_mode=False)
     except typer.TyperException as error:
-        context = getattr(error, "ctx", None)
-        message = error.format_message().rstrip(".")
-        complain(f"{message}; see '{context.command_path if context else 'gptrio'} --help'")
+        complain(_usage_message(error, arguments))
         return error.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _usage_message(error: typer.TyperException, arguments: list[str]) -> str:
+    """What is wrong with a command line, what may have been meant, and where to read on."""
+    message = error.format_message().rstrip(".").replace("Value error, ", "").replace("Input should be", "it must be")
+    command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else ""
+    if not command and arguments and message.startswith("No such command"):
+        longer = [name for name in COMMANDS if name.startswith(arguments[0])]
+        near = longer or get_close_matches(arguments[0], COMMANDS, 1, cutoff=0.5)
+        message += f" (did you mean '{near[0]}'?)" if near else ""
+    return f"{message}; see '{' '.join(filter(None, ('gptrio', command, '--help')))}'"

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from typing import Any
 
 from gptrio.errors import MissingDependencyError, TokenizationError, UnsupportedError
+
+
+class TensorType(str, Enum):
+    """Values of `return_tensors`; those of TensorFlow and MLX are known, but refused."""
+
+    PYTORCH = "pt"
+    TENSORFLOW = "tf"
+    NUMPY = "np"
+    JAX = "jax"
+    MLX = "mlx"
 
 
 def to_tensor(value: Any, kind: str, name: str) -> Any:

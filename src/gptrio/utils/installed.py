@@ -46,6 +46,22 @@ is_sentencepiece_available = _check("sentencepiece")
 is_vision_available = _check(("PIL", "pillow"))
 is_torchvision_available = _check("torch", "torchvision")
 is_torch_sdpa_available = is_torch_available
+is_speech_available = _check("torchaudio")
+is_apex_available = _check("apex")
+is_av_available = _check("av")
+is_timm_available = _check("timm")
+is_faiss_available = _check(("faiss", "faiss-cpu"))
+is_phonemizer_available = _check("phonemizer")
+is_py3nvml_available = _check("py3nvml")
+is_pyctcdecode_available = _check("pyctcdecode")
+is_sacremoses_available = _check("sacremoses")
+is_keras_nlp_available = _check("tensorflow", ("keras_nlp", "keras-nlp"))
+is_tensorflow_text_available = _check("tensorflow", ("tensorflow_text", "tensorflow-text"))
+is_torch_hpu_available = _check("torch", ("habana_frameworks", "habana-torch-plugin"))
+is_torch_mlu_available = _check("torch", "torch_mlu")
+is_torch_musa_available = _check("torch", "torch_musa")
+is_torch_npu_available = _check("torch", "torch_npu")
+is_torch_neuroncore_available = _check("torch", ("torch_neuronx", "torch-neuronx"))
 
 
 def is_torch_cuda_available() -> bool:
@@ -55,6 +71,15 @@ def is_torch_cuda_available() -> bool:
     import torch
 
     return torch.cuda.is_available()
+
+
+def is_torch_xpu_available() -> bool:
+    """Whether torch is installed and sees an Intel GPU."""
+    if not is_torch_available():
+        return False
+    import torch
+
+    return torch.xpu.is_available()
 
 
 def is_flash_attn_2_available() -> bool:

@@ -31,10 +31,15 @@ def test_every_command_has_help(name, capsys):
     [
         (["compose"], "No such command 'compose'; see 'gptrio --help'"),
         (["generate", "--fast", "x"], "No such option: --fast"),
+        (["gen", "x"], "No such command 'gen' (did you mean 'generate'?); see 'gptrio --help'"),
+        (["generate", "--top-k"], "'--top-k' requires an argument; see 'gptrio generate --help'"),
         (["generate", "--top-k", "many", "x"], "--top-k"),
-        (["generate", "--max-new-tokens", "0", "x"], "--max-new-tokens"),
+        (["generate", "--max-new-tokens", "0", "x"], "'-n': it must be greater than or equal to 1; see"),
         (["generate", "--dtype", "int3", "x"], "--dtype"),
-        (["generate", "--quantize", "int3", "x"], "'int3' is not one of 'int8', 'int4', 'nf4', 'fp4'"),
+        (
+            ["generate", "--quantize", "int3", "x"],
+            "'--quantize': 'int3' is not one of 'int8', 'int4', 'nf4', 'fp4'",
+        ),
         (["generate", "--file", "/not/there"], "'/not/there' does not exist"),
     ],
 )
