@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
-from gptrio.kernels.packing import can_pack, drop_stale_packs, find_pack
+from gptrio.kernels.packing import can_pack, comparing_once, drop_stale_packs, find_pack
 
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
@@ -36,7 +36,7 @@ def packed_inference(model: nn.Module) -> Iterator[None]:
     """Let the linear layers of `model` use this machine's fastest kernels, in this thread, for inference.
 
     Results differ from the plain path by rounding only (sums run in another order). Parameters may change between
-    calls and inside: a changed parameter is packed anew (`packing` states what goes unseen). A process forked later
+    calls and inside: a changed parameter is packed anew (`packing` says how a change is found). A process forked later
     runs torch with one thread: OpenMP cannot restart its threads there, and would wait for them for ever.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
@@ -46,7 +46,8 @@ def packed_inference(model: nn.Module) -> Iterator[None]:
     drop_stale_packs(model)
     token = _fast.set(True)
     try:
-        yield
+        with comparing_once():
+            yield
     finally:
         _fast.reset(token)
 

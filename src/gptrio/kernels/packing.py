@@ -1,16 +1,24 @@
 """Forms of a weight made for this processor, kept beside the weight and dropped when it changes.
 
 A pack belongs to one tensor object. It is used only while the tensor is what it was when the pack was made: same
-version counter, storage, shape and strides. Writes through `.data` move no version counter, so a few values of every
-packed weight are compared again each time `packed_inference` is entered; a `.data` edit inside the context, or one that
-spares all of those values, goes unseen.
+version counter, storage, shape and strides, and same content. Writes through `.data`, through numpy and by others that
+share the memory move no version counter, so the content is compared as well, all of it, by `fingerprint`: once in each
+`packed_inference` (each `generate`), when a pack is first used there, and at every use outside of it. So an edit
+between two calls is seen; an edit through `.data` in the middle of `generate` may go unseen until the next call.
+
+That reads each packed weight twice more: the 340 MB of the blocks of GPT-2 (124M, float32) take 85 ms on two busy
+cores, about twice as long as adding them up (docs/performance.md). A call that uses no pack does not pay: the compiled
+step uses none, nor does the reading of the prompt before it.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,9 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.checkpoint.pages import release_pages
+from gptrio.kernels.fingerprint import fingerprint
 
-_SAMPLED = 64  # values of a weight that are compared when the context is entered,
-_RUNS, _RUN = 4, 4096  # in so many stretches of so many values
 _ROWS_HINT = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # row counts whose layout serves all others
 
 
@@ -32,17 +39,29 @@ class Pack:
     Attributes:
         content: the packed form; opaque to everything but the calls it is made for.
         state: what the weight was when it was packed.
-        sample: some of its values.
+        content_of: fingerprint of the weight, taken before it was packed.
         nbytes: size of the packed copy.
     """
 
     content: Any
     state: tuple[object, ...]
-    sample: Tensor
+    content_of: Tensor
     nbytes: int
 
 
 _packs: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
+_lock = threading.RLock()  # over deletions: callbacks of weak references run in any thread, at any time
+_compared: ContextVar[dict[int, Pack] | None] = ContextVar("gptrio_compared_packs", default=None)
+
+
+@contextmanager
+def comparing_once() -> Iterator[None]:
+    """Compare the content of a weight with its pack's when the pack is first used in this context, and not again."""
+    token = _compared.set({})
+    try:
+        yield
+    finally:
+        _compared.reset(token)
 
 
 def find_pack(weight: Tensor, transposed: bool, may_make: bool = True) -> Tensor | None:
@@ -64,35 +83,48 @@ def find_pack(weight: Tensor, transposed: bool, may_make: bool = True) -> Tensor
     return found
 
 
-def find(weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]] | None) -> Any:
-    """The packed form of a weight, by `make` (content and its size in bytes), or None, if there is none that fits."""
-    key = id(weight)
+def find(
+    weight: Tensor, layout: object, make: Callable[[], tuple[Any, int]] | None, others: tuple[Tensor, ...] = ()
+) -> Any:
+    """The packed form of a weight, or None if there is none that fits and none may be made.
+
+    Args:
+        weight: the tensor that the form belongs to.
+        layout: what else the form depends on.
+        make: gives the form and its size in bytes; None to make none.
+        others: tensors that are part of the form, such as scales.
+    """
+    key, sources = id(weight), (weight, *others)
     entry = _packs.get(key)
-    state = _state(weight, layout)
-    if entry is not None and entry[0]() is weight and entry[1].state == state:
+    state = (layout, *map(_state, sources))
+    if entry is not None and entry[0]() is weight and entry[1].state == state and _has_content(key, entry[1], sources):
         return entry[1].content
     if make is None:
         return None
     with torch.no_grad():
-        sample = _sample(weight)
+        content_of = _content(sources)  # before packing, so that an edit meanwhile is seen later
         content, nbytes = make()
-        pack = Pack(content, state, sample, nbytes)
-    _packs[key] = (weakref.ref(weight, lambda _: _packs.pop(key, None)), pack)
+        pack = Pack(content, state, content_of, nbytes)
+    with _lock:
+        _packs[key] = (weakref.ref(weight, functools.partial(_forget, key)), pack)
+    _note(key, pack)
     return content
 
 
 def release_packs(module: nn.Module) -> None:
     """Free the packs of a module's weights."""
     for weight in _weights(module):
-        _packs.pop(id(weight), None)
+        with _lock:
+            _packs.pop(id(weight), None)
 
 
 def drop_stale_packs(module: nn.Module) -> None:
-    """Free the packs whose weights have visibly changed, edits through `.data` included."""
+    """Free the packs of weights that were written to or replaced, as far as their version counters tell."""
     for weight in _weights(module):
         entry = _packs.get(id(weight))
-        if entry is not None and not torch.equal(entry[1].sample, _sample(weight)):
-            del _packs[id(weight)]
+        if entry is not None and entry[1].state[1] != _state(weight):
+            with _lock:
+                _packs.pop(id(weight), None)
 
 
 def packed_bytes(module: nn.Module) -> int:
@@ -116,21 +148,37 @@ def _weights(module: nn.Module) -> Iterator[Tensor]:
     return chain(module.parameters(), module.buffers())
 
 
-def _state(weight: Tensor, layout: object) -> tuple[object, ...]:
+def _state(weight: Tensor) -> tuple[object, ...]:
     version = 0 if weight.is_inference() else weight._version
-    return version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride(), layout
+    return version, weight.data_ptr(), weight.dtype, weight.shape, weight.stride()
 
 
-def _sample(weight: Tensor) -> Tensor:
-    """(64,) values spread over a weight, the first and the last included."""
-    flat = weight.detach().reshape(-1)
-    return flat[_places(flat.numel())]
+def _content(sources: tuple[Tensor, ...]) -> Tensor:
+    return torch.cat([fingerprint(source) for source in sources])
 
 
-@functools.cache
-def _places(count: int) -> Tensor:
-    """Where to look among `count` values: in a few runs, so that few pages of a memory-mapped file are read."""
-    run = min(_RUN, count)
-    starts = torch.linspace(0, count - run, _RUNS, dtype=torch.float64)
-    within = torch.linspace(0, run - 1, _SAMPLED // _RUNS, dtype=torch.float64)
-    return (starts.unsqueeze(1) + within).long().flatten()
+def _has_content(key: int, pack: Pack, sources: tuple[Tensor, ...]) -> bool:
+    """Whether tensors hold what they held when they were packed."""
+    compared = _compared.get()
+    if compared is not None and compared.get(key) is pack:
+        return True
+    with torch.no_grad():
+        same = torch.equal(pack.content_of, _content(sources))
+    release_pages(sources[0])
+    if same:
+        _note(key, pack)
+    return same
+
+
+def _note(key: int, pack: Pack) -> None:
+    compared = _compared.get()
+    if compared is not None:
+        compared[key] = pack
+
+
+def _forget(key: int, reference: weakref.ref[Tensor]) -> None:
+    """Drop the pack of a tensor that is no more, unless another tensor has its number by now."""
+    with _lock:
+        entry = _packs.get(key)
+        if entry is not None and entry[0] is reference:
+            _packs.pop(key, None)

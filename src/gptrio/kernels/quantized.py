@@ -152,7 +152,7 @@ def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> 
 
 
 def _int8_row(row: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    pack = find(codes, _identity(scale), lambda: (_fbgemm_pack(codes, scale), codes.nbytes))
+    pack = find(codes, "fbgemm", lambda: (_fbgemm_pack(codes, scale), codes.nbytes), (scale,))
     out: Tensor = torch.ops.quantized.linear_dynamic(row, pack, one_row_range() == 7)
     return out
 
@@ -177,7 +177,7 @@ def _int8_matrix_product(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
-    packed, scales = find(codes, _identity(scale), lambda: _int4_pack(codes, scale))
+    packed, scales = find(codes, "int4", lambda: _int4_pack(codes, scale), (scale,))
     group = rows.shape[1] // scale.shape[1]
     out = torch._weight_int4pack_mm_for_cpu(rows.bfloat16().contiguous(), packed, group, scales)
     return out[:, : len(codes)]
@@ -194,7 +194,3 @@ def _int4_pack(codes: Tensor, scale: Tensor) -> tuple[tuple[Tensor, Tensor], int
     steps = F.pad(scale, (0, 0, 0, missing)).t()  # (groups, out)
     scales = torch.stack([steps, torch.zeros_like(steps)], dim=2)
     return (packed, scales), packed.nbytes + scales.nbytes
-
-
-def _identity(scale: Tensor) -> tuple[int, int]:
-    return scale.data_ptr(), 0 if scale.is_inference() else scale._version

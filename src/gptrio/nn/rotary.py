@@ -144,7 +144,7 @@ class RotaryEmbedding(nn.Module):
         """Remember the settings."""
         super().__init__()
         self.settings = settings
-        self._frequencies: dict[torch.device, Frequencies] = {}
+        self._frequencies: dict[torch.device, tuple[RotarySettings, Frequencies]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the type and place of `x`."""
@@ -161,10 +161,12 @@ class RotaryEmbedding(nn.Module):
             return compute(self.settings, position_ids.max() + 1)
         if torch.compiler.is_compiling():
             return compute(self.settings, torch.ones((), device=device))
-        if device not in self._frequencies:
+        known = self._frequencies.get(device)
+        if known is None or known[0] is not self.settings:
             with torch.inference_mode(False):
-                self._frequencies[device] = compute(self.settings, torch.ones((), device=device))
-        return self._frequencies[device]
+                known = self.settings, compute(self.settings, torch.ones((), device=device))
+            self._frequencies[device] = known
+        return known[1]
 
     def extra_repr(self) -> str:
         """Type and width, for `repr`."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import io
 import pickle
+import threading
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from gptrio.kernels.linear import packed_inference
 from gptrio.kernels.packing import can_pack, find_pack, packed_bytes, release_packs
 from gptrio.nn.linear import Conv1D, Linear
+from gptrio.quantization.native import QuantizedLinear
 
 
 @pytest.fixture(params=[Linear, Conv1D])
@@ -105,6 +108,91 @@ def test_change_inside_the_context_is_seen(module: nn.Module, change) -> None:
         change(module)
         after = module(x)
     torch.testing.assert_close(after, plain(module, x), atol=2e-5, rtol=2e-5)
+
+
+def element(weight: Tensor) -> None:
+    flat = weight.data.view(-1)
+    flat[torch.randint(0, flat.numel(), ())] += 100
+
+
+def row(weight: Tensor) -> None:
+    weight.data[torch.randint(0, len(weight), ())] *= -100
+
+
+def column(weight: Tensor) -> None:
+    weight.data[:, torch.randint(0, weight.shape[1], ())] *= -100
+
+
+def exchange(weight: Tensor) -> None:
+    first, second = torch.randperm(len(weight))[:2].tolist()
+    weight.data[[first, second]] = weight.data[[second, first]]
+
+
+def through_numpy(weight: Tensor) -> None:
+    array = weight.detach().numpy()
+    array[int(torch.randint(0, 256, ())), int(torch.randint(0, 256, ()))] += 100
+
+
+@pytest.mark.parametrize("edit", [element, row, column, exchange, through_numpy], ids=lambda edit: edit.__name__)
+@pytest.mark.parametrize("rows", [2, 40])
+def test_edits_past_the_version_counter_are_seen_wherever_they_are(module: nn.Module, edit, rows: int) -> None:
+    x = torch.randn(rows, 256)
+    for _ in range(40):
+        before, version = run(module, x), module.weight._version
+        edit(module.weight)
+        assert module.weight._version == version
+        after = run(module, x)
+        torch.testing.assert_close(after, plain(module, x), atol=1e-3, rtol=1e-4)
+        assert not torch.equal(after, before)
+        with torch.no_grad():
+            nn.init.normal_(module.weight, std=0.02)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("rows", [1, 3, 40])
+@pytest.mark.parametrize("part", ["weight", "weight_scale"])
+@pytest.mark.parametrize("context", [packed_inference, lambda module: torch.no_grad()], ids=["packed", "plain"])
+def test_edits_of_codes_and_scales_are_seen(bits: int, rows: int, part: str, context) -> None:
+    """As by a copy of the layer, which has no packs yet."""
+    layer, x = QuantizedLinear(Linear(256, 256), None if bits == 8 else 64), torch.randn(rows, 256)
+    with torch.no_grad():
+        for _ in range(10):
+            with context(layer):
+                before = layer(x)
+            flat = getattr(layer, part).data.view(-1)
+            place = torch.randint(0, flat.numel(), ())
+            flat[place] = flat[place] ^ 0x55 if part == "weight" else flat[place] * 4
+            fresh = copy.deepcopy(layer)
+            with context(layer):
+                after = layer(x)
+            with context(fresh):
+                assert torch.equal(after, fresh(x))
+            assert not torch.equal(after, before)
+
+
+def test_threads_find_free_and_lose_packs_at_once() -> None:
+    """Packs die in one thread while another looks them up, frees them, or packs a weight that has the dead one's id."""
+    shared, x = Linear(256, 256).eval(), torch.randn(4, 256)
+    expected, errors = plain(shared, x), []
+
+    def work(number: int) -> None:
+        try:
+            for turn in range(60):
+                own = Linear(256, 256).eval()
+                torch.testing.assert_close(run(own, x), plain(own, x), atol=2e-5, rtol=2e-5)
+                torch.testing.assert_close(run(shared, x), expected, atol=2e-5, rtol=2e-5)
+                if turn % 3 == number % 3:
+                    release_packs(shared)
+                del own
+        except BaseException as error:  # to be shown by the test, not by the thread
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
 
 
 def test_shrunk_view_of_the_same_storage_is_seen() -> None:
