@@ -154,6 +154,18 @@ def test_generation_configs_of_transformers_say_what_they_say() -> None:
     assert torch.equal(ours.generate(ids, num_beams=2), oracle.generate(ids, num_beams=2))
 
 
+def test_a_generation_config_given_to_from_pretrained_is_the_models(tmp_path: Path) -> None:
+    oracle, ours = model_pair("GPT2LMHeadModel")
+    oracle.save_pretrained(tmp_path)
+    ids = token_ids()
+    for library in (transformers, gptrio):
+        given = library.GenerationConfig(max_new_tokens=5, num_beams=2, pad_token_id=0, eos_token_id=None)
+        model = type(ours).from_pretrained(tmp_path, generation_config=given)
+        expected = type(oracle).from_pretrained(tmp_path, generation_config=given).generate(ids)
+        assert torch.equal(model.generate(ids), expected)
+        assert model.generation_config.max_new_tokens == 5 and model.generation_config is not given
+
+
 @pytest.mark.parametrize("class_name", CLASSES)
 def test_configurations_of_transformers_build_our_models(class_name: str, tmp_path: Path) -> None:
     oracle, ours = model_pair(class_name, num_labels=3)

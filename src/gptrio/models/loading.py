@@ -20,6 +20,7 @@ from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
 from gptrio.errors import CheckpointNotFoundError, OptionError, warn
 from gptrio.generation.config import GenerationConfig
+from gptrio.generation.settings import as_own_config as as_own_generation_config
 from gptrio.hub import HubOptions
 from gptrio.models.arguments import drop_arguments_without_effect
 from gptrio.models.base import PreTrainedModel
@@ -331,6 +332,7 @@ def _take_generation_config(
     """Take the options that are given, or those beside the weights; without either those of the configuration stay."""
     if not model.can_generate():
         return
+    given = as_own_generation_config(given)
     if given is not None:
         model.generation_config = GenerationConfig.from_dict(
             dict(given) if isinstance(given, Mapping) else given.to_dict()
