@@ -7,6 +7,7 @@ import json
 import shutil
 
 import pytest
+import torch
 import transformers
 from transformers import AddedToken as ReferenceToken
 
@@ -309,3 +310,20 @@ def test_a_special_token_that_gets_lost_is_named(folder):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="def:0 $A:0", special_tokens=[("def", 5)])
     with pytest.raises(TokenizationError, match="'def' is put around texts"):
         tokenizer.train_new_from_iterator([["x y z"]], 280, show_progress=False)
+
+
+@pytest.mark.parametrize("collator", ["WithPadding", "ForLanguageModeling", "ForTokenClassification", "ForSeq2Seq"])
+@pytest.mark.parametrize("cls", CLASSES[:2])
+def test_collators_of_the_reference_take_our_tokenizers(cls, collator, folder):
+    def collated(library):
+        tokenizer = getattr(library, cls).from_pretrained(folder)
+        tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.add_special_tokens({"mask_token": "<mask>"})
+        rows = [dict(tokenizer(text)) for text in TEXTS[:3]]
+        if collator in ("ForTokenClassification", "ForSeq2Seq"):
+            rows = [{**row, "labels": list(row["input_ids"])} for row in rows]
+        torch.manual_seed(0)
+        batch = getattr(transformers, f"DataCollator{collator}")(tokenizer)(rows)
+        return {name: value.tolist() for name, value in batch.items()}
+
+    assert collated(gptrio) == collated(transformers)
