@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -71,6 +72,11 @@ class CrossAttention:
     cache: KeyValueStore | None = None
     filled: dict[int, bool] = field(default_factory=dict)
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> CrossAttention:
+        """The same side on another device; `filled` stays shared, as the cache does."""
+        states = self.states.to(device, non_blocking=non_blocking)
+        return replace(self, states=states, mask=self.mask.to(device, non_blocking))
+
 
 @dataclass
 class LayerContext:
@@ -96,6 +102,38 @@ class LayerContext:
     cross: CrossAttention | None = None
     last_only: bool = False
     _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
+    _elsewhere: dict[torch.device, LayerContext] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LayerContext:
+        """The same forward for layers on another device, whose context is made once and shared by them.
+
+        Masks, rotary tables, head masks and the encoder's states go there; the cache is the same, as each layer's keys
+        and values lie where that layer has computed them. accelerate calls this where it moves a layer's arguments.
+
+        Args:
+            device: where the layer computes.
+            non_blocking: as for `Tensor.to`.
+        """
+        device = torch.empty(0, device=device).device  # with its index
+        if device == torch.empty(0, device=self.mask.device).device:
+            return self
+        if device not in self._elsewhere:
+            heads, rotary, cross = self.head_mask, self.rotary, self.cross
+            if rotary is not None:
+                rotary = (
+                    rotary[0].to(device, non_blocking=non_blocking),
+                    rotary[1].to(device, non_blocking=non_blocking),
+                )
+            self._elsewhere[device] = replace(
+                self,
+                mask=self.mask.to(device, non_blocking),
+                head_mask=None if heads is None else heads.to(device, non_blocking=non_blocking),
+                rotary=rotary,
+                cross=None if cross is None else cross.to(device, non_blocking),
+                _masks=[],
+                _elsewhere={},
+            )
+        return self._elsewhere[device]
 
     def wanted(self, x: Tensor) -> Tensor:
         """Of one vector for each position (..., T, C), those of the positions whose results are wanted."""

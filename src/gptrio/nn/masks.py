@@ -82,6 +82,24 @@ class AttentionMask:
             _additive={},
         )
 
+    def to(self, device: torch.device, non_blocking: bool = False) -> AttentionMask:
+        """The same mask with its tensors on another device; what back ends have computed is computed anew there."""
+
+        def moved(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
+
+        return replace(
+            self,
+            device=device,
+            padding=moved(self.padding),
+            ready=moved(self.ready),
+            segments=moved(self.segments),
+            positions=moved(self.positions),
+            key_positions=moved(self.key_positions),
+            derived={},
+            _additive={},
+        )
+
     @property
     def is_plain(self) -> bool:
         """True if nothing but causality (or nothing at all) and the window restricts a query."""
