@@ -23,8 +23,8 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
     """Transformers' class over the storage of a model, or over the backend of a tokenizer.
 
     Both models have the same parameters: what trains, moves or converts one does so to the other, and nothing is
-    copied. A tokenizer shares its backend, so that tokens added to one are known to the other; a tokenizer without a
-    backend (the one in Python) gives another one of the same vocabulary.
+    copied. Hooks stay with the model that they were put on. A tokenizer shares its backend, so that tokens added to one
+    are known to the other; a tokenizer without a backend (the one in Python) gives another one of the same vocabulary.
 
     Args:
         source: a model of this package, plain or of bitsandbytes layers; or a tokenizer.
@@ -35,7 +35,8 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
 
     Raises:
         MissingDependencyError: Transformers is not installed.
-        UnsupportedError: the model is quantized by this package, holds adapters, or has parts of its own.
+        UnsupportedError: the model is quantized by this package, holds adapters, has parts of its own, or is spread by
+            accelerate.
         InputError: something else was given.
     """
     library = _transformers()

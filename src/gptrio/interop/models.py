@@ -72,7 +72,16 @@ def model_from_transformers(model: Any) -> PreTrainedModel:
 
 
 def _class_of(model: Any, package: str, library: Any) -> Any:
-    """The class of the same name in the other library, of the first base that `package` itself defines."""
+    """The class of the same name in the other library, of the first base that `package` itself defines.
+
+    Raises:
+        UnsupportedError: there is none, or accelerate keeps the model's weights elsewhere.
+    """
+    if any(hasattr(module, "_hf_hook") for module in model.modules()):
+        raise UnsupportedError(
+            f"accelerate moves the weights of {type(model).__name__} between places by hooks, which stay with it; "
+            "convert the model before that, and dispatch the other one"
+        )
     for base in type(model).__mro__:
         own = base.__module__.startswith(f"{package}.models.")
         if own and hasattr(library, base.__name__) and hasattr(base, "config_class") and base.config_class is not None:

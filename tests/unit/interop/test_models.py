@@ -6,6 +6,7 @@ import copy
 import sys
 from typing import Any
 
+import accelerate
 import peft
 import pytest
 import torch
@@ -175,6 +176,9 @@ def test_what_cannot_be_bridged_is_said(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(InputError, match=r"PEFT has wrapped; merge_and_unload\(\) gives"):
         to_transformers(adapted)
     assert to_transformers(adapted.merge_and_unload())
+    for model, convert in ((copy.deepcopy(ours), to_transformers), (copy.deepcopy(oracle), from_transformers)):
+        with pytest.raises(UnsupportedError, match="dispatch the other one"):
+            convert(accelerate.cpu_offload(model))
     ours.transformer.h[0].mlp.extra = torch.nn.Linear(2, 2)
     with pytest.raises(UnsupportedError, match=r"h\.0\.mlp\.extra\.weight"):
         to_transformers(ours)
