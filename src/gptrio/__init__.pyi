@@ -13,6 +13,7 @@ from gptrio.errors import ConfigError as ConfigError
 from gptrio.errors import GptrioError as GptrioError
 from gptrio.errors import GptrioWarning as GptrioWarning
 from gptrio.errors import GuardError as GuardError
+from gptrio.errors import HubUnreachableError as HubUnreachableError
 from gptrio.errors import InputError as InputError
 from gptrio.errors import MissingDependencyError as MissingDependencyError
 from gptrio.errors import OptionError as OptionError

@@ -12,6 +12,7 @@ GptrioError
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
     ├── CheckpointNotFoundError               no such file, folder or hub repository
+    ├── HubUnreachableError (ConnectionError) the hub does not answer, and nobody knows whether the file is there
     ├── CheckpointFormatError (ValueError)    truncated, tampered with or malformed
     ├── UnsafeCheckpointError (ValueError)    would run code or leave its folder
     └── SizeMismatchError     (RuntimeError)  tensors of other shapes than the model's
@@ -72,6 +73,10 @@ class CheckpointError(GptrioError, OSError):
 
 class CheckpointNotFoundError(CheckpointError):
     """No such file, folder or hub repository."""
+
+
+class HubUnreachableError(CheckpointError, ConnectionError):
+    """The hub does not answer, and its cache does not know whether the file is there."""
 
 
 class CheckpointFormatError(CheckpointError, ValueError):

@@ -102,6 +102,8 @@ def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
 
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "_why_unreachable", lambda url, options: None)
     refuse(RepositoryNotFoundError)
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json of 'x/y' \(revision main\).*404.*token"):
         locate_file("x/y", "config.json", required=False)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, overload
 
 from gptrio.config.declared import DeclaredConfig
 from gptrio.errors import CheckpointError, ConfigError, UnsupportedError
-from gptrio.hub import HubOptions, push_folder, read_json, replace_file, save_and_push
+from gptrio.hub import HubOptions, commit_of, push_folder, read_json, replace_file, save_and_push
 
 Config = TypeVar("Config", bound="PretrainedConfig")
 
@@ -94,7 +94,7 @@ class PretrainedConfig(DeclaredConfig):
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
             path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
-        return read_json(path), kwargs
+        return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
 
     @classmethod
     def from_json_file(cls: type[Config], json_file: PathLike) -> Config:

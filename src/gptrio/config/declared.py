@@ -72,6 +72,7 @@ class DeclaredConfig(GenerationKeys):
         self._dtype_name: str | None = None
         self._attn_implementation: str | None = given.pop("_attn_implementation", None)
         self._name_or_path = str(given.pop("_name_or_path", None) or "")
+        self._commit_hash: str | None = given.pop("_commit_hash", None)  # of the hub repository it was read from
         self.transformers_version: str | None = None
         for row in fields(self):
             setattr(self, row.name, given.pop(row.name) if row.name in given else default_of(row))

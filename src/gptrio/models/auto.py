@@ -82,7 +82,8 @@ class _AutoModel:
         if not isinstance(config, PretrainedConfig):
             options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
             config = AutoConfig.from_pretrained(config or name_or_path, **options)
-        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(name_or_path, *model_args, **kwargs)
+        arguments = {**kwargs, "config": config}
+        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(name_or_path, *model_args, **arguments)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:

@@ -6,6 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -18,7 +19,8 @@ from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
-from gptrio.errors import CheckpointNotFoundError, OptionError, warn
+from gptrio.errors import OptionError, warn
+from gptrio.generation.config import CONFIG_FILE as GENERATION_CONFIG_NAME
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.settings import as_own_config as as_own_generation_config
 from gptrio.hub import HubOptions
@@ -100,6 +102,7 @@ def load_model(
         )
     if attn_implementation is not None:
         settings._attn_implementation = attn_implementation
+    options = _pinned(options, settings, name_or_path)
     source = _open(name_or_path, state_dict, use_safetensors, variant, options)
     quantizer = _quantizer(quantization or getattr(settings, "quantization_config", None))
     wanted = torch_dtype if dtype is None else dtype
@@ -244,6 +247,16 @@ def _read_config(
     return cls.config_class.from_pretrained(where, return_unused_kwargs=True, **options.as_kwargs(), **overrides)
 
 
+def _pinned(options: HubOptions, config: PretrainedConfig, name_or_path: str | os.PathLike[str] | None) -> HubOptions:
+    """The lookup options for the commit that the configuration was read from, or else that of the repository's own."""
+    if name_or_path is None or os.path.exists(name_or_path):
+        return options
+    if config._commit_hash is not None and config.name_or_path == os.fspath(name_or_path):
+        return replace(options, revision=config._commit_hash)
+    config_file = options.find(name_or_path, CONFIG_NAME)
+    return options if config_file is None else options.pinned_to(config_file)
+
+
 def _open(
     name_or_path: str | os.PathLike[str] | None,
     state_dict: Mapping[str, Tensor] | None,
@@ -255,9 +268,6 @@ def _open(
         return state_dict
     if name_or_path is None:
         raise OptionError("from_pretrained needs a name or folder to read weights from, or state_dict")
-    config_file = options.find(name_or_path, CONFIG_NAME)
-    if config_file is not None:
-        options = options.pinned_to(config_file)
     return open_checkpoint(name_or_path, use_safetensors=use_safetensors, variant=variant, options=options)
 
 
@@ -340,7 +350,5 @@ def _take_generation_config(
         return
     if name_or_path is None or os.path.isfile(name_or_path):
         return
-    try:
+    if options.find(name_or_path, GENERATION_CONFIG_NAME) is not None:
         model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs())
-    except CheckpointNotFoundError:
-        return

@@ -55,7 +55,8 @@ class AutoTokenizer:
         """
         refuse_remote_code(kwargs)
         if tokenizer_type is None:
-            pair = _named_classes(pretrained_model_name_or_path, config, HubOptions.pop_from(dict(kwargs)))
+            pair, hub = _named_classes(pretrained_model_name_or_path, config, HubOptions.pop_from(dict(kwargs)))
+            kwargs["revision"] = hub.revision  # the class's own files are those of the same commit
         else:
             pair = _classes_of_model(tokenizer_type)
         slow, fast = pair
@@ -91,11 +92,12 @@ class AutoTokenizer:
 Classes = tuple[TokenizerClass | None, TokenizerClass | None]
 
 
-def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOptions) -> Classes:
-    """Classes that `tokenizer_config.json` names, else the configuration."""
-    name = read_object(hub.find(name_or_path, TOKENIZER_CONFIG_FILE)).get("tokenizer_class")
+def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOptions) -> tuple[Classes, HubOptions]:
+    """Classes that `tokenizer_config.json` names, else the configuration; and where more files of the commit are."""
+    content, hub = _read(name_or_path, TOKENIZER_CONFIG_FILE, hub)
+    name = content.get("tokenizer_class")
     if name is None:
-        model = read_object(hub.find(name_or_path, "config.json")) if config is None else config.to_dict()
+        model, hub = _read(name_or_path, "config.json", hub) if config is None else (config.to_dict(), hub)
         name = model.get("tokenizer_class")
         if name is None and not model.get("model_type"):
             raise CheckpointNotFoundError(
@@ -103,8 +105,14 @@ def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOp
                 "config.json with model_type; or call the tokenizer's own class"
             )
         if name is None:
-            return _classes_of_model(model["model_type"])
-    return _classes_by_name(name)
+            return _classes_of_model(model["model_type"]), hub
+    return _classes_by_name(name), hub
+
+
+def _read(name_or_path: str | os.PathLike[str], file: str, hub: HubOptions) -> tuple[dict[str, Any], HubOptions]:
+    """Content of a JSON file, empty if there is none, and the lookup options for more files of its commit."""
+    path = hub.find(name_or_path, file)
+    return read_object(path), hub if path is None else hub.pinned_to(path)
 
 
 def _classes_by_name(name: str) -> Classes:
