@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 import warnings
@@ -26,7 +27,7 @@ def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
 
     Args:
         context: of the command; messages name its options instead of arguments in Python.
-        verbose: also print the traceback, and the warnings of other libraries.
+        verbose: also print the traceback, the warnings of other libraries, and what gptrio's log is told.
 
     Raises:
         typer.Exit: code 2 for an OptionError, 1 for any other exception. A closed pipe is left to the caller.
@@ -39,7 +40,7 @@ def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
             complain(f"warning: {translate(str(message), options)}")
 
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _log_lines(verbose):
             warnings.showwarning = cast(Any, show)
             yield
     except (BrokenPipeError, typer.Exit, typer.TyperException):
@@ -49,6 +50,28 @@ def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
             traceback.print_exc()
         complain(translate(str(error), options) if isinstance(error, GptrioError) else _unexpected(error, verbose))
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
+
+
+class _Lines(logging.Handler):
+    """Prints what a log is told as lines of this command."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        complain(record.getMessage())
+
+
+@contextmanager
+def _log_lines(verbose: bool) -> Iterator[None]:
+    """Print warnings of gptrio's log, and on request everything from INFO on."""
+    log = logging.getLogger("gptrio")
+    handlers, level = log.handlers, log.level
+    log.handlers = [_Lines()]
+    if verbose:
+        log.setLevel(min(level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        log.handlers = handlers
+        log.setLevel(level)
 
 
 def _unexpected(error: Exception, verbose: bool) -> str:

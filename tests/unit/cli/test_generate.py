@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import warnings
 
@@ -195,6 +196,21 @@ def test_warnings_of_gptrio_are_one_line_and_others_are_left_out(generate, monke
     monkeypatch.setattr(command, "load", warning_load)
     assert generate("ab") == (2, "", "gptrio: warning: weights are odd\ngptrio: enough\n")
     assert "not yours to mend" in generate("ab", "--verbose")[2]
+
+
+def test_the_log_is_told_in_lines_and_from_info_on_with_verbose(generate, monkeypatch):
+    log = logging.getLogger("gptrio")
+    before = log.handlers[:], log.level
+
+    def talking_load(*_):
+        log.info("going on without %s", "steps")
+        log.warning("compiling\nonce")
+        raise OptionError("enough")
+
+    monkeypatch.setattr(command, "load", talking_load)
+    assert generate("ab") == (2, "", "gptrio: compiling once\ngptrio: enough\n")
+    assert "gptrio: going on without steps\ngptrio: compiling once\n" in generate("ab", "--verbose")[2]
+    assert (log.handlers, log.level) == before
 
 
 def test_a_closed_pipe_is_left_to_the_program_to_end_quietly(generate, monkeypatch):
