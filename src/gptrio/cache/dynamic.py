@@ -85,18 +85,25 @@ class DynamicLayer(CacheLayer):
         plain = keys.is_cpu and values.is_cpu and keys.layout is values.layout is torch.strided
         return alike and plain and shape[0] == rows and shape[1] == heads and shape[3] == width
 
-    def reserve(self) -> tuple[Tensor, Tensor, int]:
+    def is_in(self, keys: Tensor, length: int) -> bool:
+        """Whether this many positions were seen, and the keys still lie in a buffer that was given out."""
+        return self._keys is keys and self.get_seq_length() == length
+
+    def reserve(self, guarded: bool = False) -> tuple[Tensor, Tensor, int]:
         """Count one more position as stored, for the caller to write without autograd.
+
+        Args:
+            guarded: the buffers shall lie between guard words.
 
         Returns:
             The buffers (B, H, room, D) of keys and values, contiguous, and the place of the new position in them.
         """
-        buffers = self.buffers
-        if not (buffers[0].is_contiguous() and buffers[1].is_contiguous()):
+        keys, values = self.buffers
+        if not (keys.is_contiguous() and values.is_contiguous()):
             self._owned = False
-        if guards.are_on() and not all(map(guards.is_guarded, buffers)):
+        if guarded and not (guards.is_guarded(keys) and guards.is_guarded(values)):
             self._owned = False
-        place = self._make_room(*buffers, 1, self._let_go(1))
+        place = self._make_room(keys, values, 1, self._let_go(1))
         return *self.buffers, place
 
     def _let_go(self, count: int) -> int:

@@ -79,6 +79,7 @@ class CompiledStep:
         self._table["starts"] = 0 if self._padding is None else self._padding.data_ptr()
         self._team = team_of(torch.get_num_threads() if size > _SMALL else 1)
         self.threads = self._team.size
+        self._keys: list[Tensor] = []  # buffers of the cache that the last step wrote to
         self._room = (0, 0)  # rows and positions that the workspace is for
         self._workspace: Workspace | None = None
 
@@ -96,12 +97,17 @@ class CompiledStep:
         past = cache.get_seq_length()
         if self._padding is not None and (rows != len(self._padding) or self._most_padding > past):
             return False
+        layers = cast("list[DynamicLayer]", cache.layers)
+        if rows == self._room[0] and all(
+            layer.is_in(keys, past) for layer, keys in zip(layers, self._keys, strict=True)
+        ):
+            return True  # nobody has touched the cache since the step before
         return all(
             type(layer) in (DynamicLayer, WindowLayer)
             and layer.holds(rows, *self._heads, self._dtype)
             and layer.get_seq_length() == past
             and getattr(layer, "window", window) >= window
-            for layer, window in zip(cast("list[DynamicLayer]", cache.layers), self._windows.tolist(), strict=True)
+            for layer, window in zip(layers, self._windows.tolist(), strict=True)
         )
 
     def __call__(self, input_ids: Tensor, cache: Cache) -> Tensor:
@@ -116,8 +122,7 @@ class CompiledStep:
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
         entered, rotary = self._backbone.enter(input_ids, past, self._padding)
-        x = self._new((rows, 1, int(self._table["width"][0])))
-        x.copy_(entered)
+        x = self._new((rows, 1, self._width)).copy_(entered) if self._guarded else entered.float().contiguous()
         logits = self._new((rows, 1, self._vocabulary))
         positions = self._reserve(cache, past)
         self._make_room(rows, positions)
@@ -158,14 +163,15 @@ class CompiledStep:
 
     def _reserve(self, cache: Cache, past: int) -> int:
         """Make room in the cache and tell where it is; returns the most positions that a layer holds then."""
-        places = [cast(DynamicLayer, layer).reserve() for layer in cache.layers]
-        self._layers["keys"] = [keys.data_ptr() for keys, _, _ in places]
+        places = [cast(DynamicLayer, layer).reserve(self._guarded) for layer in cache.layers]
+        self._keys = [keys for keys, _, _ in places]
+        self._layers["keys"] = [keys.data_ptr() for keys in self._keys]
         self._layers["values"] = [values.data_ptr() for _, values, _ in places]
         self._layers["room"] = [keys.shape[2] for keys, _, _ in places]
         self._layers["slot"] = slots = np.array([slot for _, _, slot in places])
         self._layers["dropped"] = past - slots
         self._layers["first"] = np.maximum(slots + 1 - self._windows, 0)
-        return int(slots.max()) + 1
+        return max(slot for _, _, slot in places) + 1
 
     def _make_room(self, rows: int, positions: int) -> None:
         """A workspace for so many rows and positions: with guard words, for no more than those."""

@@ -6,6 +6,7 @@ before it. What depends on the call rather than on the model (the cache, the row
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -129,6 +130,7 @@ def _known_parts(name: str, module: Any) -> Problems:
             yield f"{path} of {name} is a {type(part).__name__}"
 
 
+@functools.cache
 def _parts_by_class() -> dict[type, dict[str, Any]]:
     """The classes of backbones and blocks that have a compiled step, with the classes of their parts by path."""
     from gptrio.models import gpt2, gpt_neo, gpt_neox
