@@ -145,11 +145,16 @@ def test_one_compiled_graph_serves_all_lengths(family: Family) -> None:
 
 
 @torch.no_grad()
-def test_exported_graph_serves_all_lengths(family: Family) -> None:
-    model = family.build()
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_graph_serves_all_lengths(family: Family, strict: bool, attn_implementation: str) -> None:
+    """Shorter ones than a window too, without a mask; and any number of rows."""
+    model = family.build(attn_implementation=attn_implementation)
     options = {"use_cache": False, "return_dict": False}
-    dynamic = {"input_ids": {1: torch.export.Dim("length", min=9, max=64)}, "use_cache": None, "return_dict": None}
-    exported = torch.export.export(model, (), {"input_ids": tokens(), **options}, dynamic_shapes=dynamic).module()
-    for length in (9, 40, 64):
-        ids = tokens(length=length)
+    sizes = {0: torch.export.Dim("rows", min=1, max=9), 1: torch.export.Dim("length", min=2, max=64)}
+    dynamic = {"input_ids": sizes, "use_cache": None, "return_dict": None}
+    arguments = {"input_ids": tokens(), **options}
+    exported = torch.export.export(model, (), arguments, dynamic_shapes=dynamic, strict=strict).module()
+    for rows, length in ((1, 2), (3, 7), (2, 8), (2, 9), (1, 40), (5, 64)):
+        ids = tokens(rows, length)
         assert_close(exported(input_ids=ids, **options)[0], model(input_ids=ids).logits)

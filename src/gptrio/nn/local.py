@@ -6,7 +6,6 @@ as a batch of `N` short ones, by whichever back end, over an overlapping view of
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,9 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.nn.masks import AttentionMask
-
-_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
+from gptrio.nn.masks import AttentionMask, is_exporting
 
 
 @dataclass(kw_only=True)
@@ -70,7 +67,7 @@ class BlockMask(AttentionMask):
 
 def pays_off(mask: AttentionMask, head_mask: Tensor | None) -> bool:
     """Whether a call is right and cheaper in blocks: a long sequence under a window, no mask given ready-made."""
-    if _is_exporting():  # its graph is for any length
+    if is_exporting():  # its graph is for any length
         return False
     if mask.window is None or mask.query_length <= 2 * mask.window or not mask.causal:
         return False

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
 
 
 @dataclass
@@ -107,8 +110,8 @@ class AttentionMask:
 
     @property
     def sees_all(self) -> bool:
-        """True if every query attends to every key."""
-        if not self.is_plain:
+        """True if every query attends to every key; never under a window in an export, which is for any length."""
+        if not self.is_plain or (self.window is not None and is_exporting()):
             return False
         last_key = self.key_offset + self.key_length - 1
         reaches_back = self.window is None or self.query_start + self.query_length - 1 - self.window < self.key_offset
@@ -116,7 +119,9 @@ class AttentionMask:
 
     @property
     def is_square_causal(self) -> bool:
-        """True if the mask is the lower triangle of a square: query i sees keys 0..i."""
+        """True if the mask is the lower triangle of a square, query i sees keys 0..i; as `sees_all` in an export."""
+        if self.window is not None and is_exporting():
+            return False
         if not (self.is_plain and self.causal and self.query_length == self.key_length):
             return False
         return self.query_start == self.key_offset and (self.window is None or self.window >= self.key_length)
