@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.errors import InputError, UnsupportedError
 from gptrio.nn.lean import Embedding, LeanModule
+
+
+@runtime_checkable
+class ResizableCodes(Protocol):
+    """A table or head of codes with scales for each row, as `gptrio.quantization` makes them."""
+
+    weight_scale: Tensor
+
+    def dequantized(self) -> Tensor:
+        """The rows (V, C) that the codes stand for."""
+
+    def set_rows(self, kept: int, new: Tensor | None) -> None:
+        """Keep the first rows and quantize new ones after them."""
 
 
 class EmbeddingsMixin(LeanModule):
@@ -54,6 +67,8 @@ class EmbeddingsMixin(LeanModule):
             if table.weight.is_meta and not head.weight.is_meta:  # a file that names the head alone
                 table.weight = head.weight
             head.weight = table.weight
+            if isinstance(table, ResizableCodes):
+                cast(Any, head).weight_scale = table.weight_scale
             head.out_features = table.num_embeddings
 
     def resize_token_embeddings(
@@ -75,25 +90,52 @@ class EmbeddingsMixin(LeanModule):
 
         Raises:
             InputError: V or the multiple is not a positive integer.
+            UnsupportedError: the rows are in a form that cannot be resized; the model is as it was.
         """
-        table = cast(nn.Embedding, self.get_input_embeddings())
+        table, head = cast(nn.Embedding, self.get_input_embeddings()), self.get_output_embeddings()
         rows = _rounded(table.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
         if rows == table.num_embeddings:
             return table
-        head = self.get_output_embeddings()
-        new_table = Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
-        new_table.weight = self._resized(table.weight, rows, mean_resizing)
-        new_table.train(table.training)
+        is_tied = head is not None and (bool(self.tied_weights()) or head.weight is table.weight)
+        for part in (table, *(() if head is None or is_tied else (head,))):  # before anything changes
+            _check_resizable(part)
+        new_table = self._resized_table(table, rows, mean_resizing)
         self.set_input_embeddings(new_table)
         self.config.vocab_size = rows
-        if isinstance(head, nn.Linear):
-            head.out_features = rows
-            if head.weight is not table.weight:
-                head.weight = self._resized(head.weight, rows, mean_resizing)
-            if head.bias is not None:
-                head.bias = nn.Parameter(nn.functional.pad(head.bias.detach(), (0, rows - len(head.bias))))
+        if head is not None:
+            self._resize_head(head, rows, mean_resizing, is_tied)
         self.tie_weights()
         return new_table
+
+    def _resized_table(self, table: Any, rows: int, mean_resizing: bool) -> nn.Embedding:
+        """A table of so many rows: a new one, or this one where its rows are codes."""
+        if isinstance(table, ResizableCodes):
+            self._resize_codes(table, rows, mean_resizing)
+            return cast(nn.Embedding, table)
+        new = Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
+        new.weight = self._resized(table.weight, rows, mean_resizing)
+        return new.train(table.training)
+
+    def _resize_head(self, head: Any, rows: int, mean_resizing: bool, is_tied: bool) -> None:
+        if not is_tied and isinstance(head, ResizableCodes):
+            self._resize_codes(head, rows, mean_resizing)
+        elif not is_tied:
+            head.weight = self._resized(head.weight, rows, mean_resizing)
+        head.out_features = rows
+        if head.bias is not None:
+            bias = head.bias.detach()
+            new = nn.functional.pad(bias, (0, rows - len(bias)))
+            if mean_resizing:
+                new[len(bias) :].normal_(float(bias.float().mean()), 1e-9 * float(bias.float().std(correction=0)))
+            head.bias = nn.Parameter(new, head.bias.requires_grad)
+
+    @torch.no_grad()
+    def _resize_codes(self, part: ResizableCodes, rows: int, mean_resizing: bool) -> None:
+        """Keep the codes of the rows that stay, and quantize new rows, which are drawn like what the old codes mean."""
+        old = part.dequantized()
+        part.set_rows(
+            min(rows, len(old)), self._drawn(old, rows - len(old), mean_resizing) if rows > len(old) else None
+        )
 
     @torch.no_grad()
     def _resized(self, weight: Tensor, rows: int, mean_resizing: bool) -> nn.Parameter:
@@ -101,9 +143,36 @@ class EmbeddingsMixin(LeanModule):
         new = weight.new_empty(rows, weight.shape[1])
         new[:kept] = weight[:kept]
         if rows > kept:
-            drawn = _like(weight, rows - kept) if mean_resizing else torch.randn_like(new[kept:])
-            new[kept:] = drawn if mean_resizing else drawn * self.config.initializer_range
+            new[kept:] = self._drawn(weight, rows - kept, mean_resizing)
         return nn.Parameter(new, requires_grad=weight.requires_grad)
+
+    def _drawn(self, weight: Tensor, count: int, mean_resizing: bool) -> Tensor:
+        """(count, C) new rows beside (V, C) old ones."""
+        if mean_resizing:
+            return _like(weight, count)
+        return torch.randn_like(weight[:1].expand(count, -1)) * float(self.config.initializer_range)
+
+
+def _check_resizable(part: nn.Module) -> None:
+    """Refuse a table or head whose rows cannot be told apart.
+
+    Raises:
+        UnsupportedError: it is of another kind than linear layers, embeddings and native codes, or has no storage.
+    """
+    what, weight = type(part).__name__, getattr(part, "weight", None)
+    if isinstance(part, ResizableCodes):
+        return
+    is_own = isinstance(part, (nn.Linear, nn.Embedding)) and not type(part).__module__.startswith("bitsandbytes.")
+    if not is_own or weight is None or not weight.is_floating_point():
+        raise UnsupportedError(
+            f"resize_token_embeddings cannot change the rows of a {what}; resize the model in full precision and "
+            "without adapters, save it, and quantize or adapt it then"
+        )
+    if weight.is_meta and "_hf_hook" in part.__dict__:
+        raise UnsupportedError(
+            f"resize_token_embeddings cannot change a {what} whose weights accelerate keeps elsewhere; resize the "
+            "model before it is offloaded, or call accelerate.hooks.remove_hook_from_submodules(model) first"
+        )
 
 
 def _rounded(rows: int, multiple: int | None) -> int:

@@ -70,6 +70,23 @@ class _QuantizedWeight(nn.Module):
         function = codes.dequantize_int8 if self.group is None else codes.dequantize_int4
         return function(self.weight, self.weight_scale, dtype)
 
+    @torch.no_grad()
+    def set_rows(self, kept: int, new: Tensor | None) -> None:
+        """Keep the codes of the first outputs, and append those of others.
+
+        Args:
+            kept: number of outputs that stay.
+            new: (more, in) in full precision, quantized now, or None.
+        """
+        pairs = [(self.weight[:kept], self.weight_scale[:kept])]
+        if new is not None:
+            pairs.append(codes.quantize_int8(new) if self.group is None else codes.quantize_int4(new, self.group))
+        weights, scales = zip(*pairs, strict=True)
+        device = self.weight.device
+        self.weight = torch.cat([part.to(device) for part in weights])
+        self.weight_scale = torch.cat([part.to(device) for part in scales])
+        self.out_features = len(self.weight)
+
     def put(self, name: str, tensor: Tensor) -> None:
         """Keep ready-made codes ("weight") or scales ("weight_scale") as they are.
 
@@ -138,7 +155,7 @@ class QuantizedEmbedding(_QuantizedWeight):
         outer, inner = embedding.weight.shape
         super().__init__(outer, inner, None)
         self.register_buffer("unit", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
-        self.num_embeddings, self.embedding_dim = outer, inner
+        self.embedding_dim = inner
         self.train(embedding.training)
         if not embedding.weight.is_meta:
             self.take(embedding.weight)
@@ -147,6 +164,11 @@ class QuantizedEmbedding(_QuantizedWeight):
         """Look ids (...) up: (..., width) in the model's dtype; IndexError for an id outside the table."""
         rows = nn.functional.embedding(ids, self.weight)
         return (rows * nn.functional.embedding(ids, self.weight_scale.unsqueeze(1))).to(self.unit.dtype)
+
+    @property
+    def num_embeddings(self) -> int:
+        """Number of rows."""
+        return self.out_features
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""
