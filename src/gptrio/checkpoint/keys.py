@@ -7,7 +7,7 @@ for layer norms, GPT-NeoX's head is `embed_out` or `lm_head`, and causal masks o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gptrio.errors import OptionError
@@ -56,15 +56,18 @@ def plan_keys(
         tied: model key -> model key that shares its tensor; either of the two in the files is enough.
     """
     wanted = dict.fromkeys(model_keys)
+    keys = list(checkpoint_keys)
+    names_of = _prefixing(wanted, keys, base_model_prefix)
     plan = KeyPlan()
     unmatched = []
-    for key in checkpoint_keys:  # exact names first, so that no spelling takes their place
-        if key in wanted:
-            plan.sources[key] = key
-        else:
+    for key in keys:  # exact names first, so that no spelling takes their place
+        name = next((name for name in names_of(key) if name in wanted), None)
+        if name is None:
             unmatched.append(key)
+        else:
+            plan.sources[name] = key
     for key in unmatched:
-        spellings = _spellings(key, base_model_prefix)
+        spellings = (name for spelling in _spellings(key) for name in names_of(spelling))
         name = next((name for name in spellings if name in wanted and name not in plan.sources), None)
         if name is not None:
             plan.sources[name] = key
@@ -108,19 +111,32 @@ def _renamed(key: str, mapping: Mapping[str, str]) -> str:
     return key
 
 
-def _spellings(key: str, prefix: str) -> Iterator[str]:
-    """Yield the names a model may have for a checkpoint's key."""
+def _prefixing(model_keys: Iterable[str], keys: list[str], prefix: str) -> Callable[[str], list[str]]:
+    """How names of the checkpoint become names of the model, one way for all: the best first.
+
+    A head may have a part that is named like one of the backbone's. So the names of a backbone's checkpoint are those
+    of the model's backbone, and of a head's checkpoint a backbone takes its own alone.
+    """
+    start = f"{prefix}."
+    backbone = [key.removeprefix(start) for key in model_keys if prefix and key.startswith(start)]
+    has_prefix = bool(prefix) and any(key.startswith(start) for key in keys)
+    if backbone and not has_prefix:
+        parts = {key.partition(".")[0] for key in backbone}
+        return lambda key: [start + key] if key.partition(".")[0] in parts else [start + key, key]
+    if has_prefix and not backbone:
+        return lambda key: [key.removeprefix(start)] if key.startswith(start) else []
+    return lambda key: [key]
+
+
+def _spellings(key: str) -> Iterator[str]:
+    """Yield the names that a checkpoint's key may have in newer files, and in those of other families."""
     for ending, modern in _LEGACY_ENDINGS:
         if key.endswith(ending):
             key = key.removesuffix(ending) + modern
-    names = [key]
-    names += [other + key.removeprefix(head) for head in _HEAD_NAMES if key.startswith(head) for other in _HEAD_NAMES]
-    for name in names:
-        yield name
-        if prefix:
-            yield f"{prefix}.{name}"
-            if name.startswith(f"{prefix}."):
-                yield name.removeprefix(f"{prefix}.")
+    yield key
+    for head in _HEAD_NAMES:
+        if key.startswith(head):
+            yield from (other + key.removeprefix(head) for other in _HEAD_NAMES)
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

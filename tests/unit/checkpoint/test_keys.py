@@ -77,9 +77,15 @@ def test_masks_and_rotary_tables_are_passed_over() -> None:
 
 
 def test_exact_name_wins_over_a_spelling() -> None:
-    plan = plan_keys(BASE, ["transformer.wte.weight", *BASE], base_model_prefix="transformer")
-    assert plan.sources["wte.weight"] == "wte.weight"
-    assert plan.unexpected == ["transformer.wte.weight"]
+    plan = plan_keys(BASE, ["h.0.ln_1.gamma", *BASE], base_model_prefix="transformer")
+    assert plan.sources["h.0.ln_1.weight"] == "h.0.ln_1.weight"
+    assert plan.unexpected == ["h.0.ln_1.gamma"]
+
+
+def test_a_backbone_takes_nothing_of_a_head_with_the_same_names() -> None:
+    plan = plan_keys(BASE, ["wte.weight", *HEAD], base_model_prefix="transformer")
+    assert plan.sources == {key: f"transformer.{key}" for key in BASE}
+    assert plan.unexpected == ["wte.weight", "lm_head.weight"]
 
 
 def test_patterns_silence_reports() -> None:
