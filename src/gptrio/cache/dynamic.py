@@ -85,9 +85,9 @@ class DynamicLayer(CacheLayer):
         plain = keys.is_cpu and values.is_cpu and keys.layout is values.layout is torch.strided
         return alike and plain and shape[0] == rows and shape[1] == heads and shape[3] == width
 
-    def is_in(self, keys: Tensor, length: int) -> bool:
-        """Whether this many positions were seen, and the keys still lie in a buffer that was given out."""
-        return self._keys is keys and self.get_seq_length() == length
+    def is_in(self, keys: Tensor, values: Tensor, length: int) -> bool:
+        """Whether this many positions were seen, and still lie in buffers that were given out."""
+        return self._keys is keys and self._values is values and self.get_seq_length() == length
 
     def reserve(self, guarded: bool = False) -> tuple[Tensor, Tensor, int]:
         """Count one more position as stored, for the caller to write without autograd.

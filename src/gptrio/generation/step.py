@@ -20,6 +20,7 @@ from gptrio.kernels.linear import no_new_packs
 from gptrio.kernels.threads import OneThread
 from gptrio.nn.lean import is_lean, is_plain, runs_package_forward
 
+_AS_IT_IS = nullcontext()
 _log = logging.getLogger("gptrio")
 _SPARE = 256  # columns by which the mask grows
 
@@ -152,7 +153,7 @@ class Stepper:
     def on_one_thread(self) -> AbstractContextManager[None]:
         """A context for torch operations between compiled steps, whose threads want the processors for themselves."""
         several = self._compiled is not None and self._compiled.threads > 1
-        return OneThread() if several else nullcontext()
+        return OneThread() if several else _AS_IT_IS
 
     def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
         arguments = {**self._constants, **flags, **self._masks(seen, length)}

@@ -79,7 +79,7 @@ class CompiledStep:
         self._table["starts"] = 0 if self._padding is None else self._padding.data_ptr()
         self._team = team_of(torch.get_num_threads() if size > _SMALL else 1)
         self.threads = self._team.size
-        self._keys: list[Tensor] = []  # buffers of the cache that the last step wrote to
+        self._buffers: list[tuple[Any, Any]] = [(None, None)] * len(parts)  # of the cache, that the last step wrote to
         self._room = (0, 0)  # rows and positions that the workspace is for
         self._workspace: Workspace | None = None
 
@@ -99,7 +99,7 @@ class CompiledStep:
             return False
         layers = cast("list[DynamicLayer]", cache.layers)
         if rows == self._room[0] and all(
-            layer.is_in(keys, past) for layer, keys in zip(layers, self._keys, strict=True)
+            layer.is_in(*own, past) for layer, own in zip(layers, self._buffers, strict=True)
         ):
             return True  # nobody has touched the cache since the step before
         return all(
@@ -122,8 +122,11 @@ class CompiledStep:
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
         entered, rotary = self._backbone.enter(input_ids, past, self._padding)
-        x = self._new((rows, 1, self._width)).copy_(entered) if self._guarded else entered.float().contiguous()
-        logits = self._new((rows, 1, self._vocabulary))
+        x = entered.float().contiguous()
+        shape = (rows, 1, self._vocabulary)
+        if self._guarded:
+            x = guards.guarded_empty(x.shape, torch.float32).copy_(x)
+        logits = guards.guarded_empty(shape, torch.float32) if self._guarded else x.new_empty(shape)
         positions = self._reserve(cache, past)
         self._make_room(rows, positions)
         table = self._table[0]
@@ -138,12 +141,6 @@ class CompiledStep:
         else:
             self._team.step(self._table)
         return logits
-
-    def _new(self, shape: tuple[int, ...]) -> Tensor:
-        """Memory for floats."""
-        if self._guarded:
-            return guards.guarded_empty(shape, torch.float32)
-        return torch.empty(shape, dtype=torch.float32, device="cpu")
 
     def _run_guarded(self, cache: Cache, x: Tensor, logits: Tensor) -> None:
         """Run a step, and look at all memory that it must not have changed."""
@@ -164,10 +161,12 @@ class CompiledStep:
     def _reserve(self, cache: Cache, past: int) -> int:
         """Make room in the cache and tell where it is; returns the most positions that a layer holds then."""
         places = [cast(DynamicLayer, layer).reserve(self._guarded) for layer in cache.layers]
-        self._keys = [keys for keys, _, _ in places]
-        self._layers["keys"] = [keys.data_ptr() for keys in self._keys]
-        self._layers["values"] = [values.data_ptr() for _, values, _ in places]
-        self._layers["room"] = [keys.shape[2] for keys, _, _ in places]
+        buffers = [(keys, values) for keys, values, _ in places]
+        if not all(new[0] is old[0] and new[1] is old[1] for new, old in zip(buffers, self._buffers, strict=True)):
+            self._buffers = buffers
+            self._layers["keys"] = [keys.data_ptr() for keys, _ in buffers]
+            self._layers["values"] = [values.data_ptr() for _, values in buffers]
+            self._layers["room"] = [keys.shape[2] for keys, _ in buffers]
         self._layers["slot"] = slots = np.array([slot for _, _, slot in places])
         self._layers["dropped"] = past - slots
         self._layers["first"] = np.maximum(slots + 1 - self._windows, 0)
