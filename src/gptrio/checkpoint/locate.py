@@ -12,6 +12,7 @@ from gptrio.hub import HubOptions, local_folder, read_json
 
 SAFETENSORS_NAME = "model.safetensors"
 TORCH_NAME = "pytorch_model.bin"
+FOREIGN_NAMES = {"tf_model.h5": "TensorFlow", "model.ckpt.index": "TensorFlow 1", "flax_model.msgpack": "Flax"}
 _PLAIN_FILE_NAME = re.compile(r"(?!\.+$)[^/\\:\0]+")
 
 
@@ -62,9 +63,16 @@ def locate_weights(
     wanted = " or ".join(f"{variant_name(name, variant)} (or its .index.json)" for name in names)
     folder = local_folder(name_or_path)
     place = f"hub repository {os.fspath(name_or_path)!r}" if folder is None else f"folder {folder / options.subfolder}"
-    raise CheckpointNotFoundError(
-        f"no weights in {place}: expected {wanted}; check variant, subfolder, use_safetensors"
+    foreign = [name for name in FOREIGN_NAMES if options.find(name_or_path, name) is not None]
+    makers = " and ".join(FOREIGN_NAMES[name] for name in foreign)
+    way_out = (
+        f"it holds {', '.join(foreign)}, weights of {makers} that gptrio does not "
+        "read: load them with Transformers and from_tf=True or from_flax=True, "
+        "and save_pretrained writes safetensors"
+        if foreign
+        else "check variant, subfolder, use_safetensors"
     )
+    raise CheckpointNotFoundError(f"no weights in {place}: expected {wanted}; {way_out}")
 
 
 def variant_name(name: str, variant: str | None) -> str:

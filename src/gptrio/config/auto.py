@@ -71,9 +71,13 @@ class AutoConfig:
         """
         kwargs.pop("code_revision", None)
         values, kwargs = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not values.get("model_type"):
-            known = ", ".join(sorted(CONFIG_CLASSES))
+        if not values.get("model_type"):  # as Transformers does: the name tells, the longest match first
             name = os.fspath(pretrained_model_name_or_path)
+            values["model_type"] = next(
+                (key for key in sorted(CONFIG_CLASSES, key=len, reverse=True) if key in name), None
+            )
+        if values["model_type"] is None:
+            known = ", ".join(sorted(CONFIG_CLASSES))
             raise ConfigError(
                 f"config.json of {name!r} has no model_type; expected one of {known} (or use the family's own class)"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -84,10 +85,15 @@ class DeclaredConfig(GenerationKeys):
 
     def validate(self) -> None:
         """Check every field against its rule, and fields against each other; raises ConfigError."""
-        for row in fields(self):
-            if "rule" in row.metadata:
-                row.metadata["rule"].check(type(self).__name__, row.name, getattr(self, row.name))
+        for name, rule in self._rules().items():
+            rule.check(type(self).__name__, name, getattr(self, name))
         _BACKEND.check(type(self).__name__, "attn_implementation", self._attn_implementation)
+
+    @classmethod
+    @functools.cache
+    def _rules(cls) -> dict[str, Rule]:
+        """Rules of the fields, by name."""
+        return {row.name: row.metadata["rule"] for row in fields(cls) if "rule" in row.metadata}
 
     # Names and aliases
 
@@ -103,6 +109,9 @@ class DeclaredConfig(GenerationKeys):
         name = type(self).attribute_map.get(name, name)
         if name in ("id2label", "pruned_heads"):
             value = labels.integer_keys(name, value or {})
+        rule = self._rules().get(name)
+        if rule is not None:
+            rule.check(type(self).__name__, name, value)
         super().__setattr__(name, value)
         if name == "id2label":
             super().__setattr__("label2id", labels.inverse(value))

@@ -10,6 +10,8 @@ from typing import Any
 
 from gptrio.errors import ConfigError
 
+LARGEST_COUNT = 2**31 - 1
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -35,7 +37,10 @@ def declare(default: Any, accepts: Callable[[Any], bool], expected: str, *, opti
 
 def count(default: int | None, *, optional: bool = False) -> Any:
     """Declare a size or number of things: an integer of at least 1."""
-    return declare(default, lambda value: is_integer(value) and value >= 1, "an integer >= 1", optional=optional)
+    expected = f"an integer >= 1 (at most {LARGEST_COUNT})"
+    return declare(
+        default, lambda value: is_integer(value) and 1 <= value <= LARGEST_COUNT, expected, optional=optional
+    )
 
 
 def probability(default: float) -> Any:

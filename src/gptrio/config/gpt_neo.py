@@ -12,6 +12,7 @@ from gptrio.config.fields import count, divides, flag, is_integer, not_negative,
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
+_MOST_LAYERS = 1_000_000  # written out in memory, one name for each
 
 
 @config_class
@@ -71,6 +72,12 @@ class GPTNeoConfig(PretrainedConfig):
                 f"num_layers={self.num_layers}; change one of them"
             )
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; `attention_types` must be of known kinds."""
+        if name == "attention_types":
+            self.expand_attention_types_params(value)
+        super().__setattr__(name, value)
+
     @property
     def attention_layers(self) -> list[str]:
         """Kind of attention of each layer, "global" or "local": `attention_types` written out."""
@@ -102,7 +109,11 @@ class GPTNeoConfig(PretrainedConfig):
         layers: list[str] = []
         try:
             for kinds, repeats in attention_types:
-                if not is_integer(repeats) or any(kind not in ATTENTION_KINDS for kind in kinds):
+                if (
+                    not is_integer(repeats)
+                    or repeats > _MOST_LAYERS
+                    or any(kind not in ATTENTION_KINDS for kind in kinds)
+                ):
                     raise ValueError
                 layers.extend(list(kinds) * repeats)
         except (TypeError, ValueError) as error:

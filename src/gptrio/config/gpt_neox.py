@@ -80,10 +80,19 @@ class GPTNeoXConfig(PretrainedConfig):
         """Check every field; heads must share the hidden size, and `rope_scaling` must have the keys of its type."""
         super().validate()
         divides(self, "num_attention_heads", "hidden_size")
-        self.rope_scaling = normalize_rope_scaling(self.rope_scaling)
         if self.rope_scaling is not None:
-            head_width = self.hidden_size // self.num_attention_heads
-            validate_rope_scaling(self.rope_scaling, int(head_width * self.rotary_pct))
+            validate_rope_scaling(self.rope_scaling, self._rotary_width())
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field; `rope_scaling` is normalised, and checked when it replaces another."""
+        if name == "rope_scaling":
+            value = normalize_rope_scaling(value)
+            if value is not None and name in vars(self):
+                validate_rope_scaling(value, self._rotary_width())
+        super().__setattr__(name, value)
+
+    def _rotary_width(self) -> int:
+        return int(self.hidden_size // self.num_attention_heads * self.rotary_pct)
 
     def to_dict(self) -> dict[str, Any]:
         """Return every attribute, with plain values; rotary fields under both of their names, as files have them."""

@@ -19,7 +19,7 @@ from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
-from gptrio.errors import OptionError, warn
+from gptrio.errors import ConfigError, OptionError, warn
 from gptrio.generation.config import CONFIG_FILE as GENERATION_CONFIG_NAME
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.settings import as_own_config as as_own_generation_config
@@ -109,6 +109,7 @@ def load_model(
     if wanted is None and quantizer is not None:
         wanted = quantizer.default_dtype
     number_format = _number_format(wanted, settings, source)
+    _hold_layers_against(source, settings)
     model = build(cls, settings, *model_args, dtype=number_format, device="meta")
     if quantizer is not None:
         quantizer.prepare(model)
@@ -121,6 +122,20 @@ def load_model(
     model.eval()
     placement.dispatch(model, device_map)
     return (model, _loading_info(report)) if output_loading_info else model
+
+
+_SPARE_LAYERS = 1000  # that a configuration may have beyond those of its weights, to be drawn anew
+
+
+def _hold_layers_against(source: Source, config: PretrainedConfig) -> None:
+    """Raise ConfigError for many more layers than there are weights of, before building any."""
+    numbers = (part for key in source.keys() for part in key.split(".") if part.isdecimal())  # noqa: SIM118 - a reader is no mapping
+    stored = max(map(int, numbers), default=-1) + 1
+    promised = getattr(config, "num_hidden_layers", 0)
+    if promised > stored + _SPARE_LAYERS:
+        raise ConfigError(
+            f"{type(config).__name__}: num_hidden_layers={promised} is not possible; the weights have {stored} layers"
+        )
 
 
 def _bitsandbytes(kwargs: dict[str, Any]) -> dict[str, Any] | None:

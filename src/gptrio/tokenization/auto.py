@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gptrio.errors import CheckpointNotFoundError, UnsupportedError
+from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError
 from gptrio.hub import HubOptions
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
-from gptrio.tokenization.files import TOKENIZER_CONFIG_FILE, read_object, refuse_remote_code
+from gptrio.tokenization.files import GENERIC_CLASSES, TOKENIZER_CONFIG_FILE, read_object, refuse_remote_code
 from gptrio.tokenization.gpt2 import GPT2Tokenizer, GPT2TokenizerFast
 from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast
 
@@ -116,8 +116,10 @@ def _read(name_or_path: str | os.PathLike[str], file: str, hub: HubOptions) -> t
 
 
 def _classes_by_name(name: str) -> Classes:
+    if not isinstance(name, str):
+        raise TokenizationError(f"tokenizer_class is {name!r}; expected the name of a class")
     base = name.removesuffix("Fast")
-    if base == "PreTrainedTokenizer":
+    if base in GENERIC_CLASSES:
         return None, PreTrainedTokenizerFast
     for classes in TOKENIZER_MAPPING.values():
         if base in [cls.__name__.removesuffix("Fast") for cls in classes if cls is not None]:
@@ -127,7 +129,7 @@ def _classes_by_name(name: str) -> Classes:
 
 
 def _classes_of_model(model_type: str) -> Classes:
-    if model_type not in TOKENIZER_MAPPING:
+    if not isinstance(model_type, str) or model_type not in TOKENIZER_MAPPING:
         known = ", ".join(sorted(TOKENIZER_MAPPING))
         raise UnsupportedError(f"model type {model_type!r} is not one of gptrio's: {known}")
     return TOKENIZER_MAPPING[model_type]

@@ -28,6 +28,9 @@ SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_TEMPLATE_DIR = "additional_chat_templates"
 
+# names, without "Fast", of classes that say nothing of the model; the second is that of Transformers 5
+GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
+
 _IGNORED = (
     "resume_download",
     "proxies",
@@ -74,6 +77,7 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
     config = read_object(config_path)
     _warn_of_other_class(cls, config.get("tokenizer_class"))
     settings = {name: _revive(value) for name, value in config.items() if name not in _NOT_SETTINGS}
+    _take_extra_special_tokens(settings)
     templates = _read_chat_templates(name_or_path, hub)
     if templates:
         settings["chat_template"] = templates["default"] if [*templates] == ["default"] else templates
@@ -92,6 +96,18 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
     return cls(**{**_with_added_tokens(cls, settings, added), "added_tokens_decoder": added})
 
 
+def _take_extra_special_tokens(settings: dict[str, Any]) -> None:
+    """Read a list of extra special tokens, as Transformers 5 writes them, as the additional ones of before."""
+    extra = settings.get("extra_special_tokens")
+    if isinstance(extra, list):
+        del settings["extra_special_tokens"]
+        known = settings.get("additional_special_tokens") or []
+        settings["additional_special_tokens"] = [
+            *known,
+            *(token for token in map(_special, extra) if token not in known),
+        ]
+
+
 def _find_path(hub: HubOptions, name_or_path: PathLike, file: str) -> str | None:
     path = hub.find(name_or_path, file)
     return None if path is None else os.fspath(path)
@@ -106,7 +122,9 @@ def read_object(path: PathLike | None) -> dict[str, Any]:
 
 
 def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
-    generic = ("PreTrainedTokenizer", cls.__name__.removesuffix("Fast"))
+    if tokenizer_class is not None and not isinstance(tokenizer_class, str):
+        raise TokenizationError(f"tokenizer_class is {tokenizer_class!r}; expected the name of a class")
+    generic = (*GENERIC_CLASSES, cls.__name__.removesuffix("Fast"))
     if tokenizer_class is not None and tokenizer_class.removesuffix("Fast") not in generic:
         warn(f"the files are of a {tokenizer_class} and are read by {cls.__name__}, which may split text otherwise")
 

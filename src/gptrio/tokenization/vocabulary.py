@@ -56,7 +56,7 @@ def read_json(path: PathLike) -> Any:
     try:
         with open(path, encoding="utf-8") as file:
             return json.load(file)
-    except ValueError as error:  # also covers text that is not UTF-8
+    except (ValueError, RecursionError) as error:  # also covers text that is not UTF-8
         raise TokenizationError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -100,7 +100,7 @@ def test_two_spellings_must_agree() -> None:
         ({"n_layer": -1}, r"n_layer=-1"),
         ({"n_head": 2.0}, r"n_head=2\.0"),
         ({"vocab_size": True}, r"vocab_size=True"),
-        ({"n_inner": 0}, r"n_inner=0 .* >= 1 or None"),
+        ({"n_inner": 0}, r"n_inner=0 .* >= 1 .*or None"),
         ({"n_embd": 10, "n_head": 3}, r"n_embd=10 is not divisible by n_head=3"),
         ({"resid_pdrop": 1.5}, r"resid_pdrop=1\.5 .* from 0 to 1"),
         ({"attn_pdrop": float("nan")}, r"attn_pdrop=nan"),
