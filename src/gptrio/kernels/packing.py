@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from gptrio.checkpoint.pages import release_pages
 from gptrio.kernels.fingerprint import fingerprint
+from gptrio.kernels.operators import ONEDNN_LINEAR, has_operators
 
 _ROWS_HINT = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # row counts whose layout serves all others
 
@@ -135,7 +136,7 @@ def packed_bytes(module: nn.Module) -> int:
 
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether oneDNN multiplies packed weights of this dtype on this processor."""
-    if not torch._C._has_mkldnn:
+    if not torch._C._has_mkldnn or not has_operators(ONEDNN_LINEAR):
         return False
     if dtype == torch.bfloat16:
         return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

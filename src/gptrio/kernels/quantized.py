@@ -2,8 +2,8 @@
 
 int8: on the CPU the rows of x become int8 too, each with its own scale, and meet the codes in the processor's int8
 units: one row through fbgemm on packed codes, more rows as a matrix product of integers.
-int4: few rows run in bfloat16 on packed codes; for more rows the weight is taken back part by part, to bfloat16 where
-the processor multiplies it.
+int4: few rows run in bfloat16 on packed codes, where this torch can; for more rows, and elsewhere, the weight is taken
+back part by part, to bfloat16 where the processor multiplies it.
 Many rows, of either: where the processor has tiles for bfloat16 (AMX), taking the weight back to it costs less than
 int8 rows and their scales do, and keeps more of what x says.
 Everything else takes the weight back to x's dtype: gradients, compilation, and other devices.
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from gptrio.kernels.codes import dequantize_int4, dequantize_int8, unpack_int4
 from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product
+from gptrio.kernels.operators import INT4_ROWS, has_operators
 from gptrio.kernels.packing import find
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call beats taking the weight back
@@ -86,7 +87,7 @@ def int8_matrix_products_are_exact() -> bool:
     right = torch.full((64, 256), -127, dtype=torch.int8)
     try:
         return bool((torch._int_mm(left, right.t()) == -127 * 127 * 256).all())
-    except RuntimeError:
+    except (AttributeError, RuntimeError):
         return False
 
 
@@ -115,7 +116,7 @@ def _is_plain(x: Tensor, codes: Tensor) -> bool:
 
 def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The product (rows, out), in any type of floating point."""
-    if bits == 4 and len(rows) <= _INT4_ROWS:
+    if bits == 4 and len(rows) <= _INT4_ROWS and has_operators(INT4_ROWS):
         return _int4_rows(rows, codes, scale)
     if bits == 8 and len(rows) > 1 and int8_matrix_products_are_exact():
         return _int8_matrix_product(rows.float(), codes, scale)

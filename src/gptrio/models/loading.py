@@ -214,25 +214,48 @@ def build(
     check_implementation(config._attn_implementation or "sdpa")
     chosen = torch_dtype if dtype is None else dtype
     number_format = getattr(torch, chosen) if isinstance(chosen, str) else chosen
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(number_format or before)
-    try:
-        with _LeftUndrawn(), torch.device(device or torch.get_default_device()):
-            model = cls(config, *model_args)
-    finally:
-        torch.set_default_dtype(before)
-    config.dtype = number_format or before
+    number_format = number_format or torch.get_default_dtype()
+    with _Building(number_format), torch.device(device or torch.get_default_device()):
+        model = cls(config, *model_args)
+    config.dtype = number_format
     return model
 
 
-class _LeftUndrawn(TorchFunctionMode):
-    """Draws nothing for tensors without storage: torch would load its compiler for it, which takes a second."""
+_FILLED = (
+    torch.empty,
+    torch.empty_strided,
+    torch.zeros,
+    torch.ones,
+    torch.rand,
+    torch.randn,
+    torch.eye,
+    torch.linspace,
+)
+_INFERRED = (torch.tensor, torch.full, torch.arange)  # whose type follows from their values
+
+
+class _Building(TorchFunctionMode):
+    """In this thread, makes tensors of a type where none is named, and draws nothing for those without storage.
+
+    torch's default type is one for all threads, of which others may be building models of other types. To draw without
+    storage, torch would load its compiler, which takes a second.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function of torch, `normal_` on the meta device excepted."""
         kwargs = kwargs or {}
+        if func in _FILLED and kwargs.get("dtype") is None:
+            return func(*args, **{**kwargs, "dtype": self._dtype})
+        if func in _INFERRED and kwargs.get("dtype") is None:
+            made = func(*args, **kwargs)
+            is_free = made.is_floating_point() and not (args and isinstance(args[0], Tensor))
+            return func(*args, **{**kwargs, "dtype": self._dtype}) if is_free else made
         if getattr(func, "__name__", "") == "normal_":
             tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 
-from gptrio import GPT2LMHeadModel
+from gptrio import AutoModelForCausalLM, GPT2LMHeadModel
 from gptrio.models.loading import build
 from gptrio.testing import tiny_config
 
@@ -30,3 +34,85 @@ def test_a_model_built_on_a_device_is_drawn() -> None:
     plain = GPT2LMHeadModel(tiny_config())
     for (name, one), (_, other) in zip(drawn.named_parameters(), plain.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox"])
+def test_building_in_a_type_leaves_torchs_default_alone(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dtype: torch.dtype) -> None:
+        raise AssertionError(f"torch's default type was set to {dtype}")
+
+    torch.manual_seed(0)
+    config = tiny_config(family)
+    config.dtype = None
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        wanted = AutoModelForCausalLM.from_config(config)  # built in torch's default type
+    finally:
+        torch.set_default_dtype(torch.float32)
+    monkeypatch.setattr(torch, "set_default_dtype", refuse)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(tiny_config(family), dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.config.dtype == torch.bfloat16
+    for (name, one), (_, other) in zip(model.named_parameters(), wanted.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+class OwnParts(GPT2LMHeadModel):
+    """A class that makes tensors in each of torch's ways."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.made = {
+            "tensor": torch.tensor([1.5]),
+            "integers": torch.tensor([1]),
+            "full": torch.full((2,), 0.5),
+            "flags": torch.full((2,), True),
+            "steps": torch.arange(0.0, 1.0, 0.5),
+            "counted": torch.arange(3),
+            "copied": torch.tensor(torch.ones(1, dtype=torch.float64).item(), dtype=torch.float64),
+            "named": torch.zeros(2, dtype=torch.float32),
+            "placed": torch.linspace(0, 1, 3),
+        }
+
+
+def test_tensors_of_a_users_own_class_have_the_type() -> None:
+    made = build(OwnParts, tiny_config(), dtype="bfloat16", device="cpu").made
+    assert {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in made.items()} == {
+        "tensor": "bfloat16",
+        "integers": "int64",
+        "full": "bfloat16",
+        "flags": "bool",
+        "steps": "bfloat16",
+        "counted": "int64",
+        "copied": "float64",
+        "named": "float32",
+        "placed": "bfloat16",
+    }
+
+
+def test_threads_load_different_types(tmp_path: Path) -> None:
+    GPT2LMHeadModel(tiny_config()).save_pretrained(tmp_path)
+    types = (torch.float32, torch.bfloat16, torch.float16)
+    wrong: list[str] = []
+
+    def load(dtype: torch.dtype) -> None:
+        for _ in range(10):
+            built = build(GPT2LMHeadModel, tiny_config(), dtype=dtype)
+            loaded = GPT2LMHeadModel.from_pretrained(tmp_path, dtype=dtype)
+            for model in (built, loaded):
+                found = {parameter.dtype for parameter in model.parameters()}
+                if found != {dtype} or torch.get_default_dtype() != torch.float32:
+                    wrong.append(f"{dtype}: {found}, default {torch.get_default_dtype()}")
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        threads = [threading.Thread(target=load, args=(dtype,)) for dtype in types]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert wrong == []

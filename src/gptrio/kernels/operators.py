@@ -1,0 +1,24 @@
+"""Which of torch's operators that are not public this torch has: their names come and go between its versions."""
+
+from __future__ import annotations
+
+import torch
+
+INT4_ROWS = ("_weight_int4pack_mm_for_cpu", "_convert_weight_to_int4pack_for_cpu")  # since torch 2.6
+ONEDNN_LINEAR = ("ops.mkldnn._reorder_linear_weight", "ops.mkldnn._nbytes", "ops.mkldnn._linear_pointwise")
+
+
+def has_operators(names: tuple[str, ...]) -> bool:
+    """Whether torch has all of some operators.
+
+    Args:
+        names: dotted, as they follow "torch.".
+    """
+    return all(_has(name) for name in names)
+
+
+def _has(name: str) -> bool:
+    found: object = torch
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found is not None
