@@ -160,7 +160,8 @@ class OffloadedLayer(CacheLayer):
         shape = (room, *like.shape[:2], like.shape[3])
         with torch.inference_mode(False):  # tensors of inference mode could not be written outside of it
             keys, values = (
-                torch.empty(shape, dtype=like.dtype, pin_memory=self._device.type == "cuda") for _ in range(2)
+                torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=self._device.type == "cuda")
+                for _ in range(2)
             )
         if self._host is not None:
             keys[: self._stored], values[: self._stored] = (host[: self._stored] for host in self._host)

@@ -178,7 +178,7 @@ class PrefixLayer(CacheLayer):
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace the rows' own past by `function` of it; the prefix is every row's."""
-        self._rows = len(function(torch.arange(self._rows)))
+        self._rows = len(function(torch.arange(self._rows, device="cpu")))
         self._own.map_batch(function)
 
     def crop(self, max_length: int) -> None:

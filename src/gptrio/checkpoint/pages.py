@@ -48,4 +48,4 @@ def _are_as_in_the_file(first: int, count: int) -> bool:
     except (OSError, ValueError):
         return False
     kinds = (entries >> 61) & 7
-    return len(kinds) == count and bool(torch.isin(kinds, torch.tensor(_UNCHANGED)).all())
+    return len(kinds) == count and bool(torch.isin(kinds, torch.tensor(_UNCHANGED, device=kinds.device)).all())

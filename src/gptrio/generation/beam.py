@@ -104,7 +104,12 @@ def _start(call: Call, fill: int) -> Beams:
     ids = call.ids.view(call.prompts, call.config.num_beams, -1)
     places = ids.shape[:2]
     none = torch.zeros(places, dtype=torch.bool, device=ids.device)
-    return Beams(ids, torch.zeros(places, device=ids.device), ids.new_empty(*places, 0, dtype=torch.int32), none)
+    return Beams(
+        ids,
+        torch.zeros(places, dtype=torch.float32, device=ids.device),
+        ids.new_empty(*places, 0, dtype=torch.int32),
+        none,
+    )
 
 
 def ends_of(config: GenerationConfig) -> list[int]:

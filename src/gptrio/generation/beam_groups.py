@@ -126,7 +126,7 @@ def _advance(
 ) -> list[Step]:
     """Take one step in a group of every prompt, given its processed scores (P * G, V), and return the beams' steps."""
     ends, size, vocabulary = ends_of(call.config), members[0].size, scores.shape[-1]
-    before = torch.tensor([group.scores for group in members], device=scores.device)  # (P, G)
+    before = torch.tensor([group.scores for group in members], dtype=torch.float32, device=scores.device)  # (P, G)
     with call.step.on_one_thread():
         totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
         best, chosen = totals.flatten(1).topk(max(2, 1 + len(ends)) * size)
@@ -193,5 +193,5 @@ def _as_tensors(call: Call, best: list[Hypothesis]) -> Tensor | GenerateBeamDeco
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
     new = max(len(item.origins) for item in best)
     origins = torch.tensor([item.origins + [-1] * (new - len(item.origins)) for item in best], device=device)
-    scores = torch.tensor([item.score for item in best], device=device)
+    scores = torch.tensor([item.score for item in best], dtype=torch.float32, device=device)
     return finish(call, ids, scores, origins)

@@ -84,7 +84,8 @@ def _rerank(
     if not added:
         return steps
     every = steps + added
-    values = torch.tensor(banks) * 100 + torch.tensor([step.score for step in every])
+    values = torch.tensor(banks, device="cpu") * 100
+    values = values + torch.tensor([step.score for step in every], dtype=torch.float32, device="cpu")
     order = values.sort(descending=True).indices.tolist()
     ranked: list[tuple[int, int]] = []
     for index, place in enumerate(order):

@@ -66,7 +66,7 @@ def await_others(model: Any, ids: Tensor, finished: bool) -> None:
     import torch.distributed as dist
 
     while True:
-        running = torch.tensor(0.0 if finished else 1.0, device=ids.device)
+        running = torch.tensor(0.0 if finished else 1.0, dtype=torch.float32, device=ids.device)
         dist.all_reduce(running)
         if not finished or not running:
             return

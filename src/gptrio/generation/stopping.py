@@ -111,7 +111,7 @@ class EosTokenCriteria(StoppingCriteria):
     """
 
     def __init__(self, eos_token_id: int | Sequence[int] | torch.Tensor) -> None:
-        self.eos_token_id = torch.tensor(TokenIds("eos_token_id", eos_token_id).ids)
+        self.eos_token_id = torch.tensor(TokenIds("eos_token_id", eos_token_id).ids, device="cpu")
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return (B,) whether the newest token is an end."""

@@ -20,7 +20,8 @@ _CHUNK = 1 << 17  # elements that are quantized at a time: what stays in the pro
 
 def quantize_int8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Quantize (out, in) to int8 codes (out, in) and float32 scales (out,)."""
-    codes, scale = torch.empty(weight.shape, dtype=torch.int8), torch.empty(weight.shape[0])
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
     for part in _row_slices(weight):
         values = weight[part].detach().float()
         scale[part] = values.abs().amax(dim=1) / 127
@@ -53,8 +54,8 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     """
     outer, inner = weight.shape
     check_group(group, inner)
-    packed = torch.empty(outer, inner // 2, dtype=torch.uint8)
-    scale = torch.empty(outer, inner // group, dtype=torch.bfloat16)
+    packed = torch.empty(outer, inner // 2, dtype=torch.uint8, device=weight.device)
+    scale = torch.empty(outer, inner // group, dtype=torch.bfloat16, device=weight.device)
     for part in _row_slices(weight):
         values = weight[part].detach().float().reshape(-1, inner // group, group)
         best = _best_scale(values)

@@ -83,8 +83,8 @@ def has_bfloat16_tiles() -> bool:
 @functools.cache
 def int8_matrix_products_are_exact() -> bool:
     """Whether torch multiplies int8 matrices without overflow: without VNNI, sums of two products may saturate."""
-    left = torch.full((32, 256), 127, dtype=torch.int8)
-    right = torch.full((64, 256), -127, dtype=torch.int8)
+    left = torch.full((32, 256), 127, dtype=torch.int8, device="cpu")
+    right = torch.full((64, 256), -127, dtype=torch.int8, device="cpu")
     try:
         return bool((torch._int_mm(left, right.t()) == -127 * 127 * 256).all())
     except (AttributeError, RuntimeError):
@@ -96,8 +96,8 @@ def one_row_range() -> int:
     """Bits of an activation in the one-row int8 call that cannot overflow: 8 or 7; 0 if there is no such call."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         return 0
-    pack = _fbgemm_pack(torch.full((64, 256), -127, dtype=torch.int8), torch.ones(64))
-    x = torch.full((1, 256), 255.0)
+    pack = _fbgemm_pack(torch.full((64, 256), -127, dtype=torch.int8, device="cpu"), torch.ones(64))
+    x = torch.full((1, 256), 255.0, dtype=torch.float32, device="cpu")
     x[0, 0] = 0.0
     exact: Tensor = torch.ops.quantized.linear_dynamic(x, pack)
     return 8 if bool((exact == -127 * 255 * 255).all()) else 7
@@ -164,7 +164,7 @@ def _fbgemm_pack(codes: Tensor, scale: Tensor) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of a deprecation that has no successor yet
-            zeros = torch.zeros(len(codes), dtype=torch.long)
+            zeros = torch.zeros(len(codes), dtype=torch.long, device="cpu")
             weight = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
         return torch.ops.quantized.linear_prepack(weight, None)
     finally:

@@ -189,6 +189,6 @@ def _like(weight: Tensor, count: int) -> Tensor:
     centred = rows - mean
     covariance = centred.T @ centred / rows.shape[0]
     values, vectors = torch.linalg.eigh(1e-9 * covariance)
-    noise = torch.randn(count, rows.shape[1], device=rows.device) * values.clamp(min=0).sqrt()
+    noise = torch.randn(count, rows.shape[1], dtype=rows.dtype, device=rows.device) * values.clamp(min=0).sqrt()
     drawn: Tensor = mean + noise @ vectors.T
     return drawn.to(weight.dtype)

@@ -52,4 +52,4 @@ def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:
 
 def head_features(kept: list[int], width: int) -> Tensor:
     """(len(kept) * width,) features of the heads at the places `kept`, each `width` wide."""
-    return (torch.tensor(kept)[:, None] * width + torch.arange(width)).flatten()
+    return (torch.tensor(kept, device="cpu")[:, None] * width + torch.arange(width, device="cpu")).flatten()

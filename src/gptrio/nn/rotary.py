@@ -104,8 +104,11 @@ def _longrope(settings: RotarySettings, length: Tensor) -> Frequencies:
     attention = scaling.get("attention_factor")
     if attention is None:
         attention = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
-    short, long = (torch.tensor(scaling[name], device=length.device) for name in ("short_factor", "long_factor"))
-    factors = torch.where(length > trained, long.float(), short.float())
+    short, long = (
+        torch.tensor(scaling[name], dtype=torch.float32, device=length.device)
+        for name in ("short_factor", "long_factor")
+    )
+    factors = torch.where(length > trained, long, short)
     return 1.0 / (factors * settings.base ** settings.powers(length.device)), float(attention)
 
 
@@ -160,11 +163,11 @@ class RotaryEmbedding(nn.Module):
         if self.settings.kind in _BY_LENGTH:
             return compute(self.settings, position_ids.max() + 1)
         if torch.compiler.is_compiling():
-            return compute(self.settings, torch.ones((), device=device))
+            return compute(self.settings, torch.ones((), dtype=torch.float32, device=device))
         known = self._frequencies.get(device)
         if known is None or known[0] is not self.settings:
             with torch.inference_mode(False):
-                known = self.settings, compute(self.settings, torch.ones((), device=device))
+                known = self.settings, compute(self.settings, torch.ones((), dtype=torch.float32, device=device))
             self._frequencies[device] = known
         return known[1]
 

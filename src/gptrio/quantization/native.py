@@ -36,7 +36,7 @@ class _QuantizedWeight(nn.Module):
         self.transposed = False  # whether full-precision weights come as (in, out)
         if group is None:
             self.register_buffer("weight", torch.empty(outer, inner, dtype=torch.int8, device="meta"))
-            self.register_buffer("weight_scale", torch.empty(outer, device="meta"))
+            self.register_buffer("weight_scale", torch.empty(outer, dtype=torch.float32, device="meta"))
         else:
             scale = torch.empty(outer, inner // group, dtype=torch.bfloat16, device="meta")
             self.register_buffer("weight", torch.empty(outer, inner // 2, dtype=torch.uint8, device="meta"))

@@ -87,7 +87,9 @@ class AfterThree(StoppingCriteria):
 
 
 @pytest.mark.parametrize(
-    ("rule", "reason"), [(AfterThree(), FinishReason.CRITERION), (MaxTimeCriteria(0.0), FinishReason.TIME)], ids=str
+    ("rule", "reason"),
+    [(AfterThree(), FinishReason.CRITERION), (MaxTimeCriteria(0.0), FinishReason.TIME)],
+    ids=["the caller's own", "time"],
 )
 def test_rules_of_the_callers_are_reasons_too(model, rule, reason):
     told = []

@@ -95,7 +95,7 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
         if before == 0:
             return scores
         chosen = current_tokens.view(-1, self.num_beams)[:, :before].to(scores.device)  # (B, before)
-        counts = torch.zeros(chosen.shape[0], scores.shape[-1], device=scores.device)
+        counts = torch.zeros(chosen.shape[0], scores.shape[-1], dtype=torch.float32, device=scores.device)
         counts.scatter_add_(1, chosen, torch.ones_like(chosen, dtype=counts.dtype))
         penalties = self.diversity_penalty * counts.repeat_interleave(scores.shape[0] // chosen.shape[0], dim=0)
         return (scores - penalties).to(scores.dtype)

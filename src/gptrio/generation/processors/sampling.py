@@ -192,7 +192,9 @@ class EtaLogitsWarper(_Truncation):
         device: str | torch.device = "cpu",
     ) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
-        self.epsilon = torch.tensor(check_number("eta_cutoff", epsilon, float, gt=0, lt=1), device=device)
+        self.epsilon = torch.tensor(
+            check_number("eta_cutoff", epsilon, float, gt=0, lt=1), dtype=torch.float32, device=device
+        )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the unlikely tokens filled."""

@@ -64,7 +64,7 @@ class _BiasedSequences(LogitsProcessor):
 
     def __init__(self, sequence_bias: dict[tuple[int, ...], float]) -> None:
         self.sequence_bias = sequence_bias
-        self._always = torch.empty(0)
+        self._always = torch.empty(0, dtype=torch.float32, device="cpu")
         self._longer: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -85,7 +85,7 @@ class _BiasedSequences(LogitsProcessor):
         outside = [token for ids in self.sequence_bias for token in ids if token >= scores.shape[-1]]
         if outside:
             raise TokenIdError(f"tokens {outside} of the biased sequences lie outside the {scores.shape[-1]} scores")
-        self._always = torch.zeros(scores.shape[-1], device=scores.device)
+        self._always = torch.zeros(scores.shape[-1], dtype=torch.float32, device=scores.device)
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for ids, bias in self.sequence_bias.items():
             if len(ids) == 1:
@@ -95,7 +95,8 @@ class _BiasedSequences(LogitsProcessor):
         self._longer = []
         for sequences in by_length.values():
             ids_together = torch.tensor(sequences, device=scores.device)
-            weight = torch.tensor([self.sequence_bias[ids] for ids in sequences], device=scores.device)
+            biases = [self.sequence_bias[ids] for ids in sequences]
+            weight = torch.tensor(biases, dtype=torch.float32, device=scores.device)
             self._longer.append((ids_together[:, :-1], ids_together[:, -1], weight))
 
 

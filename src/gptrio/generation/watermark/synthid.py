@@ -56,8 +56,8 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         self.skip_first_ngram_calls = skip_first_ngram_calls
         self.debug_mode = debug_mode
         self._calls = 0
-        self._context = torch.empty(0)
-        self._history = torch.empty(0)
+        self._context = torch.empty(0, device=device)
+        self._history = torch.empty(0, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return watermarked log-probabilities (B, V); rows whose context was seen before keep their scores."""
