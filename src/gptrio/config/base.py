@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config.declared import DeclaredConfig
 from gptrio.errors import CheckpointError, ConfigError, UnsupportedError
@@ -16,6 +16,7 @@ Config = TypeVar("Config", bound="PretrainedConfig")
 
 PathLike = str | os.PathLike[str]
 CONFIG_NAME = "config.json"
+_SWITCHES = dict.fromkeys(("true", "1", "y", "yes"), True) | dict.fromkeys(("false", "0", "n", "no"), False)
 
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
@@ -45,6 +46,8 @@ class PretrainedConfig(DeclaredConfig):
     Raises:
         ConfigError: a value is impossible; the message names field, value and what is accepted.
     """
+
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}  # these families hold no configurations
 
     @overload
     @classmethod
@@ -96,6 +99,20 @@ class PretrainedConfig(DeclaredConfig):
             path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
         return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
 
+    def update_from_string(self, update_str: str) -> None:
+        """Set fields from text such as "n_embd=10,resid_pdrop=0.2,scale_attn_weights=false", in the types they have.
+
+        Raises:
+            ConfigError: a name that the configuration lacks, a text that is no value of its type, or an impossible one.
+        """
+        values = {}
+        for pair in update_str.split(","):
+            name, _, text = pair.partition("=")
+            if not hasattr(self, name):
+                raise ConfigError(f"{type(self).__name__} has no field {name!r}; expected name=value pairs with commas")
+            values[name] = _value_like(getattr(self, name), name, text)
+        self.update(values)
+
     @classmethod
     def from_json_file(cls: type[Config], json_file: PathLike) -> Config:
         """Read a JSON file written by `to_json_file`."""
@@ -137,6 +154,21 @@ class PretrainedConfig(DeclaredConfig):
     def __repr__(self) -> str:
         """Class name and `config.json`."""
         return f"{type(self).__name__} {json.dumps(self.to_diff_dict(), indent=2, sort_keys=True, default=repr)}\n"
+
+
+def _value_like(old: object, name: str, text: str) -> bool | int | float | str:
+    """Read `text` as a value of the type that `old` has."""
+    if isinstance(old, bool):
+        if text.lower() not in _SWITCHES:
+            raise ConfigError(f"{name}={text!r} is not possible; expected one of {', '.join(_SWITCHES)}")
+        return _SWITCHES[text.lower()]
+    for kind in (int, float, str):
+        if isinstance(old, kind):
+            try:
+                return kind(text)
+            except ValueError as error:
+                raise ConfigError(f"{name}={text!r} is not possible; expected {kind.__name__}") from error
+    raise ConfigError(f"{name} holds a {type(old).__name__}, which text cannot set; assign the field itself")
 
 
 def refuse_remote_code(kwargs: dict[str, Any]) -> None:
