@@ -39,7 +39,9 @@ def build_backend(kwargs: dict[str, Any]) -> Tokenizer:
         return byte_level_backend(*read_model(kwargs.get("vocab_file"), kwargs.get("merges_file")))
     except TokenizationError:
         raise
-    except Exception as error:  # the library raises plain Exception for malformed files
+    except BaseException as error:  # for malformed files the library raises plain Exception, or panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise TokenizationError(f"cannot build a tokenizer from {path or kwargs.get('vocab_file')}: {error}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -58,7 +59,7 @@ class PreTrainedTokenizerBase(PrepareMixin):
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)
         self.name_or_path: str = kwargs.pop("name_or_path", "")
         limit = kwargs.pop("model_max_length", kwargs.pop("max_len", None))
-        if limit is not None and not isinstance(limit, (int, float)):
+        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
             raise TokenizationError(f"model_max_length is {limit!r}; expected a number of tokens")
         self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else int(limit)
         self.padding_side = _side(kwargs.pop("padding_side", self.padding_side), "padding_side")

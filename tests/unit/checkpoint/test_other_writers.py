@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gptrio
-from gptrio.errors import CheckpointNotFoundError, ConfigError
+from gptrio.errors import CheckpointNotFoundError, ConfigError, TokenizationError
 from gptrio.hub import local_folder
 
 
@@ -55,3 +55,9 @@ def test_more_layers_than_the_weights_have_are_refused_before_any_is_built(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="num_hidden_layers=1000000000 is not possible; the weights have"):
         gptrio.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("limit", ["abc", float("nan"), float("inf"), [3]])
+def test_a_length_that_is_no_number_of_tokens_is_refused(limit: object) -> None:
+    with pytest.raises(TokenizationError, match="model_max_length is"):
+        gptrio.AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2", model_max_length=limit)
