@@ -132,7 +132,7 @@ def generate(
     with (
         torch.inference_mode() if private else torch.no_grad(),
         packed_inference(model),
-        lean_calls(model if private else None),
+        lean_calls(private),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)
         if custom_generate is None:

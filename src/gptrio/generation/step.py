@@ -54,7 +54,9 @@ class Stepper:
         self.calls = 0
         self._last_column = last_column(model, prompt)
         self._prepare = _own_preparation(model)
-        self._watched = not is_plain(model)  # by hooks, which are to see what the reference gives its modules
+        self._watched = not (
+            is_lean() or is_plain(model)
+        )  # by hooks, which are to see what the reference gives its modules
         own = self._watched or self._prepare is not None
         self._shares_prefill = copies > 1 and type(cache) is DynamicCache and not own
         if copies > 1 and not self._shares_prefill and cache is not None and cache.get_seq_length():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gptrio.kernels.codes import GROUPS, UNIT
 from gptrio.kernels.compiled import Reason, tables
 from gptrio.nn.blocks import MLP, BlockParts
-from gptrio.nn.lean import Dropout, Embedding, LayerNorm, is_plain
+from gptrio.nn.lean import Dropout, Embedding, LayerNorm, is_lean, is_plain
 from gptrio.nn.linear import Conv1D, Linear
 from gptrio.nn.rotary import RotaryEmbedding
 from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear
@@ -65,7 +65,7 @@ def _no_autocast(model: Any) -> Problems:
 
 
 def _no_hooks(model: Any) -> Problems:
-    if not is_plain(model):
+    if not (is_lean() or is_plain(model)):
         yield "the model has hooks, or a part of it was compiled by torch"
 
 

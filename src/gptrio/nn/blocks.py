@@ -102,12 +102,12 @@ class MultiHeadAttention(LeanModule):
         Layers of the eager back end return weights always, as the reference's do.
         """
         dropout = self._modules.get("attn_dropout")
-        if dropout is not None and (type(dropout) not in _DROPOUTS or is_watched(dropout)):
+        if type(dropout) not in _DROPOUTS:
             return True
-        return is_watched(self) or (context.implementation == "eager" and not is_lean())
+        return (context.implementation == "eager" and not is_lean()) or is_watched(self, dropout)
 
 
-_DROPOUTS = (Dropout, nn.Dropout, nn.Identity)
+_DROPOUTS = (Dropout, nn.Dropout, nn.Identity, type(None))  # which leave weights as they are in evaluation
 
 
 class MLP(LeanModule):

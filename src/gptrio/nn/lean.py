@@ -19,9 +19,9 @@ _lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
 
 
 @contextmanager
-def lean_calls(model: nn.Module | None) -> Iterator[None]:
-    """Run forwards directly, in this thread, if `model` is given and plain (see `is_plain`)."""
-    token = _lean.set(model is not None and is_plain(model))
+def lean_calls(on: bool) -> Iterator[None]:
+    """Run forwards directly, in this thread, if `on`: for models that are plain (see `is_plain`)."""
+    token = _lean.set(on)
     try:
         yield
     finally:
@@ -43,9 +43,11 @@ def is_plain(model: nn.Module) -> bool:
     return not (_is_watched_globally() or any(_has_own(module) for module in model.modules()))
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether hooks see this very module's calls, or another forward than its class's answers them."""
-    return not is_dynamo_compiling() and not _lean.get() and (_has_own(module) or _is_watched_globally())
+def is_watched(*modules: nn.Module | None) -> bool:
+    """Whether hooks see calls of one of these very modules, or another forward than its class's answers them."""
+    if is_dynamo_compiling() or _lean.get():
+        return False
+    return _is_watched_globally() or any(_has_own(module) for module in modules if module is not None)
 
 
 def runs_package_forward(module: nn.Module) -> bool:
@@ -80,7 +82,7 @@ class LeanModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, with hooks unless there are none."""
-        if is_lean():
+        if not is_dynamo_compiling() and _lean.get():
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 
