@@ -113,3 +113,44 @@ def test_a_counter_of_operations_sees_those_of_every_step() -> None:
         model.generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     weights = sum(p.numel() for name, p in model.named_parameters() if p.dim() == 2 and "wpe" not in name)
     assert more.get_total_flops() - few.get_total_flops() >= 4 * 2 * weights
+
+
+def test_a_forward_compiled_by_torch_runs_in_every_step() -> None:
+    """`model.forward = torch.compile(model.forward)`, by a backend that counts its runs."""
+    model, ids, runs = FAMILIES[0].build(eos_token_id=None), tokens(1, 7), []
+    expected = model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+
+    def backend(graph: Any, inputs: Any) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            runs.append(1)
+            return graph(*args)
+
+        return run
+
+    torch._dynamo.reset()
+    model.forward = torch.compile(model.forward, backend=backend)
+    actual = model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+    assert torch.equal(actual, expected)
+    assert len(runs) >= STEPS
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=str)
+def test_hooks_of_accelerate_run_in_every_step(family: Family) -> None:
+    """They stand in place of the forward of the instance."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    calls: list[int] = []
+
+    class Counting(hooks.ModelHook):  # type: ignore[misc,name-defined]  # a class known at run time only
+        def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return args, kwargs
+
+    model, ids = family.build(eos_token_id=None), tokens(1, 7)
+    expected = model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+    part = model.base_model.blocks[1].mlp
+    hooks.add_hook_to_module(part, Counting())
+    assert torch.equal(model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0), expected)
+    assert len(calls) == STEPS
+    hooks.remove_hook_from_module(part)
+    model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
+    assert len(calls) == STEPS
