@@ -18,7 +18,7 @@ from gptrio.generation.call import Generators
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column
 from gptrio.generation.loop import draw
-from gptrio.generation.prompt import Prompt
+from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.prompt_lookup import PromptLookupCandidateGenerator
 from gptrio.generation.step import Stepper
 
@@ -207,7 +207,7 @@ class TextDraft:
         device = self._model.device
         for _ in range(number if before else 0):
             unread = torch.tensor([written[self._cache.get_seq_length() :]], device=device)
-            logits = self._model(unread, past_key_values=self._cache, use_cache=True, logits_to_keep=1).logits
+            logits = self._model(unread, past_key_values=self._cache, use_cache=True, **keeping(self._model, 1)).logits
             self._read = list(written)
             written.append(int(logits[0, -1].argmax()))
         return written[len(before) :]

@@ -26,7 +26,7 @@ from gptrio.generation.lengths import settle_lengths
 from gptrio.generation.loop import decode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
-from gptrio.generation.prompt import build_prompt
+from gptrio.generation.prompt import build_prompt, keeping
 from gptrio.generation.ready import Arguments, make_call
 from gptrio.generation.settings import merge_config
 from gptrio.generation.stop_strings import Tokenizer
@@ -178,7 +178,7 @@ def _run_own_loop(loop: Callable[..., Any], call: Call) -> Any:
         "attention_mask": mask,
         "past_key_values": call.step.cache,
         "use_cache": call.step.cache is not None,
-        "logits_to_keep": 1,
+        **keeping(call.model, 1),
         "inputs_embeds": prompt.embeds,
         "position_ids": prompt.position_ids,
         "token_type_ids": prompt.token_type_ids,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptrio.errors import OptionError
 from gptrio.generation.config import GenerationConfig
-from gptrio.generation.prompt import Prompt
+from gptrio.generation.prompt import Prompt, keeping
 
 FAVOUR = 1.0  # added to the score of the token that was there
 
@@ -50,7 +50,7 @@ def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer
     context = before or ([] if bos is None else [bos])
     if len(longer) < 2 or not context:
         return tokens
-    output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, logits_to_keep=1)
+    output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keeping(model, 1))
     scores = output.logits[0, -1].float()
     scores[last] += FAVOUR
     choices = torch.tensor(longer, device=scores.device)

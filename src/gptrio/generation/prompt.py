@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,11 @@ class Prompt:
         tensors = {name: getattr(self, name) for name in COLUMNS}
         rest = {name: tensor[:, number:] for name, tensor in tensors.items() if tensor is not None}
         return replace(self, moved=None, **rest)
+
+
+def keeping(model: Any, count: int) -> dict[str, int]:
+    """The argument that asks a model for the logits of its last `count` positions only, if its forward takes it."""
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:

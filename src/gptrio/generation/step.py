@@ -13,7 +13,7 @@ from gptrio.cache import DynamicCache
 from gptrio.cache.transformers import as_own_cache
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.lengths import last_column, no_more_positions
-from gptrio.generation.prompt import Prompt
+from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.recorded import RecordedStep, record_step
 from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
@@ -66,7 +66,8 @@ class Stepper:
         self._embeds = self._prompt.embeds
         self._offset = prompt.length - prompt.ids.shape[1]  # positions that have no ids
         self._unseen = 0  # positions of the cache that no mask tells of: tokens that a model's own preparation adds
-        self._constants = {"logits_to_keep": 1, "use_cache": cache is not None, **_flags(config)}
+        self._keeps = bool(keeping(model, 1))  # else the model gives the logits of all positions
+        self._constants = {"use_cache": cache is not None, **_flags(config)}
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
@@ -78,14 +79,14 @@ class Stepper:
             lean and prompt.has_left_padding_only and self._may_compile(config, prompt.ids.shape[0] * copies)
         )
         self._compiled: Any = None
-        self._records = self._in_place and self._is_bare() and not config.disable_compile
+        self._records = self._in_place and self._keeps and self._is_bare() and not config.disable_compile
         self._recorded: RecordedStep | None = None
         self._spread(self._prompt)
 
     def _is_bare(self) -> bool:
         """Whether this package's forward runs, and a step is told nothing but tokens and where they stand."""
         ours = all(runs_package_forward(each) for each in (self.model, getattr(self.model, "base_model", self.model)))
-        return ours and self._prepare is None and set(self._constants) == {"logits_to_keep", "use_cache"}
+        return ours and self._prepare is None and set(self._constants) == {"use_cache"}
 
     def _may_compile(self, config: GenerationConfig, rows: int) -> bool:
         """Whether a compiled step shall decode, if the model has one."""
@@ -119,14 +120,14 @@ class Stepper:
         seen = 0 if self.cache is None else self.cache.get_seq_length() - self._unseen
         self.calls += 1
         if self._prepare is not None:
-            return self._by_own_preparation(ids, seen, length, {"logits_to_keep": keep, **flags})
+            return self._by_own_preparation(ids, seen, length, keep, flags)
         if self._records and self.calls > 1 and length - seen == keep == 1 and not flags:
             logits = self._replay(ids[:, -1:], seen)
             if logits is not None:
                 return Logits(logits)
         if self._chunk is not None and self.calls == 1 and self.cache is not None:
             while length - seen > self._chunk:
-                self._run(ids, seen, seen + self._chunk, {"logits_to_keep": 1})
+                self._run(ids, seen, seen + self._chunk, 1, {})
                 seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
@@ -137,7 +138,7 @@ class Stepper:
         with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
             if bare and self._direct is not None:
                 return Logits(self._direct(ids[:, seen:], self.cache))
-            output = self._run(rows, seen, length, {"logits_to_keep": keep, **flags})
+            output = self._run(rows, seen, length, keep, flags)
         return self._share(output) if shared else output
 
     def _steps_compiled(self, new: Tensor) -> bool:
@@ -157,15 +158,23 @@ class Stepper:
         several = self._compiled is not None and self._compiled.threads > 1
         return OneThread() if several else _AS_IT_IS
 
-    def _run(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
+    def _run(self, ids: Tensor, seen: int, length: int, keep: int, flags: dict[str, Any]) -> Any:
         arguments = {**self._constants, **flags, **self._masks(seen, length)}
         if self._embeds is not None and seen < self._embeds.shape[1]:
             arguments["inputs_embeds"] = self._embeds[:, seen:length]
         else:
             arguments["input_ids"] = ids[:, seen - self._offset : length - self._offset]
-        output = self.model(past_key_values=self.cache, return_dict=True, **arguments)
+        output = self._call({"past_key_values": self.cache, **arguments}, keep)
         if self.cache is not None:
             self.cache = as_own_cache(output.past_key_values)
+        return output
+
+    def _call(self, arguments: dict[str, Any], keep: int) -> Any:
+        """The model's output, with the logits of the last `keep` positions only."""
+        if self._keeps:
+            return self.model(return_dict=True, logits_to_keep=keep, **arguments)
+        output = self.model(return_dict=True, **arguments)
+        output.logits = output.logits[:, -keep:]
         return output
 
     def _replay(self, ids: Tensor, seen: int) -> Tensor | None:
@@ -236,7 +245,7 @@ class Stepper:
                 setattr(output, name, tuple(layer.repeat_interleave(self._copies, dim=0) for layer in layers))
         return output
 
-    def _by_own_preparation(self, ids: Tensor, seen: int, length: int, flags: dict[str, Any]) -> Any:
+    def _by_own_preparation(self, ids: Tensor, seen: int, length: int, keep: int, flags: dict[str, Any]) -> Any:
         """A step of a model whose class defines `prepare_inputs_for_generation` itself."""
         assert self._prepare is not None
         masks = self._masks(seen, length)
@@ -247,7 +256,7 @@ class Stepper:
         prepared = self._prepare(
             ids, past_key_values=self.cache, attention_mask=mask.long(), inputs_embeds=self._embeds, **arguments
         )
-        output = self.model(**prepared, return_dict=True)
+        output = self._call({name: value for name, value in prepared.items() if name != "logits_to_keep"}, keep)
         if self.cache is not None:
             self.cache = as_own_cache(output.past_key_values)
             self._unseen = self.cache.get_seq_length() - length
