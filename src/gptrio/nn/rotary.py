@@ -153,23 +153,26 @@ class RotaryEmbedding(nn.Module):
         """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the type and place of `x`."""
         frequencies, factor = self._frequencies_for(position_ids)
         with torch.autocast(x.device.type, enabled=False):
-            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R / 2)
-            tables = (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
-        return torch.cat([tables[0]] * 2, -1), torch.cat([tables[1]] * 2, -1)  # for both parts of a pair
+            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R)
+            return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
 
     def _frequencies_for(self, position_ids: Tensor) -> Frequencies:
-        """Inverse frequencies; those that depend on the longest position are computed for each call."""
-        compute, device = SCALINGS[self.settings.kind], position_ids.device
-        if self.settings.kind in _BY_LENGTH:
-            return compute(self.settings, position_ids.max() + 1)
+        """Inverse frequencies (R,) for both parts of a pair; computed for each call if they depend on its length."""
+        kind, device = self.settings.kind, position_ids.device
+        if kind in _BY_LENGTH:
+            return self._compute(position_ids.max() + 1)
         if torch.compiler.is_compiling():
-            return compute(self.settings, torch.ones((), dtype=torch.float32, device=device))
+            return self._compute(torch.ones((), device=device))
         known = self._frequencies.get(device)
         if known is None or known[0] is not self.settings:
             with torch.inference_mode(False):
-                known = self.settings, compute(self.settings, torch.ones((), dtype=torch.float32, device=device))
+                known = self.settings, self._compute(torch.ones((), device=device))
             self._frequencies[device] = known
         return known[1]
+
+    def _compute(self, length: Tensor) -> Frequencies:
+        frequencies, factor = SCALINGS[self.settings.kind](self.settings, length)
+        return torch.cat([frequencies, frequencies]), factor
 
     def extra_repr(self) -> str:
         """Type and width, for `repr`."""
