@@ -98,7 +98,12 @@ class DynamicLayer(CacheLayer):
         Returns:
             The buffers (B, H, room, D) of keys and values, contiguous, and the place of the new position in them.
         """
-        keys, values = self.buffers
+        keys, values = self._keys, self._values
+        assert keys is not None
+        assert values is not None
+        if not guarded and self._has_room(self._stored + 1) and keys.is_contiguous() and values.is_contiguous():
+            self._stored += 1
+            return keys, values, self._stored - 1
         if not (keys.is_contiguous() and values.is_contiguous()):
             self._owned = False
         if guarded and not (guards.is_guarded(keys) and guards.is_guarded(values)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,13 @@ class Prompt:
 
 def keeping(model: Any, count: int) -> dict[str, int]:
     """The argument that asks a model for the logits of its last `count` positions only, if its forward takes it."""
-    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    own = model.__dict__.get("forward")
+    return {"logits_to_keep": count} if _takes_logits_to_keep(own or type(model).forward) else {}
+
+
+@functools.lru_cache(maxsize=64)
+def _takes_logits_to_keep(forward: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(forward).parameters
 
 
 def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
