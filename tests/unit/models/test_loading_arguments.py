@@ -64,7 +64,7 @@ def test_arguments_that_change_nothing(
         ({"gguf_file": "x.gguf"}, "load the model's safetensors"),
         ({"tp_plan": "auto"}, "device_map spreads"),
         ({"tp_size": 2}, "device_map spreads"),
-        ({"device_mesh": object()}, "device_map spreads"),
+        ({"device_mesh": "a mesh"}, "device_map spreads"),
         ({"distributed_config": {"enable_expert_parallel": True}}, "device_map spreads"),
         ({"use_kernels": True}, "own kernels"),
         ({"proxies": {"http": "localhost:1"}}, "HTTPS_PROXY"),
