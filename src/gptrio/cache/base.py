@@ -154,6 +154,8 @@ class Cache(ExtensibleClass):
         layer_class_to_replicate: makes the further layers, when they are first used; None if there are none.
     """
 
+    real_positions_last = False
+
     def __init__(
         self,
         layers: Iterable[CacheLayer] = (),
@@ -162,7 +164,6 @@ class Cache(ExtensibleClass):
         """Start with empty layers."""
         self.layers: list[CacheLayer] = list(layers)
         self.layer_class_to_replicate = layer_class_to_replicate
-        self.real_positions_last = False
 
     def layer(self, layer_idx: int) -> CacheLayer:
         """The layer at `layer_idx`, made if it is not there yet.
