@@ -210,7 +210,21 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointFormatError(f"{os.fspath(path)} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointFormatError(f"{os.fspath(path)} holds a {type(content).__name__}; expected a JSON object")
+    if is_nested_deeper(content, MOST_NESTED):
+        raise CheckpointFormatError(f"{os.fspath(path)} is nested more than {MOST_NESTED} deep, as no checkpoint is")
     return content
+
+
+MOST_NESTED = 50  # levels of a settings file
+
+
+def is_nested_deeper(content: Any, levels: int) -> bool:
+    """Whether objects and lists stand in each other more than so many levels deep."""
+    nodes = [content]
+    for _ in range(levels + 1):
+        inner = (node.values() if isinstance(node, dict) else node for node in nodes if isinstance(node, (dict, list)))
+        nodes = [child for children in inner for child in children]
+    return bool(nodes)
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gptrio import hub
-from gptrio.errors import CheckpointNotFoundError, UnsafeCheckpointError
-from gptrio.hub import HubOptions, local_folder, locate_file, replace_file, save_and_push
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
+from gptrio.hub import HubOptions, local_folder, locate_file, read_json, replace_file, save_and_push
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -150,6 +150,23 @@ def test_save_and_push_uploads_what_was_saved(monkeypatch: pytest.MonkeyPatch) -
 def test_import_is_light() -> None:
     code = "import sys, gptrio.hub; sys.exit('huggingface_hub' in sys.modules or 'torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("depth", [51, 400, 100_000])
+@pytest.mark.parametrize("brackets", ['{"a":}', '{"a":[]}'])
+def test_settings_nested_without_end_are_refused(tmp_path: Path, depth: int, brackets: str) -> None:
+    path, half = tmp_path / "config.json", brackets.index(":") + 1 + brackets.count("[")
+    path.write_text(brackets[:half] * depth + "1" + brackets[half:] * depth)
+    with pytest.raises(CheckpointFormatError, match=r"nested more than 50 deep|not valid JSON"):
+        read_json(path)
+
+
+def test_settings_as_deep_as_allowed_are_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"a":' * 50 + "1" + "}" * 50)
+    content = read_json(tmp_path / "config.json")
+    for _ in range(50):
+        content = content["a"]
+    assert content == 1
 
 
 def test_replace_file_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +14,7 @@ from gptrio.tokenization.files import load_tokenizer, save_tokenizer
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import VERY_LARGE_INTEGER
 from gptrio.tokenization.prepare import PrepareMixin
+from gptrio.tokenization.settings import check_settings
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.tensors import to_plain
 from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, joined_path, write_json
@@ -55,23 +55,22 @@ class PreTrainedTokenizerBase(PrepareMixin):
                 raise TokenizationError(
                     f"setting {name!r} has the name of a method of {type(self).__name__}; rename it"
                 )
+        check_settings(kwargs)
         self.init_inputs: tuple[Any, ...] = ()  # what was given by place; all is given by name
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)
         self.name_or_path: str = kwargs.pop("name_or_path", "")
         limit = kwargs.pop("model_max_length", kwargs.pop("max_len", None))
-        if limit is not None and not (isinstance(limit, (int, float)) and -math.inf < limit < math.inf):
-            raise TokenizationError(f"model_max_length is {limit!r}; expected a number of tokens")
         self.model_max_length: int = VERY_LARGE_INTEGER if limit is None else int(limit)
-        self.padding_side = _side(kwargs.pop("padding_side", self.padding_side), "padding_side")
-        self.truncation_side = _side(kwargs.pop("truncation_side", self.truncation_side), "truncation_side")
+        self.padding_side = kwargs.pop("padding_side", self.padding_side)
+        self.truncation_side = kwargs.pop("truncation_side", self.truncation_side)
         self.model_input_names = list(kwargs.pop("model_input_names", self.model_input_names))
-        self.clean_up_tokenization_spaces: bool = kwargs.pop("clean_up_tokenization_spaces", False)
-        self.split_special_tokens: bool = kwargs.pop("split_special_tokens", False)
+        self.clean_up_tokenization_spaces = bool(kwargs.pop("clean_up_tokenization_spaces", False))
+        self.split_special_tokens = bool(kwargs.pop("split_special_tokens", False))
         template = kwargs.pop("chat_template", None)
         if isinstance(template, (list, tuple)):
             template = {item["name"]: item["template"] for item in template}
         self.chat_template: str | dict[str, str] | None = template
-        self.extra_special_tokens: dict[str, Any] = kwargs.pop("extra_special_tokens", {})
+        self.extra_special_tokens: dict[str, Any] = kwargs.pop("extra_special_tokens", None) or {}
         self._warned: set[str] = set()
         super().__init__(**kwargs)
         self.SPECIAL_TOKENS_ATTRIBUTES = [*self.SPECIAL_TOKENS_ATTRIBUTES, *self.extra_special_tokens]
@@ -295,9 +294,3 @@ class PreTrainedTokenizerBase(PrepareMixin):
             f"clean_up_tokenization_spaces={self.clean_up_tokenization_spaces}, "
             f"added_tokens_decoder={{\n\t{added}\n}}\n)"
         )
-
-
-def _side(value: Any, name: str) -> str:
-    if value not in ("left", "right"):
-        raise TokenizationError(f"{name} is {value!r}; expected 'left' or 'right'")
-    return str(value)

@@ -45,7 +45,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         added_tokens_decoder: dict[int, AddedToken] = kwargs.pop("added_tokens_decoder", {})
         self._tokenizer = build_backend(kwargs)
         self._lock = Lock()  # the backend keeps padding and truncation as state
-        self.add_prefix_space: bool = kwargs.get("add_prefix_space", False)
+        self.add_prefix_space: bool = bool(kwargs.get("add_prefix_space"))
         take_backend_settings(self._tokenizer, kwargs)
         set_lengths(self._tokenizer, None, None)
         super().__init__(**kwargs)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError, warn
-from gptrio.hub import HubOptions, local_folder
+from gptrio.hub import MOST_NESTED, HubOptions, is_nested_deeper, local_folder
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.vocabulary import (
     ADDED_TOKENS_FILE,
@@ -118,6 +118,8 @@ def read_object(path: PathLike | None) -> dict[str, Any]:
     content = {} if path is None else read_json(path)
     if not isinstance(content, dict):
         raise TokenizationError(f"{path}: expected a JSON object, found {type(content).__name__}")
+    if is_nested_deeper(content, MOST_NESTED):
+        raise TokenizationError(f"{path} is nested more than {MOST_NESTED} deep, as no tokenizer's file is")
     return content
 
 

@@ -65,8 +65,8 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         self.byte_encoder = byte_alphabet()
         self.byte_decoder = {char: byte for byte, char in self.byte_encoder.items()}
         self.errors = errors
-        self.add_prefix_space = add_prefix_space
-        self.add_bos_token = add_bos_token
+        self.add_prefix_space = bool(add_prefix_space)
+        self.add_bos_token = bool(add_bos_token)
         special = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token, "pad_token": pad_token}
         super().__init__(
             errors=errors,
@@ -201,7 +201,7 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
             add_prefix_space=add_prefix_space,
             **kwargs,
         )
-        self.add_bos_token: bool = kwargs.get("add_bos_token", False)
+        self.add_bos_token = bool(kwargs.get("add_bos_token"))
         self._add_bos_to_template(from_vocabulary)
 
     def _add_bos_to_template(self, from_vocabulary: bool) -> None:

@@ -62,7 +62,7 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizerFast):
             add_prefix_space=add_prefix_space,
             **kwargs,
         )
-        self._add_bos_token = add_bos_token
+        self._add_bos_token = bool(add_bos_token)
         self._add_eos_token = add_eos_token
         self.update_post_processor()
 

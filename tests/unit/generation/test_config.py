@@ -12,6 +12,7 @@ import pytest
 
 from gptrio import CompileConfig, GenerationConfig, GenerationMode, GptrioWarning, OptionError, PhrasalConstraint
 from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
+from gptrio.generation.stopping import build_stopping
 
 
 @pytest.mark.parametrize(
@@ -207,3 +208,9 @@ def test_equal_configs_hash_alike():
 def test_options_load_no_torch():
     code = "import sys; from gptrio import GenerationConfig, WatermarkingConfig; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("tokens", [2**63, [1, -(2**70)]])
+def test_an_end_token_past_all_tensors_is_named(tokens):
+    with pytest.raises(OptionError, match="must be a token id"):
+        build_stopping(GenerationConfig(eos_token_id=tokens))

@@ -75,6 +75,9 @@ def _further_arguments(processor: Processor) -> tuple[tuple[str, ...], tuple[str
     return _ARGUMENTS[call]
 
 
+MOST_IDS = 1 << 63  # that a tensor of ids can tell apart
+
+
 class TokenIds:
     """Token ids given as one, several or a tensor, ready to index scores on any device.
 
@@ -89,7 +92,11 @@ class TokenIds:
     def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor) -> None:
         plain = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         self.ids: list[int] = [plain] if isinstance(plain, int) else list(plain)
-        if not self.ids or not fits(self.ids, list[int]):
+        if (
+            not self.ids
+            or not fits(self.ids, list[int])
+            or not all(-MOST_IDS <= token < MOST_IDS for token in self.ids)
+        ):
             raise OptionError(f"{name}={plain!r} must be a token id or a list of them")
         self._index: torch.Tensor | None = None
         self._vocab_size = -1
