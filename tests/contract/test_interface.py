@@ -91,7 +91,8 @@ def test_resizing(family: Family, tied: bool) -> None:
     model = family.build(tie_word_embeddings=tied)
     ids = tokens()
     before = model(input_ids=ids).logits
-    old_table, old_head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    parts = model.get_input_embeddings(), model.get_output_embeddings()
+    old_table, old_head = (part.weight.detach().clone() for part in parts)  # the table's parameter stays the same
     table = model.resize_token_embeddings(261, pad_to_multiple_of=64)
     assert table is model.get_input_embeddings()
     assert table.weight.shape == model.get_output_embeddings().weight.shape == (320, 32)

@@ -14,6 +14,7 @@ from gptrio.config.auto import as_own_config
 from gptrio.errors import UnsupportedError
 from gptrio.generation.settings import as_own_config as as_own_generation_config
 from gptrio.models.base import PreTrainedModel
+from gptrio.models.initialising import mark_initialised
 from gptrio.models.loading import build
 
 _DRAWING = ("normal_", "uniform_", "trunc_normal_")
@@ -63,6 +64,7 @@ def model_from_transformers(model: Any) -> PreTrainedModel:
     other: PreTrainedModel = build(ours, config, dtype=model.dtype, device="meta")
     _replace_quantized(model, other, None)
     _share(model, other)
+    other.apply(mark_initialised)
     other.name_or_path = config.name_or_path
     if other.can_generate():
         other.generation_config = as_own_generation_config(model.generation_config)

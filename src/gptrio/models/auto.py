@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from gptrio.config import AutoConfig, PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import refuse_remote_code
-from gptrio.errors import ConfigError, UnsupportedError
+from gptrio.errors import ConfigError, OptionError, UnsupportedError
 from gptrio.hub import HubOptions
 from gptrio.models.adapters import load_with_adapter
 from gptrio.models.base import PreTrainedModel
@@ -152,3 +152,30 @@ class AutoModelForQuestionAnswering(_AutoModel):
     """Models that find the span of an answer."""
 
     _kind = "question_answering"
+
+
+def check_auto_class(model_class: type[PreTrainedModel], auto_class: str | type) -> str:
+    """The name of an auto class that loads a model class wherever gptrio is installed.
+
+    Args:
+        model_class: the class.
+        auto_class: an auto class or its name.
+
+    Raises:
+        OptionError: there is no such auto class.
+        UnsupportedError: the model class is not gptrio's own: code is never written beside weights, nor loaded.
+    """
+    name = auto_class if isinstance(auto_class, str) else auto_class.__name__
+    kinds = {kind.__name__: kind for kind in _AutoModel.__subclasses__()}
+    if name not in kinds:
+        raise OptionError(f"{name} is not an auto class; expected one of {', '.join(kinds)}")
+    config = model_class.config_class
+    if kinds[name]._kind not in _FAMILIES.get(config.model_type, ("", {}))[1] or (
+        kinds[name]._class_for(config()) is not model_class
+    ):
+        raise UnsupportedError(
+            f"{model_class.__name__} cannot be saved for {name}, because gptrio neither writes code beside weights nor "
+            f"runs it; where its module is imported, {name}.register({config.__name__}, {model_class.__name__}) lets "
+            f"{name} load it"
+        )
+    return name

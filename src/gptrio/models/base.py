@@ -11,25 +11,26 @@ from torch import Tensor, nn
 
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
-from gptrio.errors import ConfigError, InputError
+from gptrio.errors import ConfigError, OptionError
 from gptrio.generation.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.models.adapters import AdaptersMixin, load_with_adapter
-from gptrio.models.checkpointing import CheckpointingMixin
+from gptrio.models.counting import CountingMixin
+from gptrio.models.flags import FlagsMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.generating import GenerationMixin
-from gptrio.models.inputs import spread_head_mask
+from gptrio.models.initialising import InitialisingMixin
+from gptrio.models.masking import MaskingMixin
 from gptrio.models.placement import execution_device
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
-from gptrio.nn.linear import Conv1D
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
-class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
+class PreTrainedModel(AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, FlagsMixin, GenerationMixin):
     """Base of all models.
 
     Args:
@@ -39,16 +40,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
         ConfigError: the configuration is of another family.
     """
 
-    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
-    main_input_name: ClassVar[str] = "input_ids"
-    is_parallelizable: ClassVar[bool] = False
-    _no_split_modules: ClassVar[list[str]] = []
-    _tied_weights_keys: ClassVar[list[str]] = []
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = []
-    _keys_to_ignore_on_load_missing: ClassVar[list[str]] = []
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _supports_sdpa: ClassVar[bool] = True
-    _supports_flash_attn: ClassVar[bool] = True
     has_cross_attention: ClassVar[bool] = False
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
@@ -66,35 +57,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
         self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
 
     # building -------------------------------------------------------------------------------------------------------
-
-    def post_init(self) -> None:
-        """Prune, initialise and tie what the class has built."""
-        if self.config.pruned_heads:
-            prune(self.base_model, self.config.pruned_heads)
-        self.init_weights()
-        self.obey_checkpointing_key()
-
-    def init_weights(self) -> None:
-        """Draw all weights anew, unless they have no storage, and tie what is tied."""
-        if not next(self.parameters()).is_meta:
-            self.apply(self._init_weights)
-        self.tie_weights()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Draw the weights of one module: normal, zero biases, unit norms (GPT-2; Radford et al., 2019)."""
-        std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, Conv1D)):
-            module.weight.normal_(0.0, std * getattr(module, "init_gain", 1.0))
-            if module.bias is not None:
-                module.bias.zero_()
-        elif isinstance(module, nn.Embedding):
-            module.weight.normal_(0.0, std)
-            if module.padding_idx is not None:
-                module.weight[module.padding_idx].zero_()
-        elif isinstance(module, nn.LayerNorm):
-            module.weight.fill_(1.0)
-            module.bias.zero_()
 
     @classmethod
     def _from_config(cls: type[Model], config: PretrainedConfig, **kwargs: Any) -> Model:
@@ -147,10 +109,22 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
         save_model(self, save_directory, **kwargs)
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push configuration and weights to a hub repository (options of `gptrio.hub.push_folder`)."""
-        from gptrio.hub import save_and_push
+        """Push configuration and weights to a hub repository; see `gptrio.models.saving.push_model`."""
+        from gptrio.models.saving import push_model
 
-        return save_and_push(self.save_pretrained, repo_id, **kwargs)
+        return push_model(self, repo_id, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Add tags, once each, to those that `push_to_hub` writes into the repository's model card."""
+        new = [tags] if isinstance(tags, str) else tags
+        self.model_tags = list(dict.fromkeys([*(self.model_tags or ()), *new]))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
+        """Say by which auto class this class is loaded; see `gptrio.models.auto.check_auto_class` for the errors."""
+        from gptrio.models.auto import check_auto_class
+
+        cls._auto_class = check_auto_class(cls, auto_class)
 
     # parts ----------------------------------------------------------------------------------------------------------
 
@@ -158,6 +132,56 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
     def base_model(self) -> Any:
         """The backbone: this model itself, or the part that a head stands on."""
         return getattr(self, self.base_model_prefix, self)
+
+    def get_decoder(self) -> Any:
+        """The part `decoder` of a class that has one, or of its part `model`; else this model itself."""
+        if hasattr(self, "decoder"):
+            return self.decoder
+        inner = getattr(self, "model", None)
+        if inner is None:
+            return self
+        return inner.get_decoder() if hasattr(inner, "get_decoder") and type(inner) is not type(self) else inner
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        """Replace what `get_decoder` finds; no effect on a model that is its own decoder."""
+        inner: Any = getattr(self, "model", None)
+        if hasattr(self, "decoder"):
+            self.decoder = decoder
+        elif hasattr(inner, "set_decoder"):
+            inner.set_decoder(decoder)
+        elif inner is not None:
+            self.model = decoder
+
+    def get_parameter_or_buffer(self, target: str) -> Any:
+        """The parameter, the buffer or the extra state of a path such as "lm_head.weight".
+
+        Raises:
+            AttributeError: there is none.
+        """
+        path, _, leaf = target.rpartition(".")
+        owner = self.get_submodule(path)
+        if leaf == "_extra_state" and type(owner).get_extra_state is not nn.Module.get_extra_state:
+            return owner.get_extra_state()
+        for kind in (owner._parameters, owner._buffers):
+            if kind.get(leaf) is not None:
+                return kind[leaf]
+        raise AttributeError(f"{target} is neither a parameter, a buffer nor an extra state of {type(self).__name__}")
+
+    def dequantize(self: Model) -> Model:
+        """Put layers in full precision, of the model's type, in place of quantized ones; the model is then plain.
+
+        Raises:
+            OptionError: nothing is quantized.
+        """
+        if not getattr(self, "is_quantized", False):
+            raise OptionError(
+                f"{type(self).__name__} has no quantized weights; load it with quantization_config=... or load_in=..."
+            )
+        from gptrio.quantization import dequantize
+
+        dequantize(self, self.config.quantization_config, self.dtype)
+        self.tie_weights()
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -180,22 +204,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
     def framework(self) -> str:
         """The tensor library: "pt"."""
         return "pt"
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Number of parameters, shared ones once.
-
-        Args:
-            only_trainable: leave out those without gradient.
-            exclude_embeddings: leave out tables of tokens and positions.
-        """
-        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
-        counted = (p for p in self.parameters() if id(p) not in tables)
-        return sum(p.numel() for p in counted if p.requires_grad or not only_trainable)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of parameters, and of buffers unless told otherwise."""
-        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
-        return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 
     def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
         """Remove attention heads for good.
@@ -224,42 +232,6 @@ class PreTrainedModel(AdaptersMixin, CheckpointingMixin, GenerationMixin):
             UnsupportedError: no such back end.
         """
         self.config._attn_implementation = check_implementation(attn_implementation)
-
-    def get_head_mask(
-        self, head_mask: Tensor | None, num_hidden_layers: int, is_attention_chunked: bool = False
-    ) -> Tensor | list[None]:
-        """A head mask with an axis for everything that attention weights have.
-
-        Args:
-            head_mask: (H,) or (L, H), 1 keeps a head and 0 removes it; or None.
-            num_hidden_layers: L.
-            is_attention_chunked: add an axis for chunks at the end.
-
-        Returns:
-            (L, 1, H, 1, 1) in the model's dtype; a list of L None if no mask was given.
-        """
-        if head_mask is None:
-            return [None] * num_hidden_layers
-        mask = spread_head_mask(head_mask, num_hidden_layers).to(self.dtype)
-        return mask.unsqueeze(-1) if is_attention_chunked else mask
-
-    def invert_attention_mask(self, encoder_attention_mask: Tensor) -> Tensor:
-        """What to add to scores for a mask (B, S) or (B, T, S): 0 where it is 1, the least number where it is 0.
-
-        Returns:
-            (B, 1, 1 or T, S) in the model's dtype.
-
-        Raises:
-            InputError: the mask has another number of axes.
-        """
-        if encoder_attention_mask.dim() not in (2, 3):
-            raise InputError(f"a mask must be (B, S) or (B, T, S); got shape {tuple(encoder_attention_mask.shape)}")
-        wide = (
-            encoder_attention_mask[:, None, None]
-            if encoder_attention_mask.dim() == 2
-            else encoder_attention_mask[:, None]
-        )
-        return (1.0 - wide.to(self.dtype)) * torch.finfo(self.dtype).min
 
     def train(self: Model, mode: bool = True) -> Model:
         """Switch between training and evaluation; packed copies of the weights are freed for training."""

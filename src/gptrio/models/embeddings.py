@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import InputError, UnsupportedError
-from gptrio.nn.lean import Embedding, LeanModule
+from gptrio.nn.lean import LeanModule
 
 
 @runtime_checkable
@@ -30,6 +30,7 @@ class EmbeddingsMixin(LeanModule):
     config: Any
     base_model_prefix: ClassVar[str] = ""
     head_name: ClassVar[str | None] = None
+    vocab_size: int  # of the last `resize_token_embeddings`
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table (V, C)."""
@@ -94,27 +95,28 @@ class EmbeddingsMixin(LeanModule):
         """
         table, head = cast(nn.Embedding, self.get_input_embeddings()), self.get_output_embeddings()
         rows = _rounded(table.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
-        if rows == table.num_embeddings:
-            return table
-        is_tied = head is not None and (bool(self.tied_weights()) or head.weight is table.weight)
-        for part in (table, *(() if head is None or is_tied else (head,))):  # before anything changes
-            _check_resizable(part)
-        new_table = self._resized_table(table, rows, mean_resizing)
-        self.set_input_embeddings(new_table)
-        self.config.vocab_size = rows
-        if head is not None:
-            self._resize_head(head, rows, mean_resizing, is_tied)
-        self.tie_weights()
-        return new_table
+        if rows != table.num_embeddings:
+            is_tied = head is not None and (bool(self.tied_weights()) or head.weight is table.weight)
+            for part in (table, *(() if head is None or is_tied else (head,))):  # before anything changes
+                _check_resizable(part)
+            self._resize_table(table, rows, mean_resizing)
+            self.set_input_embeddings(table)
+            if head is not None:
+                self._resize_head(head, rows, mean_resizing, is_tied)
+        if new_num_tokens is not None or pad_to_multiple_of is not None:
+            self.config.vocab_size = self.vocab_size = rows
+            self.tie_weights()
+        return table
 
-    def _resized_table(self, table: Any, rows: int, mean_resizing: bool) -> nn.Embedding:
-        """A table of so many rows: a new one, or this one where its rows are codes."""
+    def _resize_table(self, table: Any, rows: int, mean_resizing: bool) -> None:
+        """Change the rows of a table, which keeps its class, its hooks and its parameter."""
         if isinstance(table, ResizableCodes):
             self._resize_codes(table, rows, mean_resizing)
-            return cast(nn.Embedding, table)
-        new = Embedding(rows, table.embedding_dim, device=table.weight.device, dtype=table.weight.dtype)
-        new.weight = self._resized(table.weight, rows, mean_resizing)
-        return new.train(table.training)
+            return
+        table.weight.data, table.weight.grad = self._resized(table.weight, rows, mean_resizing).data, None
+        table.num_embeddings = rows
+        if table.padding_idx is not None and table.padding_idx >= rows:
+            table.padding_idx = None
 
     def _resize_head(self, head: Any, rows: int, mean_resizing: bool, is_tied: bool) -> None:
         if not is_tied and isinstance(head, ResizableCodes):

@@ -102,7 +102,6 @@ class GPT2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     has_cross_attention = True
     _no_split_modules: ClassVar[list[str]] = ["GPT2Block"]
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attn\.(masked_)?bias$"]
 
 
 class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):

@@ -123,6 +123,8 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
     config_class = GPTNeoXConfig
     base_model_prefix = "gpt_neox"
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoXLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attention.bias", r"attention.masked_bias"]
 
 
 @arguments(

@@ -26,6 +26,7 @@ from gptrio.generation.settings import as_own_config as as_own_generation_config
 from gptrio.hub import HubOptions
 from gptrio.models.arguments import drop_arguments_without_effect
 from gptrio.models.base import PreTrainedModel
+from gptrio.models.initialising import mark_initialised
 from gptrio.models.placement import DeviceMap, Place, Placement, places_of
 from gptrio.nn.attention import check_implementation
 
@@ -168,10 +169,13 @@ def _fill(
         base_model_prefix=model.base_model_prefix,
         ignore_unexpected=(
             *IGNORED_BUFFERS,
-            *model._keys_to_ignore_on_load_unexpected,
+            *(model._keys_to_ignore_on_load_unexpected or ()),
             *(quantizer.ignore_unexpected if quantizer else ()),
         ),
-        ignore_missing=(*model._keys_to_ignore_on_load_missing, *(quantizer.ignore_missing if quantizer else ())),
+        ignore_missing=(
+            *(model._keys_to_ignore_on_load_missing or ()),
+            *(quantizer.ignore_missing if quantizer else ()),
+        ),
         tied=model.tied_weights(),
         dtype=number_format,
         device=place,
@@ -342,6 +346,7 @@ def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
         module._parameters.update(parameters)
         model._init_weights(module)
         module._parameters.update(loaded)
+    model.apply(mark_initialised)
     model.tie_weights()
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointError
-from gptrio.hub import push_folder
+from gptrio.hub import push_folder, save_and_push
 from gptrio.models.adapters import save_adapter
 from gptrio.models.base import PreTrainedModel
 
@@ -63,7 +63,52 @@ def save_model(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     if push_to_hub:
-        push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)
+        repo_id = kwargs.pop("repo_id", folder.name)
+        _write_card(folder, repo_id, model.model_tags, kwargs.get("token"))
+        push_folder(folder, repo_id, **kwargs)
+
+
+def push_model(
+    model: PreTrainedModel,
+    repo_id: str,
+    *,
+    use_temp_dir: bool | None = None,
+    max_shard_size: int | str = "5GB",
+    safe_serialization: bool = True,
+    tags: list[str] | None = None,
+    **options: Any,
+) -> str:
+    """Write a model into a temporary folder and push that to a hub repository; return the commit's address.
+
+    Args:
+        model: the model.
+        repo_id: "user/name" on the hub.
+        use_temp_dir: accepted and without effect: the folder is always a temporary one.
+        max_shard_size, safe_serialization: see `save_model`.
+        tags: added, beside `model.model_tags`, to the repository's model card.
+        options: see `gptrio.hub.push_folder`.
+    """
+
+    def save(folder: str) -> None:
+        save_model(model, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
+        _write_card(Path(folder), repo_id, [*(model.model_tags or ()), *(tags or ())], options.get("token"))
+
+    return save_and_push(save, repo_id, **options)
+
+
+def _write_card(folder: Path, repo_id: str, tags: list[str] | None, token: Any) -> None:
+    """Write the repository's model card with more tags into a folder, or a new card; nothing if there are none."""
+    if not tags:
+        return
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        card = ModelCard.load(repo_id, token=token)
+    except (EntryNotFoundError, RepositoryNotFoundError):
+        card = ModelCard("---\ntags: []\n---\n")
+    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))
+    card.save(folder / "README.md")
 
 
 def _save_weights(

@@ -66,6 +66,16 @@ class Conv1D(LeanModule):
         return f"nf={self.nf}, nx={self.nx}"
 
 
+def filled_linear(weight: Tensor, bias: nn.Parameter | None, transposed: bool = False) -> Linear | Conv1D:
+    """A linear layer around a weight (out, in) and a bias (out,): a `Conv1D` if `transposed`."""
+    outer, inner = weight.shape
+    with torch.device("meta"):
+        layer = Conv1D(outer, inner) if transposed else Linear(inner, outer, bias=bias is not None)
+    layer.weight = nn.Parameter(weight.t().contiguous() if transposed else weight)
+    layer.register_parameter("bias", bias)
+    return layer
+
+
 def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> Tensor:
     """`down(act(up(x)))`; in `lean_calls`, where nobody sees it, the activation is a part of `up`'s product.
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 QuantizationConfig = Int8Config | Int4Config | BitsAndBytesConfig
 
-__all__ = ["BitsAndBytesConfig", "Int4Config", "Int8Config", "Quantizer", "get_quantizer", "quantize"]
+__all__ = ["BitsAndBytesConfig", "Int4Config", "Int8Config", "Quantizer", "dequantize", "get_quantizer", "quantize"]
 
 _CONFIGS: dict[str, type[QuantizationConfig]] = {
     "int8": Int8Config,
@@ -60,6 +60,9 @@ class Quantizer(Protocol):
     def finish(self, model: nn.Module) -> None:
         """Share what is tied, after all tensors are in place."""
 
+    def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Put layers in full precision, of the type, in place of the quantized ones."""
+
 
 def get_quantizer(config: QuantizationConfig | Mapping[str, Any] | str) -> Quantizer:
     """The quantizer that a configuration asks for.
@@ -87,6 +90,17 @@ def quantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | 
     quantizer = get_quantizer(config)
     quantizer.prepare(model)
     quantizer.finish(model)
+
+
+def dequantize(model: nn.Module, config: QuantizationConfig | Mapping[str, Any] | str, dtype: torch.dtype) -> None:
+    """Put layers in full precision in place of those that `quantize`, or loading, has made as `config` says."""
+    get_quantizer(config).dequantize(model, dtype)
+    owner: Any = model
+    owner.is_quantized = False
+    for name in ("is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method"):
+        vars(model).pop(name, None)
+    if hasattr(model, "config"):
+        del owner.config.quantization_config
 
 
 def _parsed(config: QuantizationConfig | Mapping[str, Any] | str) -> QuantizationConfig:

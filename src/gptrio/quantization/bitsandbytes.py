@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError, SizeMismatchError
-from gptrio.nn.linear import Conv1D
+from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 
 _HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "summary")
@@ -109,6 +109,29 @@ class BitsAndBytesQuantizer:
 
     def finish(self, model: nn.Module) -> None:
         """Nothing is left to do: a tied head is not quantized."""
+
+    @torch.no_grad()
+    def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Put layers in full precision in place of those of bitsandbytes."""
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, (self._bnb.nn.Linear4bit, self._bnb.nn.Linear8bitLt)):
+                transposed = getattr(layer, "source_cls", None) is Conv1D
+                plain = filled_linear(self._dequantized(layer).to(dtype), layer.bias, transposed)
+                path, _, leaf = name.rpartition(".")
+                setattr(model.get_submodule(path), leaf, plain.train(layer.training))
+
+    def _dequantized(self, layer: Any) -> Tensor:
+        """The weight (out, in) that a layer's codes stand for."""
+        layer.state_dict()  # has bitsandbytes put codes that it has packed for the processor back in order
+        weight = layer.weight
+        if isinstance(layer, self._bnb.nn.Linear4bit):
+            full: Tensor = self._bnb.functional.dequantize_4bit(weight.data, weight.quant_state)
+        elif weight.has_fp16_weights:
+            full = weight.data
+        else:
+            scales = weight.SCB if layer.state.SCB is None else layer.state.SCB
+            full = self._bnb.functional.int8_vectorwise_dequant(weight.data, scales)
+        return full
 
     def _swapped(self, layer: nn.Linear | Conv1D) -> nn.Module:
         transposed = isinstance(layer, Conv1D)

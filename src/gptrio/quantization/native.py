@@ -12,7 +12,8 @@ from gptrio.errors import SizeMismatchError
 from gptrio.kernels import codes
 from gptrio.kernels.linear import Activation
 from gptrio.kernels.quantized import quantized_linear
-from gptrio.nn.linear import Conv1D
+from gptrio.nn.lean import Embedding
+from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.config import Int4Config, Int8Config
 
 _FULL_PRECISION = ("score", "classifier", "qa_outputs", "summary")  # small heads, trained anew
@@ -221,6 +222,17 @@ class NativeQuantizer:
         if isinstance(head, QuantizedLinear):
             embedding = _input_embedding(model)
             head.weight, head.weight_scale = embedding.weight, embedding.weight_scale
+
+    @torch.no_grad()
+    def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
+        """Put layers in full precision in place of the quantized ones; what was tied is tied by the model."""
+        for name, layer in list(model.named_modules()):
+            if isinstance(layer, QuantizedEmbedding):
+                table = Embedding(layer.num_embeddings, layer.embedding_dim, _weight=layer.dequantized(dtype))
+                _replace(model, name, table.train(layer.training))
+            elif isinstance(layer, QuantizedLinear):
+                plain = filled_linear(layer.dequantized(dtype), layer.bias, layer.transposed)
+                _replace(model, name, plain.train(layer.training))
 
     def _group(self, layer: nn.Linear | Conv1D) -> int | None:
         """Group size of a layer, or None for 8 bits."""

@@ -1,0 +1,48 @@
+"""What a model class says of itself to other libraries, under the names that they read."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import nn
+
+from gptrio.config import PretrainedConfig
+
+
+class FlagsMixin(nn.Module):
+    """Names that Trainer, accelerate, PEFT and others ask a model class for.
+
+    Values are Transformers' wherever the same holds here. They differ where gptrio does more (GPT-Neo has an sdpa back
+    end, and its steps compile whole) or less (attention functions that a caller registers are not looked up, and a
+    model does not spread itself over devices).
+
+    Attributes:
+        is_parallelizable: the model spreads itself over devices; `device_map` does it from outside.
+        model_parallel: it has done so.
+        model_tags: see `add_model_tags`.
+        hf_device_map: {name of a module: device}; only where `device_map` was a dictionary or "auto" with limits.
+    """
+
+    config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
+    is_parallelizable: ClassVar[bool] = False
+    model_parallel: bool = False
+    model_tags: list[str] | None = None
+    hf_device_map: dict[str, Any]
+    loss_type: str | None = None
+
+    _auto_class: ClassVar[str | None] = None
+    _no_split_modules: ClassVar[list[str]] = []
+    _skip_keys_device_placement: ClassVar[str | list[str] | None] = "past_key_values"
+    _tied_weights_keys: ClassVar[list[str] | None] = None
+    _keys_to_ignore_on_load_missing: ClassVar[list[str] | None] = None
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = None
+    _keys_to_ignore_on_save: ClassVar[list[str] | None] = None
+    _checkpoint_conversion_mapping: ClassVar[dict[str, str]] = {}
+
+    _is_stateful: ClassVar[bool] = False
+    _can_compile_fullgraph: ClassVar[bool] = True
+    _supports_sdpa: ClassVar[bool] = True
+    _supports_flash_attn: ClassVar[bool] = True
+    _supports_flex_attn: ClassVar[bool] = False
+    _supports_attention_backend: ClassVar[bool] = False
+    _tp_size: ClassVar[int | None] = None
