@@ -92,7 +92,7 @@ def test_every_kind_of_adapter_adapts_what_it_adapts_in_the_reference(class_name
 
 @pytest.mark.parametrize("kind", PROMPTS)
 def test_prompt_tuning_decodes_alike_in_every_batch_and_without_a_cache(kind: str) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(2)
     _, ours = adapted_pair("GPT2LMHeadModel", kind)
     ids = token_ids(1)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 9}

@@ -296,6 +296,11 @@ class LearnedPositionBackbone(Backbone):
         return cast(Tensor, self.drop(x))
 
     @property
+    def embed_dim(self) -> int:
+        """C: the hidden size."""
+        return int(self.config.hidden_size)
+
+    @property
     def blocks(self) -> nn.ModuleList:
         """The L blocks."""
         return self.h

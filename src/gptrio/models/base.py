@@ -20,6 +20,7 @@ from gptrio.models.flags import FlagsMixin
 from gptrio.models.garbage import paused_collection
 from gptrio.models.generating import GenerationMixin
 from gptrio.models.initialising import InitialisingMixin
+from gptrio.models.losses import LossMixin, loss_type_of
 from gptrio.models.masking import MaskingMixin
 from gptrio.models.placement import execution_device
 from gptrio.models.pruning import prune
@@ -30,7 +31,9 @@ Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
-class PreTrainedModel(AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, FlagsMixin, GenerationMixin):
+class PreTrainedModel(
+    AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, LossMixin, FlagsMixin, GenerationMixin
+):
     """Base of all models.
 
     Args:
@@ -53,6 +56,7 @@ class PreTrainedModel(AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMi
             )
         self.config: Any = config
         self.name_or_path = config.name_or_path
+        self.loss_type = loss_type_of(type(self).__name__)
         self.warnings_issued: dict[str, bool] = {}
         self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
 
@@ -224,6 +228,14 @@ class PreTrainedModel(AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMi
     def attn_implementation(self) -> str:
         """Attention back end in use: the configuration's, or sdpa."""
         return self.config._attn_implementation or "sdpa"
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The back end that a name, or None, asks for.
+
+        Raises:
+            UnsupportedError: no such back end.
+        """
+        return check_implementation(requested_attention or "sdpa")
 
     def set_attn_implementation(self, attn_implementation: str) -> None:
         """Choose the attention back end: "eager", "sdpa" or "flash_attention_2".

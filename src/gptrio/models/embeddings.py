@@ -39,9 +39,9 @@ class EmbeddingsMixin(LeanModule):
             raise UnsupportedError(f"{type(self).__name__} does not say which of its parts is the token table")
         return cast(nn.Module, backbone.get_input_embeddings())
 
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token table."""
-        getattr(self, self.base_model_prefix).set_input_embeddings(new_embeddings)
+        getattr(self, self.base_model_prefix).set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The language-model head, a linear layer (V, C), or None."""
@@ -62,6 +62,15 @@ class EmbeddingsMixin(LeanModule):
         return {f"{self.head_name}.weight": f"{name}.weight"}
 
     def tie_weights(self) -> None:
+        """Tie this model, the models inside it, and whatever has a method `_tie_weights` that does so itself."""
+        for module in self.modules():
+            if isinstance(module, EmbeddingsMixin):
+                module.tie_embeddings_and_encoder_decoder()
+            tie = getattr(module, "_tie_weights", None)
+            if tie is not None:
+                tie()
+
+    def tie_embeddings_and_encoder_decoder(self) -> None:
         """Let the language-model head use the token table, if the configuration says so."""
         if self.tied_weights():
             head, table = cast(nn.Linear, self.get_output_embeddings()), cast(nn.Embedding, self.get_input_embeddings())

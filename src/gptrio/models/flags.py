@@ -28,7 +28,6 @@ class FlagsMixin(nn.Module):
     model_parallel: bool = False
     model_tags: list[str] | None = None
     hf_device_map: dict[str, Any]
-    loss_type: str | None = None
 
     _auto_class: ClassVar[str | None] = None
     _no_split_modules: ClassVar[list[str]] = []
@@ -45,4 +44,42 @@ class FlagsMixin(nn.Module):
     _supports_flash_attn: ClassVar[bool] = True
     _supports_flex_attn: ClassVar[bool] = False
     _supports_attention_backend: ClassVar[bool] = False
+    _can_record_outputs: ClassVar[dict[str, Any] | None] = None
     _tp_size: ClassVar[int | None] = None
+    _tp_plan: ClassVar[dict[str, str]] = {}
+    _pp_plan: ClassVar[dict[str, tuple[str, str]]] = {}
+
+    @classmethod
+    def is_backend_compatible(cls) -> bool:
+        """Whether attention functions that a caller registers are looked up: they are not."""
+        return cls._supports_attention_backend
+
+    @property
+    def can_record_outputs(self) -> dict[str, Any]:
+        """Which modules give which recorded outputs: none, blocks hand them along."""
+        return self._can_record_outputs or {}
+
+    @property
+    def tp_plan(self) -> dict[str, str]:
+        """How tensor parallelism splits layers: there is no plan."""
+        return self._tp_plan
+
+    @property
+    def pp_plan(self) -> dict[str, tuple[str, str]]:
+        """How pipeline parallelism cuts the model: there is no plan."""
+        return self._pp_plan
+
+    @property
+    def supports_tp_plan(self) -> bool:
+        """Whether there is a plan for tensor parallelism."""
+        return bool(self._tp_plan)
+
+    @property
+    def supports_pp_plan(self) -> bool:
+        """Whether there is a plan for pipeline parallelism."""
+        return bool(self._pp_plan)
+
+    @property
+    def tp_size(self) -> int | None:
+        """Over how many devices tensor parallelism has split the model; None, as it has not."""
+        return self._tp_size

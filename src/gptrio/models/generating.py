@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
 
+import torch
 from torch import Tensor
 
 from gptrio.errors import UnsupportedError
 from gptrio.models.garbage import paused_collection
 
 if TYPE_CHECKING:
+    from gptrio.generation.declared import CompileConfig
     from gptrio.generation.outputs import GenerateOutput
 
 
@@ -61,6 +64,38 @@ class GenerationMixin:
         with paused_collection():  # importing it makes objects that stay, too
             from gptrio.generation.generate import generate
         return generate(self, inputs, *args, **kwargs)
+
+    def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
+        """Replace the last token of each prompt by the likeliest token that begins with the same text.
+
+        Args:
+            input_ids: (B, T) ids, from whose text special tokens and white space at the ends are dropped.
+            tokenizer: the model's.
+
+        Returns:
+            (B, T') ids, padded on the left.
+
+        Raises:
+            OptionError: there is no tokenizer.
+        """
+        from gptrio.generation.config import GenerationConfig
+        from gptrio.generation.healing import heal
+        from gptrio.generation.prompt import Prompt
+
+        ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}
+        return heal(self, Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
+
+    def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
+        """The model as `torch.compile` makes it, kept until another configuration is asked for."""
+        from gptrio.generation.declared import CompileConfig
+
+        model: Any = self
+        chosen = compile_config or CompileConfig()
+        kept = self.__dict__.get("_compiled_call")
+        if kept is None or kept[0] != chosen:
+            kept = self.__dict__["_compiled_call"] = chosen, torch.compile(model.__call__, **chosen.to_dict())
+        compiled: Callable[..., Any] = kept[1]
+        return compiled
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""

@@ -182,9 +182,9 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         """The token table."""
         return self.embed_in
 
-    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token table."""
-        self.embed_in = cast(Embedding, new_embeddings)
+        self.embed_in = cast(Embedding, value)
 
 
 @arguments(

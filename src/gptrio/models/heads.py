@@ -14,7 +14,6 @@ from gptrio.models import inputs
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.signatures import overridable
 from gptrio.nn.linear import Linear
-from gptrio.nn.losses import classification_loss, infer_problem_type, next_token_loss, span_loss, token_loss
 from gptrio.outputs import (
     CausalLMOutputWithCrossAttentions,
     CausalLMOutputWithPast,
@@ -96,12 +95,14 @@ class CausalLMHead(HeadModel):
                 output_hidden_states, return_dict: see the backbone.
             labels: (B, T) the input itself, shifted inside; -100 does not count.
             logits_to_keep: compute only the last so many positions (0: all), or those at the indices (n,).
-            loss_kwargs: `num_items_in_batch`, `ignore_index` or `shift_labels` of `gptrio.nn.losses.next_token_loss`.
+            loss_kwargs: `num_items_in_batch`, `ignore_index` or `shift_labels` of `gptrio.nn.losses.next_token_loss`;
+                what else a `loss_function` of the caller's own takes.
 
         Returns:
             logits (B, T, V), loss if labels were given, and what the backbone returned.
         """
-        inputs.only_loss_options(loss_kwargs)
+        if self._loss_function is None:
+            inputs.only_loss_options(loss_kwargs)
         out = self.base_model(
             input_ids=input_ids,
             past_key_values=past_key_values,
@@ -122,7 +123,7 @@ class CausalLMHead(HeadModel):
         logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:
-            loss = next_token_loss(logits, labels, **loss_kwargs)
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
         fields = (loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         if not self.has_cross_attention:
             return self._finish(CausalLMOutputWithPast(*fields), return_dict)
@@ -198,12 +199,11 @@ class SequenceClassificationHead(HeadModel):
         )
         states = out.last_hidden_state
         last = self._last_tokens(input_ids, states.shape[0])
-        logits = self.score(states)[torch.arange(states.shape[0], device=states.device), last]  # (B, num_labels)
+        scores = self.score(states)  # (B, T, num_labels)
+        logits = scores[torch.arange(states.shape[0], device=states.device), last]  # (B, num_labels)
         loss = None
         if labels is not None:
-            if self.config.problem_type is None:
-                self.config.problem_type = infer_problem_type(self.num_labels, labels)
-            loss = classification_loss(logits, labels, self.config.problem_type)
+            loss = self.loss_function(logits=scores, labels=labels, pooled_logits=logits, config=self.config)
         output = SequenceClassifierOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return self._finish(output, return_dict)
 
@@ -277,7 +277,7 @@ class TokenClassificationHead(HeadModel):
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.last_hidden_state))
-        loss = None if labels is None else token_loss(logits.view(-1, self.num_labels), labels.view(-1))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return self._finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
 
 
@@ -328,7 +328,7 @@ class QuestionAnsweringHead(HeadModel):
         start, end = (logits.contiguous() for logits in self.qa_outputs(out.last_hidden_state).unbind(-1))  # (B, T)
         loss = None
         if start_positions is not None and end_positions is not None:
-            loss = span_loss(start, end, start_positions, end_positions)
+            loss = self.loss_function(start, end, start_positions, end_positions)
         return self._finish(
             QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions), return_dict
         )
