@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config.declared import DeclaredConfig
-from gptrio.errors import CheckpointError, ConfigError, UnsupportedError
+from gptrio.errors import CheckpointError, ConfigError, UnsupportedError, warn
 from gptrio.hub import HubOptions, commit_of, push_folder, read_json, replace_file, save_and_push
 
 Config = TypeVar("Config", bound="PretrainedConfig")
@@ -134,6 +134,9 @@ class PretrainedConfig(DeclaredConfig):
         folder = Path(save_directory)
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file; expected a folder to save {CONFIG_NAME} into")
+        if misplaced := self._get_non_default_generation_parameters():
+            given = ", ".join(f"{name}={value!r}" for name, value in misplaced.items())
+            warn(f"{given} in {CONFIG_NAME} are options of generate; they belong on a GenerationConfig, or in its file")
         folder.mkdir(parents=True, exist_ok=True)
         self.to_json_file(folder / CONFIG_NAME)
         if push_to_hub:

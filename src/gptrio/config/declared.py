@@ -23,7 +23,7 @@ Config = TypeVar("Config", bound="DeclaredConfig")
 ATTENTION_BACKENDS = ("eager", "sdpa", "flash_attention_2")
 _BACKEND = Rule(lambda value: value in (None, *ATTENTION_BACKENDS), f"one of {', '.join(ATTENTION_BACKENDS)} or None")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-_FORMAT_VERSION = "4.56.2"  # the Transformers release whose config.json this package writes
+FORMAT_VERSION = "4.56.2"  # the Transformers release whose config.json this package writes
 _DTYPES = {name: name for name in ("float32", "float16", "bfloat16", "float64")}
 _DTYPES |= {"float": "float32", "half": "float16", "double": "float64"}
 _SPELLINGS = {"torch_dtype": "dtype", "name_or_path": "_name_or_path", "attn_implementation": "_attn_implementation"}
@@ -216,7 +216,7 @@ class DeclaredConfig(GenerationKeys):
         return attributes | {
             "dtype": self._dtype_name,
             "model_type": self.model_type,
-            "transformers_version": self.transformers_version or _FORMAT_VERSION,
+            "transformers_version": self.transformers_version or FORMAT_VERSION,
         }
 
     def to_diff_dict(self) -> dict[str, Any]:

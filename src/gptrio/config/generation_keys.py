@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Hashable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
@@ -36,7 +38,19 @@ class GenerationKeys:
     suppress_tokens: list[int] | None = None
     begin_suppress_tokens: list[int] | None = None
 
-    def changed_generation_keys(self) -> dict[str, Any]:
-        """Return the generation options that differ from their defaults, for a `GenerationConfig` to start from."""
-        values = {field.name: (getattr(self, field.name), field.default) for field in fields(GenerationKeys)}
-        return {name: value for name, (value, default) in values.items() if value is not None and value != default}
+    def _get_non_default_generation_parameters(self) -> dict[str, Any]:
+        """Return the generation options that differ from those of a new configuration of the class."""
+        defaults = _defaults(cast(Hashable, type(self)))
+        values = {name: getattr(self, name) for name in defaults}
+        return {name: value for name, value in values.items() if value is not None and value != defaults[name]}
+
+
+@functools.cache
+def _defaults(kind: Any) -> dict[str, Any]:
+    """The options of a new configuration of a class; the general ones if it cannot be built without arguments."""
+    names = [field.name for field in fields(GenerationKeys)]
+    try:
+        new = kind()
+    except (TypeError, ValueError):
+        new = GenerationKeys
+    return {name: getattr(new, name) for name in names}

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import os
-from collections.abc import Callable
+from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints, overload
 
+from gptrio.config.declared import FORMAT_VERSION
 from gptrio.errors import CheckpointError, OptionError, warn
-from gptrio.generation.declared import CompileConfig, GenerationMode, GenerationOptions
+from gptrio.generation.declared import GenerationMode, GenerationOptions
 from gptrio.generation.options import check_option, unknown_option
 from gptrio.generation.rules import check_conflicts, ignored_options
-from gptrio.generation.watermark.config import watermarking_from
-from gptrio.hub import HubOptions, locate_file, read_json, replace_file, save_and_push
+from gptrio.generation.values import json_text, jsonable, plain_value, with_dtype_names
+from gptrio.hub import HubOptions, commit_of, locate_file, read_json, replace_file, save_and_push
 
 if TYPE_CHECKING:
+    from typing_extensions import Self
+
     from gptrio.config.base import PretrainedConfig
 
 CONFIG_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
+_NOT_IN_FILES = ("compile_config", "_commit_hash", "_original_object_hash")
 _CALL_ARGUMENTS = (
     "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
     "negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults",
@@ -31,46 +34,47 @@ _CALL_ARGUMENTS = (
 
 @dataclasses.dataclass(init=False, eq=False, repr=False)
 class GenerationConfig(GenerationOptions):
-    """The options of `generate`: pass them by name; unknown names, wrong types and contradictions raise OptionError.
+    """The options of `generate`: pass them by name; wrong types and contradictions raise OptionError.
 
-    `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` says what it does. Keys of a file
-    that are no options are kept: they are attributes too, and are written back.
+    `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` says what it does. Other names
+    are kept as attributes and written to files, with a warning where the name is nearly an option's.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Take options by name; the others have their defaults."""
-        known = _types()
-        for name in options:
-            if name not in known and name not in _METADATA:
-                raise _unknown(name)
-        self._from_model_config: bool = options.pop("_from_model_config", False)
-        self._kept: dict[str, Any] = {name: options[name] for name in ("transformers_version",) if name in options}
+        """Take options by name; the others have their defaults. Options without effect give one warning."""
         for field in dataclasses.fields(self):
-            setattr(self, field.name, _plain(field.name, options.get(field.name, field.default)))
-        self.check()
+            vars(self)[field.name] = plain_value(field.name, options.pop(field.name, field.default))
+        self._from_model_config: bool = options.pop("_from_model_config", False)
+        self._commit_hash: str | None = options.pop("_commit_hash", None)
+        self._original_object_hash: int | None = None
+        self.transformers_version: str = options.pop("transformers_version", FORMAT_VERSION)
+        if not self._from_model_config:  # else they are a model's
+            for name, value in options.items():
+                if callable(getattr(type(self), name, None)):
+                    warn(f"{name}={value!r} is left out, because GenerationConfig has a method of that name")
+                else:
+                    setattr(self, name, value)
+        self.validate()
 
     def __getattr__(self, name: str) -> Any:
-        """Return a key of a file that is no option."""
-        kept: dict[str, Any] = vars(self).get("_kept", {})
-        if name in kept:
-            return kept[name]
+        """Name the nearest option (called only for names that are not set)."""
         raise AttributeError(name if name.startswith("_") else str(_unknown(name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an option, or a key of a file that is no option."""
-        kept: dict[str, Any] = vars(self).get("_kept", {})
-        if name in kept:
-            kept[name] = value
-        else:
-            super().__setattr__(name, value)
+        """Set an option or any other attribute, with a warning if its name is nearly an option's."""
+        if name not in vars(self) and not name.startswith("_"):
+            near = get_close_matches(name, _types(), n=1, cutoff=0.85)
+            if near and name not in _types():
+                warn(f"{name!r} is no option of generate, and is only kept; did you mean {near[0]!r}?")
+        super().__setattr__(name, value)
 
     # checks
     def check(self) -> None:
-        """Raise OptionError for unknown options, wrong types, values out of range and contradictions."""
+        """Raise OptionError for arguments of `generate`, wrong types, values out of range and contradictions."""
         hints = _types()
-        strays = vars(self).keys() - hints.keys() - {"_from_model_config", "_kept"}
-        if strays:
-            raise _unknown(min(strays))
+        for name in _CALL_ARGUMENTS:
+            if name in vars(self):
+                raise _unknown(name)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not field.default:
@@ -120,34 +124,30 @@ class GenerationConfig(GenerationOptions):
         return GenerationMode.GREEDY_SEARCH
 
     def update(self, **options: Any) -> dict[str, Any]:
-        """Set the options that exist and return the arguments that are none; an error leaves the config unchanged."""
-        names = _types().keys() | self._kept.keys()
+        """Set the attributes that exist and return the arguments that do not; an error leaves the config unchanged."""
         changed = copy.copy(self)
-        changed._kept = dict(self._kept)
-        for name, value in options.items():
-            if name in names:
-                setattr(changed, name, _plain(name, value))
-        changed.check()
-        vars(self).update(vars(changed))
-        return {name: value for name, value in options.items() if name not in names}
+        used = {name: plain_value(name, value) for name, value in options.items() if name in vars(self)}
+        vars(changed).update(used)
+        changed.validate()
+        vars(self).update(used)
+        return {name: value for name, value in options.items() if name not in used}
 
     # dictionaries and files
     def to_dict(self) -> dict[str, Any]:
-        """Return all options and kept keys as a new dictionary (without `compile_config`, which is of this machine)."""
-        names = [name for name in _types() if name != "compile_config"]
-        result = copy.deepcopy({name: getattr(self, name) for name in names} | self._kept)
-        if self._from_model_config:
-            result["_from_model_config"] = True
-        return result
+        """Return all attributes as a new dictionary (without `compile_config`, which is of this machine)."""
+        held = {name: value for name, value in vars(self).items() if name not in _NOT_IN_FILES}
+        result: dict[str, Any] = with_dtype_names(copy.deepcopy(held))
+        return result | {"transformers_version": FORMAT_VERSION}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what differs from the defaults, and the kept keys."""
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        """Return what differs from the defaults, the other attributes, and the version of the format."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"_from_model_config": False}
         return {name: v for name, v in self.to_dict().items() if name not in defaults or v != defaults[name]}
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
         """Return the options as JSON; raise OptionError for values that it cannot hold, such as Constraint objects."""
-        return _dump(self.to_diff_dict() if use_diff else self.to_dict(), ignore_metadata, _jsonable)
+        options = self.to_diff_dict() if use_diff else self.to_dict()
+        return json_text(_without_metadata(options) if ignore_metadata else options, jsonable)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the options to a JSON file, all of it or nothing."""
@@ -173,24 +173,14 @@ class GenerationConfig(GenerationOptions):
         """Build from a file's dictionary; `kwargs` win.
 
         Returns:
-            The configuration, or with `return_unused_kwargs` the pair of it and the kwargs that are no options.
+            The configuration, or with `return_unused_kwargs` the pair of it and the kwargs that it has not kept: none,
+            but for a configuration that was made from a model's, which keeps options only.
 
         Raises:
-            OptionError: a value is wrong, or a kwarg is no option and `return_unused_kwargs` is False.
+            OptionError: a value is wrong.
         """
-        return cls._from_file(config_dict, return_unused_kwargs, kwargs)
-
-    @classmethod
-    def _from_file(
-        cls, config_dict: dict[str, Any], return_unused_kwargs: bool, kwargs: dict[str, Any]
-    ) -> GenerationConfig | tuple[GenerationConfig, dict[str, Any]]:
-        known = _types().keys() | {"_from_model_config"}
-        unused = {name: value for name, value in kwargs.items() if name not in known}
-        if unused and not return_unused_kwargs:
-            raise _unknown(next(iter(unused)))
-        merged = config_dict | {name: value for name, value in kwargs.items() if name in known}
-        config = cls(**{name: value for name, value in merged.items() if name in known})
-        config._kept = {name: merged[name] for name in merged if name not in known and not name.startswith("_")}
+        config = cls(**{**config_dict, **kwargs})
+        unused = {name: value for name, value in kwargs.items() if name not in vars(config)}
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -200,7 +190,17 @@ class GenerationConfig(GenerationOptions):
         options = {name: value for name, value in held if name in _types() and value is not None}
         if any(options.get(flag) for flag in cls.extra_output_flags):
             options["return_dict_in_generate"] = True
-        return cls(**options, _from_model_config=True)
+        return cls(**options, _from_model_config=True).as_made()
+
+    def as_made(self) -> Self:
+        """Remember the options as they are, for `is_as_made` to tell whether they were changed since; return self."""
+        self._original_object_hash = hash(self)
+        return self
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether no option was changed since the configuration was read from a file or made from a model's."""
+        return self._original_object_hash == hash(self)
 
     @overload
     @classmethod
@@ -238,7 +238,7 @@ class GenerationConfig(GenerationOptions):
         Args:
             pretrained_model_name: folder, packaged model or hub repository.
             config_file_name: name of the file.
-            return_unused_kwargs: return the pair of configuration and kwargs that are no options.
+            return_unused_kwargs: return the pair of configuration and kwargs that it has not kept (see `from_dict`).
             **kwargs: lookup arguments (see `HubOptions`) and options that win over the file's.
 
         Raises:
@@ -248,8 +248,10 @@ class GenerationConfig(GenerationOptions):
         name = config_file_name or CONFIG_FILE
         path = locate_file(pretrained_model_name, name, **HubOptions.pop_from(kwargs).as_kwargs())
         assert path is not None  # required files raise
-        config_dict = read_json(path)
-        return cls._from_file(config_dict, return_unused_kwargs, kwargs)
+        content = {**read_json(path), "_commit_hash": commit_of(path)}
+        config, unused = cls.from_dict(content, return_unused_kwargs=True, **kwargs)
+        config.as_made()
+        return (config, unused) if return_unused_kwargs else config
 
     def save_pretrained(
         self,
@@ -285,7 +287,9 @@ class GenerationConfig(GenerationOptions):
 
     def __eq__(self, other: object) -> bool:
         """Equal options and kept keys, wherever they came from."""
-        return isinstance(other, GenerationConfig) and _without_metadata(self) == _without_metadata(other)
+        return isinstance(other, GenerationConfig) and _without_metadata(self.to_dict()) == _without_metadata(
+            other.to_dict()
+        )
 
     def __hash__(self) -> int:
         """Hash of the text that `repr` gives."""
@@ -293,7 +297,7 @@ class GenerationConfig(GenerationOptions):
 
     def __repr__(self) -> str:
         """Return the class name and the options that differ from the defaults."""
-        return f"{type(self).__name__} {_dump(self.to_diff_dict(), True, repr)}"
+        return f"{type(self).__name__} {json_text(_without_metadata(self.to_diff_dict()), repr)}"
 
 
 @lru_cache(maxsize=1)
@@ -309,44 +313,5 @@ def _unknown(name: str) -> OptionError:
     return unknown_option(name, _types(), "GenerationConfig")
 
 
-def _plain(name: str, value: Any) -> Any:
-    """Turn what files and callers may hold in an option's place into the option's own type."""
-    if hasattr(value, "tolist"):  # arrays and tensors of token ids
-        return value.tolist()
-    if not isinstance(value, dict):
-        return value
-    if name == "watermarking_config":
-        return watermarking_from(value)
-    if name == "compile_config":
-        return CompileConfig(**value)
-    if name == "sequence_bias":  # JSON turns the key (1, 2) into "(1, 2)"
-        return {_token_ids(key) if isinstance(key, str) else key: bias for key, bias in value.items()}
-    return value
-
-
-def _token_ids(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
-    except ValueError as error:
-        raise OptionError(f"sequence_bias has the key {text!r}; expected token ids such as '(1, 2)'") from error
-
-
-def _without_metadata(config: GenerationConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.to_dict().items() if name not in _METADATA}
-
-
-def _dump(options: dict[str, Any], ignore_metadata: bool, fallback: Callable[[Any], Any]) -> str:
-    if ignore_metadata:
-        options = {name: value for name, value in options.items() if name not in _METADATA}
-    bias = options.get("sequence_bias")
-    if isinstance(bias, dict):  # JSON has no tuple keys
-        options = options | {"sequence_bias": [[list(ids), value] for ids, value in bias.items()]}
-    return json.dumps(options, indent=2, sort_keys=True, default=fallback) + "\n"
-
-
-def _jsonable(value: Any) -> Any:
-    if hasattr(value, "to_dict"):
-        return value.to_dict()
-    if str(value).startswith("torch."):  # a dtype in cache_config
-        return str(value).removeprefix("torch.")
-    raise OptionError(f"{value!r} of type {type(value).__name__} cannot be written to a file; pass it to generate()")
+def _without_metadata(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _METADATA}

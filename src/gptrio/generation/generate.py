@@ -140,7 +140,6 @@ def generate(
         if config.token_healing:
             prompt = heal(model, prompt, tokenizer, config)
         prompt = settle_lengths(model, prompt, config, kwargs, overflow)
-        config.validate()
         mode = config.get_generation_mode(assistant_model)
         call = make_call(model, prompt, config, mode, extras)
         if streamer is not None:

@@ -18,13 +18,8 @@ def check_conflicts(options: GenerationOptions) -> None:
     """Raise OptionError when two options cannot both be meant."""
     _check_groups(options)
     _check_returned(options)
-    if options.do_sample and options.temperature == 0:
-        raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")
     if isinstance(options.dola_layers, str) and options.dola_layers not in ("low", "high"):
         raise OptionError(f"dola_layers={options.dola_layers!r} is not known; expected 'low', 'high' or layer indices")
-    fewest, most = options.min_new_tokens, options.max_new_tokens
-    if fewest is not None and most is not None and fewest > most:
-        raise OptionError(f"min_new_tokens={fewest} is more than max_new_tokens={most}")
 
 
 def _check_groups(options: GenerationOptions) -> None:
@@ -72,9 +67,6 @@ def ignored_options(options: GenerationOptions) -> list[str]:
         given = [f"{name}={value!r}" for name in names if _is_set(name, value := getattr(options, name), options)]
         if idle and given:
             issues.append(f"{', '.join(given)} {way_out}")
-    fewest, most = options.min_length, options.max_length
-    if options.max_new_tokens is None and fewest is not None and most is not None and fewest > most:
-        issues.append(f"min_length={fewest} beyond max_length={most}")
     if options.pad_token_id is not None and options.pad_token_id < 0:
         issues.append(f"pad_token_id={options.pad_token_id}, which is no token id")
     if options.constraints is not None and options.num_beams == 1:

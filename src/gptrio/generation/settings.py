@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, cast
 
-from gptrio.errors import OptionError
+from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.declared import GenerationOptions
@@ -32,11 +32,10 @@ def merge_config(
     Raises:
         OptionError: an unknown name, with the nearest one that exists, or an impossible value.
     """
-    given, base = as_own_config(given), as_own_config(model.generation_config)
+    given, base = as_own_config(given), _config_of(model, given is None)
     if given is not None and not isinstance(given, GenerationConfig):
         raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
     config = copy.copy(base if given is None else given)
-    config._kept = dict(config._kept)
     if given is not None:
         _fill(config, base, use_model_defaults)
     arguments = config.update(**kwargs)
@@ -51,25 +50,46 @@ def as_own_config(given: Any) -> Any:
     """A `GenerationConfig` of Transformers as ours; everything else as it is."""
     if isinstance(given, GenerationConfig) or not is_foreign(given, GENERATION_CONFIG):
         return given
-    return GenerationConfig.from_dict(content_of(given))
+    own = GenerationConfig.from_dict(content_of(given))
+    return own.as_made() if getattr(given, "_original_object_hash", None) == hash(given) else own
+
+
+def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
+    """The model's options, replaced by those of its configuration where older code has set some there since.
+
+    That is so while they are as they were made from the configuration.
+    """
+    base: GenerationConfig = as_own_config(model.generation_config)
+    if not (obeys_model_config and base._from_model_config and model.config._get_non_default_generation_parameters()):
+        return base
+    if not base.is_as_made:
+        return base
+    changed = GenerationConfig.from_model_config(model.config)
+    if changed != base:
+        warn(
+            "options of generate were set on the model's configuration; they are obeyed, but set them on "
+            "model.generation_config, or pass them to generate"
+        )
+        model.generation_config = changed
+    return changed
 
 
 def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: bool | None) -> None:
     """Replace defaults by the model's own values: all of them, or special tokens only."""
     if use_model_defaults is None:
         use_model_defaults = not _is_old(base)
-    fields = dataclasses.fields(GenerationOptions)
-    for field in fields:
-        unset = getattr(config, field.name) == field.default
-        if unset and (use_model_defaults or field.name in _TOKENS):
-            setattr(config, field.name, getattr(base, field.name))
+    defaults = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
+    for name, value in vars(base).items():
+        unset = vars(config).get(name) == defaults.get(name)
+        if unset and not name.startswith("_") and (use_model_defaults or name in _TOKENS):
+            setattr(config, name, value)
     if config.temperature == 0:  # that means greedy, whatever the model prefers
         config.do_sample = False
 
 
 def _is_old(base: GenerationConfig) -> bool:
     """Whether a model's file was written before 4.50, when its values were not yet taken for defaults."""
-    version = str(base._kept.get("transformers_version") or "5").split(".")
+    version = str(base.transformers_version or "5").split(".")
     numbers = [int(part) if part.isdigit() else 0 for part in [*version, "0"][:2]]
     return numbers < [4, 50]
 

@@ -48,6 +48,8 @@ _FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
     ),
 }
 
+_OF_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")  # that configurations know too
+
 
 class _AutoModel:
     """Loads the class of one kind that fits a checkpoint; not to be instantiated."""
@@ -78,11 +80,16 @@ class _AutoModel:
 
     @classmethod
     def _load(cls, name_or_path: str | os.PathLike[str], model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        config = as_own_config(kwargs.get("config"))
+        arguments = dict(kwargs)
+        config = as_own_config(arguments.pop("config", None))
         if not isinstance(config, PretrainedConfig):
-            options = HubOptions.pop_from(dict(kwargs)).as_kwargs()
-            config = AutoConfig.from_pretrained(config or name_or_path, **options)
-        arguments = {**kwargs, "config": config}
+            options = HubOptions.pop_from(arguments).as_kwargs()
+            held = {name: arguments.pop(name) for name in _OF_THE_MODEL if name in arguments}
+            config, unused = AutoConfig.from_pretrained(
+                config or name_or_path, return_unused_kwargs=True, **options, **arguments
+            )
+            arguments = {**options, **held, **unused}
+        arguments["config"] = config
         return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(name_or_path, *model_args, **arguments)
 
     @classmethod

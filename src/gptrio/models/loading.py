@@ -6,7 +6,7 @@ import copy
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -118,7 +118,7 @@ def load_model(
     place = places_of(device_map)
     report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes, key_mapping)
     _tell(report, cls.__name__, name_or_path)
-    _take_generation_config(model, generation_config, name_or_path, options)
+    _take_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
     model.eval()
     placement.dispatch(model, device_map)
@@ -381,8 +381,12 @@ def _take_generation_config(
     given: GenerationConfig | None,
     name_or_path: str | os.PathLike[str] | None,
     options: HubOptions,
+    overrides: Mapping[str, Any],
 ) -> None:
-    """Take the options that are given, or those beside the weights; without either those of the configuration stay."""
+    """Take the options that are given, or those beside the weights; without either those of the configuration stay.
+
+    Overrides of the configuration that are options of `generate` win over those beside the weights.
+    """
     if not model.can_generate():
         return
     given = as_own_generation_config(given)
@@ -394,4 +398,5 @@ def _take_generation_config(
     if name_or_path is None or os.path.isfile(name_or_path):
         return
     if options.find(name_or_path, GENERATION_CONFIG_NAME) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs())
+        own = {field.name: overrides[field.name] for field in fields(GenerationConfig) if field.name in overrides}
+        model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs(), **own)

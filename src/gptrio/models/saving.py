@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gptrio.checkpoint.write import save_state_dict
-from gptrio.errors import CheckpointError
+from gptrio.errors import CheckpointError, warn
 from gptrio.hub import push_folder, save_and_push
 from gptrio.models.adapters import save_adapter
 from gptrio.models.base import PreTrainedModel
@@ -56,6 +55,10 @@ def save_model(
         raise CheckpointError(f"{folder} is a file; expected a folder to save a model into")
     if not is_main_process:
         return
+    if not model._hf_peft_config_loaded:
+        _move_generation_keys(model)
+    if model.generation_config is not None:
+        model.generation_config.validate(strict=True)  # before anything is written
     if model._hf_peft_config_loaded:
         save_adapter(model, folder, state_dict, safe_serialization)
     else:
@@ -111,6 +114,18 @@ def _write_card(folder: Path, repo_id: str, tags: list[str] | None, token: Any) 
     card.save(folder / "README.md")
 
 
+def _move_generation_keys(model: PreTrainedModel) -> None:
+    """Move options of `generate` that were set on the configuration to the generation configuration, with a warning."""
+    misplaced = model.config._get_non_default_generation_parameters()
+    if model.generation_config is None or not misplaced:
+        return
+    given = ", ".join(f"{name}={value!r}" for name, value in misplaced.items())
+    warn(f"{given} moved from the model's configuration to its generation_config, where options of generate belong")
+    for name, value in misplaced.items():
+        setattr(model.generation_config, name, value)
+        setattr(model.config, name, None)
+
+
 def _save_weights(
     model: PreTrainedModel,
     folder: Path,
@@ -125,7 +140,6 @@ def _save_weights(
         for tied in model.tied_weights():
             tensors.pop(tied, None)
     save_state_dict(tensors, folder, max_shard_size, safe_serialization, variant)
-    config = copy.deepcopy(model.config)
-    config.architectures = [type(model).__name__]
-    config.dtype = model.dtype
-    config.save_pretrained(folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = model.dtype
+    model.config.save_pretrained(folder)

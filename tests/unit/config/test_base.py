@@ -198,9 +198,10 @@ def test_flags_for_the_forward_pass() -> None:
 def test_generation_keys_of_old_files_are_kept(tmp_path: Path) -> None:
     config = GPT2Config.from_dict({"max_length": 50, "do_sample": True})
     assert (config.max_length, config.top_k) == (50, 50)
-    assert config.changed_generation_keys() == {"max_length": 50, "do_sample": True}
-    assert GPT2Config().changed_generation_keys() == {}
-    config.save_pretrained(tmp_path)
+    assert config._get_non_default_generation_parameters() == {"max_length": 50, "do_sample": True}
+    assert GPT2Config()._get_non_default_generation_parameters() == {}
+    with pytest.warns(GptrioWarning, match="max_length=50, do_sample=True in config.json"):
+        config.save_pretrained(tmp_path)
     assert GPT2Config.from_pretrained(tmp_path).max_length == 50
 
 

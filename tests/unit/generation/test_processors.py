@@ -157,7 +157,9 @@ def test_batched_guidance_names_wrong_halves():
 
 def test_group_options_without_groups_build_nothing():
     for options in ({"diversity_penalty": 1.0}, {"num_beams": 2, "diversity_penalty": 1.0}, {"num_beam_groups": 2}):
-        assert not build_processors(gptrio.GenerationConfig(**options), prompt_length=3, vocab_size=6)
+        with pytest.warns(gptrio.GptrioWarning, match="have no effect"):
+            config = gptrio.GenerationConfig(**options)
+        assert not build_processors(config, prompt_length=3, vocab_size=6)
 
 
 def test_unchanged_scores_are_not_copied():

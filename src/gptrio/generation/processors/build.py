@@ -126,6 +126,8 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
 
 def _truncations(config: GenerationConfig) -> Iterator[Processor]:
     keep = 1 if config.num_beams == 1 else _ends(config) + 1  # beams need a token that goes on beside every end
+    if config.temperature == 0:
+        raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")
     if config.temperature not in (None, 1.0):
         yield sampling.TemperatureLogitsWarper(config.temperature)
     if config.top_k:
