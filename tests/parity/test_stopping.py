@@ -60,6 +60,9 @@ def test_confidence_of_the_newest_token(threshold):
 def test_stop_strings_across_token_borders(tokenizer, stops):
     ours = gptrio.StopStringCriteria(tokenizer, stops)
     theirs = transformers.StopStringCriteria(tokenizer, stops)
+    for name in ("stop_strings", "num_stop_strings", "maximum_token_len"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert torch.equal(ours.target_lens, theirs.target_lens)
     generator = torch.Generator().manual_seed(1)
     found = 0
     for length in (1, 2, 3, 5, 9):

@@ -135,6 +135,9 @@ class StopStringCriteria(StoppingCriteria):
     def __init__(self, tokenizer: Tokenizer | None, stop_strings: str | Sequence[str]) -> None:
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         self._matcher = StopStringMatcher(tokenizer, self.stop_strings)
+        self.num_stop_strings = len(self.stop_strings)
+        self.target_lens = torch.tensor([len(text) for text in self.stop_strings], dtype=torch.int32, device="cpu")
+        self.maximum_token_len = max(len(text) for text in self.stop_strings)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return (B,) whether the newest token completed a stop string."""

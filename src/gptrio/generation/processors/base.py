@@ -84,12 +84,13 @@ class TokenIds:
     Args:
         name: the argument, for messages.
         ids: the token ids.
+        device: where they are kept; a tensor stays where it is.
 
     Raises:
         OptionError: they are not integers, or there is none.
     """
 
-    def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor) -> None:
+    def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor, device: str | torch.device = "cpu") -> None:
         plain = ids.tolist() if isinstance(ids, torch.Tensor) else ids
         self.ids: list[int] = [plain] if isinstance(plain, int) else list(plain)
         if (
@@ -98,16 +99,44 @@ class TokenIds:
             or not all(-MOST_IDS <= token < MOST_IDS for token in self.ids)
         ):
             raise OptionError(f"{name}={plain!r} must be a token id or a list of them")
+        self.tensor = ids if isinstance(ids, torch.Tensor) and ids.dim() else torch.tensor(self.ids, device=device)
         self._index: torch.Tensor | None = None
-        self._vocab_size = -1
+        self._made_for = (-1, -1)
 
     def within(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the ids below V, as an index tensor beside the scores (B, V)."""
-        if self._index is None or self._vocab_size != scores.shape[-1] or self._index.device != scores.device:
-            self._vocab_size = scores.shape[-1]
-            inside = [token for token in self.ids if 0 <= token < self._vocab_size]
+        """Return the ids below V, as an index tensor beside the scores (B, V); edits of `tensor` count."""
+        made_for = (scores.shape[-1], -1 if self.tensor.is_inference() else self.tensor._version)
+        if self._index is None or self._made_for != made_for or self._index.device != scores.device:
+            inside = [token for token in self.tensor.tolist() if 0 <= token < scores.shape[-1]]
             self._index = torch.tensor(inside, dtype=torch.long, device=scores.device)
+            self._made_for = made_for
         return self._index
+
+
+class TokenIdsAttribute:
+    """An attribute of a processor that takes one token id, several or a tensor, and gives a tensor (N,).
+
+    The `TokenIds` behind it are the attribute of the same name with "_" before it.
+
+    Args:
+        option: the option that the ids come from, for messages.
+    """
+
+    def __init__(self, option: str) -> None:
+        self._option = option
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Learn the attribute's name."""
+        self._name = f"_{name}"
+
+    def __get__(self, processor: object, owner: type) -> torch.Tensor:
+        """Return the ids (N,)."""
+        ids: TokenIds = getattr(processor, self._name)
+        return ids.tensor
+
+    def __set__(self, processor: object, ids: int | Sequence[int] | torch.Tensor) -> None:
+        """Check and take the ids."""
+        setattr(processor, self._name, TokenIds(self._option, ids))
 
 
 def only(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:

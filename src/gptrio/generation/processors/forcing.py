@@ -8,7 +8,7 @@ import torch
 
 from gptrio.errors import OptionError
 from gptrio.generation.options import check_number
-from gptrio.generation.processors.base import NEVER, LogitsProcessor, TokenIds, only
+from gptrio.generation.processors.base import NEVER, LogitsProcessor, TokenIds, TokenIdsAttribute, only
 
 Ids = int | Sequence[int] | torch.Tensor
 
@@ -19,36 +19,46 @@ class MinLengthLogitsProcessor(LogitsProcessor):
     Args:
         min_length: at least 0.
         eos_token_id: token or tokens that end a row.
-        device: taken for compatibility; the computation follows the scores.
+        device: where the ids are kept; the computation follows the scores.
     """
+
+    eos_token_id = TokenIdsAttribute("eos_token_id")
 
     def __init__(self, min_length: int, eos_token_id: Ids, device: str | torch.device = "cpu") -> None:
         self.min_length = check_number("min_length", min_length, int, ge=0)
-        self.eos_token_id = TokenIds("eos_token_id", eos_token_id)
+        self._eos_token_id = TokenIds("eos_token_id", eos_token_id, device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) in which short rows cannot end."""
         if input_ids.shape[-1] >= self.min_length:
             return scores
-        return scores.index_fill(1, self.eos_token_id.within(scores), NEVER)
+        return scores.index_fill(1, self._eos_token_id.within(scores), NEVER)
 
 
-class MinNewTokensLengthLogitsProcessor(MinLengthLogitsProcessor):
+class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
     """Forbid the end before `min_new_tokens` tokens follow the prompt.
 
     Args:
         prompt_length_to_skip: length of the prompt.
         min_new_tokens: at least 0.
         eos_token_id: token or tokens that end a row.
-        device: taken for compatibility; the computation follows the scores.
+        device: where the ids are kept; the computation follows the scores.
     """
+
+    eos_token_id = TokenIdsAttribute("eos_token_id")
 
     def __init__(
         self, prompt_length_to_skip: int, min_new_tokens: int, eos_token_id: Ids, device: str | torch.device = "cpu"
     ) -> None:
         self.prompt_length_to_skip = check_number("prompt_length_to_skip", prompt_length_to_skip, int, ge=0)
         self.min_new_tokens = check_number("min_new_tokens", min_new_tokens, int, ge=0)
-        super().__init__(self.prompt_length_to_skip + self.min_new_tokens, eos_token_id, device)
+        self._eos_token_id = TokenIds("eos_token_id", eos_token_id, device)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) in which rows with few new tokens cannot end."""
+        if input_ids.shape[-1] - self.prompt_length_to_skip >= self.min_new_tokens:
+            return scores
+        return scores.index_fill(1, self._eos_token_id.within(scores), NEVER)
 
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
@@ -59,11 +69,13 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
     """
 
     def __init__(self, bos_token_id: int) -> None:
-        self.bos_token_id = TokenIds("forced_bos_token_id", bos_token_id)
+        self.bos_token_id = TokenIds("forced_bos_token_id", bos_token_id).ids[0]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V), 0 for the token and minus infinity otherwise, when T is 1."""
-        return only(scores, self.bos_token_id.within(scores)) if input_ids.shape[-1] == 1 else scores
+        if input_ids.shape[-1] != 1:
+            return scores
+        return only(scores, TokenIds("forced_bos_token_id", self.bos_token_id).within(scores))
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
@@ -72,19 +84,21 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
     Args:
         max_length: most tokens of a row, prompt included.
         eos_token_id: token or tokens to force.
-        device: taken for compatibility; the computation follows the scores.
+        device: where the ids are kept; the computation follows the scores.
     """
+
+    eos_token_id = TokenIdsAttribute("forced_eos_token_id")
 
     def __init__(self, max_length: int, eos_token_id: Ids, device: str | torch.device = "cpu") -> None:
         self.max_length = max_length
-        self.eos_token_id = TokenIds("forced_eos_token_id", eos_token_id)
-        if min(self.eos_token_id.ids) < 0:
-            raise OptionError(f"forced_eos_token_id={self.eos_token_id.ids} must hold token ids of at least 0")
+        self._eos_token_id = TokenIds("forced_eos_token_id", eos_token_id, device)
+        if min(self._eos_token_id.ids) < 0:
+            raise OptionError(f"forced_eos_token_id={self._eos_token_id.ids} must hold token ids of at least 0")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V), 0 for the end and minus infinity otherwise, at the last position."""
         last = input_ids.shape[-1] == self.max_length - 1
-        return only(scores, self.eos_token_id.within(scores)) if last else scores
+        return only(scores, self._eos_token_id.within(scores)) if last else scores
 
 
 class SuppressTokensLogitsProcessor(LogitsProcessor):
@@ -92,15 +106,17 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
     Args:
         suppress_tokens: the tokens.
-        device: taken for compatibility; the computation follows the scores.
+        device: where the ids are kept; the computation follows the scores.
     """
 
+    suppress_tokens = TokenIdsAttribute("suppress_tokens")
+
     def __init__(self, suppress_tokens: Ids, device: str | torch.device = "cpu") -> None:
-        self.suppress_tokens = TokenIds("suppress_tokens", suppress_tokens)
+        self._suppress_tokens = TokenIds("suppress_tokens", suppress_tokens, device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) without the tokens."""
-        return scores.index_fill(1, self.suppress_tokens.within(scores), NEVER)
+        return scores.index_fill(1, self._suppress_tokens.within(scores), NEVER)
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
@@ -109,11 +125,13 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     Args:
         begin_suppress_tokens: the tokens.
         begin_index: length of the rows when the first token is chosen.
-        device: taken for compatibility; the computation follows the scores.
+        device: where the ids are kept; the computation follows the scores.
     """
 
+    begin_suppress_tokens = TokenIdsAttribute("begin_suppress_tokens")
+
     def __init__(self, begin_suppress_tokens: Ids, begin_index: int, device: str | torch.device = "cpu") -> None:
-        self.begin_suppress_tokens = TokenIds("begin_suppress_tokens", begin_suppress_tokens)
+        self._begin_suppress_tokens = TokenIds("begin_suppress_tokens", begin_suppress_tokens, device)
         self.begin_index = begin_index
 
     def set_begin_index(self, begin_index: int) -> None:
@@ -124,7 +142,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
         """Return scores (B, V) without the tokens, at the first step."""
         if input_ids.shape[-1] != self.begin_index:
             return scores
-        return scores.index_fill(1, self.begin_suppress_tokens.within(scores), NEVER)
+        return scores.index_fill(1, self._begin_suppress_tokens.within(scores), NEVER)
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):

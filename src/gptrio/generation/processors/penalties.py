@@ -8,7 +8,7 @@ import torch
 
 from gptrio.errors import InputError, OptionError
 from gptrio.generation.options import check_number, fits
-from gptrio.generation.processors.base import LogitsProcessor, TokenIds, one_row_each
+from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, one_row_each
 
 
 def _penalize(scores: torch.Tensor, tokens: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -29,12 +29,13 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     def __init__(self, penalty: float, prompt_ignore_length: int | None = None) -> None:
         self.penalty = check_number("repetition_penalty", penalty, float, gt=0)
-        skipped = 0 if prompt_ignore_length is None else prompt_ignore_length
-        self.prompt_ignore_length = check_number("prompt_ignore_length", skipped, int, ge=0)
+        if prompt_ignore_length is not None:
+            check_number("prompt_ignore_length", prompt_ignore_length, int, ge=0)
+        self.prompt_ignore_length = prompt_ignore_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the tokens of ids (B, T) penalised."""
-        return _penalize(scores, input_ids[:, self.prompt_ignore_length :], self.penalty)
+        return _penalize(scores, input_ids[:, self.prompt_ignore_length or 0 :], self.penalty)
 
 
 class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
@@ -111,6 +112,8 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         input_ids_seq_length: length of the prompt.
     """
 
+    eos_token_id = TokenIdsAttribute("eos_token_id")
+
     def __init__(
         self,
         exponential_decay_length_penalty: Sequence[float],
@@ -122,13 +125,13 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
             raise OptionError(f"exponential_decay_length_penalty={pair!r} must be two numbers: (start, factor)")
         self.regulation_start = pair[0] + input_ids_seq_length
         self.regulation_factor = pair[1]
-        self.eos_token_id = TokenIds("eos_token_id", eos_token_id)
+        self._eos_token_id = TokenIds("eos_token_id", eos_token_id)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the end's raised."""
         late = input_ids.shape[-1] - self.regulation_start
         if late <= 0:
             return scores
-        ends = self.eos_token_id.within(scores)
+        ends = self._eos_token_id.within(scores)
         raised = scores[:, ends].abs() * (self.regulation_factor**late - 1)
         return scores.index_add(1, ends, raised)

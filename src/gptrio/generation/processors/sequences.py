@@ -51,6 +51,22 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
         self.ngram_size = check_number("encoder_no_repeat_ngram_size", encoder_ngram_size, int, ge=1)
         self.encoder_input_ids = encoder_input_ids
 
+    @property
+    def batch_size(self) -> int:
+        """E: number of prompts."""
+        return self.encoder_input_ids.shape[0]
+
+    @property
+    def generated_ngrams(self) -> list[dict[tuple[int, ...], list[int]]]:
+        """For each prompt, which tokens follow the first n - 1 tokens of its n-grams."""
+        found: list[dict[tuple[int, ...], list[int]]] = []
+        for ids in self.encoder_input_ids.tolist():
+            found.append({})
+            for end in range(self.ngram_size, len(ids) + 1):
+                *first, last = ids[end - self.ngram_size : end]
+                found[-1].setdefault(tuple(first), []).append(last)
+        return found
+
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) without the repeating tokens."""
         if min(self.encoder_input_ids.shape[-1], input_ids.shape[1] + 1) < self.ngram_size:
@@ -64,14 +80,16 @@ class _BiasedSequences(LogitsProcessor):
 
     def __init__(self, sequence_bias: dict[tuple[int, ...], float]) -> None:
         self.sequence_bias = sequence_bias
-        self._always = torch.empty(0, dtype=torch.float32, device="cpu")
+        self.length_1_bias: torch.Tensor | None = None  # (V,) the biases that always count
+        self.prepared_bias_variables = False
         self._longer: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the biases of the completed sequences added."""
-        if self._always.shape != scores.shape[-1:] or self._always.device != scores.device:
-            self._prepare(scores)
-        bias = self._always.to(scores.dtype)
+        always = self.length_1_bias if self.prepared_bias_variables else None
+        if always is None or (always.shape, always.device) != (scores.shape[-1:], scores.device):
+            always = self._prepare(scores)
+        bias = always.to(scores.dtype)
         for prefixes, last, weight in self._longer:  # grouped by length: (N, n - 1), (N,), (N,)
             length = prefixes.shape[1]
             if length >= input_ids.shape[1]:
@@ -80,16 +98,16 @@ class _BiasedSequences(LogitsProcessor):
             bias = bias.expand(scores.shape).index_add(1, last, torch.where(matches, weight, 0.0).to(bias.dtype))
         return scores + bias
 
-    def _prepare(self, scores: torch.Tensor) -> None:
-        """Make the biases that always count (V,) and the tensors of longer sequences, beside the scores."""
+    def _prepare(self, scores: torch.Tensor) -> torch.Tensor:
+        """Make and return the biases that always count (V,) and the tensors of longer sequences, beside the scores."""
         outside = [token for ids in self.sequence_bias for token in ids if token >= scores.shape[-1]]
         if outside:
             raise TokenIdError(f"tokens {outside} of the biased sequences lie outside the {scores.shape[-1]} scores")
-        self._always = torch.zeros(scores.shape[-1], dtype=torch.float32, device=scores.device)
+        always = torch.zeros(scores.shape[-1], dtype=torch.float32, device=scores.device)
         by_length: dict[int, list[tuple[int, ...]]] = {}
         for ids, bias in self.sequence_bias.items():
             if len(ids) == 1:
-                self._always[ids[0]] = bias
+                always[ids[0]] = bias
             else:
                 by_length.setdefault(len(ids), []).append(ids)
         self._longer = []
@@ -98,6 +116,8 @@ class _BiasedSequences(LogitsProcessor):
             biases = [self.sequence_bias[ids] for ids in sequences]
             weight = torch.tensor(biases, dtype=torch.float32, device=scores.device)
             self._longer.append((ids_together[:, :-1], ids_together[:, -1], weight))
+        self.length_1_bias, self.prepared_bias_variables = always, True
+        return always
 
 
 class SequenceBiasLogitsProcessor(_BiasedSequences):
@@ -138,6 +158,7 @@ class NoBadWordsLogitsProcessor(_BiasedSequences):
     ) -> None:
         ends = [] if eos_token_id is None else TokenIds("eos_token_id", eos_token_id).ids
         words = _checked(bad_words_ids, "bad_words_ids")
+        self.bad_word_ids = bad_words_ids
         super().__init__({ids: NEVER for ids in words if len(ids) > 1 or ids[0] not in ends})
 
 

@@ -48,9 +48,10 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         self.hash_key = hashing_key
         self.seeding_scheme = seeding_scheme
         self.context_width = check_number("context_width", context_width, int, ge=1)
-        self._rng = torch.Generator(device=device)
-        self._rng.manual_seed(hashing_key)
-        self._table = torch.randperm(_TABLE_SIZE, generator=self._rng, device=device)
+        self.rng = torch.Generator(device=device)
+        self.rng.manual_seed(hashing_key)
+        self.fixed_table = torch.randperm(_TABLE_SIZE, generator=self.rng, device=device)
+        self.table_size = _TABLE_SIZE
         self._green_of_seed = lru_cache(maxsize=128)(self._draw)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -72,16 +73,16 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         """Return the green tokens (G,) after ids (T,); for "selfhash" these end with the candidate itself."""
         last = ids[-self.context_width :]
         if self._selfhash:
-            hashed = self._table[last % _TABLE_SIZE] + 1  # the candidate's own is the last
+            hashed = self.fixed_table[last % self.table_size] + 1  # the candidate's own is the last
             seed = int((self.hash_key * hashed * hashed[-1]).min())
         else:
             seed = self.hash_key * int(last[-1])
-        return self._green_of_seed(seed % (2**64 - 1))
+        return self._green_of_seed(seed % (2**64 - 1), self.vocab_size, self.greenlist_size)
 
-    def _draw(self, seed: int) -> torch.Tensor:
-        self._rng.manual_seed(seed)
-        order = torch.randperm(self.vocab_size, generator=self._rng, device=self._rng.device)
-        return order[: self.greenlist_size]
+    def _draw(self, seed: int, vocab_size: int, size: int) -> torch.Tensor:
+        self.rng.manual_seed(seed)
+        order = torch.randperm(vocab_size, generator=self.rng, device=self.rng.device)
+        return order[:size]
 
     def _green_candidates(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return those of the best tokens by scores (V,) that would be green after ids (T,)."""

@@ -20,6 +20,27 @@ def _hash(start: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
     return start
 
 
+class SynthIDTextWatermarkState:
+    """What the SynthID watermark remembers of the rows that it follows.
+
+    Args:
+        batch_size: B.
+        ngram_len: length of the hashed n-grams.
+        context_history_size: how many contexts are remembered.
+        device: where the tensors are.
+
+    Attributes:
+        context: (B, ngram_len - 1) newest tokens.
+        context_history: (B, context_history_size) hashes of earlier contexts.
+        num_calls: steps so far.
+    """
+
+    def __init__(self, batch_size: int, ngram_len: int, context_history_size: int, device: str | torch.device) -> None:
+        self.context = torch.zeros(batch_size, ngram_len - 1, dtype=torch.long, device=device)
+        self.context_history = torch.zeros(batch_size, context_history_size, dtype=torch.long, device=device)
+        self.num_calls = 0
+
+
 class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
     """Watermark by tournament sampling; it keeps the last tokens of each row, so use one for each call of `generate`.
 
@@ -55,35 +76,35 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         self.device = device
         self.skip_first_ngram_calls = skip_first_ngram_calls
         self.debug_mode = debug_mode
-        self._calls = 0
-        self._context = torch.empty(0, device=device)
-        self._history = torch.empty(0, device=device)
+        self.state: SynthIDTextWatermarkState | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return watermarked log-probabilities (B, V); rows whose context was seen before keep their scores."""
         batch, vocab_size = scores.shape
         if self.debug_mode:
             scores = torch.ones_like(scores)
-        self._advance(input_ids, batch)
-        if self.skip_first_ngram_calls and self._calls < self.ngram_len:
+        state = self._advance(input_ids, batch)
+        if self.skip_first_ngram_calls and state.num_calls < self.ngram_len:
             return scores
-        context = _hash(torch.ones(batch, dtype=torch.long, device=self.device), self._context)  # (B,)
-        seen = (self._history == context[:, None]).any(1, keepdim=True)
-        self._history = torch.cat([context[:, None], self._history[:, :-1]], dim=1)
+        context = _hash(torch.ones(batch, dtype=torch.long, device=self.device), state.context)  # (B,)
+        seen = (state.context_history == context[:, None]).any(1, keepdim=True)
+        state.context_history = torch.cat([context[:, None], state.context_history[:, :-1]], dim=1)
         tokens = torch.arange(vocab_size, device=self.device)
         ngrams = _hash(context[:, None], tokens[None, :, None])  # (B, V)
         return torch.where(seen, scores, self.update_scores(scores, self._bits(ngrams)))
 
-    def _advance(self, input_ids: torch.Tensor, batch: int) -> None:
+    def _advance(self, input_ids: torch.Tensor, batch: int) -> SynthIDTextWatermarkState:
         """Start with an empty context (B, ngram_len - 1), or shift the newest tokens into it."""
-        if self._calls == 0:
-            self._context = torch.zeros(batch, self.ngram_len - 1, dtype=torch.long, device=self.device)
-            self._history = torch.zeros(batch, self.context_history_size, dtype=torch.long, device=self.device)
-        elif self._context.shape[0] != batch:
-            raise InputError(f"the watermark follows {self._context.shape[0]} rows and got {batch}; make a new one")
+        state = self.state
+        if state is None:
+            state = SynthIDTextWatermarkState(batch, self.ngram_len, self.context_history_size, self.device)
+            self.state = state
+        elif state.context.shape[0] != batch:
+            raise InputError(f"the watermark follows {state.context.shape[0]} rows and got {batch}; make a new one")
         else:
-            self._context = torch.cat([self._context[:, 1:], input_ids[:, -1:].to(self.device)], dim=1)
-        self._calls += 1
+            state.context = torch.cat([state.context[:, 1:], input_ids[:, -1:].to(self.device)], dim=1)
+        state.num_calls += 1
+        return state
 
     def update_scores(self, scores: torch.Tensor, g_values: torch.Tensor) -> torch.Tensor:
         """Run the tournament: scores (B, V) and bits (B, V, D) to log-probabilities (B, V)."""
