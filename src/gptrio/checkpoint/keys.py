@@ -28,7 +28,7 @@ class KeyPlan:
     Args:
         sources: model key -> checkpoint key.
         missing: model keys that the checkpoint lacks, in the model's order.
-        unexpected: checkpoint keys that the model has no place for.
+        unexpected: checkpoint keys that the model has no place for, as the model would call them.
     """
 
     sources: dict[str, str] = field(default_factory=dict)
@@ -71,8 +71,10 @@ def plan_keys(
         name = next((name for name in spellings if name in wanted and name not in plan.sources), None)
         if name is not None:
             plan.sources[name] = key
-        elif not _matches(key, ignore_unexpected):
-            plan.unexpected.append(key)
+            continue
+        name = next(iter(names_of(key)), key)
+        if not _matches(name, ignore_unexpected):
+            plan.unexpected.append(name)
     present = set(plan.sources)
     for one, other in (tied or {}).items():
         if one in present or other in present:

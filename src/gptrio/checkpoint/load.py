@@ -15,6 +15,7 @@ from gptrio.checkpoint.pages import release_pages
 from gptrio.checkpoint.read import CheckpointReader, TensorDict
 from gptrio.errors import SizeMismatchError
 
+EXTRA_STATE = "_extra_state"  # torch's name for what a module saves beside parameters and buffers
 Placement = str | torch.device | Callable[[str], str | int | torch.device]
 Take = Callable[[str, torch.Tensor, str, CheckpointReader | TensorDict], bool]
 
@@ -25,7 +26,7 @@ class LoadReport:
 
     Args:
         missing: model keys that the checkpoint lacks; their tensors were left as they were.
-        unexpected: checkpoint keys that the model has no place for.
+        unexpected: checkpoint keys that the model has no place for, as the model would call them.
         mismatched: (model key, shape in the checkpoint, shape in the model); left as they were.
     """
 
@@ -87,6 +88,9 @@ def load_into(
         tensor = reader.tensor(key)
         if take is not None and take(name, tensor, key, reader):
             release_pages(tensor)
+            continue
+        if name.rpartition(".")[2] == EXTRA_STATE:
+            module.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor.clone())
             continue
         stored, expected = reader.shape(key), tuple(targets[name].shape)
         if stored != expected:

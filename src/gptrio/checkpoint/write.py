@@ -87,6 +87,10 @@ def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
     unique: dict[str, torch.Tensor] = {}
     seen = set()
     for name, tensor in state_dict.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{name} is a {type(tensor).__name__}; checkpoints hold tensors alone: let get_extra_state return one"
+            )
         if tensor.is_meta:
             raise CheckpointError(f"tensor {name} is on the meta device: it has no data to save")
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

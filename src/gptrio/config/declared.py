@@ -38,6 +38,7 @@ class DeclaredConfig(GenerationKeys):
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[Mapping[str, str]] = {}
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    has_no_defaults_at_init: ClassVar[bool] = False  # of a subclass whose constructor has arguments without default
     positional_fields: ClassVar[tuple[str, ...]] = ()
     __signature__: ClassVar[inspect.Signature]
 
@@ -206,9 +207,13 @@ class DeclaredConfig(GenerationKeys):
         known |= {name for name in overrides if isinstance(getattr(cls, name, None), property)}
         used = {name: value for name, value in overrides.items() if name in known}
         config = cls(**cls._override(values, used))
+        own = {name for name in overrides.keys() - known if config._is_attribute(name)}  # of a subclass's own
+        for name in own:
+            setattr(config, name, overrides[name])
         if not return_unused_kwargs:
             return config
-        return config, {name: value for name, value in overrides.items() if name not in known or name == "dtype"}
+        known = known - {"dtype"} | own
+        return config, {name: value for name, value in overrides.items() if name not in known}
 
     def to_dict(self) -> dict[str, Any]:
         """Return every attribute, with plain values that JSON can hold."""
@@ -221,7 +226,8 @@ class DeclaredConfig(GenerationKeys):
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return what `config.json` holds: the family's fields, and of the common ones those that were changed."""
-        common, family = DeclaredConfig().to_dict(), type(self)().to_dict()
+        common = DeclaredConfig().to_dict()
+        family = common if self.has_no_defaults_at_init else type(self)().to_dict()
         return {
             name: value
             for name, value in self.to_dict().items()
@@ -248,6 +254,9 @@ class DeclaredConfig(GenerationKeys):
         return iter(vars(self))
 
     # Arguments
+
+    def _is_attribute(self, name: str) -> bool:
+        return hasattr(self, name) and not self._is_reserved(name)
 
     @classmethod
     def _is_reserved(cls, name: str) -> bool:
@@ -283,7 +292,7 @@ class DeclaredConfig(GenerationKeys):
             if value is not None or name not in renamed:
                 renamed[name] = value
         model_type = renamed.pop("model_type", None) or cls.model_type
-        if cls.model_type and model_type != cls.model_type:
+        if cls.model_type and model_type not in [getattr(base, "model_type", "") for base in cls.__mro__]:
             raise ConfigError(
                 f"{cls.__name__} is for model_type={cls.model_type!r}, but the configuration says {model_type!r}; "
                 "use that family's class or AutoConfig"

@@ -19,6 +19,7 @@ from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.kernels.threads import OneThread
 from gptrio.nn.lean import is_lean, is_plain, runs_package_forward
+from gptrio.nn.masks import tokens_are_real
 
 _AS_IT_IS = nullcontext()
 _log = logging.getLogger("gptrio")
@@ -171,9 +172,10 @@ class Stepper:
 
     def _call(self, arguments: dict[str, Any], keep: int) -> Any:
         """The model's output, with the logits of the last `keep` positions only."""
-        if self._keeps:
-            return self.model(return_dict=True, logits_to_keep=keep, **arguments)
-        output = self.model(return_dict=True, **arguments)
+        with _AS_IT_IS if "attention_mask" in arguments else tokens_are_real():
+            if self._keeps:
+                return self.model(return_dict=True, logits_to_keep=keep, **arguments)
+            output = self.model(return_dict=True, **arguments)
         output.logits = output.logits[:, -keep:]
         return output
 

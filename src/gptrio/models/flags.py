@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from typing import Any, ClassVar
 
 from torch import nn
@@ -49,6 +51,14 @@ class FlagsMixin(nn.Module):
     _tp_plan: ClassVar[dict[str, str]] = {}
     _pp_plan: ClassVar[dict[str, tuple[str, str]]] = {}
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Take the configuration class from the annotation of `config` where a class names none."""
+        super().__init_subclass__(**kwargs)
+        if "config_class" not in vars(cls):
+            annotated = _evaluated(inspect.get_annotations(cls).get("config"), cls.__module__)
+            if isinstance(annotated, type) and issubclass(annotated, PretrainedConfig):
+                cls.config_class = annotated
+
     @classmethod
     def is_backend_compatible(cls) -> bool:
         """Whether attention functions that a caller registers are looked up: they are not."""
@@ -83,3 +93,8 @@ class FlagsMixin(nn.Module):
     def tp_size(self) -> int | None:
         """Over how many devices tensor parallelism has split the model; None, as it has not."""
         return self._tp_size
+
+
+def _evaluated(annotation: Any, module: str) -> Any:
+    """An annotation, looked up in its module if it is the text of a name."""
+    return vars(sys.modules[module]).get(annotation) if isinstance(annotation, str) else annotation

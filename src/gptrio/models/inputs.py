@@ -15,6 +15,7 @@ from gptrio.cache.transformers import as_own_cache
 from gptrio.config import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError, warn
 from gptrio.kernels.graphs import is_recording
+from gptrio.nn.masks import are_tokens_real
 
 if TYPE_CHECKING:
     from gptrio.cache.base import LegacyCache
@@ -213,7 +214,7 @@ def warn_of_left_padding(padding: Tensor | None, position_ids: Tensor | None) ->
 def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: PretrainedConfig) -> None:
     """Say once that padding tokens stand at an end of the input while no mask tells them apart."""
     pad = config.pad_token_id
-    if pad is None or mask is not None or input_ids is None or _is_traced():
+    if pad is None or mask is not None or input_ids is None or _is_traced() or are_tokens_real():
         return
     if pad in (config.bos_token_id, config.eos_token_id, config.sep_token_id):
         return  # it may be a real token there

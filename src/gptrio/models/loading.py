@@ -19,7 +19,7 @@ from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import CONFIG_NAME, refuse_remote_code
-from gptrio.errors import ConfigError, OptionError, warn
+from gptrio.errors import ConfigError, OptionError
 from gptrio.generation.config import CONFIG_FILE as GENERATION_CONFIG_NAME
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.settings import as_own_config as as_own_generation_config
@@ -27,6 +27,7 @@ from gptrio.hub import HubOptions
 from gptrio.models.arguments import drop_arguments_without_effect
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.initialising import mark_initialised
+from gptrio.models.loading_report import loading_info, warn_of_differences
 from gptrio.models.placement import DeviceMap, Place, Placement, places_of
 from gptrio.nn.attention import check_implementation
 
@@ -117,12 +118,12 @@ def load_model(
     device_map = placement.resolve(model, number_format)
     place = places_of(device_map)
     report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes, key_mapping)
-    _tell(report, cls.__name__, name_or_path)
+    warn_of_differences(report, cls.__name__, name_or_path)
     _take_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
     model.eval()
     placement.dispatch(model, device_map)
-    return (model, _loading_info(report)) if output_loading_info else model
+    return (model, loading_info(report)) if output_loading_info else model
 
 
 _SPARE_LAYERS = 1000  # that a configuration may have beyond those of its weights, to be drawn anew
@@ -176,7 +177,7 @@ def _fill(
             *(model._keys_to_ignore_on_load_missing or ()),
             *(quantizer.ignore_missing if quantizer else ()),
         ),
-        tied=model.tied_weights(),
+        tied={**_shared(model), **model.tied_weights()},
         dtype=number_format,
         device=place,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
@@ -190,6 +191,13 @@ def _fill(
         if isinstance(place, torch.device) and place.type != "cpu":  # where weights are quantized
             model.to(place)
     return report
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Names of parameters that are one with another of an earlier name: name -> earlier name."""
+    first: dict[int, str] = {}
+    names = ((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
+    return {name: earlier for name, earlier in names if name != earlier}
 
 
 def build(
@@ -348,32 +356,6 @@ def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
         module._parameters.update(loaded)
     model.apply(mark_initialised)
     model.tie_weights()
-
-
-def _tell(report: LoadReport, class_name: str, name_or_path: str | os.PathLike[str] | None) -> None:
-    """One warning that names what did not fit."""
-    mismatched = [f"{key} {stored} instead of {expected}" for key, stored, expected in report.mismatched]
-    parts = {
-        "drawn at random, because the checkpoint lacks them": report.missing,
-        "drawn at random, because their shapes differ": mismatched,
-        "in the checkpoint but not in the model": report.unexpected,
-    }
-    told = [
-        f"{len(keys)} {what}: {', '.join(keys[:8])}{', ...' * (len(keys) > 8)}" for what, keys in parts.items() if keys
-    ]
-    if told:
-        where = f" from {os.fspath(name_or_path)}" if name_or_path else ""
-        trained = "; train the model before you rely on it" if report.missing or mismatched else ""
-        warn(f"{class_name}{where}: {'; '.join(told)}{trained}")
-
-
-def _loading_info(report: LoadReport) -> dict[str, Any]:
-    return {
-        "missing_keys": report.missing,
-        "unexpected_keys": report.unexpected,
-        "mismatched_keys": report.mismatched,
-        "error_msgs": [],
-    }
 
 
 def _take_generation_config(

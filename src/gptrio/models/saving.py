@@ -139,6 +139,8 @@ def _save_weights(
     if state_dict is None:
         for tied in model.tied_weights():
             tensors.pop(tied, None)
+    for name in model._keys_to_ignore_on_save or ():
+        tensors.pop(name, None)
     save_state_dict(tensors, folder, max_shard_size, safe_serialization, variant)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype

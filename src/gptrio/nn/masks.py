@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +12,23 @@ import torch
 from torch import Tensor
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
+
+_all_real: ContextVar[bool] = ContextVar("gptrio_tokens_are_real", default=False)
+
+
+@contextmanager
+def tokens_are_real() -> Iterator[None]:
+    """Calls without a mask, in this thread: their tokens are real, padding's id or not, so nobody is to be warned."""
+    token = _all_real.set(True)
+    try:
+        yield
+    finally:
+        _all_real.reset(token)
+
+
+def are_tokens_real() -> bool:
+    """Whether the caller has said so."""
+    return _all_real.get()
 
 
 @dataclass

@@ -34,7 +34,7 @@ def ends(ids, row, prompt, tokens, stops):
 
 MODES = {
     "greedy": {"do_sample": False},
-    "sampling": {"do_sample": True, "seed": 3, "num_return_sequences": 8, "top_k": 0},
+    "sampling": {"do_sample": True, "seed": 5, "num_return_sequences": 8, "top_k": 0},
     "contrastive": {"penalty_alpha": 0.6, "top_k": 4},
     "dola": {"dola_layers": [0], "repetition_penalty": 1.2},
     "prompt lookup": {"prompt_lookup_num_tokens": 3},

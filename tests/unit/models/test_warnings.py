@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gptrio import GPT2ForSequenceClassification, GPT2LMHeadModel
+from gptrio import AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2LMHeadModel
 from gptrio.errors import GptrioWarning
 from gptrio.models import inputs
 from gptrio.testing import tiny_config
@@ -62,6 +62,17 @@ def test_padding_tokens_without_a_mask() -> None:
     assert warned(model, input_ids=IDS) == []
     end = GPT2LMHeadModel(tiny_config(pad_token_id=256)).eval()  # the end of text, as is common: a real token
     assert warned(end, input_ids=torch.tensor([[256, 1, 256]])) == []
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "gpt_neo", "gpt_neox"])
+@pytest.mark.parametrize("options", [{"use_cache": False}, {"output_attentions": True}, {"num_beams": 2}], ids=str)
+def test_generate_knows_which_tokens_are_real(model_type: str, options: dict[str, Any]) -> None:
+    """Its forwards have no mask where all tokens are real, though one of them, given or generated, be padding's."""
+    model = AutoModelForCausalLM.from_config(tiny_config(model_type, pad_token_id=8)).eval()
+    call = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": [token for token in range(257) if token != 8]}
+    arguments = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS), "return_dict_in_generate": True}
+    assert warned(model.generate, **arguments, **call, **options) == []
+    assert len(warned(model, input_ids=IDS)) == 1
 
 
 def test_embeddings_of_several_rows_are_classified_at_their_ends() -> None:

@@ -1,0 +1,242 @@
+"""Model and configuration classes of the user's own, written as for the reference, beside it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+import gptrio
+from gptrio.errors import CheckpointError, ConfigError, OptionError
+from gptrio.testing import assert_close
+from tests.pairs import SIZES, token_ids
+from tests.parity.test_model_surface import CAUSAL
+
+LIBRARIES = (transformers, gptrio)
+
+
+def classes(library: Any, family: str, how: str = "annotation") -> tuple[Any, Any]:
+    """A configuration with plain attributes, and a model that says by annotation or attribute that it takes it."""
+    config_base: Any = getattr(library, f"{family}Config")
+    model_base: Any = getattr(library, CAUSAL[family])
+
+    class MyConfig(config_base):
+        model_type = "mine"
+        temperature = 2.0
+
+        def __init__(self, width: int = 3, names: Any = None, **kwargs: Any) -> None:
+            self.width = width
+            super().__init__(**kwargs)
+            self.names = names or {"a": [1, 2]}
+            self.double = 2 * width
+
+    class MyModel(model_base):
+        if how == "annotation":
+            __annotations__ = {"config": MyConfig}
+        else:
+            config_class = MyConfig
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.scale = nn.Linear(config.width, config.double)
+            self.post_init()
+
+    MyConfig.__qualname__, MyModel.__qualname__ = "MyConfig", "MyModel"
+    return MyConfig, MyModel
+
+
+def file_of(folder: Path) -> dict[str, Any]:
+    content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return {key: content[key] for key in sorted(content)}
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("how", ["annotation", "attribute"])
+def test_a_model_and_its_configuration_are_saved_and_loaded(family: str, how: str, tmp_path: Path) -> None:
+    found, files, logits = [], [], []
+    ids = token_ids()
+    for library in LIBRARIES:
+        config_class, model_class = classes(library, family, how)
+        assert model_class.config_class is config_class
+        torch.manual_seed(0)
+        config = config_class(width=5, names={"b": [3]}, **SIZES[family])
+        model, folder = model_class(config).eval(), tmp_path / library.__name__
+        model.save_pretrained(folder)
+        files.append(file_of(folder))
+        loaded, report = model_class.from_pretrained(folder, output_loading_info=True)
+        for one in (config, loaded.config, copy.deepcopy(config)):
+            assert type(one) is config_class
+            found.append((one.width, one.double, one.names, one.temperature, one.model_type))
+        found.append(report)
+        with torch.no_grad():
+            logits.append(loaded(ids).logits)
+            assert torch.equal(loaded(ids).logits, model(ids).logits)
+    half = len(found) // 2
+    assert found[half:] == found[:half]
+    assert files[1] == files[0]
+    assert_close(logits[1], logits[0])
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_attributes_are_overridden_on_load(family: str, tmp_path: Path) -> None:
+    found = []
+    for library in LIBRARIES:
+        config_class, _ = classes(library, family)
+        folder = tmp_path / library.__name__
+        config_class(**SIZES[family]).save_pretrained(folder)
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        del content["names"]  # an override of what the file does not say
+        (folder / "config.json").write_text(json.dumps(content), encoding="utf-8")
+        config, unused = config_class.from_pretrained(
+            folder, return_unused_kwargs=True, width=7, names=[1], temperature=9.0, nothing=3
+        )
+        found.append((config.width, config.names, config.temperature, unused))
+        one = config_class.from_dict({"width": 2}, names="n", temperature=1)
+        found.append((one.width, one.names, one.temperature, one.double))
+    assert found[2:] == found[:2]
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_familys_checkpoint_is_loaded_into_the_subclass(family: str, tmp_path: Path) -> None:
+    base = getattr(transformers, CAUSAL[family])
+    plain = base(base.config_class(**SIZES[family])).eval()
+    plain.save_pretrained(tmp_path)
+    for library in LIBRARIES:
+        config_class, model_class = classes(library, family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the scale is new
+            loaded, report = model_class.from_pretrained(tmp_path, output_loading_info=True, width=4)
+        assert report["missing_keys"] == ["scale.bias", "scale.weight"]
+        assert type(loaded.config) is config_class and loaded.scale.weight.shape == (6, 4)  # made with a width of 3
+        ids = token_ids()
+        with torch.no_grad():
+            assert_close(loaded(ids).logits, plain(ids).logits)
+    other = "gptrio.GPTNeoConfig" if family != "GPTNeo" else "gptrio.GPT2Config"
+    with pytest.raises(ConfigError, match="model_type"):
+        getattr(gptrio, other.partition(".")[2]).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_auto_classes_know_what_is_registered(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    monkeypatch.setattr("gptrio.config.auto.CONFIG_CLASSES", dict(gptrio.config.auto.CONFIG_CLASSES))
+    for library in LIBRARIES:
+        config_class, model_class = classes(library, family)
+        library.AutoConfig.register("mine", config_class, exist_ok=True)
+        library.AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+        model = library.AutoModelForCausalLM.from_config(config_class(**SIZES[family]))
+        folder = tmp_path / library.__name__
+        model.save_pretrained(folder)
+        loaded = library.AutoModelForCausalLM.from_pretrained(folder)
+        assert type(model) is type(loaded) is model_class
+        found.append((loaded.config.names, library.AutoConfig.from_pretrained(folder, width=8).width))
+    assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_constructor_may_have_arguments_without_default(family: str, tmp_path: Path) -> None:
+    contents = []
+    for library in LIBRARIES:
+        base: Any = getattr(library, f"{family}Config")
+
+        class Strict(base):
+            model_type = "strict"
+            has_no_defaults_at_init = True
+
+            def __init__(self, width: int, **kwargs: Any) -> None:
+                super().__init__(**kwargs)
+                self.width = width
+
+        config = Strict(3, **SIZES[family])
+        contents.append(config.to_diff_dict())
+    assert contents[1] == contents[0]
+    config.save_pretrained(tmp_path)
+    assert Strict.from_pretrained(tmp_path) == config
+
+
+class ModuleConfig(gptrio.GPT2Config):
+    """In a module whose annotations are text."""
+
+    model_type = "module"
+    width = 3
+
+
+class ModuleModel(gptrio.GPT2LMHeadModel):
+    """Names its configuration by an annotation that is text."""
+
+    config: ModuleConfig
+
+
+def test_an_annotation_that_is_text_is_found_in_its_module() -> None:
+    assert ModuleModel.config_class is ModuleConfig
+    model = ModuleModel(ModuleConfig(width=4, **SIZES["GPT2"]))
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again.config) is ModuleConfig and again.config.width == 4
+    assert type("Heir", (ModuleModel,), {}).config_class is ModuleConfig  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match="needs a ModuleConfig"):
+        ModuleModel(gptrio.GPT2Config(**SIZES["GPT2"]))
+
+
+def test_what_no_attribute_is_remains_an_error(tmp_path: Path) -> None:
+    config_class, model_class = classes(gptrio, "GPT2")
+    model_class(config_class(**SIZES["GPT2"])).save_pretrained(tmp_path)
+    with pytest.raises(OptionError, match="nothing"):
+        model_class.from_pretrained(tmp_path, nothing=3)
+
+
+# extra state --------------------------------------------------------------------------------------------------------
+
+
+class Counter(nn.Module):
+    """Counts calls, and saves the count beside the weights."""
+
+    def __init__(self, state: Any = None) -> None:
+        super().__init__()
+        self.state = torch.zeros(1) if state is None else state
+
+    def get_extra_state(self) -> Any:
+        return self.state
+
+    def set_extra_state(self, state: Any) -> None:
+        self.state = state
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("state", [torch.tensor([5.0]), torch.arange(4), torch.rand(2, 2).double(), torch.tensor(True)])
+@pytest.mark.parametrize("safe", [True, False])
+def test_extra_state_is_saved_and_loaded(family: str, state: Tensor, safe: bool, tmp_path: Path) -> None:
+    for library in LIBRARIES:
+        base: Any = getattr(library, CAUSAL[family])
+
+        class Counting(base):
+            def __init__(self, config: Any) -> None:
+                super().__init__(config)
+                self.counter = Counter()
+                self.post_init()
+
+        model = Counting(base.config_class(**SIZES[family]))
+        model.counter.state = state
+        folder = tmp_path / library.__name__
+        model.save_pretrained(folder, safe_serialization=safe)
+        loaded, report = Counting.from_pretrained(folder, output_loading_info=True)
+        assert set(map(tuple, report.values())) == {()}
+        assert torch.equal(loaded.counter.state.to(state.dtype), state)
+        if library is gptrio:
+            assert loaded.counter.state.dtype == state.dtype
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_extra_state_that_is_no_tensor_is_refused(safe: bool, tmp_path: Path) -> None:
+    model = gptrio.GPT2Model(gptrio.GPT2Config(**SIZES["GPT2"]))
+    model.counter = Counter({"count": 3})
+    with pytest.raises(CheckpointError, match=r"counter\._extra_state is a dict; .*return one"):
+        model.save_pretrained(tmp_path, safe_serialization=safe)
+    assert not list(tmp_path.glob("*model*"))
