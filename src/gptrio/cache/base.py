@@ -6,7 +6,7 @@ Shapes: keys and values (B, H, S, D); `S` counts stored positions, `T` those of 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -129,6 +129,23 @@ class CacheLayer(ABC):
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         """Replace keys and values by `function` of them, which acts on the batch axis only and makes new tensors."""
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replace row `i` by row `beam_idx[i]` (B,)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
+        """Keep the rows `indices` (n,), in that order; a mask (B,) keeps those where it is true."""
+        if isinstance(indices, Tensor) and indices.dtype == torch.long:
+            self.map_batch(lambda states: states.index_select(0, indices.to(states.device)))
+            return
+        rows = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), device="cpu")
+        rows = rows if rows.dtype == torch.bool else rows.long()  # an empty list gives floats
+        self.map_batch(lambda states: states[rows.to(states.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times, copies side by side."""
+        self.map_batch(lambda states: states.repeat_interleave(repeats, dim=0))
+
     @abstractmethod
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
@@ -219,6 +236,12 @@ class Cache(ExtensibleClass):
         return self.layer(layer_idx).get_max_cache_shape()
 
     @property
+    def max_batch_size(self) -> int | None:
+        """Rows of the first layer, or None while it is empty."""
+        keys = self.layers[0].keys if self.layers else None
+        return None if keys is None else keys.shape[0]
+
+    @property
     def max_cache_len(self) -> int:
         """Most positions that fit in the roomiest layer, or -1 if there is no limit."""
         return max([-1, *[layer.get_max_cache_shape() for layer in self.layers]])
@@ -237,17 +260,15 @@ class Cache(ExtensibleClass):
         """Replace row `i` by row `beam_idx[i]` (B,)."""
         self.batch_select_indices(beam_idx)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the rows `indices` (n,), in that order."""
-        self._map_batch(lambda states: states.index_select(0, indices.to(states.device)))
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
+        """Keep the rows `indices` (n,), in that order; a mask (B,) keeps those where it is true."""
+        for layer in self.layers:
+            layer.batch_select_indices(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat each row `repeats` times, copies side by side."""
-        self._map_batch(lambda states: states.repeat_interleave(repeats, dim=0))
-
-    def _map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
         for layer in self.layers:
-            layer.map_batch(function)
+            layer.batch_repeat_interleave(repeats)
 
     def move_positions(self, order: Tensor, is_real: Tensor) -> None:
         """Put position `order[b, s]` (B, S) of row b at s, so that padding stands before all that `is_real` (B, S)."""

@@ -48,11 +48,36 @@ class DynamicLayer(CacheLayer):
         self._lent = True
         return None if self._keys is None else self._keys[:, :, : self._stored]
 
+    @keys.setter
+    def keys(self, keys: Tensor | None) -> None:
+        """Hold other keys (B, H, S, D), and as many positions as they have; set values of as many too."""
+        self._keys = self._taken(keys)
+
     @property
     def values(self) -> Tensor | None:
         """(B, H, S, D), or None before the first update."""
         self._lent = True
         return None if self._values is None else self._values[:, :, : self._stored]
+
+    @values.setter
+    def values(self, values: Tensor | None) -> None:
+        """Hold other values (B, H, S, D), and as many positions as they have; set keys of as many too."""
+        self._values = self._taken(values)
+
+    def _taken(self, states: Tensor | None) -> Tensor | None:
+        """The states that are set, as they are to be kept: the caller's tensor is never written to."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys[:, :, : self._stored], self._values[:, :, : self._stored]
+        self._owned = False
+        if states is None or states.numel() == 0:
+            self._note_stored(0)
+            return None
+        self._note_stored(states.shape[-2])
+        return states
+
+    def _note_stored(self, count: int) -> None:
+        """Take note that the caller has set so many positions."""
+        self._stored = count
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -199,6 +224,10 @@ class WindowLayer(DynamicLayer):
         super().__init__()
         self.window = window
         self._dropped = 0  # positions that were let go
+
+    def _note_stored(self, count: int) -> None:
+        self._dropped = max(self.get_seq_length() - count, 0) if count else 0
+        super()._note_stored(count)
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the last `window - 1 + T` positions, or fewer if there are fewer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class EncoderDecoderCache(Cache):
         """Limit of the decoder's past."""
         return self.self_attention_cache.get_max_cache_shape(layer_idx)
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
         """Keep the rows `indices` (n,) of both caches."""
         self.self_attention_cache.batch_select_indices(indices)
         self.cross_attention_cache.batch_select_indices(indices)

@@ -62,12 +62,6 @@ class StaticCache(Cache):
         """Most positions."""
         return self._max_cache_len
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """Rows of the buffers, or None before there are any."""
-        keys = self.layers[0].keys
-        return None if keys is None else keys.shape[0]
-
     def early_initialization(
         self, batch_size: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:

@@ -49,10 +49,36 @@ class StaticLayer(CacheLayer):
         """(B, H, slots, D), the whole buffer, or None before there is one."""
         return self._keys
 
+    @keys.setter
+    def keys(self, keys: Tensor) -> None:
+        """Hold other keys (B, H, slots, D); slots of zeros hold nothing."""
+        self._set("_keys", keys)
+        if not (self.is_sliding and self.get_seq_length()):  # a ring cannot tell how much it has seen
+            self._set_length(int(keys[0, 0].any(dim=-1).sum()))
+
     @property
     def values(self) -> Tensor | None:
         """(B, H, slots, D), the whole buffer, or None before there is one."""
         return self._values
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        """Hold other values (B, H, slots, D)."""
+        self._set("_values", values)
+
+    def _set(self, name: str, states: Tensor) -> None:
+        """Put states of the caller's into the buffer, where a recorded step will look for them."""
+        if states.dim() != 4 or states.shape[2] != self._slots:
+            raise InputError(
+                f"a {type(self).__name__} holds (batch, heads, {self._slots}, head width); got {tuple(states.shape)}"
+            )
+        held = getattr(self, name)
+        if held is None or held.shape != states.shape or held.dtype != states.dtype or held.device != states.device:
+            self.lazy_initialization(states)
+            self._set_length(0)
+            held = getattr(self, name)
+        with torch.no_grad():
+            held.copy_(states)
 
     def stored(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the filled positions, or None if there are none."""

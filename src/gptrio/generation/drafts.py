@@ -120,8 +120,7 @@ class ModelDraft:
     ) -> None:
         plain = copy.copy(config)
         plain.output_attentions = plain.output_hidden_states = False
-        prompt = copy.copy(prompt)
-        prompt.cache = None
+        prompt = prompt.without_cache()
         self._step = Stepper(model, prompt, plain, 1, DynamicCache())
         self._last_column = last_column(model, prompt)
         self._do_sample = config.do_sample

@@ -101,6 +101,8 @@ def generate(
         trust_remote_code: refused; code from a checkpoint is never run.
         **kwargs: options of `GenerationConfig`, which win over the config's, and arguments of the model's forward such
             as `attention_mask` (B, T), `inputs_embeds`, `past_key_values` (holding the first positions of the prompt).
+            Ids may also be the tokens alone that follow a cache, where `attention_mask` counts the cache's positions
+            too, or `cache_position` (T,) starts after them; lengths and the result then count from these tokens on.
 
     Returns:
         (B * num_return_sequences, T) ids, prompt included, or with `return_dict_in_generate` a

@@ -36,7 +36,7 @@ def settle_lengths(
         prompt = _truncated(model, prompt, config, given)
     _check_context(model, prompt)
     columns = prompt.ids.shape[1]
-    hidden = prompt.length - columns  # positions of embeddings that have no column
+    hidden = prompt.length - columns - prompt.skipped  # positions of embeddings that have no column
     context = model.config.max_position_embeddings
     if config.max_new_tokens is not None:
         config.max_length = columns + config.max_new_tokens

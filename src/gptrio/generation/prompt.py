@@ -35,6 +35,7 @@ class Prompt:
         cache: keys and values of the first positions, or None.
         constants: further arguments of the model's forward, the same at every step.
         moved: where the caller's columns went, or None if they stay where they were.
+        skipped: first positions, all in the cache, that the ids leave out; other columns have them.
     """
 
     ids: Tensor
@@ -45,11 +46,12 @@ class Prompt:
     cache: Any = None
     constants: dict[str, Any] = field(default_factory=dict)
     moved: Moved | None = None
+    skipped: int = 0
 
     @property
     def length(self) -> int:
         """S: positions of the prompt."""
-        return self.ids.shape[1] if self.embeds is None else self.embeds.shape[1]
+        return self.skipped + self.ids.shape[1] if self.embeds is None else self.embeds.shape[1]
 
     @property
     def longest_row(self) -> int:
@@ -73,6 +75,14 @@ class Prompt:
         constants = {name: repeat(name, value) for name, value in self.constants.items()}
         by_row = {name: repeat(name, getattr(self, name)) for name in COLUMNS}
         return replace(self, constants=constants, **by_row)
+
+    def without_cache(self) -> Prompt:
+        """The prompt without its cache, and without the positions that the ids leave out to the cache."""
+        if not self.skipped:
+            return replace(self, cache=None)
+        tensors = {name: getattr(self, name) for name in COLUMNS if name != "ids"}
+        rest = {name: tensor[:, self.skipped :] for name, tensor in tensors.items() if tensor is not None}
+        return replace(self, cache=None, skipped=0, **rest)
 
     def without_first(self, number: int) -> Prompt:
         """The prompt without its first `number` positions."""
@@ -107,7 +117,7 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
         TokenIdError: an id outside the vocabulary.
     """
     own = arguments.pop("input_ids", None)
-    arguments.pop("cache_position", None)  # counted anew in every step
+    where = arguments.pop("cache_position", None)  # counted anew in every step
     if inputs is not None and own is not None:
         raise InputError("the prompt was given twice, as the first argument and as input_ids; give one of them")
     ids = own if inputs is None else inputs
@@ -119,15 +129,37 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
         ids, mask = _from_bos(ids, config.bos_token_id), None
     if embeds is not None and (embeds.dim() != 3 or embeds.shape[0] != ids.shape[0] or embeds.shape[1] == 0):
         raise InputError(f"inputs_embeds must be ({ids.shape[0]}, length, width); got shape {tuple(embeds.shape)}")
-    cache = arguments.pop("past_key_values", None)
+    cache = _own_cache(arguments.pop("past_key_values", None))
     prompt = Prompt(
         ids, None, embeds, given["position_ids"], given["token_type_ids"], cache, _on_device(model, arguments)
     )
+    if cache is not None and embeds is None:
+        _skip_cached(prompt, mask, where)
     prompt.padding = _padding(prompt, mask, config)
     if cache is not None:
-        prompt.cache = _own_cache(cache)
         _check_cache(prompt)
     return prompt
+
+
+def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | None) -> None:
+    """See whether the ids are new tokens only, which follow what the cache holds: then the prompt skips that.
+
+    They are if the mask (B, S) counts the cache's positions beside them, or `cache_position` (T,) starts after these.
+    """
+    held, new = prompt.cache.get_seq_length(), prompt.ids.shape[1]
+    told = cache_position is not None and cache_position.shape[0] == new and int(cache_position[0]) > 0
+    if told and cache_position is not None and int(cache_position[0]) != held:
+        raise InputError(
+            f"cache_position starts at {int(cache_position[0])}, but past_key_values hold {held} positions; expected "
+            f"{held} (cache.crop shortens the cache)"
+        )
+    if not told and (mask is None or mask.shape[-1] != held + new):
+        return
+    prompt.skipped = held
+    for name in ("position_ids", "token_type_ids"):
+        columns = getattr(prompt, name)
+        if columns is not None and columns.shape[1] == new:  # of the new tokens alone
+            setattr(prompt, name, torch.cat([columns.new_zeros(len(columns), held), columns], dim=1))
 
 
 def _checked_ids(model: Any, ids: Any) -> Tensor:
@@ -175,7 +207,7 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
         if pad is None or pad in ends:
             _warn_of_unseen_padding(ids, pad if pad is not None else ends[0])
             return None
-        padding: Tensor = ids != pad
+        padding: Tensor = torch.cat([ids.new_ones(len(ids), prompt.skipped).bool(), ids != pad], dim=1)
     else:
         rows, length = prompt.ids.shape[0], prompt.length
         if mask.dim() != 2 or mask.shape != (rows, length):
@@ -186,6 +218,11 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
         padding = mask != 0
     if bool(padding.all()):
         return None
+    if prompt.skipped and not bool(padding[:, prompt.skipped :].all()):
+        raise InputError(
+            "padding stands among new tokens that follow past_key_values; pass the whole prompt, with what the cache "
+            "holds, or rows of new tokens without padding"
+        )
     return padding
 
 
@@ -203,17 +240,18 @@ def _own_cache(given: Any) -> Any:
     if isinstance(given, (tuple, list)):
         kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
         given = kind.from_legacy_cache(given)
-    return as_own_cache(given)
+    cache = as_own_cache(given)
+    if cache is not None and not isinstance(cache, Cache):
+        raise InputError(f"past_key_values is a {type(cache).__name__}; expected a Cache or a tuple for each layer")
+    return cache
 
 
 def _check_cache(prompt: Prompt) -> None:
-    """Raise InputError unless the cache is one and is shorter than the prompt."""
-    cache = prompt.cache
-    if not isinstance(cache, Cache):
-        raise InputError(f"past_key_values is a {type(cache).__name__}; expected a Cache or a tuple for each layer")
-    held = cache.get_seq_length()
+    """Raise InputError unless the cache is shorter than the prompt."""
+    held = prompt.cache.get_seq_length()
     if held >= prompt.length:
         raise InputError(
             f"past_key_values hold {held} positions and the prompt has {prompt.length}; the prompt starts with what "
-            "the cache holds, and at least one token must follow (cache.crop shortens it)"
+            "the cache holds, and at least one token must follow (cache.crop shortens it); for new tokens alone pass "
+            "an attention_mask that counts the cache's positions too"
         )

@@ -133,12 +133,13 @@ class Stepper:
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
         bare = keep == 1 and not flags and not shared
-        if bare and self.calls > 1 and self._steps_compiled(ids[:, seen:]):
+        new = ids[:, seen - self._offset :]
+        if bare and self.calls > 1 and self._steps_compiled(new):
             with self.on_one_thread():
-                return Logits(self._compiled(ids[:, seen:], self.cache))
+                return Logits(self._compiled(new, self.cache))
         with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
             if bare and self._direct is not None:
-                return Logits(self._direct(ids[:, seen:], self.cache))
+                return Logits(self._direct(new, self.cache))
             output = self._run(rows, seen, length, keep, flags)
         return self._share(output) if shared else output
 

@@ -1,0 +1,144 @@
+"""Caches that a script edits (tensors set on layers, rows chosen by lists) against those of transformers 4.56.2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+import gptrio
+from gptrio.cache import WindowLayer
+from gptrio.cache.static_layers import SlidingWindowLayer
+from gptrio.testing import assert_close
+from tests.parity.generation import FAMILIES, pair_of_models
+
+IDS = torch.tensor([[5, 6, 7, 8, 3], [9, 3, 4, 2, 6], [1, 2, 8, 7, 5]])
+
+
+def scaled(layer: Any) -> None:
+    layer.keys, layer.values = layer.keys * 0.5, layer.values + 0.1
+
+
+def shortened(layer: Any) -> None:
+    layer.keys = layer.keys[:, :, :3]
+    layer.values = layer.values[:, :, :3]
+
+
+def values_first(layer: Any) -> None:
+    layer.values = torch.cat([layer.values, layer.values[:, :, :2]], dim=2)
+    layer.keys = torch.cat([layer.keys, layer.keys[:, :, :2]], dim=2)
+
+
+def thinned(layer: Any) -> None:
+    keep = torch.tensor([0, 2, 4])
+    layer.keys, layer.values = layer.keys[:, :, keep], layer.values[:, :, keep]
+
+
+def in_place(layer: Any) -> None:
+    layer.keys[:, :, 1] = 0.0
+    layer.values.mul_(2.0)
+
+
+EDITS: list[Callable[[Any], None]] = [scaled, shortened, values_first, thinned, in_place]
+SELECTIONS: list[Any] = [
+    [2, 0], [1], [-1, 0], (0, 2), [True, False, True], torch.tensor([2, 2, 1, 0]), torch.tensor([False, True, True]),
+    torch.tensor([1, 0], dtype=torch.int32),
+]  # fmt: skip
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    assert ours.get_seq_length() == theirs.get_seq_length()
+    for mine, expected in zip(ours.layers, theirs.layers, strict=True):
+        assert_close(mine.keys, expected.keys, 1e-5)
+        assert_close(mine.values, expected.values, 1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("edit", EDITS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensors_set_on_layers(family: str, edit: Callable[[Any], None]) -> None:
+    results = []
+    for library, model in zip((gptrio, transformers), pair_of_models(family), strict=True):
+        cache = library.DynamicCache()
+        model(IDS, past_key_values=cache, use_cache=True)
+        for layer in cache.layers:
+            edit(layer)
+        for _ in range(2):  # the second step appends to what the first has made of the edit
+            out = model(IDS[:, :2], past_key_values=cache, use_cache=True)
+        results.append((out.logits, cache))
+    (ours, mine), (theirs, expected) = results
+    assert_close(ours, theirs, 2e-5)
+    assert_same(mine, expected)
+
+
+@torch.no_grad()
+def test_tensors_that_are_set_are_never_written_to() -> None:
+    cache = gptrio.DynamicCache()
+    model = pair_of_models("gpt2")[0]
+    model(IDS, past_key_values=cache, use_cache=True)
+    buffer = torch.randn(3, *cache.layers[0].keys.shape[1:2], 9, cache.layers[0].keys.shape[3])
+    given = buffer[:, :, :4]
+    before = buffer.clone()
+    for layer in cache.layers:
+        layer.keys, layer.values = given, given
+    model(IDS, past_key_values=cache, use_cache=True)
+    assert torch.equal(buffer, before)
+    cache.layers[0].keys = cache.layers[0].values = None
+    assert cache.get_seq_length() == 0
+    assert cache.layers[0].keys is None
+
+
+@pytest.mark.parametrize("indices", SELECTIONS, ids=str)
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_rows_chosen_by_lists_and_masks(indices: Any, by_layer: bool) -> None:
+    caches = []
+    torch.manual_seed(0)
+    states = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(2)]
+    for library in (gptrio, transformers):
+        cache = library.DynamicCache.from_legacy_cache(tuple(states))
+        for target in cache.layers if by_layer else [cache]:
+            target.batch_select_indices(indices)
+            target.batch_repeat_interleave(2)
+            target.reorder_cache(torch.tensor([1, 0]))
+        caches.append(cache)
+    assert_same(*caches)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_static_layers_take_the_buffers_of_others(family: str) -> None:
+    results = []
+    for library, model in zip((gptrio, transformers), pair_of_models(family), strict=True):
+        first, second = (library.StaticCache(config=model.config, max_cache_len=12) for _ in range(2))
+        model(IDS, past_key_values=first, use_cache=True, cache_position=torch.arange(5))
+        model(IDS[:, :1], past_key_values=second, use_cache=True, cache_position=torch.arange(1))
+        for source, target in zip(first.layers, second.layers, strict=True):
+            target.keys, target.values = source.keys.clone(), source.values.clone()
+        assert second.get_seq_length() == 5
+        assert second.max_batch_size == 3
+        results.append(second)
+    assert_same(*results)
+    assert isinstance(results[0].layers[0].keys, torch.Tensor)
+    with pytest.raises(gptrio.InputError, match="holds \\(batch, heads, 12, head width\\)"):
+        results[0].layers[0].keys = results[0].layers[0].keys[:, :, :3]
+
+
+def test_a_window_counts_what_it_has_let_go() -> None:
+    layer = WindowLayer(4)
+    for _ in range(3):
+        layer.update(torch.randn(1, 2, 40, 4), torch.randn(1, 2, 40, 4))
+    keys, values = layer.keys, layer.values
+    assert keys is not None and values is not None
+    layer.keys, layer.values = keys[:, :, -3:] * 2, values[:, :, -3:]
+    assert layer.get_seq_length() == 120
+    seen, _ = layer.update(torch.zeros(1, 2, 1, 4), torch.zeros(1, 2, 1, 4))
+    assert torch.equal(seen[:, :, :3], keys[:, :, -3:] * 2)
+    assert layer.get_seq_length() == 121
+    ring = SlidingWindowLayer(200, 4)
+    ring.update(torch.ones(1, 2, 70, 4), torch.ones(1, 2, 70, 4))
+    assert ring.keys is not None
+    ring.keys = ring.keys * 2
+    assert ring.get_seq_length() == 70
