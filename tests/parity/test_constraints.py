@@ -15,6 +15,31 @@ LISTS = [
 ]
 
 
+ONE_LIST = [1]
+WORDS = {
+    "PhrasalConstraint": [
+        [1, 2], (1, 2), [], None, 3, [-1], [1.0], ["a"], [True], [[1]], torch.tensor([1, 2]), "ab", {1: 2}, [2**40],
+    ],
+    "DisjunctiveConstraint": [
+        [[1, 2], [3]], [[1, 2], [1]], [[1], [1, 2]], [[1], [1]], [ONE_LIST, ONE_LIST], [], [[1], []], [(1, 2)], [1, 2],
+        ([1], [2]), [[1], [-1]], [[1.0]], None, [[True]], [[1, 2], [1, 3]],
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, rows in WORDS.items() for words in rows], ids=str)
+def test_constructors_take_and_refuse_what_upstreams_do(name, words):
+    results = []
+    for library in (gptrio, transformers):
+        try:
+            made = getattr(library, name)(words)
+        except ValueError:
+            results.append("refused")
+        else:
+            results.append((made.token_ids, made.seqlen, made.advance()))
+    assert results[0] == results[1]
+
+
 def build(library, rows):
     return library.ConstraintListState([getattr(library, name)(ids) for name, ids in rows])
 

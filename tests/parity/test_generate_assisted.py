@@ -129,3 +129,43 @@ def test_a_useless_draft_is_left_alone():
     for handle in handles:
         handle.remove()
     assert runs["model"] <= 300 and runs["draft"] < 30, runs
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("schedule", ["heuristic", "heuristic_transient", "constant"])
+def test_what_the_schedule_has_come_to_is_kept_on_the_draft(family, schedule):
+    pair = pair_of_models(family)
+    seen = set()
+    for case in range(12):
+        rng = random.Random(case)
+        batch, same = one_row(rng), case % 2 == 0
+        numbers = []
+        for model, other in zip(pair, pair_of_models(family, seed=1), strict=True):
+            draft = copy.deepcopy(model if same else other)
+            own = draft.generation_config
+            own.num_assistant_tokens, own.num_assistant_tokens_schedule = 3, schedule
+            own.assistant_confidence_threshold = 0.0
+            options = {"max_new_tokens": 5 + case, "pad_token_id": 0}
+            ids = model.generate(**batch, assistant_model=draft, **options)
+            again = model.generate(**batch, assistant_model=draft, **options)
+            numbers.append((own.num_assistant_tokens, ids.tolist(), again.tolist()))
+        assert numbers[0] == numbers[1], case
+        seen.add(int(numbers[0][0]))
+    assert len(seen) == 1 if schedule != "heuristic" else len(seen) > 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_draft_that_reaches_the_end_counts_as_upstream_counts_it(family):
+    numbers = []
+    for model in pair_of_models(family):
+        draft = copy.deepcopy(model)
+        own = draft.generation_config
+        own.num_assistant_tokens, own.num_assistant_tokens_schedule = 4, "heuristic"
+        ids = torch.tensor([[3, 4, 5]])
+        plain = model.generate(ids, max_new_tokens=9, pad_token_id=0)
+        for place in (1, 3, 6):
+            model.generate(
+                ids, max_new_tokens=9, pad_token_id=0, assistant_model=draft, eos_token_id=int(plain[0, 3 + place])
+            )
+            numbers.append(own.num_assistant_tokens)
+    assert numbers[:3] == numbers[3:]

@@ -43,13 +43,13 @@ def assisted_decode(call: Call, draft: Draft, pace: Pace) -> Tensor | GenerateDe
         if rows.running is not None:
             right = right.masked_fill(~rows.running, number)  # finished rows hold nobody back
         matched = int(right.min())
-        pace.learn(number, matched)
         for new, part in enumerate(_parts(output, number, matched)):
             record.add(part, logits[:, new], scores[:, new])
             ids = torch.cat([ids, rows.fill(tokens[:, new])[:, None]], dim=1)
             finished = rows.all_finished(ids, record.scores)
             if finished:
                 break
+        pace.learn(number, matched, ended=finished and new < number)
         if call.streamer is not None:
             new_tokens = ids[:, start:].cpu()
             call.streamer.put(new_tokens if new_tokens.shape[1] > 1 else new_tokens[:, 0])
@@ -153,14 +153,15 @@ def assisted_search(
         raise OptionError("guidance_scale does not go with assisted generation; leave one out")
     if config.assistant_early_exit is not None:
         shallow = first_layers(call.model, config.assistant_early_exit)
-        return assisted_decode(call, _model_draft(call, shallow, config), _pace(call, config, shallow))
+        own = call.model.generation_config
+        return _decode(call, _model_draft(call, shallow, config), _pace(call, config, shallow), own)
     if config.prompt_lookup_num_tokens is not None:
         return assisted_decode(call, LookupDraft(config), Pace(config.prompt_lookup_num_tokens, "constant", 0.0))
     own = assistant_model.generation_config
     if assistant_model.config.vocab_size == call.model.config.vocab_size:
         if assistant_tokenizer is not None:
             raise OptionError("both models have the same vocabulary; leave assistant_tokenizer out")
-        return assisted_decode(call, _model_draft(call, assistant_model, own), _pace(call, own, assistant_model))
+        return _decode(call, _model_draft(call, assistant_model, own), _pace(call, own, assistant_model), own)
     if tokenizer is None or assistant_tokenizer is None:
         raise OptionError(
             f"the draft model has {assistant_model.config.vocab_size} tokens and the model "
@@ -169,7 +170,15 @@ def assisted_search(
     pace = _pace(call, own, assistant_model)
     if call.ids.shape[0] > 1 or call.ids.shape[1] == 0:
         raise OptionError("a draft model with another tokenizer helps one row of ids at a time; pass one prompt")
-    return assisted_decode(call, TextDraft(assistant_model, tokenizer, assistant_tokenizer, own), pace)
+    return _decode(call, TextDraft(assistant_model, tokenizer, assistant_tokenizer, own), pace, own)
+
+
+def _decode(call: Call, draft: Draft, pace: Pace, options: Any) -> Tensor | GenerateDecoderOnlyOutput:
+    """Decode; the draft model's `options` remember the number of tokens that their schedule "heuristic" has come to."""
+    result = assisted_decode(call, draft, pace)
+    if options.num_assistant_tokens_schedule == "heuristic":
+        options.num_assistant_tokens = pace.most
+    return result
 
 
 def _model_draft(call: Call, model: Any, options: Any) -> ModelDraft:

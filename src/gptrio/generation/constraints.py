@@ -72,13 +72,15 @@ class DisjunctiveConstraint(Constraint):
         nested_token_ids: the phrases as lists of token ids; none may begin another.
     """
 
-    def __init__(self, nested_token_ids: Sequence[Sequence[int]]) -> None:
-        if not nested_token_ids or not fits(nested_token_ids, list[list[int]]):
+    def __init__(self, nested_token_ids: list[list[int]]) -> None:
+        lists = isinstance(nested_token_ids, list) and all(isinstance(ids, list) for ids in nested_token_ids)
+        if not lists or not nested_token_ids:
             raise OptionError(f"nested_token_ids={nested_token_ids!r} must be a list of lists of token ids, not empty")
-        for ids in nested_token_ids:
-            if not ids or min(ids) < 0:
+        for place, ids in enumerate(nested_token_ids):
+            if not ids or not _are_token_ids(ids):
                 raise OptionError(f"nested_token_ids holds {ids!r}; expected token ids, one at least")
-            if any(other is not ids and other[: len(ids)] == ids for other in nested_token_ids):
+            others = nested_token_ids[:place] + nested_token_ids[place + 1 :]
+            if any(other[: len(ids)] == ids for other in others):
                 raise OptionError(
                     f"nested_token_ids={nested_token_ids!r}: {ids!r} begins another phrase; leave one out"
                 )
@@ -135,8 +137,8 @@ class PhrasalConstraint(Constraint):
         token_ids: its tokens.
     """
 
-    def __init__(self, token_ids: Sequence[int]) -> None:
-        if not token_ids or not fits(token_ids, list[int]) or min(token_ids) < 0:
+    def __init__(self, token_ids: list[int]) -> None:
+        if not isinstance(token_ids, list) or not token_ids or not _are_token_ids(token_ids):
             raise OptionError(f"token_ids={token_ids!r} must be a list of token ids, not empty")
         self.token_ids = token_ids
         self.seqlen = len(token_ids)
@@ -266,6 +268,10 @@ class ConstraintListState:
             new.inprogress_constraint = None if begun is None else begun.copy(stateful=True)
             new.pending_constraints = [constraint.copy() for constraint in self.pending_constraints]
         return new
+
+
+def _are_token_ids(ids: list[int]) -> bool:
+    return all(isinstance(token, int) and token >= 0 for token in ids)
 
 
 def _token(token_id: int) -> int:

@@ -46,7 +46,8 @@ class Pace:
 
     Args:
         most: most tokens at once.
-        schedule: "constant" keeps `most`; the others raise it by 2 after a draft that was all right, and lower it by 1.
+        schedule: "constant" keeps `most` and drafts as many as pay; the others, which a user has chosen, always draft
+            `most`, raise it by 2 after a draft that was all right, and lower it by 1 after another.
         cost: what drafting a token takes, in steps of the model.
     """
 
@@ -60,6 +61,8 @@ class Pace:
 
     def next(self) -> int:
         """Number of tokens to draft for this step."""
+        if not self._steady:
+            return self.most
         if self._waiting:
             self._waiting -= 1
             return 0
@@ -77,16 +80,16 @@ class Pace:
         rate = self._right / self._tried
         return sum(rate**i for i in range(number + 1)) / (1 + number * self._cost)
 
-    def learn(self, drafted: int, matched: int) -> None:
-        """Take note that `matched` of `drafted` tokens were right."""
+    def learn(self, drafted: int, matched: int, ended: bool = False) -> None:
+        """Take note that `matched` of `drafted` tokens were right, and whether a row `ended` among these."""
+        if not self._steady:
+            self.most = self.most + 2 if matched == drafted and not ended else max(1, self.most - 1)
         if drafted == 0:
             return
         self._right = FADING * self._right + matched
         self._tried = FADING * self._tried + min(matched + 1, drafted)
         if matched:
             self._pause //= 2
-        if not self._steady:
-            self.most = self.most + 2 if matched == drafted else max(1, self.most - 1)
 
 
 def relative_cost(draft: Any, model: Any) -> float:
