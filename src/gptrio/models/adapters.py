@@ -1,7 +1,7 @@
 """Adapters of PEFT on a model, by the methods of Transformers' models, and what PEFT must be told of this package.
 
 PEFT recognises three things by Transformers' classes: GPT-2's linear layer, a model whose head is left out of
-"all-linear", and a cache that is still empty.
+"all-linear", and a cache that is still empty. Transformers' `Trainer` so recognises models that it can save.
 """
 
 from __future__ import annotations
@@ -66,6 +66,12 @@ def _introduce(peft: ModuleType) -> None:
         names["PreTrainedModel"] = (names["PreTrainedModel"], AdaptersMixin)
 
 
+@functools.cache
+def _introduce_to_trainer(trainer: Any) -> None:
+    """Let `Trainer` save our models by `save_pretrained`; of what is not Transformers' it saves tensors alone."""
+    trainer.PreTrainedModel = (trainer.PreTrainedModel, AdaptersMixin)  # which it uses in isinstance alone
+
+
 class AdaptersMixin(nn.Module):
     """A model that holds adapters inside its own layers, each under a name.
 
@@ -77,9 +83,12 @@ class AdaptersMixin(nn.Module):
     peft_config: dict[str, PeftConfig]
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:
-        """All modules with their paths; PEFT, where it is in use, is told of this package first."""
+        """All modules with their paths; PEFT and `Trainer`, where they are in use, are told of this package first."""
         if hasattr(sys.modules.get("peft"), "PeftModel"):
             enable_peft()
+        trainer = sys.modules.get("transformers.trainer")
+        if hasattr(trainer, "Trainer"):
+            _introduce_to_trainer(trainer)
         return super().named_modules(*args, **kwargs)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
