@@ -303,6 +303,30 @@ def test_a_hook_on_the_table_outlives_a_new_size(class_name: str) -> None:
     assert seen == [1]
 
 
+@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("kind", ["none", "text", "device", "auto", "sequential", "whole", "parts"])
+def test_a_device_map_is_kept_on_the_model(class_name: str, kind: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    oracle, ours = model_pair(class_name)
+    oracle.save_pretrained(tmp_path)
+    device_map: Any = {
+        "none": None,
+        "text": "cpu",
+        "device": torch.device("cpu"),
+        "whole": {"": "cpu"},
+        "parts": {name: "cpu" for name, _ in ours.named_children()},
+    }.get(kind, kind)
+    if kind in ("auto", "sequential") and torch.cuda.is_available():
+        pytest.skip("the reference chooses by free memory")
+    found = []
+    for model in (oracle, ours):
+        loaded = type(model).from_pretrained(tmp_path, device_map=device_map)
+        found.append(getattr(loaded, "hf_device_map", None))
+        assert loaded.device == torch.device("cpu")
+    assert found[1] == found[0]
+    assert (found[1] is None) == (kind == "none")
+
+
 # masks --------------------------------------------------------------------------------------------------------------
 
 

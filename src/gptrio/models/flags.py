@@ -22,7 +22,7 @@ class FlagsMixin(nn.Module):
         is_parallelizable: the model spreads itself over devices; `device_map` does it from outside.
         model_parallel: it has done so.
         model_tags: see `add_model_tags`.
-        hf_device_map: {name of a module: device}; only where `device_map` was a dictionary or "auto" with limits.
+        hf_device_map: {name of a module: device}; only on models that were loaded with a `device_map`.
     """
 
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig

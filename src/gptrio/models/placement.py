@@ -81,9 +81,9 @@ class Placement:
             OptionError: something goes to "disk", and `offload_folder` is None.
             MissingDependencyError: accelerate is needed and not installed.
         """
-        if not isinstance(device_map, dict):
+        if device_map is None:
             return
-        model.hf_device_map = device_map
+        model.hf_device_map = device_map = _as_told(device_map)
         devices = {str(device) if device == _DISK else torch.device(device) for device in device_map.values()}
         if devices == {torch.device("cpu")} or (len(devices) == 1 and _DISK not in devices):
             return
@@ -125,6 +125,15 @@ def places_of(device_map: DeviceMap | None) -> Place:
         return prefixes[max(fitting, key=len)]
 
     return device_of
+
+
+def _as_told(device_map: DeviceMap) -> dict[str, Any]:
+    """A device map as the dictionary that Transformers keeps on a model."""
+    if isinstance(device_map, dict):
+        return device_map
+    if device_map in _PLANNED:
+        return {"": 0 if torch.cuda.is_available() else "cpu"}
+    return {"": device_map if isinstance(device_map, int) else torch.device(device_map)}
 
 
 def execution_device(model: nn.Module) -> torch.device | None:
