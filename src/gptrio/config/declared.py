@@ -112,6 +112,7 @@ class DeclaredConfig(GenerationKeys):
             value = labels.integer_keys(name, value or {})
         rule = self._rules().get(name)
         if rule is not None:
+            value = rule.taken(value)
             rule.check(type(self).__name__, name, value)
         super().__setattr__(name, value)
         if name == "id2label":
@@ -221,7 +222,7 @@ class DeclaredConfig(GenerationKeys):
         return attributes | {
             "dtype": self._dtype_name,
             "model_type": self.model_type,
-            "transformers_version": self.transformers_version or FORMAT_VERSION,
+            "transformers_version": FORMAT_VERSION,
         }
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -286,6 +287,8 @@ class DeclaredConfig(GenerationKeys):
         renamed: dict[str, Any] = {}
         for key, value in values.items():
             name = cls.attribute_map.get(key) or _SPELLINGS.get(key, key)
+            if key == "torch_dtype" and values.get("dtype") is not None:
+                continue  # the newer name wins
             if renamed.get(name) is not None and value is not None and renamed[name] != value:
                 both = f"{name}={renamed[name]!r} and {key}={value!r}"
                 raise ConfigError(f"{cls.__name__}: {both} disagree; give one of them")
@@ -307,7 +310,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        items = [_plain(item) for item in value]
+        return tuple(items) if isinstance(value, tuple) else items
     if type(value).__module__ == "torch":  # torch.dtype
         return str(value).removeprefix("torch.")
     return copy.deepcopy(value)

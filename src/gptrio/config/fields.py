@@ -15,10 +15,15 @@ LARGEST_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class Rule:
-    """What the value of a field must be, as a test and in words."""
+    """What the value of a field must be, as a test and in words; `whole` takes 2.0 for the integer 2."""
 
     accepts: Callable[[Any], bool]
     expected: str
+    whole: bool = False
+
+    def taken(self, value: Any) -> Any:
+        """Return the value as the field keeps it."""
+        return int(value) if self.whole and isinstance(value, float) and value.is_integer() else value
 
     def check(self, owner: str, name: str, value: object) -> None:
         """Raise ConfigError, naming field, value and accepted values, unless `value` keeps the rule."""
@@ -26,26 +31,32 @@ class Rule:
             raise ConfigError(f"{owner}: {name}={value!r} is not possible; expected {self.expected}")
 
 
-def declare(default: Any, accepts: Callable[[Any], bool], expected: str, *, optional: bool = False) -> Any:
-    """Declare a dataclass field with a rule; `optional` also lets None pass."""
+def declare(
+    default: Any, accepts: Callable[[Any], bool], expected: str, *, optional: bool = False, whole: bool = False
+) -> Any:
+    """Declare a dataclass field with a rule; `optional` also lets None pass, `whole` an integer as a float."""
     if optional:
-        rule = Rule(lambda value: value is None or accepts(value), f"{expected} or None")
+        rule = Rule(lambda value: value is None or accepts(value), f"{expected} or None", whole)
     else:
-        rule = Rule(accepts, expected)
+        rule = Rule(accepts, expected, whole)
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def count(default: int | None, *, optional: bool = False) -> Any:
-    """Declare a size or number of things: an integer of at least 1."""
-    expected = f"an integer >= 1 (at most {LARGEST_COUNT})"
-    return declare(
-        default, lambda value: is_integer(value) and 1 <= value <= LARGEST_COUNT, expected, optional=optional
-    )
+def count(default: int | None, *, least: int = 1, optional: bool = False) -> Any:
+    """Declare a size or number of things: an integer of at least `least`."""
+    expected = f"an integer >= {least} (at most {LARGEST_COUNT})"
+
+    def accepts(value: object) -> bool:
+        return isinstance(value, int) and is_integer(value) and least <= value <= LARGEST_COUNT
+
+    return declare(default, accepts, expected, optional=optional, whole=True)
 
 
 def probability(default: float) -> Any:
-    """Declare a dropout rate: a number from 0 to 1."""
-    return declare(default, lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
+    """Declare a dropout rate: a number from 0 to 1, False for none."""
+    return declare(
+        default, lambda value: isinstance(value, bool) or (is_number(value) and 0 <= value <= 1), "a number from 0 to 1"
+    )
 
 
 def positive(default: float) -> Any:
@@ -59,8 +70,12 @@ def not_negative(default: float) -> Any:
 
 
 def flag(default: bool) -> Any:
-    """Declare a switch."""
-    return declare(default, lambda value: isinstance(value, bool), "True or False")
+    """Declare a switch; files of other writers have 0, 1 or null for it."""
+
+    def accepts(value: object) -> bool:
+        return value is None or (isinstance(value, (bool, int, float)) and value in (0, 1))
+
+    return declare(default, accepts, "True or False")
 
 
 def text(default: str | None, *, optional: bool = False) -> Any:
@@ -80,7 +95,7 @@ def token_id(default: int | None) -> Any:
     def accepts(value: object) -> bool:
         return all(map(is_integer, value)) if isinstance(value, (list, tuple)) else is_integer(value)
 
-    return declare(default, accepts, "an integer, a list of integers", optional=True)
+    return declare(default, accepts, "an integer, a list of integers", optional=True, whole=True)
 
 
 def is_integer(value: object) -> bool:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.config.fields import choice, count, divides, flag, not_negative, positive, probability, text, token_id
+from gptrio.config.fields import choice, count, divides, flag, not_negative, probability, text, token_id
 
 
 @config_class
@@ -49,14 +49,14 @@ class GPT2Config(PretrainedConfig):
     vocab_size: int = count(50257)
     n_positions: int = count(1024)
     n_embd: int = count(768)
-    n_layer: int = count(12)
+    n_layer: int = count(12, least=0)
     n_head: int = count(12)
     n_inner: int | None = count(None, optional=True)
     activation_function: str = text("gelu_new")
     resid_pdrop: float = probability(0.1)
     embd_pdrop: float = probability(0.1)
     attn_pdrop: float = probability(0.1)
-    layer_norm_epsilon: float = positive(1e-5)
+    layer_norm_epsilon: float = not_negative(1e-5)
     initializer_range: float = not_negative(0.02)
     summary_type: str = choice("cls_index", ("last", "first", "mean", "cls_index"))
     summary_use_proj: bool = flag(True)

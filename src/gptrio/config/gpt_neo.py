@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.config.fields import count, divides, flag, is_integer, not_negative, positive, probability, text, token_id
+from gptrio.config.fields import count, divides, flag, is_integer, not_negative, probability, text, token_id
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
@@ -45,7 +45,7 @@ class GPTNeoConfig(PretrainedConfig):
     vocab_size: int = count(50257)
     max_position_embeddings: int = count(2048)
     hidden_size: int = count(2048)
-    num_layers: int = count(24)
+    num_layers: int = count(24, least=0)
     attention_types: list[Any] = field(default_factory=lambda: [[["global", "local"], 12]])
     num_heads: int = count(16)
     intermediate_size: int | None = count(None, optional=True)
@@ -55,7 +55,7 @@ class GPTNeoConfig(PretrainedConfig):
     embed_dropout: float = probability(0.0)
     attention_dropout: float = probability(0.0)
     classifier_dropout: float = probability(0.1)
-    layer_norm_epsilon: float = positive(1e-5)
+    layer_norm_epsilon: float = not_negative(1e-5)
     initializer_range: float = not_negative(0.02)
     use_cache: bool = flag(True)
     bos_token_id: int | None = token_id(50256)

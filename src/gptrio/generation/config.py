@@ -185,9 +185,19 @@ class GenerationConfig(GenerationOptions):
 
     @classmethod
     def from_model_config(cls, model_config: PretrainedConfig) -> GenerationConfig:
-        """Build from the generation options that an older model's `config.json` holds."""
+        """Build from the generation options that an older model's `config.json` holds.
+
+        Impossible ones are left out with a warning: a model of theirs is not used by `generate` alone.
+        """
         held = model_config.to_dict().items()
         options = {name: value for name, value in held if name in _types() and value is not None}
+        for field in dataclasses.fields(cls):
+            if field.name in options:
+                try:
+                    check_option(field, plain_value(field.name, options[field.name]), _types()[field.name])
+                except OptionError as error:
+                    warn(f"{type(model_config).__name__}: {error}; generate leaves it out")
+                    del options[field.name]
         if any(options.get(flag) for flag in cls.extra_output_flags):
             options["return_dict_in_generate"] = True
         return cls(**options, _from_model_config=True).as_made()

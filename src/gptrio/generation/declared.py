@@ -127,7 +127,7 @@ class GenerationOptions:
     return_dict_in_generate: bool | None = option(False, "Return an object with all that was asked for, not ids only.")
     # special tokens
     pad_token_id: int | None = option(None, "Fills rows that ended.")
-    bos_token_id: int | None = option(None, "Begins a sequence when there is no prompt.")
+    bos_token_id: int | list[int] | None = option(None, "Begins a sequence when there is no prompt.")
     eos_token_id: int | list[int] | None = option(None, "Token or tokens that end a row.")
     decoder_start_token_id: int | list[int] | None = option(None, "Kept for files; decoder-only models have no use.")
     # assisted generation

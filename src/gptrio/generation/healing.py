@@ -39,15 +39,15 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
     for ids, mask in zip(prompt.ids, real, strict=True):
         text = tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         tokens = tokenizer.encode(text.strip()) or ids[mask].tolist()
-        rows.append(_healed(model, tokens, vocabulary, tokenizer, config.bos_token_id))
+        rows.append(_healed(model, tokens, vocabulary, tokenizer, _listed(config.bos_token_id)))
     return _padded(prompt, rows, config)
 
 
-def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer: Any, bos: int | None) -> list[int]:
+def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer: Any, bos: list[int]) -> list[int]:
     *before, last = tokens
     beginning = tokenizer.convert_ids_to_tokens(last)
     longer = [token for text, token in vocabulary.items() if text.startswith(beginning)]
-    context = before or ([] if bos is None else [bos])
+    context = before or bos
     if len(longer) < 2 or not context:
         return tokens
     output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keeping(model, 1))
@@ -55,6 +55,10 @@ def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer
     scores[last] += FAVOUR
     choices = torch.tensor(longer, device=scores.device)
     return [*before, int(choices[scores[choices].argmax()])]
+
+
+def _listed(bos: int | list[int] | None) -> list[int]:
+    return [bos] if isinstance(bos, int) else list(bos or ())
 
 
 def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> Prompt:

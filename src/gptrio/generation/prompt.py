@@ -176,14 +176,18 @@ def _checked_ids(model: Any, ids: Any) -> Tensor:
     return placed
 
 
-def _start(model: Any, given: dict[str, Tensor | None], arguments: dict[str, Any], bos_token_id: int | None) -> Tensor:
+def _start(
+    model: Any, given: dict[str, Tensor | None], arguments: dict[str, Any], bos: int | list[int] | None
+) -> Tensor:
     """Ids where none were given: none beside embeddings, else one beginning for each row of the other tensors."""
     others = [value for value in [*given.values(), *arguments.values()] if isinstance(value, Tensor)]
     empty = torch.empty((others[0].shape[0] if others else 1, 0), dtype=torch.long, device=model.device)
-    return empty if given["inputs_embeds"] is not None else _from_bos(empty, bos_token_id)
+    return empty if given["inputs_embeds"] is not None else _from_bos(empty, bos)
 
 
-def _from_bos(empty: Tensor, bos_token_id: int | None) -> Tensor:
+def _from_bos(empty: Tensor, bos_token_id: int | list[int] | None) -> Tensor:
+    if isinstance(bos_token_id, (list, tuple)):
+        return empty.new_tensor(bos_token_id).expand(empty.shape[0], -1)
     if bos_token_id is None:
         raise OptionError("the prompt is empty and there is no bos_token_id to start from; pass input_ids")
     return empty.new_full((empty.shape[0], 1), bos_token_id)

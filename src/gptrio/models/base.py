@@ -67,6 +67,8 @@ class PreTrainedModel(
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
         from gptrio.models.loading import build
 
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = config.dtype
         return build(cls, config, **kwargs)
 
     # files ----------------------------------------------------------------------------------------------------------

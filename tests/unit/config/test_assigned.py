@@ -42,7 +42,7 @@ def test_assigned_rope_scaling_is_the_given_one_in_configuration_and_logits() ->
         (neox(), "rope_theta", -1),
         (neox(), "vocab_size", 2**62),
         (gptrio.GPT2Config(), "attn_pdrop", 2.0),
-        (gptrio.GPT2Config(), "num_hidden_layers", 0),
+        (gptrio.GPT2Config(), "num_hidden_layers", -1),
         (gptrio.GPT2Config(), "problem_type", "guessing"),
         (gptrio.GPT2Config(), "torch_dtype", "float17"),
         (gptrio.GPT2Config(), "id2label", 3),

@@ -98,13 +98,13 @@ def test_two_spellings_must_agree() -> None:
     [
         ({"n_embd": 0}, r"GPT2Config: n_embd=0 is not possible; expected an integer >= 1"),
         ({"n_layer": -1}, r"n_layer=-1"),
-        ({"n_head": 2.0}, r"n_head=2\.0"),
+        ({"n_head": 2.5}, r"n_head=2\.5"),
         ({"vocab_size": True}, r"vocab_size=True"),
         ({"n_inner": 0}, r"n_inner=0 .* >= 1 .*or None"),
         ({"n_embd": 10, "n_head": 3}, r"n_embd=10 is not divisible by n_head=3"),
         ({"resid_pdrop": 1.5}, r"resid_pdrop=1\.5 .* from 0 to 1"),
         ({"attn_pdrop": float("nan")}, r"attn_pdrop=nan"),
-        ({"layer_norm_epsilon": 0}, r"layer_norm_epsilon=0"),
+        ({"layer_norm_epsilon": -1}, r"layer_norm_epsilon=-1"),
         ({"activation_function": 3}, r"activation_function=3 .* a string"),
         ({"summary_type": "attn"}, r"summary_type='attn' .* 'last', 'first', 'mean', 'cls_index'"),
         ({"use_cache": "yes"}, r"use_cache='yes' .* True or False"),
@@ -130,7 +130,7 @@ def test_update_validates() -> None:
     config.update({"hidden_size": 96, "note": "x"})
     assert (config.n_embd, config.note) == (96, "x")
     with pytest.raises(ConfigError, match="n_layer"):
-        config.update({"num_hidden_layers": 0})
+        config.update({"num_hidden_layers": -1})
 
 
 def test_labels_stay_in_step() -> None:
@@ -163,8 +163,8 @@ def test_overrides_and_unused_keywords(tmp_path: Path) -> None:
     assert (config.n_embd, config.output_attentions, config.dtype_name) == (24, True, "float16")
     assert unused == {"dtype": "float16", "wings": 2}
     assert not hasattr(config, "wings")
-    with pytest.raises(ConfigError, match="n_layer=0"):
-        GPT2Config.from_pretrained(tmp_path, num_hidden_layers=0)
+    with pytest.raises(ConfigError, match="n_layer=-1"):
+        GPT2Config.from_pretrained(tmp_path, num_hidden_layers=-1)
 
 
 def test_dtype_is_a_name_in_files_and_a_torch_dtype_for_readers() -> None:

@@ -110,7 +110,7 @@ def test_unused_rope_key_warns_once() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"rotary_pct": 0}, r"rotary_pct=0"),
+        ({"rotary_pct": -0.1}, r"rotary_pct=-0\.1"),
         ({"rotary_pct": 1.1}, r"rotary_pct=1\.1"),
         ({"rotary_emb_base": -1}, r"rotary_emb_base=-1"),
         ({"hidden_size": 10, "num_attention_heads": 3}, r"hidden_size=10 is not divisible"),
