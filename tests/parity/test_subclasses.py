@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 import gptrio
-from gptrio.errors import CheckpointError, ConfigError, OptionError
+from gptrio.errors import CheckpointError, ConfigError, OptionError, UnsupportedError
 from gptrio.testing import assert_close
 from tests.pairs import SIZES, token_ids
 from tests.parity.test_model_surface import CAUSAL
@@ -190,6 +190,107 @@ def test_what_no_attribute_is_remains_an_error(tmp_path: Path) -> None:
     model_class(config_class(**SIZES["GPT2"])).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="nothing"):
         model_class.from_pretrained(tmp_path, nothing=3)
+
+
+# models written from nothing ----------------------------------------------------------------------------------------
+
+
+def model_from_nothing(library: Any, head_on_body: bool = True) -> Any:
+    """A recurrent language model over the library's base classes alone."""
+    config_base: Any = library.PretrainedConfig
+    model_base: Any = library.PreTrainedModel
+    mixin: Any = library.GenerationMixin
+    outputs = library.modeling_outputs if library is transformers else gptrio.outputs
+
+    class RecurrentConfig(config_base):
+        model_type = "recurrent"
+
+        def __init__(self, width: int = 8, vocab_size: int = 11, **kwargs: Any) -> None:
+            super().__init__(**kwargs)
+            self.width, self.hidden_size, self.vocab_size, self.num_hidden_layers = width, width, vocab_size, 1
+
+    class Base(model_base):
+        __annotations__ = {"config": RecurrentConfig}
+        base_model_prefix = "body"
+
+        def _init_weights(self, module: nn.Module) -> None:
+            if isinstance(module, nn.GRU):
+                for parameter in module.parameters():
+                    parameter.data.normal_(0.0, 0.5)
+            else:
+                super()._init_weights(module)
+
+    class Body(Base):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.width)
+            self.gru = nn.GRU(config.width, config.width, batch_first=True)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+            return self.gru(self.embed_tokens(input_ids))[0]
+
+    class Head(Base, mixin):
+        _tied_weights_keys = ["lm_head.weight"]  # noqa: RUF012 - as users write it
+
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.body = Body(config)
+            self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+            self.post_init()
+
+        def forward(self, input_ids: Tensor, labels: Tensor | None = None, **_: Any) -> Any:
+            logits = self.lm_head(self.body(input_ids))
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size)
+            return outputs.CausalLMOutputWithPast(loss=loss, logits=logits)
+
+    torch.manual_seed(0)
+    return (Head if head_on_body else Body)(RecurrentConfig()).eval()
+
+
+def test_a_model_from_nothing_lives_as_in_the_reference(tmp_path: Path) -> None:
+    ids, answers = token_ids(2, 5, 11), []
+    for library in LIBRARIES:
+        model = model_from_nothing(library)
+        folder = tmp_path / library.__name__
+        assert model.base_model is model.body and model.lm_head.weight is model.body.embed_tokens.weight
+        model.save_pretrained(folder)
+        loaded, report = type(model).from_pretrained(folder, output_loading_info=True)
+        body, body_report = type(model.body).from_pretrained(folder, output_loading_info=True)
+        with torch.no_grad():
+            result = loaded(ids, labels=ids)
+            assert torch.equal(body(ids), model.body(ids))
+        answers.append(
+            {
+                "file": file_of(folder),
+                "reports": [report, body_report],
+                "weights": {name: tensor.tolist() for name, tensor in model.state_dict().items()},
+                "parameters": (loaded.num_parameters(), loaded.num_parameters(exclude_embeddings=True)),
+                "loss": pytest.approx(float(result.loss), rel=1e-5),
+                "generated": loaded.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False).tolist(),
+                "beams": loaded.generate(ids, max_new_tokens=6, num_beams=3, use_cache=False).tolist(),
+                "can generate": (loaded.can_generate(), body.can_generate(), type(body).can_generate()),
+                "resized": loaded.resize_token_embeddings(13).weight.shape,
+                "head": (loaded.lm_head.weight.shape, loaded.lm_head.out_features, loaded.config.vocab_size),
+                "tied": loaded.lm_head.weight is loaded.get_input_embeddings().weight,
+            }
+        )
+    assert answers[1] == answers[0]
+
+
+def test_a_model_without_a_table_says_what_to_define() -> None:
+    class Bare(gptrio.PreTrainedModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.scale = nn.Linear(2, 2)
+            self.post_init()
+
+    model = Bare(gptrio.PretrainedConfig())
+    assert model.get_output_embeddings() is None and model.base_model is model
+    with pytest.raises(UnsupportedError, match="define get_input_embeddings and set_input_embeddings"):
+        model.get_input_embeddings()
 
 
 # extra state --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from gptrio.cache import DynamicCache
 from gptrio.errors import OptionError
 from gptrio.generation.call import Generators
 from gptrio.generation.config import GenerationConfig
-from gptrio.generation.lengths import last_column
+from gptrio.generation.lengths import context_length, last_column
 from gptrio.generation.loop import draw
 from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.prompt_lookup import PromptLookupCandidateGenerator
@@ -185,7 +185,7 @@ class TextDraft:
         self._lookbehind = config.target_lookbehind
         self._cache = DynamicCache()
         self._read: list[int] = []  # tokens that the cache holds
-        self._room: int = model.config.max_position_embeddings
+        self._room = context_length(model)
 
     def propose(self, ids: Tensor, number: int) -> tuple[Tensor, None]:
         """Return up to `number` tokens (1, n)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gptrio.config.fields import LARGEST_COUNT
 from gptrio.errors import OptionError, warn
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.prompt import Prompt
@@ -37,7 +38,7 @@ def settle_lengths(
     _check_context(model, prompt)
     columns = prompt.ids.shape[1]
     hidden = prompt.length - columns - prompt.skipped  # positions of embeddings that have no column
-    context = model.config.max_position_embeddings
+    context = context_length(model)
     if config.max_new_tokens is not None:
         config.max_length = columns + config.max_new_tokens
     elif config.max_length is None:
@@ -65,6 +66,11 @@ def _settle_shortest(config: GenerationConfig, columns: int, hidden: int, given:
     fewest, most = config.min_length, config.max_length
     if fewest is not None and most is not None and fewest > most:
         warn(f"at least {fewest} tokens were asked for and at most {most}; generation ends at {most}")
+
+
+def context_length(model: Any) -> int:
+    """Positions that the model was made for; of a model that does not say, as many as there can be."""
+    return int(getattr(model.config, "max_position_embeddings", LARGEST_COUNT))
 
 
 def positions(model: Any) -> int | None:
@@ -98,7 +104,7 @@ def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
 
 def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any]) -> Prompt:
     """The prompt without the first tokens that leave no room for the new ones."""
-    context: int = model.config.max_position_embeddings
+    context = context_length(model)
     most = context + 1  # the last token is never fed
     new_tokens = config.max_new_tokens
     if new_tokens is None and config.max_length is not None:

@@ -14,7 +14,7 @@ from gptrio.errors import OptionError
 from gptrio.generation.call import Call, Generators, Record
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.declared import GenerationMode
-from gptrio.generation.lengths import last_column, no_more_positions, positions
+from gptrio.generation.lengths import context_length, last_column, no_more_positions, positions
 from gptrio.generation.options import fits
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 from gptrio.generation.processors.build import build_processors
@@ -91,7 +91,7 @@ def _processors(model: Any, prompt: Prompt, config: GenerationConfig, extras: Ar
 
 def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: Arguments) -> StoppingCriteriaList:
     """What finishes rows; a length that the model cannot reach is an error where nothing else ends a row."""
-    context: int = model.config.max_position_embeddings
+    context = context_length(model)
     warns = (config.max_length or 0) > context and positions(model) is None
     criteria = build_stopping(
         config,

@@ -29,27 +29,44 @@ class EmbeddingsMixin(LeanModule):
 
     config: Any
     base_model_prefix: ClassVar[str] = ""
-    head_name: ClassVar[str | None] = None
+    head_name: ClassVar[str] = "lm_head"
     vocab_size: int  # of the last `resize_token_embeddings`
 
     def get_input_embeddings(self) -> nn.Module:
-        """The token table (V, C)."""
-        backbone = getattr(self, self.base_model_prefix, None)
-        if backbone is None:
-            raise UnsupportedError(f"{type(self).__name__} does not say which of its parts is the token table")
-        return cast(nn.Module, backbone.get_input_embeddings())
+        """The token table (V, C): the part `embed_tokens` of a class of the user's own, or the backbone's table.
+
+        Raises:
+            UnsupportedError: there is neither; such a class defines this method itself.
+        """
+        owner = self._holder_of_table()
+        return cast(nn.Module, self.embed_tokens if owner is self else owner.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token table."""
-        getattr(self, self.base_model_prefix).set_input_embeddings(value)
+        owner = self._holder_of_table()
+        if owner is self:
+            self.embed_tokens = value
+        else:
+            owner.set_input_embeddings(value)
+
+    def _holder_of_table(self) -> Any:
+        if "embed_tokens" in self._modules:
+            return self
+        backbone = getattr(self, self.base_model_prefix, None)
+        if backbone is None:
+            raise UnsupportedError(
+                f"{type(self).__name__} does not say which of its parts is the token table; define "
+                "get_input_embeddings and set_input_embeddings"
+            )
+        return backbone
 
     def get_output_embeddings(self) -> nn.Module | None:
         """The language-model head, a linear layer (V, C), or None."""
-        return None if self.head_name is None else cast(nn.Module, getattr(self, self.head_name))
+        return cast("nn.Module | None", getattr(self, self.head_name, None))
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the language-model head; models without one ignore it."""
-        if self.head_name is not None:
+        if hasattr(self, self.head_name):
             setattr(self, self.head_name, new_embeddings)
 
     def tied_weights(self) -> dict[str, str]:
@@ -57,9 +74,8 @@ class EmbeddingsMixin(LeanModule):
         head = self.get_output_embeddings()
         if head is None or not self.config.tie_word_embeddings:
             return {}
-        table = self.get_input_embeddings()
-        name = next(name for name, module in self.named_modules() if module is table)
-        return {f"{self.head_name}.weight": f"{name}.weight"}
+        paths = {id(module): path for path, module in self.named_modules()}
+        return {f"{paths[id(head)]}.weight": f"{paths[id(self.get_input_embeddings())]}.weight"}
 
     def tie_weights(self) -> None:
         """Tie this model, the models inside it, and whatever has a method `_tie_weights` that does so itself."""

@@ -23,8 +23,10 @@ class GenerationMixin:
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class has a language-model head."""
-        return cls._can_generate
+        """Whether the class has a language-model head, of gptrio or, as the base `GenerationMixin` says, its own."""
+        return cls._can_generate or any(
+            GenerationMixin in base.__bases__ for base in cls.__mro__ if base.__module__ != "gptrio.models.base"
+        )
 
     @overload
     def generate(

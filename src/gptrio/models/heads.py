@@ -60,11 +60,10 @@ class CausalLMHead(HeadModel):
     """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
 
     _can_generate = True
-    head_name: ClassVar[str | None] = "lm_head"
 
     def build_head(self) -> None:
         """Create the linear layer (V, C)."""
-        setattr(self, cast(str, self.head_name), Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
+        setattr(self, self.head_name, Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
 
     @overridable
     def forward(

@@ -53,7 +53,7 @@ class InitialisingMixin(CheckpointingMixin):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights of one module: normal, zero biases, unit norms (GPT-2; Radford et al., 2019)."""
-        std = self.config.initializer_range
+        std = getattr(self.config, "initializer_range", 0.02)
         if isinstance(module, (nn.Linear, Conv1D)):
             module.weight.normal_(0.0, std)
             gain = getattr(module, "init_gain", 1.0)
