@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,51 @@ def test_the_best_checkpoint_is_loaded_at_the_end(class_name: str, tmp_path: Pat
     best = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())["best_model_checkpoint"]
     held = load_file(Path(best) / "model.safetensors")
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in held.items())
+
+
+@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("how", ["get_peft_model", "add_adapter"])
+def test_adapters_are_trained_over_codes_of_four_bits(class_name: str, how: str, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    pytest.importorskip("bitsandbytes")
+    oracle, ours = model_pair(class_name, **({"n_embd": 64} if class_name.startswith("GPT2") else {"hidden_size": 64}))
+    oracle.save_pretrained(tmp_path / "full")
+    config = transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")
+    runs, files = [], []
+    for model in (oracle, ours):
+        options = {"quantization_config": config, "dtype": torch.float32, "device_map": "cpu"}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            quantized = type(model).from_pretrained(tmp_path / "full", **options)
+            with pytest.raises(ValueError, match="purely quantized"):
+                trainer_for(quantized, tmp_path)
+            torch.manual_seed(4)
+            adapter = peft.LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=2)
+            if how == "add_adapter":
+                quantized.add_adapter(adapter)
+            else:
+                quantized = peft.prepare_model_for_kbit_training(quantized, use_gradient_checkpointing=False)
+                quantized = peft.get_peft_model(quantized, adapter)
+            folder = tmp_path / type(model).__module__.partition(".")[0]
+            trainer = trainer_for(quantized, folder)
+            trainer.train()
+        runs.append(losses(trainer))
+        files.append(sorted(path.name for path in (folder / "checkpoint-4").iterdir()))
+    assert_close(runs[1], runs[0])
+    assert files[1] == files[0] and "adapter_model.safetensors" in files[1]
+
+
+@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("method", ["int8", "int4"])
+def test_codes_of_our_own_are_not_trained(class_name: str, method: str, tmp_path: Path) -> None:
+    _, ours = model_pair(class_name)
+    ours.save_pretrained(tmp_path)
+    quantized = type(ours).from_pretrained(tmp_path, load_in=method)
+    assert not quantized.hf_quantizer.is_trainable
+    assert quantized.hf_quantizer.quantization_config.quant_method == f"gptrio_{method}"
+    with pytest.raises(ValueError, match="purely quantized"):
+        trainer_for(quantized, tmp_path)
+    trainer_for(quantized.dequantize(), tmp_path, max_steps=1).train()
 
 
 def test_a_pipeline_continues_text() -> None:

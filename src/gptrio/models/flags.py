@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import inspect
 import sys
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
 from gptrio.config import PretrainedConfig
+
+if TYPE_CHECKING:
+    from gptrio.quantization import Quantizer
 
 
 class FlagsMixin(nn.Module):
@@ -25,6 +28,7 @@ class FlagsMixin(nn.Module):
         hf_device_map: {name of a module: device}; only on models that were loaded with a `device_map`.
     """
 
+    config: Any
     config_class: ClassVar[type[PretrainedConfig]] = PretrainedConfig
     is_parallelizable: ClassVar[bool] = False
     model_parallel: bool = False
@@ -58,6 +62,19 @@ class FlagsMixin(nn.Module):
             annotated = _evaluated(inspect.get_annotations(cls).get("config"), cls.__module__)
             if isinstance(annotated, type) and issubclass(annotated, PretrainedConfig):
                 cls.config_class = annotated
+
+    @property
+    def hf_quantizer(self) -> Quantizer:
+        """What has quantized the model, which `Trainer` asks whether adapters can be trained over it.
+
+        Raises:
+            AttributeError: nothing is quantized.
+        """
+        if not getattr(self, "is_quantized", False):
+            raise AttributeError(f"{type(self).__name__} is not quantized")
+        from gptrio.quantization import get_quantizer
+
+        return get_quantizer(self.config.quantization_config)
 
     @classmethod
     def is_backend_compatible(cls) -> bool:

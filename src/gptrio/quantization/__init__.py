@@ -42,11 +42,20 @@ class Quantizer(Protocol):
         ignore_missing: patterns of model keys that a checkpoint in full precision lacks.
         ignore_unexpected: patterns of checkpoint keys that belong to quantized weights.
         default_dtype: type of everything that is not quantized when the caller names none; None for the usual one.
+        is_trainable: adapters can be trained over the quantized layers.
+        is_qat_trainable: the quantized weights themselves can be trained: never.
+        quantization_config: how it quantizes.
     """
 
     ignore_missing: tuple[str, ...]
     ignore_unexpected: tuple[str, ...]
     default_dtype: torch.dtype | None
+    is_trainable: bool
+    is_qat_trainable: bool
+
+    @property
+    def quantization_config(self) -> QuantizationConfig:
+        """How it quantizes."""
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""

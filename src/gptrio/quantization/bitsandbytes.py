@@ -51,6 +51,7 @@ class BitsAndBytesQuantizer:
     ignore_missing: tuple[str, ...] = ()
     ignore_unexpected: tuple[str, ...] = (_STATISTICS, r"\.(SCB|weight_format)$")
     default_dtype: torch.dtype | None = torch.float16  # of everything that is not quantized, when the caller names none
+    is_trainable, is_qat_trainable = True, False
 
     def __init__(self, config: BitsAndBytesConfig) -> None:
         """Do as `config` says; imports bitsandbytes."""
@@ -58,6 +59,11 @@ class BitsAndBytesQuantizer:
             raise OptionError("BitsAndBytesConfig names no method; pass load_in_8bit=True or load_in_4bit=True")
         self.config = config
         self._bnb = load_bitsandbytes()
+
+    @property
+    def quantization_config(self) -> BitsAndBytesConfig:
+        """How it quantizes."""
+        return self.config
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""

@@ -182,10 +182,16 @@ class NativeQuantizer:
     ignore_missing: tuple[str, ...] = (r"\.weight_scale$",)
     ignore_unexpected: tuple[str, ...] = ()
     default_dtype: torch.dtype | None = None
+    is_trainable = is_qat_trainable = False
 
     def __init__(self, config: Int8Config | Int4Config) -> None:
         """Do as `config` says."""
         self.config = config
+
+    @property
+    def quantization_config(self) -> Int8Config | Int4Config:
+        """How it quantizes."""
+        return self.config
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
