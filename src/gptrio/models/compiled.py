@@ -67,11 +67,13 @@ class CompiledStep:
         self.most_rows = MOST_ROWS_BY_TILES
         self._model, self._backbone = model, cast("Backbone", model.base_model)
         self._kept: list[Any] = []  # what the tables hold addresses of
-        self._table = np.zeros(1, tables.MODEL)
+        table = np.zeros(1, tables.MODEL)
+        self._table, self._table_address = table[0], int(table.ctypes.data)
         self._room_bytes = 0  # most that a product needs
         self._guarded = guards.are_on()
         parts = [block.parts() for block in model.base_model.blocks]
         self._layers = np.zeros(len(parts), tables.LAYER)
+        self._slots, self._dropped, self._first = (self._layers[name] for name in ("slot", "dropped", "first"))
         self._describe(parts)
         size = sum(weight.numel() for weight in [*model.parameters(), *model.buffers()])
         self._padding = None if left_padding is None else left_padding.long().contiguous()
@@ -80,6 +82,7 @@ class CompiledStep:
         self._team = team_of(torch.get_num_threads() if size > _SMALL else 1)
         self.threads = self._team.size
         self._buffers: list[tuple[Any, Any]] = [(None, None)] * len(parts)  # of the cache, that the last step wrote to
+        self._next = 0  # positions after the last step
         self._room = (0, 0)  # rows and positions that the workspace is for
         self._workspace: Workspace | None = None
 
@@ -89,19 +92,27 @@ class CompiledStep:
         The past is one of this package's own growing caches, on the CPU, of the model's dtype and heads, as long in all
         layers, and no shorter than a layer's window.
         """
-        rows = len(input_ids)
-        if input_ids.dim() != 2 or input_ids.shape[1] != 1 or not 0 < rows <= MOST_ROWS_BY_TILES:
+        shape, layers = tuple(input_ids.shape), cast("list[DynamicLayer]", cache.layers)
+        if len(shape) != 2 or shape[1] != 1 or not input_ids.is_cpu or len(layers) != len(self._buffers):
             return False
-        if not input_ids.is_cpu or len(cache.layers) != len(self._layers):
+        return (shape[0] == self._room[0] and self._were_left(layers)) or self._take(layers, shape[0])
+
+    def _were_left(self, layers: list[DynamicLayer]) -> bool:
+        """Whether nobody has touched the layers of a cache since the last step."""
+        buffers, length = self._buffers, self._next
+        for i, layer in enumerate(layers):
+            keys, values = buffers[i]
+            if not layer.is_in(keys, values, length):
+                return False
+        return True
+
+    def _take(self, layers: list[DynamicLayer], rows: int) -> bool:
+        """Whether this is for so many rows, and for layers of a cache that may be anyone's."""
+        past = layers[0].get_seq_length()
+        if not 0 < rows <= MOST_ROWS_BY_TILES:
             return False
-        past = cache.get_seq_length()
         if self._padding is not None and (rows != len(self._padding) or self._most_padding > past):
             return False
-        layers = cast("list[DynamicLayer]", cache.layers)
-        if rows == self._room[0] and all(
-            layer.is_in(*own, past) for layer, own in zip(layers, self._buffers, strict=True)
-        ):
-            return True  # nobody has touched the cache since the step before
         return all(
             type(layer) in (DynamicLayer, WindowLayer)
             and layer.holds(rows, *self._heads, self._dtype)
@@ -129,7 +140,7 @@ class CompiledStep:
         logits = guards.guarded_empty(shape, torch.float32) if self._guarded else x.new_empty(shape)
         positions = self._reserve(cache, past)
         self._make_room(rows, positions)
-        table = self._table[0]
+        table = self._table
         table["x"], table["logits"] = x.data_ptr(), logits.data_ptr()
         if rotary is not None:
             cosines, sines = (part[..., : part.shape[-1] // 2].float().contiguous() for part in rotary)
@@ -139,14 +150,15 @@ class CompiledStep:
         if self._guarded:
             self._run_guarded(cache, x, logits)
         else:
-            self._team.step(self._table)
+            self._team.step(self._table_address)
+        self._next = past + 1
         return logits
 
     def _run_guarded(self, cache: Cache, x: Tensor, logits: Tensor) -> None:
         """Run a step, and look at all memory that it must not have changed."""
         layers = cast("list[DynamicLayer]", cache.layers)
         before = [[buffer.clone() for buffer in layer.buffers] for layer in layers]
-        self._team.step(self._table)
+        self._team.step(self._table_address)
         cast("Workspace", self._workspace).check()
         guards.check(x, "the residual stream")
         guards.check(logits, "the logits")
@@ -160,17 +172,19 @@ class CompiledStep:
 
     def _reserve(self, cache: Cache, past: int) -> int:
         """Make room in the cache and tell where it is; returns the most positions that a layer holds then."""
-        places = [cast(DynamicLayer, layer).reserve(self._guarded) for layer in cache.layers]
-        buffers = [(keys, values) for keys, values, _ in places]
-        if not all(new[0] is old[0] and new[1] is old[1] for new, old in zip(buffers, self._buffers, strict=True)):
-            self._buffers = buffers
-            self._layers["keys"] = [keys.data_ptr() for keys, _ in buffers]
-            self._layers["values"] = [values.data_ptr() for _, values in buffers]
-            self._layers["room"] = [keys.shape[2] for keys, _ in buffers]
-        self._layers["slot"] = slots = np.array([slot for _, _, slot in places])
-        self._layers["dropped"] = past - slots
-        self._layers["first"] = np.maximum(slots + 1 - self._windows, 0)
-        return max(slot for _, _, slot in places) + 1
+        slots = []
+        for i, layer in enumerate(cast("list[DynamicLayer]", cache.layers)):
+            keys, values, slot = layer.reserve(self._guarded)
+            slots.append(slot)
+            if keys is not self._buffers[i][0] or values is not self._buffers[i][1]:
+                self._buffers[i] = keys, values
+                row = self._layers[i]
+                row["keys"], row["values"], row["room"] = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+        self._slots[:] = slots
+        if self._has_windows:
+            self._dropped[:] = past - self._slots
+            self._first[:] = np.maximum(self._slots + 1 - self._windows, 0)
+        return max(slots) + 1
 
     def _make_room(self, rows: int, positions: int) -> None:
         """A workspace for so many rows and positions: with guard words, for no more than those."""
@@ -180,7 +194,7 @@ class CompiledStep:
         from gptrio.kernels.compiled.workspace import sizes as buffer_sizes
 
         self._room = rows, positions + (0 if self._guarded else _SPARE)
-        table = self._table[0]
+        table = self._table
         table["rows"] = rows
         buffers = buffer_sizes(
             threads=self.threads,
@@ -195,11 +209,12 @@ class CompiledStep:
     def _describe(self, parts: list[BlockParts]) -> None:
         """Fill the tables with what stays the same from step to step."""
         attention, head = parts[0].attention, self._model.get_output_embeddings()
-        table, norm = self._table[0], cast(Any, self._backbone.final_norm)
+        table, norm = self._table, cast(Any, self._backbone.final_norm)
         self._heads = attention.all_heads, attention.head_dim
         self._width = attention.all_heads * attention.head_dim
         self._dtype, self._vocabulary = next(self._model.parameters()).dtype, sizes(head)[1]
         self._windows = np.array([part.attention.window or _NO_WINDOW for part in parts])
+        self._has_windows = any(part.attention.window for part in parts)
         table["layers"], table["depth"] = self._layers.ctypes.data, len(parts)
         table["head"] = self._products([(head, 0)])
         table["norm_weight"], table["norm_bias"], table["norm_eps"] = self._norm(norm)

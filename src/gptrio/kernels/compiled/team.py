@@ -6,7 +6,6 @@ import atexit
 import os
 import threading
 import weakref
-from typing import Any
 
 import numpy as np
 
@@ -35,17 +34,18 @@ class Team:
         """Be a team whose threads were not started: there are none of them in a process that was just forked."""
         self._lock = threading.Lock()
         self._control = np.zeros(WORKERS // 8 + 8 * self.size, dtype=np.int64)
+        self._address = int(self._control.ctypes.data)
         self._states = self._control[WORKERS // 8 :: 8][: self.size - 1]
         self._alarms = [threading.Semaphore(0) for _ in range(self.size - 1)]
         self._workers: list[threading.Thread] | None = None
         self._closed = False
 
-    def step(self, model: Any) -> int:
-        """Run the step that a MODEL table (an array of one row) tells of; returns the threads that took part."""
+    def step(self, address: int) -> int:
+        """Run the step that the MODEL table at an address tells of; returns the threads that took part."""
         with self._lock:
             if self._workers is None:
                 self._start()
-            return enter(self._control.ctypes.data, -1, self.size - 1, model.ctypes.data, self._wake())
+            return int(enter(self._address, -1, self.size - 1, address, self._wake()))
 
     def _start(self) -> None:
         self._workers = []
