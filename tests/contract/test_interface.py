@@ -128,6 +128,21 @@ def test_pruning_the_impossible(family: Family) -> None:
     assert model(input_ids=tokens()).logits.isfinite().all()
 
 
+@pytest.mark.parametrize("change", ["int8", "parametrized"])
+def test_heads_stay_whole_where_a_weight_is_not_a_projections_own(family: Family, change: str) -> None:
+    model, ids = family.build(), tokens()
+    output = model.base_model.blocks[1].parts().output
+    if change == "int8":
+        gptrio.quantize(model, change)
+    else:
+        nn.utils.parametrizations.weight_norm(output)
+    before = model(input_ids=ids).logits
+    with pytest.raises(UnsupportedError, match=r"heads of layer \d cannot be removed from a (Quantized|Parametrized)"):
+        model.prune_heads({0: [1], 1: [0]})
+    assert not model.config.pruned_heads
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
 def test_inputs_require_gradients_over_frozen_weights(family: Family) -> None:
     model = family.build().requires_grad_(False)
     ids = tokens()

@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.errors import InputError
+from gptrio.errors import InputError, UnsupportedError
 
 
 def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[int, set[int]]:
     """Remove heads from the attention of a backbone's blocks.
 
     Args:
-        backbone: its `blocks` have `self_attention()`, which knows `all_heads`, `pruned_heads` and `keep_heads(kept)`.
+        backbone: its `blocks` tell their `parts()`, and their `self_attention` knows `all_heads`, `pruned_heads` and
+            `keep_heads(kept)`.
         heads_to_prune: {layer: heads}, numbered as in the unpruned model; negative layers count from the last one.
             Heads already removed are passed over.
 
@@ -24,6 +25,7 @@ def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[in
 
     Raises:
         InputError: no such layer or head, or no head would be left.
+        UnsupportedError: a projection's weight is quantized, wrapped or computed; nothing is removed then.
     """
     layers = len(backbone.blocks)
     asked: dict[int, set[int]] = {}
@@ -31,9 +33,20 @@ def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[in
         if not -layers <= layer < layers:
             raise InputError(f"layer {layer} to prune does not exist; the model has {layers} layers")
         asked.setdefault(layer % layers, set()).update(heads)
+    for layer in asked:
+        _check_weights(backbone.blocks[layer].parts(), layer)
     for layer, chosen in asked.items():
         _prune_layer(backbone.blocks[layer].self_attention, chosen, layer)
     return asked
+
+
+def _check_weights(parts: Any, layer: int) -> None:
+    for part in (*parts.projections, parts.output):
+        if part._parameters.get("weight") is None:
+            raise UnsupportedError(
+                f"heads of layer {layer} cannot be removed from a {type(part).__name__}, which has no weight of its "
+                "own to shrink; prune before quantizing, adding adapters or parametrizing"
+            )
 
 
 def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:
