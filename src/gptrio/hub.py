@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -64,11 +64,7 @@ class HubOptions:
         Raises:
             OptionError: both are given.
         """
-        older = kwargs.pop("use_auth_token", None)
-        if older is not None:
-            if kwargs.get("token") is not None:
-                raise OptionError("token and use_auth_token are both given; pass token alone, its newer name")
-            kwargs["token"] = older
+        kwargs["token"] = pop_token(kwargs)
         found = {field.name: kwargs.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in found.items() if value is not None})
 
@@ -91,6 +87,15 @@ class HubOptions:
     def locate(self, name_or_path: str | os.PathLike[str], filename: str) -> Path:
         """Return the path of a file that a model must have (see `locate_file`)."""
         return cast(Path, locate_file(name_or_path, filename, **self.as_kwargs()))  # None only if not required
+
+
+def pop_token(kwargs: MutableMapping[str, Any]) -> str | bool | None:
+    """Take the token out of `kwargs`, under its older name too; raises OptionError if both are given."""
+    token, older = kwargs.pop("token", None), kwargs.pop("use_auth_token", None)
+    if token is not None and older is not None:
+        raise OptionError("token and use_auth_token are both given; pass token alone, its newer name")
+    given: str | bool | None = older if token is None else token
+    return given
 
 
 def commit_of(path: Path) -> str | None:
@@ -152,52 +157,6 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     if name.removeprefix(_PACKAGED_PREFIX) in packaged:
         return _ASSETS / name.removeprefix(_PACKAGED_PREFIX)
     raise CheckpointNotFoundError(f"no packaged model {name!r}; there are: {', '.join(packaged) or 'none'}")
-
-
-def push_folder(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    commit_message: str | None = None,
-    commit_description: str | None = None,
-    create_pr: bool = False,
-) -> str:
-    """Upload every file of a folder to a hub repository, created if it does not exist; return the commit's address.
-
-    Args:
-        folder: local folder.
-        repo_id: "user/name" on the hub.
-        private: make a new repository private.
-        token: hub access token.
-        revision: branch to commit to.
-        commit_message, commit_description: texts of the commit.
-        create_pr: open a pull request instead of committing.
-    """
-    from huggingface_hub import HfApi
-
-    api = HfApi(token=token)
-    repo = api.create_repo(repo_id, private=private, exist_ok=True)
-    commit = api.upload_folder(
-        repo_id=repo.repo_id,
-        folder_path=os.fspath(folder),
-        revision=revision,
-        commit_message=commit_message,
-        commit_description=commit_description,
-        create_pr=create_pr,
-    )
-    return str(commit)
-
-
-def save_and_push(save: Callable[[str], object], repo_id: str, **options: Any) -> str:
-    """Call `save` on a temporary folder and push what it wrote there (`options` as for `push_folder`)."""
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        save(folder)
-        return push_folder(folder, repo_id, **options)
 
 
 def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:

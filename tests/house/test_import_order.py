@@ -14,6 +14,7 @@ from tests.house.source import PACKAGE, Source, sources
 ORDER = (
     ("errors",),
     ("outputs", "hub", "foreign"),
+    ("uploads",),
     ("utils",),
     ("config",),
     ("tokenization", "checkpoint"),
@@ -31,8 +32,8 @@ ORDER = (
     ("__main__",),
 )
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
-JAX_MAY_USE = {"errors", "outputs", "hub", "foreign", "utils", "config", "tokenization", "checkpoint"}
-WITHOUT_TORCH = {"__init__", "errors", "outputs", "hub", "foreign", "utils", "config", "tokenization", "cli"}
+JAX_MAY_USE = {"errors", "outputs", "uploads", "hub", "foreign", "utils", "config", "tokenization", "checkpoint"}
+WITHOUT_TORCH = {"__init__", "errors", "outputs", "uploads", "hub", "foreign", "utils", "config", "tokenization", "cli"}
 
 
 def is_type_only(node: ast.AST) -> bool:

@@ -7,13 +7,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 import transformers
-from huggingface_hub.errors import EntryNotFoundError
 from torch import nn
-from transformers.utils.hub import create_and_tag_model_card
 
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, UnsupportedError
@@ -365,50 +362,6 @@ def test_tags_are_kept_once_each(class_name: str) -> None:
             model.add_model_tags(tags)
         assert ours.model_tags == oracle.model_tags
     assert type(ours).model_tags is None
-
-
-@pytest.mark.parametrize("how", ["push", "save"])
-@pytest.mark.parametrize("old", [None, "---\nlicense: mit\ntags:\n- old\n---\nText of the card.\n"])
-def test_tags_go_into_the_model_card(
-    how: str, old: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    _, ours = model_pair("GPT2LMHeadModel")
-    ours.add_model_tags(["mine", "old"])
-    pushed: dict[str, str] = {}
-
-    def load(repo_id: str, **_: Any) -> Any:
-        if old is None:
-            raise EntryNotFoundError("no card")
-        return huggingface_hub.ModelCard(old)
-
-    def push(folder: Any, repo_id: str, **options: Any) -> str:
-        pushed.update({path.name: path.read_text("utf-8") for path in Path(folder).glob("*.md")}, **options)
-        return "address"
-
-    monkeypatch.setattr(huggingface_hub.ModelCard, "load", load)
-    for module in ("gptrio.hub", "gptrio.models.saving"):
-        monkeypatch.setattr(f"{module}.push_folder", push)
-    tags = ["mine", "old"]
-    if how == "push":
-        assert ours.push_to_hub("me/tiny", tags=["trained"], commit_message="new", max_shard_size="1GB") == "address"
-        assert pushed["commit_message"] == "new"
-        tags.append("trained")
-    else:
-        ours.save_pretrained(tmp_path / "tiny", push_to_hub=True)
-    expected = create_and_tag_model_card("me/tiny", tags)
-    card = huggingface_hub.ModelCard(pushed["README.md"])
-    assert card.data.tags == expected.data.tags
-    if old is not None:
-        assert card.text == expected.text and card.data.license == "mit"
-    else:
-        pytest.importorskip("jinja2")
-
-
-def test_a_model_without_tags_gets_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, ours = model_pair("GPT2Model")
-    monkeypatch.setattr("gptrio.models.saving.push_folder", lambda *_, **__: "address")
-    ours.save_pretrained(tmp_path, push_to_hub=True)
-    assert not (tmp_path / "README.md").exists()
 
 
 @pytest.mark.parametrize("class_name", [*CAUSAL.values(), *(f"{family}Model" for family in SIZES)])

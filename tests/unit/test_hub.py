@@ -10,7 +10,7 @@ import pytest
 
 from gptrio import hub
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
-from gptrio.hub import HubOptions, local_folder, locate_file, read_json, replace_file, save_and_push
+from gptrio.hub import HubOptions, local_folder, locate_file, read_json, replace_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -119,36 +119,10 @@ def test_options_are_taken_out_of_kwargs() -> None:
     assert kwargs == {"num_labels": 3}
 
 
-def test_save_and_push_uploads_what_was_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-
-    calls: dict[str, object] = {}
-
-    class Api:
-        def __init__(self, token: object) -> None:
-            calls["token"] = token
-
-        def create_repo(self, repo_id: str, **options: object) -> huggingface_hub.RepoUrl:
-            calls["create"] = options
-            return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-        def upload_folder(self, *, repo_id: str, folder_path: str, **options: object) -> str:
-            calls["upload"] = (repo_id, sorted(path.name for path in Path(folder_path).iterdir()), options)
-            return "https://commit"
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    address = save_and_push(
-        lambda folder: (Path(folder) / "config.json").write_text("{}"), "me/m", token="t", private=True, revision="dev"
-    )
-    assert address == "https://commit"
-    assert calls["token"] == "t"
-    assert calls["create"] == {"private": True, "exist_ok": True}
-    repo_id, files, options = calls["upload"]  # type: ignore[misc]
-    assert (repo_id, files, options["revision"]) == ("me/m", ["config.json"], "dev")
-
-
 def test_import_is_light() -> None:
-    code = "import sys, gptrio.hub; sys.exit('huggingface_hub' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, gptrio.hub, gptrio.uploads; sys.exit('huggingface_hub' in sys.modules or 'torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config.declared import DeclaredConfig
 from gptrio.errors import CheckpointError, ConfigError, UnsupportedError, warn
-from gptrio.hub import HubOptions, commit_of, push_folder, read_json, replace_file, save_and_push
+from gptrio.hub import HubOptions, commit_of, read_json, replace_file
+from gptrio.uploads import Pushable, Upload
 
 Config = TypeVar("Config", bound="PretrainedConfig")
 
@@ -20,7 +21,7 @@ _SWITCHES = dict.fromkeys(("true", "1", "y", "yes"), True) | dict.fromkeys(("fal
 
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
-class PretrainedConfig(DeclaredConfig):
+class PretrainedConfig(DeclaredConfig, Pushable):
     """What a checkpoint says about its model; the families add their own fields.
 
     Every field is also an attribute under each of its aliases (`attribute_map`). Keys that no field claims are kept as
@@ -128,8 +129,8 @@ class PretrainedConfig(DeclaredConfig):
 
         Args:
             save_directory: the folder.
-            push_to_hub: push it, to the repository `repo_id` or one named like the folder.
-            kwargs: `repo_id` and options of `gptrio.hub.push_folder`.
+            push_to_hub: push what is new in it, to the repository `repo_id` or one named like the folder.
+            kwargs: `repo_id`, and options of `push_to_hub`.
         """
         folder = Path(save_directory)
         if folder.is_file():
@@ -138,13 +139,10 @@ class PretrainedConfig(DeclaredConfig):
             given = ", ".join(f"{name}={value!r}" for name, value in misplaced.items())
             warn(f"{given} in {CONFIG_NAME} are options of generate; they belong on a GenerationConfig, or in its file")
         folder.mkdir(parents=True, exist_ok=True)
+        upload = Upload.of_save(folder, kwargs) if push_to_hub else None
         self.to_json_file(folder / CONFIG_NAME)
-        if push_to_hub:
-            push_folder(folder, kwargs.pop("repo_id", folder.name), **kwargs)
-
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push `config.json` to a hub repository (options of `gptrio.hub.push_folder`); return the commit's address."""
-        return save_and_push(self.save_pretrained, repo_id, **kwargs)
+        if upload is not None:
+            upload.finish(self, **kwargs)
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """Return the configuration as JSON text: what `config.json` holds, or with `use_diff=False` every attribute."""

@@ -16,7 +16,8 @@ from gptrio.generation.declared import GenerationMode, GenerationOptions
 from gptrio.generation.options import check_option, unknown_option
 from gptrio.generation.rules import check_conflicts, ignored_options
 from gptrio.generation.values import json_text, jsonable, plain_value, with_dtype_names
-from gptrio.hub import HubOptions, commit_of, locate_file, read_json, replace_file, save_and_push
+from gptrio.hub import HubOptions, commit_of, locate_file, read_json, replace_file
+from gptrio.uploads import Pushable, Upload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -33,7 +34,7 @@ _CALL_ARGUMENTS = (
 
 
 @dataclasses.dataclass(init=False, eq=False, repr=False)
-class GenerationConfig(GenerationOptions):
+class GenerationConfig(GenerationOptions, Pushable):
     """The options of `generate`: pass them by name; wrong types and contradictions raise OptionError.
 
     `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` says what it does. Other names
@@ -275,8 +276,8 @@ class GenerationConfig(GenerationOptions):
         Args:
             save_directory: folder, made if need be.
             config_file_name: name of the file.
-            push_to_hub: also upload it (`repo_id` and the options of `gptrio.hub.push_folder` in kwargs).
-            **kwargs: options of the upload.
+            push_to_hub: also upload it, to the repository `repo_id` or one named like the folder.
+            **kwargs: `repo_id`, and options of `push_to_hub`.
 
         Raises:
             OptionError: options contradict each other or have no effect.
@@ -287,13 +288,10 @@ class GenerationConfig(GenerationOptions):
         if folder.is_file():
             raise CheckpointError(f"{folder} is a file; expected a folder to write {CONFIG_FILE} to")
         folder.mkdir(parents=True, exist_ok=True)
+        upload = Upload.of_save(folder, kwargs) if push_to_hub else None
         self.to_json_file(folder / (config_file_name or CONFIG_FILE))
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", folder.name), config_file_name, **kwargs)
-
-    def push_to_hub(self, repo_id: str, config_file_name: str | None = None, **options: Any) -> str:
-        """Upload the file to a hub repository (options of `gptrio.hub.push_folder`); return the commit's address."""
-        return save_and_push(lambda folder: self.save_pretrained(folder, config_file_name), repo_id, **options)
+        if upload is not None:
+            upload.finish(self, **kwargs)
 
     def __eq__(self, other: object) -> bool:
         """Equal options and kept keys, wherever they came from."""

@@ -26,13 +26,14 @@ from gptrio.models.placement import execution_device
 from gptrio.models.pruning import prune
 from gptrio.models.trees import register_trees
 from gptrio.nn.attention import check_implementation
+from gptrio.uploads import Pushable
 
 Model = TypeVar("Model", bound="PreTrainedModel")
 register_trees()
 
 
 class PreTrainedModel(
-    AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, LossMixin, FlagsMixin, GenerationMixin
+    AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, LossMixin, FlagsMixin, GenerationMixin, Pushable
 ):
     """Base of all models.
 
@@ -114,11 +115,12 @@ class PreTrainedModel(
 
         save_model(self, save_directory, **kwargs)
 
-    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
-        """Push configuration and weights to a hub repository; see `gptrio.models.saving.push_model`."""
-        from gptrio.models.saving import push_model
-
-        return push_model(self, repo_id, **kwargs)
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """Push configuration and weights to a hub repository; see `gptrio.uploads.Pushable.push_to_hub`."""
+        if kwargs.get("tags") or self.model_tags:
+            self.add_model_tags(kwargs.get("tags") or [])
+            kwargs["tags"] = self.model_tags
+        return super().push_to_hub(repo_id, *args, **kwargs)
 
     def add_model_tags(self, tags: list[str] | str) -> None:
         """Add tags, once each, to those that `push_to_hub` writes into the repository's model card."""

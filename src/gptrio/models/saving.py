@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointError, warn
-from gptrio.hub import push_folder, save_and_push
 from gptrio.models.adapters import save_adapter
 from gptrio.models.base import PreTrainedModel
+from gptrio.uploads import Upload
 
 
 def save_model(
@@ -41,11 +41,11 @@ def save_model(
         is_main_process: write only if true (distributed training).
         state_dict: tensors to write instead of the model's own.
         save_function: accepted and without effect: files are always written safely.
-        push_to_hub: push the folder, to the repository `repo_id` or one named like the folder.
+        push_to_hub: push what is new in the folder, to the repository `repo_id` or one named like the folder.
         max_shard_size: bytes, or text such as "500MB".
         safe_serialization: write safetensors rather than a torch file.
         variant: middle part of the file names, such as "fp16".
-        kwargs: `repo_id` and options of `gptrio.hub.push_folder`.
+        kwargs: `repo_id`, and options of `push_to_hub`.
 
     Raises:
         CheckpointError: the folder is a file, or cannot be written to.
@@ -59,59 +59,16 @@ def save_model(
         _move_generation_keys(model)
     if model.generation_config is not None:
         model.generation_config.validate(strict=True)  # before anything is written
+    upload = Upload.of_save(folder, kwargs) if push_to_hub else None
     if model._hf_peft_config_loaded:
         save_adapter(model, folder, state_dict, safe_serialization)
     else:
         _save_weights(model, folder, state_dict, max_shard_size, safe_serialization, variant)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
-    if push_to_hub:
-        repo_id = kwargs.pop("repo_id", folder.name)
-        _write_card(folder, repo_id, model.model_tags, kwargs.get("token"))
-        push_folder(folder, repo_id, **kwargs)
-
-
-def push_model(
-    model: PreTrainedModel,
-    repo_id: str,
-    *,
-    use_temp_dir: bool | None = None,
-    max_shard_size: int | str = "5GB",
-    safe_serialization: bool = True,
-    tags: list[str] | None = None,
-    **options: Any,
-) -> str:
-    """Write a model into a temporary folder and push that to a hub repository; return the commit's address.
-
-    Args:
-        model: the model.
-        repo_id: "user/name" on the hub.
-        use_temp_dir: accepted and without effect: the folder is always a temporary one.
-        max_shard_size, safe_serialization: see `save_model`.
-        tags: added, beside `model.model_tags`, to the repository's model card.
-        options: see `gptrio.hub.push_folder`.
-    """
-
-    def save(folder: str) -> None:
-        save_model(model, folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization)
-        _write_card(Path(folder), repo_id, [*(model.model_tags or ()), *(tags or ())], options.get("token"))
-
-    return save_and_push(save, repo_id, **options)
-
-
-def _write_card(folder: Path, repo_id: str, tags: list[str] | None, token: Any) -> None:
-    """Write the repository's model card with more tags into a folder, or a new card; nothing if there are none."""
-    if not tags:
-        return
-    from huggingface_hub import ModelCard
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
-    try:
-        card = ModelCard.load(repo_id, token=token)
-    except (EntryNotFoundError, RepositoryNotFoundError):
-        card = ModelCard("---\ntags: []\n---\n")
-    card.data.tags = list(dict.fromkeys([*(card.data.tags or ()), *tags]))
-    card.save(folder / "README.md")
+    if upload is not None:
+        upload.write_card(model.model_tags or (), kwargs.pop("ignore_metadata_errors", False))
+        upload.finish(model, **kwargs)
 
 
 def _move_generation_keys(model: PreTrainedModel) -> None:

@@ -7,7 +7,6 @@ import os
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptrio import hub
 from gptrio.errors import TokenizationError, UnsupportedError
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.files import load_tokenizer, save_tokenizer
@@ -18,6 +17,7 @@ from gptrio.tokenization.settings import check_settings
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.tensors import to_plain
 from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, joined_path, write_json
+from gptrio.uploads import Pushable, Upload
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -28,7 +28,7 @@ _CLEAN_UP = (
 )  # fmt: skip
 
 
-class PreTrainedTokenizerBase(PrepareMixin):
+class PreTrainedTokenizerBase(PrepareMixin, Pushable):
     """Front shared by the tokenizers in Python and the fast ones.
 
     Args:
@@ -237,24 +237,18 @@ class PreTrainedTokenizerBase(PrepareMixin):
             save_directory: folder, made if need be.
             legacy_format: True for vocabulary files only, False for `tokenizer.json` only, None for what there is.
             filename_prefix: put before each file name, with a dash.
-            push_to_hub: upload the folder afterwards, to `repo_id` (the folder's name by default).
+            push_to_hub: upload what is new in the folder, to `repo_id` (the folder's name by default).
             **kwargs: `save_jinja_files=False` keeps chat templates in the configuration; the rest as `push_to_hub`.
 
         Returns:
             Paths of the files.
         """
-        paths = save_tokenizer(
-            self, save_directory, legacy_format, filename_prefix, kwargs.pop("save_jinja_files", True)
-        )
-        if push_to_hub:
-            hub.push_folder(
-                save_directory, kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs
-            )
+        jinja_files = kwargs.pop("save_jinja_files", True)
+        upload = Upload.of_save(save_directory, kwargs) if push_to_hub else None
+        paths = save_tokenizer(self, save_directory, legacy_format, filename_prefix, jinja_files)
+        if upload is not None:
+            upload.finish(self, **kwargs)
         return paths
-
-    def push_to_hub(self, repo_id: str, **options: Any) -> str:
-        """Upload the tokenizer's files to a hub repository (`options`: see `push_folder`); return the address."""
-        return hub.save_and_push(self.save_pretrained, repo_id, **options)
 
     def _save_added_tokens(self, folder: str, filename_prefix: str | None) -> tuple[str, ...]:
         """Write the tokens that the vocabulary files lack, if there are any; return the path."""

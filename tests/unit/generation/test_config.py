@@ -6,7 +6,6 @@ import pickle
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import pytest
 
@@ -156,22 +155,6 @@ def test_broken_files_are_refused(tmp_path):
         GenerationConfig.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is a file"):
         GenerationConfig().save_pretrained(path)
-
-
-def test_pushing_uploads_the_file(tmp_path, monkeypatch):
-    pushed = {}
-
-    def push(folder, repo_id, **options):
-        pushed.update(repo=repo_id, options=options, text=(Path(folder) / "generation_config.json").read_text())
-        return "address"
-
-    monkeypatch.setattr("gptrio.hub.push_folder", push)
-    config = GenerationConfig(max_new_tokens=4)
-    assert config.push_to_hub("someone/model", commit_message="new") == "address"
-    assert pushed["repo"] == "someone/model" and pushed["options"] == {"commit_message": "new"}
-    assert json.loads(pushed["text"]) == {"max_new_tokens": 4, "transformers_version": "4.56.2"}
-    config.save_pretrained(tmp_path / "name", push_to_hub=True)
-    assert pushed["repo"] == "name"
 
 
 def test_what_json_cannot_hold_leaves_no_file(tmp_path):

@@ -185,26 +185,6 @@ def test_a_configuration_cannot_name_files_elsewhere(slow, gpt2_folder, tmp_path
         assert cls.from_pretrained(tmp_path).encode(TEXT) == slow.encode(TEXT)
 
 
-def test_push_uploads_the_saved_files(gpt2, monkeypatch):
-    seen = {}
-
-    def push(folder, repo_id, **options):
-        seen.update(names=names(Path(folder)), repo_id=repo_id, options=options)
-        return "address"
-
-    monkeypatch.setattr("gptrio.hub.push_folder", push)
-    assert gpt2.push_to_hub("me/mine", private=True) == "address"
-    assert seen["repo_id"] == "me/mine" and seen["options"] == {"private": True} and "vocab.json" in seen["names"]
-
-
-def test_save_can_push(gpt2, monkeypatch, tmp_path):
-    seen = []
-    monkeypatch.setattr("gptrio.hub.push_folder", lambda folder, repo_id, **options: seen.append((repo_id, options)))
-    gpt2.save_pretrained(tmp_path / "mine", push_to_hub=True)
-    gpt2.save_pretrained(tmp_path / "mine", push_to_hub=True, repo_id="me/other", token="t")
-    assert seen == [("mine", {}), ("me/other", {"token": "t"})]
-
-
 @pytest.mark.parametrize(
     ("files", "slow_class", "fast_class"),
     [
