@@ -65,6 +65,21 @@ def test_new_tokens_continue_a_cache(family: str, padded: bool, options: dict[st
     assert ours.past_key_values.get_seq_length() == theirs.past_key_values.get_seq_length()
 
 
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]], ids=str)
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_new_tokens_padded_on_the_left(family: str, options: dict[str, Any]) -> None:
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 0, 1]])
+    ours, theirs = (continued(model, mask, **options) for model in pair_of_models(family))
+    assert torch.equal(ours.sequences, theirs.sequences)
+    for mine, expected in zip(ours.scores, theirs.scores, strict=True):
+        assert_close(mine.clamp(min=-1e4), expected.clamp(min=-1e4), 1e-4)
+    alone = filled(pair_of_models(family)[0], FIRST[1:])
+    rest = {"past_key_values": alone, "attention_mask": torch.ones(1, 5), "pad_token_id": 1}
+    row = pair_of_models(family)[0].generate(NEW[1:, 1:], max_new_tokens=6, **rest)
+    if not options.get("do_sample"):
+        assert torch.equal(row[0], ours.sequences[1, 1:])
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_conversation(family: str) -> None:
     turns = [torch.tensor([[3, 4, 5]]), torch.tensor([[21, 22]]), torch.tensor([[33, 9, 2, 7]])]
@@ -111,8 +126,12 @@ def test_what_cannot_follow_is_named() -> None:
     model = pair_of_models("gpt2")[0]
     for told, message in (
         ({"cache_position": torch.arange(5, 7)}, "cache_position starts at 5, but past_key_values hold 4"),
-        ({"attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 1]])}, "padding stands among new tokens"),
+        ({"attention_mask": torch.tensor([[1] * 6, [1, 1, 1, 1, 1, 0]])}, "it is not on the left of the new tokens"),
         ({}, "pass an attention_mask that counts the cache's positions too"),
     ):
         with pytest.raises(gptrio.InputError, match=message):
             model.generate(NEW, past_key_values=filled(model, FIRST), pad_token_id=1, max_new_tokens=2, **told)
+    local = pair_of_models("gpt_neo")[0]
+    with pytest.raises(gptrio.InputError, match="a local window would count it"):
+        mask = torch.tensor([[1] * 6, [1, 1, 1, 1, 0, 1]])
+        local.generate(NEW, past_key_values=filled(local, FIRST), pad_token_id=1, attention_mask=mask)

@@ -172,6 +172,15 @@ def test_what_is_refused_and_warned_of_is_upstreams(options, monkeypatch):
     assert made(gptrio, options) == made(transformers, options)
 
 
+@pytest.mark.parametrize("name", ["num_beam_groups", "token_healing", "is_assistant", "num_assistant_tokens"])
+def test_none_means_the_default(name):
+    assert theirs(**{name: None}).get_generation_mode().value == "greedy_search"
+    config = GenerationConfig(**{name: None})
+    assert config == GenerationConfig()
+    config.update(**{name: None})
+    assert config.get_generation_mode().value == "greedy_search"
+
+
 def test_whole_floats_count_as_integers():
-    config = GenerationConfig(max_new_tokens=5.0, do_sample=True, top_k=3.0)
-    assert repr((config.max_new_tokens, config.top_k, config.temperature)) == "(5, 3, 1.0)"
+    config = GenerationConfig(max_new_tokens=5.0, do_sample=True, top_k=3.0, eos_token_id=7.0)
+    assert repr((config.max_new_tokens, config.top_k, config.temperature, config.eos_token_id)) == "(5, 3, 1.0, 7)"

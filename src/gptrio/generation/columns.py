@@ -67,7 +67,7 @@ def align(prompt: Prompt) -> Prompt:
     Raises:
         InputError: a cache has let go what a row would need.
     """
-    if prompt.padding is None or prompt.has_left_padding_only:
+    if prompt.padding is None or prompt.has_left_padding_only or prompt.has_gaps:
         return prompt
     cache, length = prompt.cache, prompt.length
     held = 0 if cache is None else cache.get_seq_length()

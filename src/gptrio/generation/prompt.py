@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
+from gptrio.cache.base import windows_of
 from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
 from gptrio.generation.config import GenerationConfig
@@ -62,6 +63,11 @@ class Prompt:
     def has_left_padding_only(self) -> bool:
         """True if no real token of a row stands before padding."""
         return self.padding is None or not bool((self.padding[:, 1:] < self.padding[:, :-1]).any())
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether padding stands among ids that follow what the cache holds; without these it cannot be moved."""
+        return bool(self.skipped) and self.padding is not None and not bool(self.padding[:, self.skipped :].all())
 
     def repeated(self, times: int) -> Prompt:
         """Every row `times` times, copies side by side; the cache stays as it is."""
@@ -136,6 +142,8 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
     if cache is not None and embeds is None:
         _skip_cached(prompt, mask, where)
     prompt.padding = _padding(prompt, mask, config)
+    if prompt.has_gaps:
+        _check_gaps(model, prompt)
     if cache is not None:
         _check_cache(prompt)
     return prompt
@@ -160,6 +168,18 @@ def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | N
         columns = getattr(prompt, name)
         if columns is not None and columns.shape[1] == new:  # of the new tokens alone
             setattr(prompt, name, torch.cat([columns.new_zeros(len(columns), held), columns], dim=1))
+
+
+def _check_gaps(model: Any, prompt: Prompt) -> None:
+    """Raise InputError for padding among new tokens that a mask alone cannot hide from those after it."""
+    assert prompt.padding is not None
+    windows = any(window is not None for window in windows_of(model.config))
+    if windows or prompt.cache.real_positions_last or not bool(prompt.padding[:, -1].all()):
+        why = "a local window would count it" if windows else "it is not on the left of the new tokens alone"
+        raise InputError(
+            f"padding stands among new tokens that follow past_key_values, and {why}; pass the whole prompt, with what "
+            "the cache holds, or rows of new tokens without padding"
+        )
 
 
 def _checked_ids(model: Any, ids: Any) -> Tensor:
@@ -222,11 +242,6 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
         padding = mask != 0
     if bool(padding.all()):
         return None
-    if prompt.skipped and not bool(padding[:, prompt.skipped :].all()):
-        raise InputError(
-            "padding stands among new tokens that follow past_key_values; pass the whole prompt, with what the cache "
-            "holds, or rows of new tokens without padding"
-        )
     return padding
 
 

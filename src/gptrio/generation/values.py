@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from gptrio.errors import OptionError
 from gptrio.generation.declared import CompileConfig, GenerationOptions
@@ -13,7 +14,9 @@ from gptrio.generation.watermark.config import watermarking_from
 
 
 def plain_value(name: str, value: Any) -> Any:
-    """Turn what files and callers may hold in an option's place into the option's own type."""
+    """Turn what files and callers may hold in an option's place into the option's own type; None is a default."""
+    if value is None:
+        return _never_none().get(name)
     if hasattr(value, "tolist"):  # arrays and tensors of token ids
         return value.tolist()
     if isinstance(value, float) and value.is_integer() and name in _counts():
@@ -31,9 +34,17 @@ def plain_value(name: str, value: Any) -> Any:
 
 @lru_cache(maxsize=1)
 def _counts() -> frozenset[str]:
-    """Options that are integers."""
+    """Options that are integers, or may be."""
     hints = get_type_hints(GenerationOptions)
-    return frozenset(name for name, hint in hints.items() if hint is int or hint == int | None)
+    return frozenset(name for name, hint in hints.items() if hint is int or int in get_args(hint))
+
+
+@lru_cache(maxsize=1)
+def _never_none() -> dict[str, Any]:
+    """The defaults of the options that cannot be None."""
+    hints = get_type_hints(GenerationOptions)
+    rows = dataclasses.fields(GenerationOptions)
+    return {row.name: row.default for row in rows if type(None) not in get_args(hints[row.name])}
 
 
 def _token_ids(text: str) -> tuple[int, ...]:
