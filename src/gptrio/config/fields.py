@@ -11,6 +11,7 @@ from typing import Any
 from gptrio.errors import ConfigError
 
 LARGEST_COUNT = 2**31 - 1
+LARGEST_WIDTH = 2**24  # a weight of that many inputs, and of any count of outputs, is one that torch can count
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,12 @@ def declare(
     return dataclasses.field(default=default, metadata={"rule": rule})
 
 
-def count(default: int | None, *, least: int = 1, optional: bool = False) -> Any:
-    """Declare a size or number of things: an integer of at least `least`."""
-    expected = f"an integer >= {least} (at most {LARGEST_COUNT})"
+def count(default: int | None, *, least: int = 1, most: int = LARGEST_COUNT, optional: bool = False) -> Any:
+    """Declare a size or number of things: an integer from `least` to `most`."""
+    expected = f"an integer >= {least} (at most {most})"
 
     def accepts(value: object) -> bool:
-        return isinstance(value, int) and is_integer(value) and least <= value <= LARGEST_COUNT
+        return isinstance(value, int) and is_integer(value) and least <= value <= most
 
     return declare(default, accepts, expected, optional=optional, whole=True)
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.config.fields import choice, count, divides, flag, not_negative, probability, text, token_id
+from gptrio.config.fields import LARGEST_WIDTH, choice, count, divides, flag, not_negative, probability, text, token_id
 
 
 @config_class
@@ -48,7 +48,7 @@ class GPT2Config(PretrainedConfig):
 
     vocab_size: int = count(50257)
     n_positions: int = count(1024)
-    n_embd: int = count(768)
+    n_embd: int = count(768, most=LARGEST_WIDTH)
     n_layer: int = count(12, least=0)
     n_head: int = count(12)
     n_inner: int | None = count(None, optional=True)

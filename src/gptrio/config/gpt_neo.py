@@ -8,7 +8,17 @@ from typing import Any, ClassVar
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.config.fields import count, divides, flag, is_integer, not_negative, probability, text, token_id
+from gptrio.config.fields import (
+    LARGEST_WIDTH,
+    count,
+    divides,
+    flag,
+    is_integer,
+    not_negative,
+    probability,
+    text,
+    token_id,
+)
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
@@ -44,7 +54,7 @@ class GPTNeoConfig(PretrainedConfig):
 
     vocab_size: int = count(50257)
     max_position_embeddings: int = count(2048)
-    hidden_size: int = count(2048)
+    hidden_size: int = count(2048, most=LARGEST_WIDTH)
     num_layers: int = count(24, least=0)
     attention_types: list[Any] = field(default_factory=lambda: [[["global", "local"], 12]])
     num_heads: int = count(16)

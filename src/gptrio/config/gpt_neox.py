@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
 from gptrio.config.fields import (
+    LARGEST_WIDTH,
     count,
     declare,
     divides,
@@ -55,7 +56,7 @@ class GPTNeoXConfig(PretrainedConfig):
     attribute_map: ClassVar[dict[str, str]] = {"partial_rotary_factor": "rotary_pct", "rope_theta": "rotary_emb_base"}
 
     vocab_size: int = count(50432)
-    hidden_size: int = count(6144)
+    hidden_size: int = count(6144, most=LARGEST_WIDTH)
     num_hidden_layers: int = count(44, least=0)
     num_attention_heads: int = count(64)
     intermediate_size: int = count(24576)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.generation.call import Call
-from gptrio.generation.config import GenerationConfig
+from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.loop import await_others, draw
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
 
@@ -94,10 +94,10 @@ def beam_search(call: Call) -> Tensor | GenerateBeamDecoderOnlyOutput:
 
 def _fill(call: Call) -> int:
     """What follows the end of a beam; token 0 as padding counts as none, as it does upstream."""
-    ends = call.config.eos_token_id
-    if ends is None:
+    ends = ends_of(call.config)
+    if not ends:
         return -1 if call.pad is None else call.pad
-    return call.pad or (ends if isinstance(ends, int) else ends[0])
+    return call.pad or ends[0]
 
 
 def _start(call: Call, fill: int) -> Beams:
@@ -110,12 +110,6 @@ def _start(call: Call, fill: int) -> Beams:
         ids.new_empty(*places, 0, dtype=torch.int32),
         none,
     )
-
-
-def ends_of(config: GenerationConfig) -> list[int]:
-    """The tokens that end a row, none or several."""
-    ends = config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def _candidates(call: Call, running: Beams, scores: Tensor) -> Beams:

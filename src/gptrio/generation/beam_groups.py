@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gptrio.generation.beam import NEVER, ends_of, finish
+from gptrio.generation.beam import NEVER, finish
 from gptrio.generation.call import Call
+from gptrio.generation.config import ends_of
 from gptrio.generation.hypotheses import Hypotheses, Hypothesis
 from gptrio.generation.loop import await_others
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput

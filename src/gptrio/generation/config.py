@@ -308,6 +308,12 @@ class GenerationConfig(GenerationOptions, Pushable):
         return f"{type(self).__name__} {json_text(_without_metadata(self.to_diff_dict()), repr)}"
 
 
+def ends_of(config: GenerationConfig) -> list[int]:
+    """The tokens that end a row: none, one or several."""
+    ends = config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
 @lru_cache(maxsize=1)
 def _types() -> dict[str, Any]:
     """Option -> type, in order of declaration."""

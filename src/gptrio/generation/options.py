@@ -80,6 +80,14 @@ def check_option(field: dataclasses.Field[Any], value: object, hint: Any) -> Non
         raise OptionError(f"{field.name}={value!r} is out of range; expected a number {bounds}")
 
 
+def check_token_ids(name: str, ids: Any) -> list[int]:
+    """Return a token id or several as a list; raises OptionError for what is none, or for one past 64 bits."""
+    several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
+    if not fits(several, list[int]) or not all(-(1 << 63) <= token < 1 << 63 for token in several):
+        raise OptionError(f"{name}={ids!r} must be a token id or a list of them")
+    return several
+
+
 def _readable(hint: Any) -> str:
     return str(hint) if get_origin(hint) else hint.__name__
 

@@ -14,7 +14,7 @@ from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.cache.base import windows_of
 from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
-from gptrio.generation.config import GenerationConfig
+from gptrio.generation.config import GenerationConfig, ends_of
 
 if TYPE_CHECKING:
     from gptrio.generation.columns import Moved
@@ -206,11 +206,10 @@ def _start(
 
 
 def _from_bos(empty: Tensor, bos_token_id: int | list[int] | None) -> Tensor:
-    if isinstance(bos_token_id, (list, tuple)):
-        return empty.new_tensor(bos_token_id).expand(empty.shape[0], -1)
     if bos_token_id is None:
         raise OptionError("the prompt is empty and there is no bos_token_id to start from; pass input_ids")
-    return empty.new_full((empty.shape[0], 1), bos_token_id)
+    ids = [bos_token_id] if isinstance(bos_token_id, int) else bos_token_id
+    return empty.new_tensor(ids).expand(empty.shape[0], -1)
 
 
 def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -223,13 +222,13 @@ def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> Tensor | None:
     """The prompt's padding, from the mask or from the ids."""
-    ends = config.eos_token_id if isinstance(config.eos_token_id, (list, tuple)) else [config.eos_token_id]
     if mask is None:
         ids, pad = prompt.ids, config.pad_token_id
         if prompt.embeds is not None and ids.shape[1] != prompt.length:
             return None
+        ends = ends_of(config)
         if pad is None or pad in ends:
-            _warn_of_unseen_padding(ids, pad if pad is not None else ends[0])
+            _warn_of_unseen_padding(ids, next(iter(ends), None) if pad is None else pad)
             return None
         padding: Tensor = torch.cat([ids.new_ones(len(ids), prompt.skipped).bool(), ids != pad], dim=1)
     else:

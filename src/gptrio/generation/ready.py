@@ -12,7 +12,7 @@ from torch import Tensor
 from gptrio.cache import DynamicCache, make_cache
 from gptrio.errors import OptionError
 from gptrio.generation.call import Call, Generators, Record
-from gptrio.generation.config import GenerationConfig
+from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.declared import GenerationMode
 from gptrio.generation.lengths import context_length, last_column, no_more_positions, positions
 from gptrio.generation.options import fits
@@ -63,13 +63,10 @@ def make_call(model: Any, prompt: Prompt, config: GenerationConfig, mode: Genera
     rows = prompt.repeated(copies)
     beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)
-    ends = config.eos_token_id
-    pad = config.pad_token_id
-    if pad is None and ends is not None:
-        pad = ends if isinstance(ends, int) else ends[0]
+    pads = ends_of(config) if config.pad_token_id is None else [config.pad_token_id]
     return Call(
-        model, config, rows, step, processors, criteria, pad, Record(config), prompt.ids.shape[0], generators,
-        extras.streamer, extras.synced_gpus, extras.on_finish,
+        model, config, rows, step, processors, criteria, next(iter(pads), None), Record(config), prompt.ids.shape[0],
+        generators, extras.streamer, extras.synced_gpus, extras.on_finish,
         not (extras.logits_processor or extras.prefix_allowed_tokens_fn),
     )  # fmt: skip
 

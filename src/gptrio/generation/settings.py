@@ -13,7 +13,7 @@ from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.declared import GenerationOptions
-from gptrio.generation.options import unknown_option
+from gptrio.generation.options import check_token_ids, unknown_option
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -43,6 +43,9 @@ def merge_config(
     for name in arguments:
         if name not in names:
             raise unknown_option(name, sorted(names | _option_names() | _generate_arguments()), "generate()")
+    for name in _TOKENS:
+        if getattr(config, name, None) is not None:
+            check_token_ids(name, getattr(config, name))
     return config, arguments
 
 

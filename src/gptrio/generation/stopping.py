@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gptrio.errors import warn
-from gptrio.generation.config import GenerationConfig
+from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.merge import merge
 from gptrio.generation.options import check_number
 from gptrio.generation.processors.base import TokenIds
@@ -189,8 +189,8 @@ def build_stopping(
         built.append(MaxTimeCriteria(config.max_time))
     if config.stop_strings is not None:
         built.append(StopStringCriteria(tokenizer, config.stop_strings))
-    if config.eos_token_id is not None:
-        built.append(EosTokenCriteria(config.eos_token_id))
+    if ends := ends_of(config):
+        built.append(EosTokenCriteria(ends))
     if config.is_assistant and config.assistant_confidence_threshold:
         built.append(ConfidenceCriteria(config.assistant_confidence_threshold))
     return StoppingCriteriaList(merge(built, stopping_criteria, "stopping_criteria"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import gptrio
-from gptrio.errors import CheckpointNotFoundError, ConfigError, TokenizationError
+from gptrio.errors import CheckpointNotFoundError, ConfigError, SizeMismatchError, TokenizationError
 from gptrio.hub import local_folder
 
 
@@ -55,6 +55,19 @@ def test_more_layers_than_the_weights_have_are_refused_before_any_is_built(tmp_p
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="num_hidden_layers=1000000000 is not possible; the weights have"):
         gptrio.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["n_embd", "n_head", "n_inner", "n_positions", "vocab_size", "n_layer"])
+@pytest.mark.parametrize("size", [2**24, 10**9, 2**31 - 1, 10**30])
+def test_sizes_that_the_weights_do_not_have_are_refused(tmp_path: Path, name: str, size: int) -> None:
+    folder = local_folder("gptrio/stdlib-gpt2")
+    assert folder is not None
+    (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
+    settings = json.loads((folder / "config.json").read_text()) | {name: size}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises((ConfigError, SizeMismatchError)) as found:
+        gptrio.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert str(size) in str(found.value)
 
 
 @pytest.mark.parametrize("limit", ["abc", float("nan"), float("inf"), [3]])

@@ -23,6 +23,7 @@ def model_of(family="gpt2", seed=0, **overrides):
 
 MODEL = model_of()
 NO_BOS = model_of(bos_token_id=None)
+NO_ENDS = model_of(eos_token_id=None)
 
 
 @pytest.mark.parametrize(
@@ -369,3 +370,20 @@ def test_the_most_likely_token_is_the_first_of_the_largest() -> None:
     scores = torch.tensor([[0.0, 2.0, 2.0, 1.0], [float("-inf")] * 4, [1.0, float("nan"), 3.0, float("nan")]])
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         assert most_likely(scores.to(dtype)).tolist() == scores.to(dtype).argmax(-1).tolist() == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 2}, {"do_sample": True, "seed": 1}, {"prompt_lookup_num_tokens": 2}]
+)
+@pytest.mark.parametrize("pad", [None, 0])
+def test_an_empty_list_of_end_tokens_is_none(options, pad):
+    ids = torch.tensor([[1, 2, 3, 1, 2]])
+    options = {"max_new_tokens": 12, "pad_token_id": pad, "min_new_tokens": 2, "bad_words_ids": [[5]], **options}
+    assert torch.equal(MODEL.generate(ids, eos_token_id=[], **options), NO_ENDS.generate(ids, **options))
+
+
+@pytest.mark.parametrize("name", ["eos_token_id", "pad_token_id", "bos_token_id"])
+def test_tokens_past_all_tensors_are_named(name):
+    ids = {} if name == "bos_token_id" else {"inputs": torch.tensor([[1, 2], [3, 4]])}
+    with pytest.raises(OptionError, match=f"{name}=.*must be a token id"):
+        NO_BOS.generate(**ids, max_new_tokens=2, **{name: 2**64})

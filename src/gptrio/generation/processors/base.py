@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options import fits
+from gptrio.generation.options import check_token_ids
 
 NEVER = float("-inf")
 
@@ -75,9 +75,6 @@ def _further_arguments(processor: Processor) -> tuple[tuple[str, ...], tuple[str
     return _ARGUMENTS[call]
 
 
-MOST_IDS = 1 << 63  # that a tensor of ids can tell apart
-
-
 class TokenIds:
     """Token ids given as one, several or a tensor, ready to index scores on any device.
 
@@ -91,14 +88,9 @@ class TokenIds:
     """
 
     def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor, device: str | torch.device = "cpu") -> None:
-        plain = ids.tolist() if isinstance(ids, torch.Tensor) else ids
-        self.ids: list[int] = [plain] if isinstance(plain, int) else list(plain)
-        if (
-            not self.ids
-            or not fits(self.ids, list[int])
-            or not all(-MOST_IDS <= token < MOST_IDS for token in self.ids)
-        ):
-            raise OptionError(f"{name}={plain!r} must be a token id or a list of them")
+        self.ids = check_token_ids(name, ids.tolist() if isinstance(ids, torch.Tensor) else ids)
+        if not self.ids:
+            raise OptionError(f"{name}={ids!r} must be a token id or a list of them")
         self.tensor = ids if isinstance(ids, torch.Tensor) and ids.dim() else torch.tensor(self.ids, device=device)
         self._index: torch.Tensor | None = None
         self._made_for = (-1, -1)

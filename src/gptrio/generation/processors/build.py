@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.config import GenerationConfig
+from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.merge import merge
 from gptrio.generation.processors import forcing, guidance, penalties, sampling, sequences
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
@@ -86,7 +86,7 @@ def _penalties(config: GenerationConfig, prompt_ids: torch.Tensor | None) -> Ite
         prompts = _required(prompt_ids, "encoder_no_repeat_ngram_size")
         yield sequences.EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, prompts)
     if config.bad_words_ids is not None:
-        yield sequences.NoBadWordsLogitsProcessor(config.bad_words_ids, config.eos_token_id)
+        yield sequences.NoBadWordsLogitsProcessor(config.bad_words_ids, ends_of(config) or None)
 
 
 def _lengths(
@@ -94,11 +94,11 @@ def _lengths(
     prompt_length: int,
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None,
 ) -> Iterator[Processor]:
-    if config.eos_token_id is not None:
+    if ends := ends_of(config):
         if config.min_length:
-            yield forcing.MinLengthLogitsProcessor(config.min_length, config.eos_token_id)
+            yield forcing.MinLengthLogitsProcessor(config.min_length, ends)
         if config.min_new_tokens:
-            yield forcing.MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, config.eos_token_id)
+            yield forcing.MinNewTokensLengthLogitsProcessor(prompt_length, config.min_new_tokens, ends)
     if prefix_allowed_tokens_fn is not None:
         rows = max(1, config.num_beams // config.num_beam_groups)  # a group's beams are processed together
         yield forcing.PrefixConstrainedLogitsProcessor(prefix_allowed_tokens_fn, rows)
@@ -112,11 +112,10 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
     if config.remove_invalid_values:
         yield sampling.InfNanRemoveLogitsProcessor()
     if config.exponential_decay_length_penalty is not None:
-        if config.eos_token_id is None:
+        ends = ends_of(config)
+        if not ends:
             raise OptionError("exponential_decay_length_penalty needs eos_token_id, whose score it raises")
-        yield penalties.ExponentialDecayLengthPenalty(
-            config.exponential_decay_length_penalty, config.eos_token_id, prompt_length
-        )
+        yield penalties.ExponentialDecayLengthPenalty(config.exponential_decay_length_penalty, ends, prompt_length)
     if config.suppress_tokens:
         yield forcing.SuppressTokensLogitsProcessor(config.suppress_tokens)
     if config.begin_suppress_tokens:
@@ -125,7 +124,8 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
 
 
 def _truncations(config: GenerationConfig) -> Iterator[Processor]:
-    keep = 1 if config.num_beams == 1 else _ends(config) + 1  # beams need a token that goes on beside every end
+    ends = max(1, len(ends_of(config)))
+    keep = 1 if config.num_beams == 1 else ends + 1  # beams need a token that goes on beside every end
     if config.temperature == 0:
         raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")
     if config.temperature not in (None, 1.0):
@@ -142,11 +142,6 @@ def _truncations(config: GenerationConfig) -> Iterator[Processor]:
         yield sampling.EpsilonLogitsWarper(config.epsilon_cutoff, min_tokens_to_keep=keep)
     if config.eta_cutoff is not None and 0 < config.eta_cutoff < 1:
         yield sampling.EtaLogitsWarper(config.eta_cutoff, min_tokens_to_keep=keep)
-
-
-def _ends(config: GenerationConfig) -> int:
-    """Number of tokens that end a row, 1 when none is known."""
-    return len(config.eos_token_id) if isinstance(config.eos_token_id, (list, tuple)) else 1
 
 
 def _required(prompt_ids: torch.Tensor | None, option: str) -> torch.Tensor:
