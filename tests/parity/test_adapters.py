@@ -14,6 +14,7 @@ import peft
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
 from torch import Tensor
 
 import gptrio
@@ -403,3 +404,18 @@ def test_the_page_runs_as_it_stands(
     ids = token_ids(1)
     assert torch.equal(names["again"](input_ids=ids).logits, names["adapted"].eval()(input_ids=ids).logits)
     assert isinstance(names["again"].get_base_model(), GPT2LMHeadModel)
+
+
+@pytest.mark.parametrize("peft_format", [True, False])
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_names_in_a_saved_adapters_file_are_those_of_the_reference(
+    class_name: str, peft_format: bool, tmp_path: Path
+) -> None:
+    models = pair(class_name)
+    both("add_adapter", models, peft.LoraConfig(r=2, target_modules="all-linear"))
+    names = []
+    for model, folder in zip(models, ("theirs", "ours"), strict=True):
+        model.save_pretrained(tmp_path / folder, save_peft_format=peft_format)
+        with safe_open(tmp_path / folder / "adapter_model.safetensors", "pt") as file:
+            names.append(set(file.keys()))
+    assert names[0] == names[1]

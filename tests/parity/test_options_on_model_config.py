@@ -14,6 +14,7 @@ import transformers
 import gptrio
 from tests.parity.generation import FAMILIES, pair_of_models
 
+LIBRARIES = ("gptrio", "transformers")
 IDS = torch.tensor([[5, 6, 7]])
 OLD_KEYS = {
     "max_length": 8,
@@ -147,3 +148,15 @@ def test_options_that_cannot_be_saved_leave_no_weights(family: str, tmp_path: Pa
             with pytest.raises(ValueError, match="top_k"):
                 model.save_pretrained(tmp_path / library.__name__)
         assert not list((tmp_path / library.__name__).glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_arguments_of_saving_by_place(family: str, tmp_path: Path) -> None:
+    for model in pair_of_models(family):
+        where = tmp_path / type(model).__module__.partition(".")[0]
+        model.save_pretrained(where / "not", False)
+        assert not (where / "not" / "config.json").exists()
+        state = {name: tensor * 2 for name, tensor in model.state_dict().items()}
+        model.save_pretrained(where / "yes", True, state, torch.save, False, "1GB", True, "x")
+    names = [sorted(path.name for path in (tmp_path / library / "yes").iterdir()) for library in LIBRARIES]
+    assert names[0] == names[1]

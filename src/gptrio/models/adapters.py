@@ -291,7 +291,11 @@ def load_with_adapter(load: Callable[[Any], Loaded], name_or_path: Any, kwargs: 
 
 
 def save_adapter(
-    model: AdaptersMixin, folder: Path, state_dict: Mapping[str, Tensor] | None = None, safe_serialization: bool = True
+    model: AdaptersMixin,
+    folder: Path,
+    state_dict: Mapping[str, Tensor] | None = None,
+    safe_serialization: bool = True,
+    peft_format: bool = True,
 ) -> None:
     """Write the active adapter alone into a folder, as PEFT and Transformers read it.
 
@@ -300,6 +304,7 @@ def save_adapter(
         folder: made if need be.
         state_dict: of the model, if it is not its own.
         safe_serialization: write safetensors rather than a torch file.
+        peft_format: name the tensors as PEFT does.
 
     Raises:
         OptionError: several adapters are active.
@@ -308,7 +313,8 @@ def save_adapter(
     if len(active) > 1:
         raise OptionError(f"the adapters {', '.join(active)} are active together; set_adapter to the one to save")
     held = model.get_adapter_state_dict(active[0], None if state_dict is None else dict(state_dict))
-    tensors = {f"{_PREFIX}{key}": tensor.detach().cpu().contiguous() for key, tensor in held.items()}
+    prefix = _PREFIX if peft_format else ""
+    tensors = {f"{prefix}{key}": tensor.detach().cpu().contiguous() for key, tensor in held.items()}
     folder.mkdir(parents=True, exist_ok=True)
     with replace_file(folder / ("adapter_model.safetensors" if safe_serialization else "adapter_model.bin")) as partial:
         if safe_serialization:

@@ -109,11 +109,11 @@ class PreTrainedModel(
                 lambda name: load_model(cls, name, *model_args, **kwargs), pretrained_model_name_or_path, kwargs
             )
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Write configuration and weights; see `gptrio.models.saving.save_model` for every argument and error."""
         from gptrio.models.saving import save_model
 
-        save_model(self, save_directory, **kwargs)
+        save_model(self, save_directory, *args, **kwargs)
 
     def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
         """Push configuration and weights to a hub repository; see `gptrio.uploads.Pushable.push_to_hub`."""

@@ -19,7 +19,6 @@ from gptrio.uploads import Upload
 def save_model(
     model: PreTrainedModel,
     save_directory: str | os.PathLike[str],
-    *,
     is_main_process: bool = True,
     state_dict: Mapping[str, Tensor] | None = None,
     save_function: Callable[..., None] | None = None,
@@ -27,6 +26,8 @@ def save_model(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     variant: str | None = None,
+    token: str | bool | None = None,
+    save_peft_format: bool = True,
     **kwargs: Any,
 ) -> None:
     """Write a model's configuration, generation options and weights into a folder.
@@ -45,6 +46,8 @@ def save_model(
         max_shard_size: bytes, or text such as "500MB".
         safe_serialization: write safetensors rather than a torch file.
         variant: middle part of the file names, such as "fp16".
+        token: hub access token.
+        save_peft_format: name an adapter's tensors as PEFT does, rather than as the model does.
         kwargs: `repo_id`, and options of `push_to_hub`.
 
     Raises:
@@ -59,9 +62,11 @@ def save_model(
         _move_generation_keys(model)
     if model.generation_config is not None:
         model.generation_config.validate(strict=True)  # before anything is written
+    if token is not None:
+        kwargs["token"] = token
     upload = Upload.of_save(folder, kwargs) if push_to_hub else None
     if model._hf_peft_config_loaded:
-        save_adapter(model, folder, state_dict, safe_serialization)
+        save_adapter(model, folder, state_dict, safe_serialization, save_peft_format)
     else:
         _save_weights(model, folder, state_dict, max_shard_size, safe_serialization, variant)
     if model.generation_config is not None:
