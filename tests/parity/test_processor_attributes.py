@@ -134,3 +134,29 @@ def test_processors_of_a_call_hold_the_same_attributes() -> None:
         vars(theirs).pop("max_position_embeddings", None)  # ours is set where it can matter only
         assert type(ours).__name__ == type(theirs).__name__
         assert_same_attributes(ours, theirs)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_the_context_of_guidance(use_cache: bool) -> None:
+    from tests.parity.generation import pair_of_models
+
+    results = []
+    for library, model in zip((gptrio, transformers), pair_of_models("gpt_neox"), strict=True):
+        guide = library.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, model, IDS[:, :2], use_cache=use_cache)
+        seen = [dict(guide.unconditional_context)]
+        guide.unconditional_context["input_ids"] = IDS[:, 1:3]
+        ids = IDS.clone()
+        for _ in range(3):
+            scores = guide(ids, torch.linspace(-1, 1, 2 * model.config.vocab_size).reshape(2, -1))
+            seen.append({**guide.unconditional_context, "scores": scores})
+            ids = torch.cat([ids, ids[:, :1]], dim=1)
+        results.append(seen)
+    for mine, expected in zip(*results, strict=True):
+        assert mine.keys() == expected.keys()
+        assert (mine["use_cache"], mine["first_pass"]) == (expected["use_cache"], expected["first_pass"])
+        assert (mine["past_key_values"] is None) == (expected["past_key_values"] is None)
+        for name in ("input_ids", "attention_mask"):
+            assert expected[name] is mine[name] is None or torch.equal(mine[name], expected[name])
+        if "scores" in expected:
+            assert_close(mine["scores"], expected["scores"], 1e-4)

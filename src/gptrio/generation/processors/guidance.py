@@ -45,6 +45,9 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         unconditional_ids: (E, U) the negative prompt, B a multiple of E; the prompt's last token by default.
         unconditional_attention_mask: (E, U) 0 for padding.
         use_cache: keep keys and values of the negative prompt.
+
+    Attributes:
+        unconditional_context: the negative prompt, and after a call the ids and mask of its last forward and its cache.
     """
 
     def __init__(
@@ -57,10 +60,15 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     ) -> None:
         self.guidance_scale = guidance_scale
         self.model = model
-        self.use_cache = use_cache
-        self._ids = unconditional_ids
-        self._mask = unconditional_attention_mask
-        self._cache: Any = None
+        self.unconditional_context: dict[str, Any] = {
+            "input_ids": unconditional_ids,
+            "attention_mask": unconditional_attention_mask,
+            "use_cache": use_cache,
+            "past_key_values": None,
+            "first_pass": True,
+        }
+        self._ids: torch.Tensor | None = None  # (B, U) the negative prompt of each row, and its mask
+        self._mask: torch.Tensor | None = None
         self._prompt_length = 0
         self._seen: torch.Tensor | None = None  # ids of the last call
 
@@ -83,24 +91,32 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         generated = input_ids[:, self._prompt_length :]
         ids = torch.cat([self._ids, generated], dim=1)
         mask = torch.cat([self._mask, torch.ones_like(generated)], dim=1)
-        goes_on = self._cache is not None and self._seen is not None and torch.equal(self._seen, input_ids[:, :-1])
+        context = self.unconditional_context
+        goes_on = (
+            context["past_key_values"] is not None
+            and self._seen is not None
+            and torch.equal(self._seen, input_ids[:, :-1])
+        )
         new = 1 if goes_on else ids.shape[1]
         output = self.model(
             ids[:, -new:],
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp_(min=0)[:, -new:],
-            use_cache=bool(self.use_cache),
-            past_key_values=self._cache if goes_on else None,
+            use_cache=bool(context["use_cache"]),
+            past_key_values=context["past_key_values"] if goes_on else None,
         )
-        self._cache = output.past_key_values if self.use_cache else None
+        fed = ids[:, -1:] if context["use_cache"] and not context["first_pass"] else ids
+        context.update(input_ids=fed, attention_mask=mask, first_pass=False)
+        context["past_key_values"] = output.past_key_values if context["use_cache"] else None
         self._seen = input_ids
         logits: torch.Tensor = output.logits
         return logits[:, -1]
 
     def _start(self, input_ids: torch.Tensor) -> None:
         """Give every row its negative prompt: its own last token if there is none."""
-        prompt = input_ids[:, -1:] if self._ids is None else self._ids.to(input_ids.device)
-        mask = torch.ones_like(prompt) if self._mask is None else self._mask.to(input_ids.device)
+        given, real = (self.unconditional_context[name] for name in ("input_ids", "attention_mask"))
+        prompt = input_ids[:, -1:] if given is None else given.to(input_ids.device)
+        mask = torch.ones_like(prompt) if real is None else real.to(input_ids.device)
         self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
         self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
         order = real_positions_last(self._mask != 0)  # the next token follows the last real one
