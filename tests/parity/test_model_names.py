@@ -46,6 +46,8 @@ FLAGS = [
     "_hf_peft_config_loaded",
     "_is_hf_initialized",
     "_is_stateful",
+    "_keep_in_fp32_modules",
+    "_keep_in_fp32_modules_strict",
     "_keys_to_ignore_on_load_missing",
     "_keys_to_ignore_on_load_unexpected",
     "_keys_to_ignore_on_save",

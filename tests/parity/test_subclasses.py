@@ -192,6 +192,39 @@ def test_what_no_attribute_is_remains_an_error(tmp_path: Path) -> None:
         model_class.from_pretrained(tmp_path, nothing=3)
 
 
+# types --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16, torch.float64])
+def test_modules_that_a_class_names_stay_in_float32(family: str, dtype: torch.dtype | None, tmp_path: Path) -> None:
+    base: Any = getattr(transformers, CAUSAL[family])
+    base(base.config_class(**SIZES[family])).save_pretrained(tmp_path)
+    found = []
+    for library in LIBRARIES:
+        parent: Any = getattr(library, CAUSAL[family])
+
+        class Careful(parent):
+            _keep_in_fp32_modules = ["mlp"]  # noqa: RUF012 - as users write it
+            _keep_in_fp32_modules_strict = ["ln_f", "final_layer_norm"][family == "GPTNeoX" :][:1]
+
+            def __init__(self, config: Any) -> None:
+                super().__init__(config)
+                self.new = nn.Linear(2, 2)
+
+        for class_ in (parent, Careful):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of new weights
+                loaded = class_.from_pretrained(tmp_path, dtype=dtype)
+            names = {name: tensor for name, tensor in loaded.named_parameters() if not name.startswith("new")}
+            found.append({name: (tensor.dtype, tensor.double().sum().item()) for name, tensor in names.items()})
+            if class_ is Careful:
+                found.append({"new": loaded.new.weight.dtype})
+    assert found[3:] == found[:3]
+    kinds = {dtype for dtype, _ in found[1].values()}
+    assert len(kinds) == (2 if dtype in (torch.float16, torch.bfloat16) else 1)
+
+
 # models written from nothing ----------------------------------------------------------------------------------------
 
 

@@ -43,7 +43,7 @@ def load_into(
     ignore_unexpected: Iterable[str] = IGNORED_BUFFERS,
     ignore_missing: Iterable[str] = (),
     tied: Mapping[str, str] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[str], torch.dtype | None] | None = None,
     device: Placement = "cpu",
     ignore_mismatched_sizes: bool = False,
     take: Take | None = None,
@@ -58,7 +58,7 @@ def load_into(
         module: the model; its parameters may be on the meta device. They are replaced, not written to.
         source: an open checkpoint, or tensors by name (which are copied).
         base_model_prefix, ignore_unexpected, ignore_missing, tied: see `gptrio.checkpoint.keys.plan_keys`.
-        dtype: type to convert floating-point tensors to; as stored when None.
+        dtype: type to convert floating-point tensors to, or a function of the model key; as stored when None.
         device: where tensors go: one device, or a function of the model key.
         ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
         take: is offered each model key and tensor first, with the key and the checkpoint they come from; True if it
@@ -97,7 +97,8 @@ def load_into(
             report.mismatched.append((name, stored, expected))
             continue
         place = torch.device(device(name) if callable(device) else device)
-        placed = _convert(tensor, dtype, place, copy=isinstance(reader, TensorDict))
+        kind = dtype if dtype is None or isinstance(dtype, torch.dtype) else dtype(name)
+        placed = _convert(tensor, kind, place, copy=isinstance(reader, TensorDict))
         _assign(module, name, placed)
         if placed.data_ptr() != tensor.data_ptr():
             release_pages(tensor)

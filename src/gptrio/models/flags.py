@@ -42,6 +42,8 @@ class FlagsMixin(nn.Module):
     _keys_to_ignore_on_load_missing: ClassVar[list[str] | None] = None
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str] | None] = None
     _keys_to_ignore_on_save: ClassVar[list[str] | None] = None
+    _keep_in_fp32_modules: ClassVar[list[str] | None] = None
+    _keep_in_fp32_modules_strict: ClassVar[list[str] | None] = None
     _checkpoint_conversion_mapping: ClassVar[dict[str, str]] = {}
 
     _is_stateful: ClassVar[bool] = False

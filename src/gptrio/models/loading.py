@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -113,11 +114,12 @@ def load_model(
     number_format = _number_format(wanted, settings, source)
     _hold_layers_against(source, settings)
     model = build(cls, settings, *model_args, dtype=number_format, device="meta")
+    _keep_in_float32(model, number_format)
     if quantizer is not None:
         quantizer.prepare(model)
     device_map = placement.resolve(model, number_format)
     place = places_of(device_map)
-    report = _fill(model, source, quantizer, number_format, place, ignore_mismatched_sizes, key_mapping)
+    report = _fill(model, source, quantizer, place, ignore_mismatched_sizes, key_mapping)
     warn_of_differences(report, cls.__name__, name_or_path)
     _take_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
@@ -158,12 +160,13 @@ def _fill(
     model: PreTrainedModel,
     source: Source,
     quantizer: Quantizer | None,
-    number_format: torch.dtype,
     place: Place,
     ignore_mismatched_sizes: bool,
     key_mapping: Mapping[str, str] | None,
 ) -> LoadReport:
     """Give a model without storage its weights: those of the checkpoint, and new ones where it has none."""
+    tensors = model.state_dict()
+    kinds = {name: t.dtype for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
     report = load_into(
         model,
         source,
@@ -178,7 +181,7 @@ def _fill(
             *(quantizer.ignore_missing if quantizer else ()),
         ),
         tied={**_shared(model), **model.tied_weights()},
-        dtype=number_format,
+        dtype=kinds.get,
         device=place,
         ignore_mismatched_sizes=ignore_mismatched_sizes,
         take=functools.partial(quantizer.place, model) if quantizer else None,
@@ -191,6 +194,18 @@ def _fill(
         if isinstance(place, torch.device) and place.type != "cpu":  # where weights are quantized
             model.to(place)
     return report
+
+
+def _keep_in_float32(model: PreTrainedModel, number_format: torch.dtype) -> None:
+    """Let modules that the class names be of float32 in a model of half precision, float16 alone or either."""
+    names: list[str] = []
+    if number_format is torch.float16:
+        names += model._keep_in_fp32_modules or ()
+    if number_format in (torch.float16, torch.bfloat16):
+        names += model._keep_in_fp32_modules_strict or ()
+    for path, parameter in model.named_parameters():
+        if any(re.search(rf"(^|\.){name}($|\.)", path) for name in names):
+            parameter.data = parameter.data.float()
 
 
 def _shared(model: nn.Module) -> dict[str, str]:
