@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -50,8 +51,16 @@ def test_text_comes_as_it_is_written_and_a_closed_pipe_ends_it_quietly():
         assert process.wait(60) == 1
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children can be interrupted, also where tests run in the background of a shell, which ignores the signal."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no POSIX signals")
-def test_interruption_ends_it_without_a_traceback():
+def test_interruption_ends_it_without_a_traceback(interruptible):
     arguments = (*PROGRAM, "generate", "import os\n", "--max-new-tokens", "400")
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.readline()
