@@ -67,17 +67,18 @@ def align(prompt: Prompt) -> Prompt:
     Raises:
         InputError: a cache has let go what a row would need.
     """
-    if prompt.padding is None or prompt.has_left_padding_only or prompt.has_gaps:
+    if prompt.attention_mask is None or prompt.has_left_padding_only or prompt.has_gaps:
         return prompt
     cache, length = prompt.cache, prompt.length
     held = 0 if cache is None else cache.get_seq_length()
-    known = torch.arange(length, device=prompt.ids.device).expand(len(prompt.padding), -1)  # the cache's own order
+    rows = len(prompt.attention_mask)
+    known = torch.arange(length, device=prompt.ids.device).expand(rows, -1)  # the cache's own order
     if held and cache.real_positions_last:
-        known = torch.cat([real_positions_last(prompt.padding[:, :held]), known[:, held:]], dim=1)
-    step = real_positions_last(prompt.padding.gather(1, known))
+        known = torch.cat([real_positions_last(prompt.attention_mask[:, :held]), known[:, held:]], dim=1)
+    step = real_positions_last(prompt.attention_mask.gather(1, known))
     order = known.gather(1, step)
     if held:
-        cache.move_positions(step[:, :held], prompt.padding.gather(1, order)[:, :held])
+        cache.move_positions(step[:, :held], prompt.attention_mask.gather(1, order)[:, :held])
     moved: dict[str, Any] = {
         name: _gathered(value, order)
         for name in COLUMNS

@@ -26,7 +26,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
     config, record = call.config, call.record
     copies = call.ids.shape[0] // call.prompts  # K, or 1 with low_memory
     ids = call.ids[::copies]
-    padding = None if call.prompt.padding is None else call.prompt.padding[::copies]
+    is_real = None if call.prompt.attention_mask is None else call.prompt.attention_mask[::copies]
     rows = Rows(call, ids.shape[0])
     output = call.step(call.ids, output_hidden_states=True)
     output = _rows_of(output, torch.arange(0, call.ids.shape[0], copies, device=ids.device))
@@ -38,7 +38,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
         likely, candidates = scores.softmax(-1).topk(config.top_k or 1)  # (B, K)
         tried = _try_in_turn(call, ids, candidates) if copies == 1 else _try_together(call, ids, candidates)
         states = F.normalize(tried.hidden_states[-1][:, -1], dim=-1).view(*candidates.shape, -1)  # (B, K, C)
-        best = _least_alike(likely, states, past, padding, config.penalty_alpha or 0.0)  # (B,)
+        best = _least_alike(likely, states, past, is_real, config.penalty_alpha or 0.0)  # (B,)
         output = _keep(call, ids, candidates, tried, best)
         tokens = rows.fill(candidates.gather(1, best[:, None])[:, 0])
         past = torch.cat([past, states[torch.arange(len(best), device=best.device), best][:, None]], dim=1)
@@ -52,19 +52,19 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
             return call.finish(ids)
 
 
-def _least_alike(likely: Tensor, states: Tensor, past: Tensor, padding: Tensor | None, alpha: float) -> Tensor:
+def _least_alike(likely: Tensor, states: Tensor, past: Tensor, is_real: Tensor | None, alpha: float) -> Tensor:
     """Index (B,) of the candidate to take.
 
     Args:
         likely: (B, K) probabilities.
         states: (B, K, C) of unit length.
         past: (B, T, C) of unit length.
-        padding: (B, prompt) False for padding, or None.
+        is_real: (B, prompt) True for real tokens, or None if all are.
         alpha: weight of unlikeness.
     """
     alike = states @ past.transpose(1, 2)  # (B, K, T)
-    if padding is not None:
-        real = F.pad(padding, (0, past.shape[1] - padding.shape[1]), value=True)
+    if is_real is not None:
+        real = F.pad(is_real, (0, past.shape[1] - is_real.shape[1]), value=True)
         alike = alike.masked_fill(~real[:, None], -1.0)
     return ((1 - alpha) * likely - alpha * alike.amax(-1)).argmax(-1)
 

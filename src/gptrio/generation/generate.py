@@ -173,10 +173,9 @@ def _is_private(config: GenerationConfig, extras: Arguments, forward_arguments: 
 def _run_own_loop(loop: Callable[..., Any], call: Call) -> Any:
     """Call the caller's decoding loop as upstream does."""
     prompt = call.prompt
-    length = prompt.length
-    mask = call.ids.new_ones(call.ids.shape[0], length) if prompt.padding is None else prompt.padding.long()
+    length, mask = prompt.length, prompt.attention_mask
     arguments = {
-        "attention_mask": mask,
+        "attention_mask": call.ids.new_ones(call.ids.shape[0], length) if mask is None else mask.long(),
         "past_key_values": call.step.cache,
         "use_cache": call.step.cache is not None,
         **keeping(call.model, 1),

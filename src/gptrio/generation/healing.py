@@ -34,7 +34,7 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
     if prompt.embeds is not None or prompt.cache is not None:
         raise OptionError("token_healing changes the prompt's ids; it does not go with inputs_embeds or a cache")
     vocabulary = tokenizer.get_vocab()
-    real = torch.ones_like(prompt.ids, dtype=torch.bool) if prompt.padding is None else prompt.padding
+    real = torch.ones_like(prompt.ids, dtype=torch.bool) if prompt.attention_mask is None else prompt.attention_mask
     rows = []
     for ids, mask in zip(prompt.ids, real, strict=True):
         text = tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -67,7 +67,7 @@ def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> 
     fill = config.pad_token_id or 0
     ids = torch.tensor([[fill] * (length - len(row)) + row for row in rows], device=prompt.ids.device)
     lengths = torch.tensor([len(row) for row in rows], device=ids.device)
-    padding: Tensor | None = torch.arange(length, device=ids.device) >= length - lengths[:, None]
+    is_real: Tensor | None = torch.arange(length, device=ids.device) >= length - lengths[:, None]
     if min(len(row) for row in rows) == length:
-        padding = None
-    return replace(prompt, ids=ids, padding=padding, position_ids=None, token_type_ids=None, moved=None)
+        is_real = None
+    return replace(prompt, ids=ids, attention_mask=is_real, position_ids=None, token_type_ids=None, moved=None)

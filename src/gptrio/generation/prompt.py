@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gptrio.generation.columns import Moved
 
 _BY_POSITION = ("attention_mask", "position_ids", "token_type_ids", "inputs_embeds")
-COLUMNS = ("ids", "padding", "embeds", "position_ids", "token_type_ids")  # fields with an axis of positions
+COLUMNS = ("ids", "attention_mask", "embeds", "position_ids", "token_type_ids")  # fields with an axis of positions
 
 
 @dataclass
@@ -29,7 +29,8 @@ class Prompt:
 
     Attributes:
         ids: (B, T) tokens; T may be 0 beside embeddings.
-        padding: (B, S) bool, False for padding, S the longer of ids and embeddings; None if nothing is padded.
+        attention_mask: (B, S) bool, True for real tokens, S the longer of ids and embeddings; None if all
+            are real.
         embeds: (B, S, C) in place of the ids in the first step, or None.
         position_ids: (B, S) given by the caller, or None.
         token_type_ids: (B, S) or None; the last column goes on.
@@ -40,7 +41,7 @@ class Prompt:
     """
 
     ids: Tensor
-    padding: Tensor | None = None
+    attention_mask: Tensor | None = None
     embeds: Tensor | None = None
     position_ids: Tensor | None = None
     token_type_ids: Tensor | None = None
@@ -57,17 +58,21 @@ class Prompt:
     @property
     def longest_row(self) -> int:
         """Most positions of a row that are no padding."""
-        return self.length if self.padding is None else int(self.padding.sum(-1).max())
+        return self.length if self.attention_mask is None else int(self.attention_mask.sum(-1).max())
 
     @property
     def has_left_padding_only(self) -> bool:
         """True if no real token of a row stands before padding."""
-        return self.padding is None or not bool((self.padding[:, 1:] < self.padding[:, :-1]).any())
+        return self.attention_mask is None or not bool((self.attention_mask[:, 1:] < self.attention_mask[:, :-1]).any())
 
     @property
     def has_gaps(self) -> bool:
         """Whether padding stands among ids that follow what the cache holds; without these it cannot be moved."""
-        return bool(self.skipped) and self.padding is not None and not bool(self.padding[:, self.skipped :].all())
+        return (
+            bool(self.skipped)
+            and self.attention_mask is not None
+            and not bool(self.attention_mask[:, self.skipped :].all())
+        )
 
     def repeated(self, times: int) -> Prompt:
         """Every row `times` times, copies side by side; the cache stays as it is."""
@@ -141,7 +146,7 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
     )
     if cache is not None and embeds is None:
         _skip_cached(prompt, mask, where)
-    prompt.padding = _padding(prompt, mask, config)
+    prompt.attention_mask = _attention_mask(prompt, mask, config)
     if prompt.has_gaps:
         _check_gaps(model, prompt)
     if cache is not None:
@@ -172,9 +177,9 @@ def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | N
 
 def _check_gaps(model: Any, prompt: Prompt) -> None:
     """Raise InputError for padding among new tokens that a mask alone cannot hide from those after it."""
-    assert prompt.padding is not None
+    assert prompt.attention_mask is not None
     windows = any(window is not None for window in windows_of(model.config))
-    if windows or prompt.cache.real_positions_last or not bool(prompt.padding[:, -1].all()):
+    if windows or prompt.cache.real_positions_last or not bool(prompt.attention_mask[:, -1].all()):
         why = "a local window would count it" if windows else "it is not on the left of the new tokens alone"
         raise InputError(
             f"padding stands among new tokens that follow past_key_values, and {why}; pass the whole prompt, with what "
@@ -220,8 +225,8 @@ def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> Tensor | None:
-    """The prompt's padding, from the mask or from the ids."""
+def _attention_mask(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> Tensor | None:
+    """Which positions of the prompt are real tokens, by the given mask or by the ids; None if all are."""
     if mask is None:
         ids, pad = prompt.ids, config.pad_token_id
         if prompt.embeds is not None and ids.shape[1] != prompt.length:
@@ -230,7 +235,7 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
         if pad is None or pad in ends:
             _warn_of_unseen_padding(ids, next(iter(ends), None) if pad is None else pad)
             return None
-        padding: Tensor = torch.cat([ids.new_ones(len(ids), prompt.skipped).bool(), ids != pad], dim=1)
+        is_real: Tensor = torch.cat([ids.new_ones(len(ids), prompt.skipped).bool(), ids != pad], dim=1)
     else:
         rows, length = prompt.ids.shape[0], prompt.length
         if mask.dim() != 2 or mask.shape != (rows, length):
@@ -238,10 +243,10 @@ def _padding(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> T
                 f"attention_mask has shape {tuple(mask.shape)}; expected ({rows}, {length}), one number for each token "
                 "of the prompt, what a cache already holds included"
             )
-        padding = mask != 0
-    if bool(padding.all()):
+        is_real = mask != 0
+    if bool(is_real.all()):
         return None
-    return padding
+    return is_real
 
 
 def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:

@@ -75,7 +75,7 @@ class Stepper:
         lean = is_lean() and type(self.cache) is DynamicCache and self._is_bare()
         told = (prompt.position_ids, prompt.token_type_ids, prompt.embeds)
         lean = lean and all(item is None for item in told)
-        self._direct = self.model.next_logits if lean and prompt.padding is None else None
+        self._direct = self.model.next_logits if lean and prompt.attention_mask is None else None
         self._compiles = (
             lean and prompt.has_left_padding_only and self._may_compile(config, prompt.ids.shape[0] * copies)
         )
@@ -96,14 +96,14 @@ class Stepper:
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
-        self._mask = prompt.padding  # (B, at least S) bool
+        self._mask = prompt.attention_mask  # (B, at least S) bool
         self._types = prompt.token_type_ids
         self._shift: Tensor | None = None  # (B, 1) what a column's number exceeds its position by, negated
         self._positions: Tensor | None = None  # (B, S) of the prompt
         if prompt.position_ids is not None:
             self._positions = prompt.position_ids
-        elif prompt.padding is not None:
-            self._positions = (prompt.padding.long().cumsum(-1) - 1).masked_fill_(~prompt.padding, 1)
+        elif prompt.attention_mask is not None:
+            self._positions = (prompt.attention_mask.long().cumsum(-1) - 1).masked_fill_(~prompt.attention_mask, 1)
         if self._positions is not None:
             self._shift = self._positions[:, -1:] + 1 - prompt.length
 
@@ -146,8 +146,8 @@ class Stepper:
     def _steps_compiled(self, new: Tensor) -> bool:
         """Whether the compiled step takes the new tokens; it is made when it is first asked for, after the prompt."""
         if self._compiles:
-            padding = self._prompt.padding
-            left = None if padding is None else (~padding).sum(-1)
+            mask = self._prompt.attention_mask
+            left = None if mask is None else (~mask).sum(-1)
             step, self._compiles = self.model.compiled_step(new.shape[0], left), False
             if isinstance(step, Reason):
                 _log.info("decoding goes on without compiled steps: %s", step)

@@ -211,11 +211,11 @@ class Backbone(PreTrainedModel):
             mask.causal = strict
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
-            mask.padding = inputs.padding_of(attention_mask, rows, past + length, exact)
-            if mask.padding is not None and cache is not None:
-                mask.padding = cache.mask_in_order(mask.padding)
+            mask.attention_mask = inputs.checked_attention_mask(attention_mask, rows, past + length, exact)
+            if mask.attention_mask is not None and cache is not None:
+                mask.attention_mask = cache.mask_in_order(mask.attention_mask)
             if length > 1 and not self.positions_are_relative:
-                inputs.warn_of_left_padding(mask.padding, position_ids)
+                inputs.warn_of_left_padding(mask.attention_mask, position_ids)
         elif position_ids is not None and cache is None and self.packs_by_position:
             mask.segments = inputs.packed_segments(position_ids, rows)
         if position_ids is not None:
@@ -244,8 +244,10 @@ class Backbone(PreTrainedModel):
                 f"encoder_hidden_states must be (batch {x.shape[0]}, length, width {x.shape[2]}); got "
                 f"{tuple(states.shape)}"
             )
-        padding = None if mask is None or mask.dim() > 2 else inputs.padding_of(mask, x.shape[0], states.shape[1], True)
-        visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, padding=padding)
+        is_real = None
+        if mask is not None and mask.dim() <= 2:
+            is_real = inputs.checked_attention_mask(mask, x.shape[0], states.shape[1], True)
+        visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, attention_mask=is_real)
         if mask is not None and mask.dim() > 2:
             visible.ready = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
         if not isinstance(cache, EncoderDecoderCache):

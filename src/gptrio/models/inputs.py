@@ -122,7 +122,7 @@ def written_positions(
     return cache_position
 
 
-def padding_of(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | None:
+def checked_attention_mask(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | None:
     """(B, positions) bool of a 2D attention mask, or None if every token is real.
 
     Args:
@@ -140,10 +140,10 @@ def padding_of(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | No
             f"attention_mask has shape {tuple(mask.shape)}; expected ({rows}, {length}): batch, and past plus new "
             "positions (with past_key_values the mask covers the past too)"
         )
-    padding = mask if mask.dtype == torch.bool else mask != 0
-    if not _is_traced() and bool(padding.all()):
+    is_real = mask if mask.dtype == torch.bool else mask != 0
+    if not _is_traced() and bool(is_real.all()):
         return None
-    return padding
+    return is_real
 
 
 def ready_mask(mask: Tensor, rows: int, heads: int, queries: int, keys: int) -> Tensor:
@@ -200,9 +200,9 @@ def warn_once(message: str) -> None:
     warn(message)
 
 
-def warn_of_left_padding(padding: Tensor | None, position_ids: Tensor | None) -> None:
+def warn_of_left_padding(is_real: Tensor | None, position_ids: Tensor | None) -> None:
     """Say once that positions count left padding, unless they were given."""
-    if padding is None or position_ids is not None or _is_traced() or bool(padding[:, 0].all()):
+    if is_real is None or position_ids is not None or _is_traced() or bool(is_real[:, 0].all()):
         return
     warn_once(
         "the batch is padded on the left, and position_ids were not given, so positions count the padding and the "

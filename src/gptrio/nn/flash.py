@@ -55,15 +55,15 @@ def can_express(mask: AttentionMask) -> bool:
     if mask.causal and not at_end:
         return False
     # with padding taken out, a window would count real tokens only
-    return mask.padding is None or mask.window is None or mask.window >= mask.key_length or _is_one_run(mask)
+    return mask.attention_mask is None or mask.window is None or mask.window >= mask.key_length or _is_one_run(mask)
 
 
 def _is_one_run(mask: AttentionMask) -> bool:
     """True if the real tokens of every row follow each other."""
     if "one run" not in mask.derived:
-        padding = mask.padding
-        assert padding is not None
-        starts = F.pad(padding, (1, 0))[:, :-1].logical_not() & padding  # (B, positions)
+        is_real = mask.attention_mask
+        assert is_real is not None
+        starts = F.pad(is_real, (1, 0))[:, :-1].logical_not() & is_real  # (B, positions)
         mask.derived["one run"] = bool((starts.sum(-1) <= 1).all())
     return bool(mask.derived["one run"])
 
@@ -89,7 +89,7 @@ def flash(
     options = {"dropout_p": dropout, "softmax_scale": scale, "causal": mask.causal, "window_size": window}
     dtype = _number_format(q)
     states = tuple(x.transpose(1, 2).to(dtype) for x in (q, k, v))  # (B, T or S, H, D)
-    if mask.padding is None and mask.segments is None:
+    if mask.attention_mask is None and mask.segments is None:
         out = dense(*states, **options)
     else:
         queries, keys = _layout(mask)

@@ -53,8 +53,8 @@ class BlockMask(AttentionMask):
 
     def real_keys(self) -> Tensor | None:
         """(B * N, 2 * window) bool, True for keys that are no padding; None if all are real."""
-        padding = self.whole.padding
-        return None if padding is None else self._of_keys(padding).flatten(0, 1)
+        is_real = self.whole.attention_mask
+        return None if is_real is None else self._of_keys(is_real).flatten(0, 1)
 
     def _count(self) -> int:
         return -(-self.whole.query_length // self.size)

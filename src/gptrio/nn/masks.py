@@ -50,7 +50,7 @@ class AttentionMask:
         causal: a query sees no later position.
         strict: what causality, window and packing hide is hidden from such a query too.
         window: a query sees at most this many positions, itself included; None for all.
-        padding: (B, positions) bool, True for real tokens, indexed by position; None if all are real.
+        attention_mask: (B, positions) bool, True for real tokens, indexed by position; None if all are real.
         ready: (B or 1, H or 1, T, S), a mask given ready-made: bool (True attends) or additive float.
         segments: (B, T), the packed sequence each token belongs to; queries see only their own.
         positions: (T,) positions of the queries, if they are only known as a tensor.
@@ -66,7 +66,7 @@ class AttentionMask:
     causal: bool = True
     strict: bool = True
     window: int | None = None
-    padding: Tensor | None = None
+    attention_mask: Tensor | None = None
     ready: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
@@ -113,7 +113,7 @@ class AttentionMask:
         return replace(
             self,
             device=device,
-            padding=moved(self.padding),
+            attention_mask=moved(self.attention_mask),
             ready=moved(self.ready),
             segments=moved(self.segments),
             positions=moved(self.positions),
@@ -125,7 +125,7 @@ class AttentionMask:
     @property
     def is_plain(self) -> bool:
         """True if nothing but causality (or nothing at all) and the window restricts a query."""
-        return self.padding is None and self.ready is None and self.segments is None and self.positions is None
+        return self.attention_mask is None and self.ready is None and self.segments is None and self.positions is None
 
     @property
     def sees_all(self) -> bool:
@@ -170,12 +170,12 @@ class AttentionMask:
 
     def real_keys(self) -> Tensor | None:
         """(B, S) bool, True for keys that are no padding; None if all are real."""
-        if self.padding is None:
+        if self.attention_mask is None:
             return None
         if self.key_positions is not None:
-            known = (self.key_positions >= 0) & (self.key_positions < self.padding.shape[1])
-            return self.padding[:, self.key_positions.clamp(0, self.padding.shape[1] - 1)] & known
-        real = self.padding[:, self.key_offset : self.key_offset + self.key_length]
+            known = (self.key_positions >= 0) & (self.key_positions < self.attention_mask.shape[1])
+            return self.attention_mask[:, self.key_positions.clamp(0, self.attention_mask.shape[1] - 1)] & known
+        real = self.attention_mask[:, self.key_offset : self.key_offset + self.key_length]
         missing = self.key_length - real.shape[1]  # slots of a static cache that are not filled yet
         return torch.nn.functional.pad(real, (0, missing)) if missing > 0 else real
 

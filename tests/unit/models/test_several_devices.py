@@ -80,7 +80,11 @@ def test_the_encoders_side_travels() -> None:
 
 def context() -> LayerContext:
     mask = AttentionMask(
-        query_length=3, key_length=3, device=torch.device("cpu"), window=2, padding=torch.tensor([[False, True, True]])
+        query_length=3,
+        key_length=3,
+        device=torch.device("cpu"),
+        window=2,
+        attention_mask=torch.tensor([[False, True, True]]),
     )
     mask.additive(torch.float32)
     mask.derived["blocks"] = "of the CPU"
@@ -98,7 +102,13 @@ def test_a_context_is_made_once_for_each_device() -> None:
     assert there.last_only
     assert there.head_mask is not None and there.rotary is not None and there.cross is not None
     assert here.cross is not None and there.cross.filled is here.cross.filled
-    moved = [there.head_mask, *there.rotary, there.cross.states, there.mask.padding, there.mask.additive(torch.float32)]
+    moved = [
+        there.head_mask,
+        *there.rotary,
+        there.cross.states,
+        there.mask.attention_mask,
+        there.mask.additive(torch.float32),
+    ]
     assert {tensor.device for tensor in moved if tensor is not None} == {META}
     assert there.cross.mask.device == there.mask.device == META
     assert there.mask.derived == {}

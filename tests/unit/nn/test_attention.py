@@ -57,14 +57,14 @@ def test_formula(case: str, back_end: str, need_weights: bool, head_mask: Tensor
     elif case == "window":
         options["window"] = 3
     elif case == "padding":
-        options["padding"] = torch.stack([places > 1, places >= 0])
+        options["attention_mask"] = torch.stack([places > 1, places >= 0])
     at = torch.arange(queries)[:, None] + options.get("query_start", 0)
     allowed = places <= at if case != "cross" else torch.ones(queries, S, dtype=torch.bool)
     if case == "window":
         allowed = allowed & (places > at - 3)
     allowed = allowed.expand(B, -1, -1)
     if case == "padding":
-        allowed = allowed & options["padding"][:, None]
+        allowed = allowed & options["attention_mask"][:, None]
     q, k, v = inputs(queries)
     mask = AttentionMask(queries, S, CPU, **options)
     out, weights = attention(
@@ -114,7 +114,7 @@ def test_gradients_of_queries_that_see_padding_alone(back_end: str, trained: str
     gradients = []
     for implementation in ("eager", back_end):
         leaf = tensors[trained].clone().requires_grad_()
-        mask = AttentionMask(S, S, CPU, padding=padding)
+        mask = AttentionMask(S, S, CPU, attention_mask=padding)
         out, _ = attention(**{**tensors, trained: leaf}, mask=mask, scale=0.5, implementation=implementation)
         (out * weight).sum().backward()
         gradients.append(leaf.grad)

@@ -205,7 +205,7 @@ def test_cross_attention() -> None:
 def test_all_padding_is_finite() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     real = torch.tensor([[False] * 5, [True] * 5])
-    mask = AttentionMask(5, 5, q.device, padding=real)
+    mask = AttentionMask(5, 5, q.device, attention_mask=real)
     out, _ = attention(q, k, v, mask, scale=0.3, implementation="flash_attention_2")
     assert torch.equal(out[0], torch.zeros_like(out[0]))
 

@@ -50,7 +50,7 @@ def test_blocks_equal_one_piece(
         if padded:
             padding = torch.ones(ROWS, past + length, dtype=torch.bool)
             padding[0, :6] = padding[1, -3:] = False
-        given = {"query_start": past, "key_offset": offset, "window": window, "padding": padding}
+        given = {"query_start": past, "key_offset": offset, "window": window, "attention_mask": padding}
         mask, again = (AttentionMask(length, states[1].shape[2], torch.device("cpu"), **given) for _ in range(2))
         options = {"implementation": implementation, "head_mask": torch.rand(1, HEADS, 1, 1)}
         assert local.pays_off(mask, options["head_mask"])

@@ -25,7 +25,7 @@ def obvious(mask: AttentionMask, row: int, query: int, key: int) -> str:
         return "never"
     if mask.segments is not None and mask.segments[row, query] != mask.segments[row, key]:
         return "never"
-    if mask.padding is not None and (to >= mask.padding.shape[1] or not mask.padding[row, to]):
+    if mask.attention_mask is not None and (to >= mask.attention_mask.shape[1] or not mask.attention_mask[row, to]):
         return "padding"
     if mask.ready is not None and not mask.ready[row, 0, query, key]:
         return "padding"
@@ -61,7 +61,7 @@ def masks(draw: st.DrawFn) -> tuple[AttentionMask, int]:
     kind = draw(st.sampled_from(["plain", "padding", "ready", "segments"]))
     keys = past + new - offset
     if kind == "padding":
-        options["padding"] = torch.tensor(draw(bits)).view(rows, past + new)
+        options["attention_mask"] = torch.tensor(draw(bits)).view(rows, past + new)
     elif kind == "ready":
         options["ready"] = torch.tensor(draw(bits)).view(rows, 1, 1, past + new)[..., offset:].expand(-1, -1, new, -1)
     elif kind == "segments":
@@ -90,7 +90,7 @@ def test_a_layer_with_a_window_sees_the_last_keys_only(mask_and_rows: tuple[Atte
 
 def test_positions_known_as_a_tensor_only() -> None:
     positions = torch.tensor([3, 4])
-    mask = AttentionMask(2, 8, CPU, positions=positions, padding=torch.tensor([[False, True, True, True, True]]))
+    mask = AttentionMask(2, 8, CPU, positions=positions, attention_mask=torch.tensor([[False, True, True, True, True]]))
     assert_obvious(mask, 1)
     assert not mask.sees_all
     assert not mask.is_square_causal
@@ -107,7 +107,7 @@ def test_forms_are_computed_once() -> None:
     [([1, 1, 1], False), ([1, 0, 0], False), ([0, 1, 1], True), ([0, 0, 0], True)],
 )
 def test_queries_that_see_padding_alone(padding: list[int], only_padding: bool) -> None:
-    mask = AttentionMask(3, 3, CPU, padding=torch.tensor([[1, 1, 1], padding]).bool())
+    mask = AttentionMask(3, 3, CPU, attention_mask=torch.tensor([[1, 1, 1], padding]).bool())
     assert mask.leaves_only_padding() == only_padding
     added = torch.zeros(2, 1, 3, 3).masked_fill(~torch.tensor([[1, 1, 1], padding]).bool()[:, None, None], -10_000.0)
     assert AttentionMask(3, 3, CPU, ready=added).leaves_only_padding() == only_padding
@@ -124,14 +124,14 @@ def as_weights(added: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_a_query_that_sees_padding_alone_attends_evenly(dtype: torch.dtype) -> None:
-    mask = AttentionMask(3, 3, CPU, padding=torch.tensor([[False, False, True]]))
+    mask = AttentionMask(3, 3, CPU, attention_mask=torch.tensor([[False, False, True]]))
     weights = as_weights(mask.additive(dtype))[0, 0]
     expected = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0, 0, 1]])
     assert torch.equal(weights, expected)
 
 
 def test_a_query_that_sees_padding_alone_attends_to_all_where_the_mask_is_not_strict() -> None:
-    mask = AttentionMask(3, 3, CPU, strict=False, padding=torch.tensor([[False, True, True]]))
+    mask = AttentionMask(3, 3, CPU, strict=False, attention_mask=torch.tensor([[False, True, True]]))
     weights = as_weights(mask.additive(torch.float32))[0, 0]
     assert torch.equal(weights[1:], torch.tensor([[0, 1, 0], [0, 0.5, 0.5]]))
     torch.testing.assert_close(weights[0], torch.full((3,), 1 / 3))
