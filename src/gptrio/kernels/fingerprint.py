@@ -1,60 +1,64 @@
 """A number that tells whether a tensor still holds the very bytes that it held before.
 
-Every byte counts, and so does its place: memory is read as 64-bit words, each is multiplied by the random odd number of
-its place in a row, and the products of a row are added modulo 2 ** 64; the sums of all rows, in order, are the
-fingerprint. One changed word is always seen, for odd numbers have inverses. The low bits of a sum know only the low
-bits of the words, which are alike in floats as plain as 1.0 and 2.0, so memory is read twice, the second time from its
-fifth byte on: what stood in the upper half of a word then stands in the lower one. Other edits go unseen with a chance
-of less than 2 ** -30 even among such plain floats, and of about 2 ** -60 among trained weights.
+Every byte counts, and so does its place: memory is read as rows of 1,024 signed bytes, and each row is multiplied by a
+random matrix of 8 columns that is nowhere 0. These integers, in order, are the fingerprint. One changed byte is always
+seen. Edits of several bytes of a row go unseen where all 8 columns cancel, with a chance of about 126 ** -8 = 2 ** -56.
+
+The product of integers takes as long as reading the memory does, on processors with instructions for it.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-_ROW = 1 << 10  # words of a row, whose multipliers stay in the processor's first cache
-_STARTS = (0, 4)  # bytes at which reading starts
+from gptrio.kernels.operators import has_operators
+
+_ROW = 1 << 10  # bytes
+_COLUMNS = 8
+_LARGEST = 63  # of a multiplier: two products of bytes by it add up to 16 bits, where processors may add them in those
+_AT_ONCE = 1 << 14  # rows that are turned into floats at once where there is no product of integers
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """(n,) int64 for the bytes of a tensor on the CPU, in the order of memory where nothing lies between them.
+    """(n, 8) int32 for the bytes of a tensor on the CPU, in the order of memory where nothing lies between them.
 
     Args:
         tensor: of any shape and dtype.
     """
     tensor = tensor.detach()
-    if not (tensor.is_contiguous() or (tensor.dim() == 2 and tensor.t().is_contiguous())):
-        tensor = tensor.contiguous()
-    address, size = tensor.data_ptr(), tensor.nbytes
-    sums = [_sums(address + start, (size - start) // 8) for start in _STARTS if size >= start + 8]
-    rest = min(size, 8)
-    return torch.cat([*sums, _view(address + size - rest, rest, torch.uint8).long()])
+    if tensor.dim() == 2 and tensor.t().is_contiguous():
+        tensor = tensor.t()
+    data = tensor.contiguous().reshape(-1).view(torch.int8)
+    whole = data.shape[0] // _ROW * _ROW
+    rest = pad(data[whole:], (0, whole + _ROW - data.shape[0]))
+    return torch.cat([_product(data[:whole].view(-1, _ROW)), _product(rest[None])])
 
 
-def _sums(address: int, count: int) -> Tensor:
-    """Sums of the rows that start at an address and have so many words; the last one may be shorter."""
-    words, multipliers = _view(address, count, torch.int64), _multipliers()
-    rows, rest = divmod(count, _ROW)
-    whole = words[: rows * _ROW].view(rows, _ROW) @ multipliers
-    return torch.cat([whole, (words[rows * _ROW :] @ multipliers[:rest]).view(1)])
-
-
-def _view(address: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Memory at any address, aligned or not, as a tensor (count,)."""
-    if count == 0:
-        return torch.empty(0, dtype=dtype, device="cpu")
-    memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(address)
-    return torch.frombuffer(memory, dtype=dtype)
+def _product(rows: Tensor) -> Tensor:
+    """(n, 8) int32 of rows (n, 1024) of bytes; floats of 32 bits hold the sums exactly."""
+    if rows.shape[0] == 0:
+        return rows.new_empty(0, _COLUMNS, dtype=torch.int32)
+    if _has_integer_product():
+        return torch._int_mm(rows, _multipliers(torch.int8))
+    parts = (rows[start : start + _AT_ONCE] for start in range(0, rows.shape[0], _AT_ONCE))
+    return torch.cat([part.float() @ _multipliers(torch.float32) for part in parts]).int()
 
 
 @functools.cache
-def _multipliers() -> Tensor:
-    """(1024,) random odd numbers, the same in every process."""
+def _has_integer_product() -> bool:
+    """Whether torch multiplies bytes by the processor's own instructions."""
+    return has_operators(("_int_mm",)) and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+
+
+@functools.cache
+def _multipliers(dtype: torch.dtype) -> Tensor:
+    """(1024, 8) random integers from -63 to 63 without 0, the same in every process."""
     with torch.inference_mode(False):
-        generator = torch.Generator("cpu").manual_seed(0)
-        low, high = -(2**63), 2**63 - 1
-        return torch.randint(low, high, (_ROW,), generator=generator, dtype=torch.int64, device="cpu").bitwise_or_(1)
+        generator, shape = torch.Generator("cpu").manual_seed(0), (_ROW, _COLUMNS)
+        sizes = torch.randint(1, _LARGEST + 1, shape, generator=generator, dtype=torch.int8, device="cpu")
+        signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
+        return (sizes * signs).to(dtype)

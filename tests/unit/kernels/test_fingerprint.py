@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from gptrio.kernels.fingerprint import _multipliers as multipliers
 from gptrio.kernels.fingerprint import fingerprint
 
 SIZES = [1, 2, 3, 7, 8, 9, 12, 13, 1023, 1024, 8191, 8192, 8196, 8200, 30_001]
@@ -30,7 +32,7 @@ def test_every_bit_of_every_byte_counts(size: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
 @pytest.mark.parametrize("values", ["zeros and ones", "powers of two", "signs", "normal"])
 def test_every_exchange_of_two_values_counts(dtype: torch.dtype, values: str) -> None:
-    """Plain values have the same low bits, which are all that the upper half of a word adds to a sum."""
+    """Plain values have most of their bytes in common."""
     made = {
         "zeros and ones": lambda: torch.randint(0, 2, (3, 4096)),
         "powers of two": lambda: 2.0 ** torch.randint(0, 6, (3, 4096)),
@@ -85,3 +87,20 @@ def test_a_default_device_or_dtype_changes_nothing() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert after.is_cpu and torch.equal(after, before)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("low", [-128, 127, 0])
+def test_without_a_product_of_integers_it_is_the_same(size: int, low: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of the largest bytes there are, whose products must not be cut off."""
+    high = 128 if low == 0 else low + 1
+    data = torch.randint(low, high, (size,), dtype=torch.int8)
+    found = fingerprint(data)
+    exact = pad(data.long(), (0, -size % 1024)).view(-1, 1024) @ multipliers(torch.int64)
+    assert torch.equal(found[: len(exact)].long(), exact)
+    monkeypatch.setattr("gptrio.kernels.fingerprint._has_integer_product", lambda: False)
+    assert torch.equal(fingerprint(data), found)
+
+
+def test_no_multiplier_is_0_or_too_large() -> None:
+    assert multipliers(torch.int8).abs().unique().tolist() == list(range(1, 64))
