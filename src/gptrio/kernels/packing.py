@@ -6,9 +6,9 @@ share the memory move no version counter, so the content is compared as well, al
 `packed_inference` (each `generate`), when a pack is first used there, and at every use outside of it. So an edit
 between two calls is seen; an edit through `.data` in the middle of `generate` may go unseen until the next call.
 
-That reads each packed weight once more: the 340 MB of the blocks of GPT-2 (124M, float32) take 24 ms on two cores, where
-adding them up takes 19 ms (docs/performance.md). A call that uses no pack does not pay: the compiled step uses none, nor
-does the reading of the prompt before it.
+That reads each packed weight once more: the 340 MB of the blocks of GPT-2 (124M, float32) take 24 ms on two cores,
+where adding them up takes 19 ms (docs/performance.md). A call that uses no pack does not pay: the compiled step uses
+none, nor does the reading of the prompt before it.
 """
 
 from __future__ import annotations
