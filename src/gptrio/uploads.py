@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol, cast
 
 from gptrio.hub import pop_token
@@ -166,6 +165,8 @@ class Pushable:
             ignore_metadata_errors: read a model card whose metadata is broken.
             save_options: of `save_pretrained`.
         """
+        from tempfile import TemporaryDirectory
+
         token = pop_token({"token": token, "use_auth_token": use_auth_token})
         name = repo_id.split("/")[-1]
         temporary = not Path(name).is_dir() if use_temp_dir is None else use_temp_dir
