@@ -374,3 +374,57 @@ def test_extra_state_that_is_no_tensor_is_refused(safe: bool, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"counter\._extra_state is a dict; .*return one"):
         model.save_pretrained(tmp_path, safe_serialization=safe)
     assert not list(tmp_path.glob("*model*"))
+
+
+# what a constructor makes and takes ---------------------------------------------------------------------------------
+
+
+def weighted_class(library: Any, family: str) -> Any:
+    """A causal model that makes tensors of several kinds in its constructor, and takes named arguments there."""
+    base: Any = getattr(library, CAUSAL[family])
+
+    class Weighted(base):
+        def __init__(self, config: Any, power: int = 1, *, scale: float = 1.0) -> None:
+            super().__init__(config)
+            self.power, self.scale = power, scale
+            self.loss = nn.CrossEntropyLoss(weight=torch.tensor([1.0, scale]))
+            self.norm = nn.BatchNorm1d(3, affine=False)
+            self.register_buffer("counts", torch.arange(3))
+            self.register_buffer("window", torch.tril(torch.ones(3, 3)), persistent=False)
+            self.plain = torch.linspace(0, 1, 3)
+            self.rates = [float(rate) for rate in torch.linspace(0, 0.5, 3)]
+            self.new = nn.Linear(2, 2)
+            self.post_init()
+
+    Weighted.__qualname__ = "Weighted"
+    return Weighted
+
+
+@pytest.mark.parametrize("family", SIZES)
+@pytest.mark.parametrize("options", [{}, {"device_map": {"": "cpu"}}, {"dtype": torch.bfloat16}])
+def test_tensors_that_a_constructor_makes_keep_their_values(family: str, options: Any, tmp_path: Path) -> None:
+    base: Any = getattr(transformers, CAUSAL[family])
+    base(base.config_class(**SIZES[family])).save_pretrained(tmp_path)
+    found = []
+    for library in LIBRARIES:
+        model_class = weighted_class(library, family)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of new weights
+            model, report = model_class.from_pretrained(tmp_path, output_loading_info=True, scale=3.0, **options)
+            model.save_pretrained(tmp_path / library.__name__)
+            again = model_class.from_pretrained(tmp_path / library.__name__, 2, **options)
+        own = ("loss.weight", "norm.running_var", "norm.num_batches_tracked", "counts", "window")
+        for one in (model, again):
+            tensors = {**dict(one.named_buffers()), "plain": one.plain}
+            found.append([(name, tensors[name].dtype, tensors[name].tolist()) for name in (*own, "plain")])
+            found.append([one.power, one.scale, one.rates, next(one.new.parameters()).dtype])
+        found.append(report["missing_keys"])
+    assert found[5:] == found[:5]
+
+
+def test_an_argument_that_the_constructor_does_not_take_is_named(tmp_path: Path) -> None:
+    model_class = weighted_class(gptrio, "GPT2")
+    model_class(gptrio.GPT2Config(**SIZES["GPT2"])).save_pretrained(tmp_path)
+    assert model_class.from_pretrained(tmp_path, power=3, config=gptrio.GPT2Config(**SIZES["GPT2"])).power == 3
+    with pytest.raises(OptionError, match="does not know powr;"):
+        model_class.from_pretrained(tmp_path, powr=3, scale=2.0)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from typing import Any
 
-from gptrio.errors import UnsupportedError
+from gptrio.errors import OptionError, UnsupportedError
 
 # arguments whose every value gives the same model here
 _WITHOUT_EFFECT = (
@@ -49,3 +51,15 @@ def drop_arguments_without_effect(class_name: str, kwargs: dict[str, Any]) -> No
         value = kwargs.pop(name, None)
         if value is not None and value != nothing:
             raise UnsupportedError(f"{class_name}.from_pretrained does not support {name}={value!r}; {way_out}")
+
+
+def check_constructor_takes(cls: type, names: Iterable[str]) -> None:
+    """Raise OptionError for arguments of `from_pretrained` that a class's constructor does not take, either."""
+    parameters = inspect.signature(cls).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    unknown = [name for name in sorted(names) if name not in parameters and not takes_all]
+    if unknown:
+        raise OptionError(
+            f"{cls.__name__}.from_pretrained does not know {', '.join(unknown)}; expected its own arguments, "
+            "lookup options, configuration keys or arguments of the class"
+        )

@@ -25,7 +25,7 @@ from gptrio.generation.config import CONFIG_FILE as GENERATION_CONFIG_NAME
 from gptrio.generation.config import GenerationConfig
 from gptrio.generation.settings import as_own_config as as_own_generation_config
 from gptrio.hub import HubOptions
-from gptrio.models.arguments import drop_arguments_without_effect
+from gptrio.models.arguments import check_constructor_takes, drop_arguments_without_effect
 from gptrio.models.base import PreTrainedModel
 from gptrio.models.initialising import mark_initialised
 from gptrio.models.loading_report import loading_info, warn_of_differences
@@ -84,8 +84,9 @@ def load_model(
         generation_config: options of `generate`, instead of those beside the weights.
         key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
         kwargs: lookup options (see `gptrio.hub.HubOptions`); `max_memory`, `offload_folder` and `offload_buffers` (see
-            `gptrio.models.placement.Placement`); overrides of the configuration such as `num_labels`; `load_in_8bit` or
-            `load_in_4bit` for bitsandbytes; and what Transformers takes that changes nothing here.
+            `gptrio.models.placement.Placement`); overrides of the configuration such as `num_labels`; further named
+            arguments of the class; `load_in_8bit` or `load_in_4bit` for bitsandbytes; and what Transformers takes that
+            changes nothing here.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
@@ -98,11 +99,7 @@ def load_model(
     placement = Placement.pop_from(device_map, kwargs)
     quantization = quantization_config or load_in or _bitsandbytes(kwargs)
     settings, unknown = _read_config(cls, config, name_or_path, options, kwargs)
-    if unknown:
-        raise OptionError(
-            f"{cls.__name__}.from_pretrained does not know {', '.join(sorted(unknown))}; expected its own arguments, "
-            "lookup options or configuration keys"
-        )
+    check_constructor_takes(cls, unknown)
     if attn_implementation is not None:
         settings._attn_implementation = attn_implementation
     options = _pinned(options, settings, name_or_path)
@@ -113,7 +110,7 @@ def load_model(
         wanted = quantizer.default_dtype
     number_format = _number_format(wanted, settings, source)
     _hold_layers_against(source, settings)
-    model = build(cls, settings, *model_args, dtype=number_format, device="meta")
+    model = build(cls, settings, *model_args, dtype=number_format, device="meta", arguments=unknown)
     _keep_in_float32(model, number_format)
     if quantizer is not None:
         quantizer.prepare(model)
@@ -223,8 +220,9 @@ def build(
     torch_dtype: torch.dtype | str | None = None,
     attn_implementation: str | None = None,
     device: torch.device | str | None = None,
+    arguments: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Build a model with new weights; on the meta device without storage.
+    """Build a model with new weights; on the meta device parameters have no storage, and all else its values.
 
     Args:
         cls: class of the model.
@@ -234,6 +232,7 @@ def build(
         torch_dtype: older name of `dtype`.
         attn_implementation: attention back end.
         device: where the weights are; torch's default device if None.
+        arguments: further named arguments of the class.
     """
     config = as_own_config(config)
     if attn_implementation is not None:
@@ -242,8 +241,10 @@ def build(
     chosen = torch_dtype if dtype is None else dtype
     number_format = getattr(torch, chosen) if isinstance(chosen, str) else chosen
     number_format = number_format or torch.get_default_dtype()
-    with _Building(number_format), torch.device(device or torch.get_default_device()):
-        model = cls(config, *model_args)
+    without_storage = device == "meta"
+    device = torch.get_default_device() if device is None or without_storage else device
+    with torch.device(device), _Building(number_format, without_storage):
+        model = cls(config, *model_args, **arguments or {})
     config.dtype = number_format
     return model
 
@@ -264,19 +265,24 @@ _INFERRED = (torch.tensor, torch.full, torch.arange)  # whose type follows from 
 class _Building(TorchFunctionMode):
     """In this thread, makes tensors of a type where none is named, and draws nothing for those without storage.
 
+    Without storage are parameters alone, which modules make empty: a buffer, the weights of a loss or any other tensor
+    that a constructor makes is in no checkpoint, and has the value that the constructor gives it.
+
     torch's default type is one for all threads, of which others may be building models of other types. To draw without
     storage, torch would load its compiler, which takes a second.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, without_storage: bool) -> None:
         super().__init__()
-        self._dtype = dtype
+        self._dtype, self._without_storage = dtype, without_storage
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Run a function of torch, `normal_` on the meta device excepted."""
         kwargs = kwargs or {}
+        if self._without_storage and func is torch.empty and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": "meta"}
         if func in _FILLED and kwargs.get("dtype") is None:
             return func(*args, **{**kwargs, "dtype": self._dtype})
         if func in _INFERRED and kwargs.get("dtype") is None:
@@ -354,9 +360,12 @@ def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, so
 
 
 def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
-    """Give storage and new values to parameters that the checkpoint did not have."""
+    """Give storage and new values to parameters that the checkpoint did not have, and buffers their place."""
     empty: dict[nn.Module, dict[str, nn.Parameter]] = {}
     for path, module in model.named_modules():
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[leaf] = buffer.to(place(f"{path}.{leaf}") if callable(place) else place)
         for leaf, parameter in module._parameters.items():
             if parameter is not None and parameter.is_meta:
                 device = place(f"{path}.{leaf}") if callable(place) else place
