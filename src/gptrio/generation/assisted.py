@@ -50,9 +50,8 @@ def assisted_decode(call: Call, draft: Draft, pace: Pace) -> Tensor | GenerateDe
             if finished:
                 break
         pace.learn(number, matched, ended=finished and new < number)
-        if call.streamer is not None:
-            new_tokens = ids[:, start:].cpu()
-            call.streamer.put(new_tokens if new_tokens.shape[1] > 1 else new_tokens[:, 0])
+        new_tokens = ids[:, start:]
+        call.put(new_tokens if new_tokens.shape[1] > 1 else new_tokens[:, 0])
         call.step.crop(ids.shape[1] - 1)
         if call.synced_gpus:
             await_others(call.model, ids, finished)

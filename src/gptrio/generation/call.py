@@ -23,6 +23,7 @@ from gptrio.generation.stopping import (
     finish_reason,
 )
 from gptrio.generation.streamers import Streamer
+from gptrio.nn.lean import for_the_caller
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -105,10 +106,17 @@ class Call:
         """A context to call the processors in; those of a caller find torch as the caller left it."""
         return self.step.on_one_thread() if self.own_processors else nullcontext()
 
+    def put(self, tokens: Tensor) -> None:
+        """Hand tokens (B,) or (B, n) to the streamer, if there is one."""
+        if self.streamer is not None:
+            with for_the_caller():
+                self.streamer.put(tokens.clone().cpu())  # a clone can be trained on
+
     def finish(self, ids: Tensor) -> Tensor | GenerateDecoderOnlyOutput:
         """End the stream and return what the caller asked for."""
         if self.streamer is not None:
-            self.streamer.end()
+            with for_the_caller():
+                self.streamer.end()
         if not self.record.wanted:
             return ids
         return GenerateDecoderOnlyOutput(ids, past_key_values=self.step.cache, **self.record.tuples())
@@ -116,7 +124,9 @@ class Call:
     def tell_finished(self, row: int, ids: Tensor) -> None:
         """Tell the caller, if asked to, that a row is finished: ids (T,) up to the token that finished it."""
         if self.on_finish is not None:
-            self.on_finish(row, finish_reason(self.criteria, ids[None]), len(ids) - self.ids.shape[1])
+            reason = finish_reason(self.criteria, ids[None])
+            with for_the_caller():
+                self.on_finish(row, reason, len(ids) - self.ids.shape[1])
 
 
 class Rows:
@@ -173,4 +183,5 @@ class Rows:
             if ran and not runs:
                 self._call.tell_finished(row, ids[row])
                 if self._end_row is not None and not is_last:
-                    self._end_row(row)
+                    with for_the_caller():
+                        self._end_row(row)

@@ -43,8 +43,7 @@ def contrastive_search(call: Call) -> Tensor | GenerateDecoderOnlyOutput:
         tokens = rows.fill(candidates.gather(1, best[:, None])[:, 0])
         past = torch.cat([past, states[torch.arange(len(best), device=best.device), best][:, None]], dim=1)
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        if call.streamer is not None:
-            call.streamer.put(tokens.cpu())
+        call.put(tokens)
         finished = rows.all_finished(ids, record.scores)
         if call.synced_gpus:
             await_others(call.model, ids, finished)

@@ -33,7 +33,7 @@ from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, OnFinish
 from gptrio.generation.streamers import Streamer
 from gptrio.kernels.linear import packed_inference
-from gptrio.nn.lean import is_plain, lean_calls
+from gptrio.nn.lean import is_plain, lean_calls, runs_nothing_else
 
 Result = Tensor | GenerateOutput
 
@@ -130,9 +130,10 @@ def generate(
         on_finish,
     )
     private = custom_generate is None and _is_private(config, extras, forward_arguments)
-    private = private and all(is_plain(each) for each in (model, assistant_model) if each is not None)
+    models = [each for each in (model, assistant_model) if each is not None]
+    private = private and all(is_plain(each) for each in models)
     with (
-        torch.inference_mode() if private else torch.no_grad(),
+        torch.inference_mode() if private and all(runs_nothing_else(each) for each in models) else torch.no_grad(),
         packed_inference(model),
         lean_calls(private),
     ):
@@ -146,7 +147,7 @@ def generate(
         call = make_call(model, prompt, config, mode, extras)
         if streamer is not None:
             given = call.ids if prompt.moved is None else prompt.moved.ids_for(len(call.ids))
-            streamer.put(given.cpu())
+            call.put(given)
         if custom_generate is not None:
             return _run_own_loop(custom_generate, call)
         if mode is GenerationMode.ASSISTED_GENERATION:

@@ -32,8 +32,7 @@ def decode(
         with call.step.on_one_thread():
             tokens = rows.fill(choose(scores, call.config.do_sample, call.generators))
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        if call.streamer is not None:
-            call.streamer.put(tokens.cpu())
+        call.put(tokens)
         finished = rows.all_finished(ids, record.scores)
         if call.synced_gpus:
             await_others(call.model, ids, finished)

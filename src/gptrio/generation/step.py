@@ -18,7 +18,7 @@ from gptrio.generation.recorded import RecordedStep, record_step
 from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
 from gptrio.kernels.linear import no_new_packs
 from gptrio.kernels.threads import OneThread
-from gptrio.nn.lean import is_lean, is_plain, runs_package_forward
+from gptrio.nn.lean import is_lean, is_plain, is_written_in, runs_package_forward
 from gptrio.nn.masks import tokens_are_real
 
 _AS_IT_IS = nullcontext()
@@ -284,4 +284,4 @@ def _flags(config: GenerationConfig) -> dict[str, bool]:
 def _own_preparation(model: Any) -> Any:
     """The model's `prepare_inputs_for_generation`, where its class has not just inherited this package's."""
     method = getattr(model, "prepare_inputs_for_generation", None)
-    return None if method is None or str(method.__module__).startswith("gptrio.") else method
+    return None if method is None or is_written_in(method, "gptrio.") else method

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gptrio.kernels.codes import GROUPS, UNIT
 from gptrio.kernels.compiled import Reason, tables
 from gptrio.nn.blocks import MLP, BlockParts
-from gptrio.nn.lean import Dropout, Embedding, LayerNorm, is_lean, is_plain
+from gptrio.nn.lean import Dropout, Embedding, LayerNorm, is_lean, is_plain, is_written_in
 from gptrio.nn.linear import Conv1D, Linear
 from gptrio.nn.rotary import RotaryEmbedding
 from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear
@@ -83,13 +83,8 @@ def _own_modules(model: Any) -> Problems:
     for kind in {type(module) for module in model.modules()}:
         for method in _METHODS:
             function = getattr(kind, method, None)
-            if function is not None and not _home(function).startswith((*_HOMES, "torch.nn.")):
+            if function is not None and not is_written_in(function, ("gptrio.", "torch.nn.")):
                 yield f"{kind.__name__}.{method} was replaced"
-
-
-def _home(function: Any) -> str:
-    """Name of the module in which a function was written, whatever it says of itself."""
-    return str(getattr(function, "__globals__", {}).get("__name__", ""))
 
 
 def _one_dtype(model: Any) -> Problems:

@@ -14,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
+from torch.utils._device import DeviceContext
 
+_HOMES = ("gptrio.", "torch.nn.")
+_CALLED = ("forward", "__call__", "_call_impl")  # what a call of a module runs
 _lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
 
 
@@ -28,6 +31,13 @@ def lean_calls(on: bool) -> Iterator[None]:
         _lean.reset(token)
 
 
+@contextmanager
+def for_the_caller() -> Iterator[None]:
+    """Run the caller's code inside `generate` as the reference does: without gradients, and with hooks."""
+    with torch.inference_mode(False), torch.no_grad(), lean_calls(False):
+        yield
+
+
 def is_lean() -> bool:
     """Whether modules run their forward directly now."""
     return not is_dynamo_compiling() and _lean.get()
@@ -37,25 +47,59 @@ def is_plain(model: nn.Module) -> bool:
     """Whether nothing stands between a call of any module of `model` and the forward of its class.
 
     What may: hooks (forward or backward, of a module or of all modules), a compiled form, a forward set on an instance
-    (by a wrapper, `torch.compile` or accelerate), and modes that watch every operation of torch, such as flop counters.
+    (by a wrapper, `torch.compile` or accelerate) or on a class of this package or of torch, and modes that watch every
+    operation or function of torch, such as flop counters.
     This is the one place where that is decided; whatever would skip or fuse a call of a module asks here.
     """
-    return not (_is_watched_globally() or any(_has_own(module) for module in model.modules()))
+    if _is_watched_globally() or any(_has_own(module) for module in model.modules()):
+        return False
+    return not any(_is_altered(kind) for kind in {type(module) for module in model.modules()})
+
+
+def runs_nothing_else(model: nn.Module) -> bool:
+    """Whether `model` is plain and all its modules are of this package's classes and torch's.
+
+    Modules of others may keep what they see, for a backward pass or to write to it.
+    """
+    ours = all(type(module).__module__.startswith(_HOMES) for module in model.modules())
+    return ours and is_plain(model)
 
 
 def is_watched(*modules: nn.Module | None) -> bool:
     """Whether hooks see calls of one of these very modules, or another forward than its class's answers them."""
     if is_dynamo_compiling() or _lean.get():
         return False
-    return _is_watched_globally() or any(_has_own(module) for module in modules if module is not None)
+    known = [module for module in modules if module is not None]
+    return _is_watched_globally() or any(_has_own(module) or _is_altered(type(module)) for module in known)
 
 
 def runs_package_forward(module: nn.Module) -> bool:
     """Whether the forward of the module's class is this package's, not one of a subclass made elsewhere."""
-    return type(module).forward.__module__.startswith("gptrio.")
+    return is_written_in(type(module).forward, "gptrio.")
+
+
+def is_written_in(function: Any, homes: str | tuple[str, ...]) -> bool:
+    """Whether a function was written in modules whose names start so, whatever a wrapper says of itself."""
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith(homes)
+
+
+def _is_altered(kind: type) -> bool:
+    """Whether what runs when a class of this package or of torch is called was written elsewhere."""
+    ours = kind.__module__.startswith(_HOMES)
+    return ours and not all(is_written_in(getattr(kind, name), _HOMES) for name in _CALLED)
+
+
+def _is_watched_by_functions() -> bool:
+    """Whether a mode sees every function of torch; one that names the default device alters nothing."""
+    return any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext
+        for i in range(torch._C._len_torch_function_stack())
+    )
 
 
 def _is_watched_globally() -> bool:
+    if _is_altered(nn.Module) or _is_watched_by_functions():
+        return True
     hooks = nn.modules.module
     return bool(
         hooks._global_forward_hooks

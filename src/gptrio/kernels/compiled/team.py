@@ -32,7 +32,7 @@ class Team:
 
     def _forget(self) -> None:
         """Be a team whose threads were not started: there are none of them in a process that was just forked."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may run a step in the middle of one
         self._control = np.zeros(WORKERS // 8 + 8 * self.size, dtype=np.int64)
         self._address = int(self._control.ctypes.data)
         self._states = self._control[WORKERS // 8 :: 8][: self.size - 1]
@@ -91,7 +91,7 @@ class Team:
 
 _living: weakref.WeakSet[Team] = weakref.WeakSet()
 _teams: dict[int, Team] = {}
-_look_up = threading.Lock()
+_look_up = threading.RLock()
 
 
 def team_of(size: int) -> Team:
@@ -106,7 +106,7 @@ def team_of(size: int) -> Team:
 def _forget_all() -> None:
     """What a forked process does first: the locks may be held by threads that it does not have."""
     global _look_up
-    _look_up = threading.Lock()
+    _look_up = threading.RLock()
     for team in list(_living):
         team._forget()
 
