@@ -222,3 +222,22 @@ def test_character_model_continues_its_corpus(reference_dir: Path, goldens: dict
     model = gptrio.AutoModelForCausalLM.from_pretrained(reference_dir / "checkpoints" / "slm4096_char")
     ids = model.generate(torch.tensor([golden["prompt_ids"]]), max_new_tokens=100, do_sample=False)
     assert ids[0].tolist() == golden["greedy_100_ids"]
+
+
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+@pytest.mark.parametrize("class_name", ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
+def test_torch_files_name_a_shared_tensor_by_all_its_names(class_name: str, size: str, tmp_path: Path) -> None:
+    oracle, ours = model_pair(class_name)
+    found = []
+    for model, folder in ((oracle, tmp_path / "theirs"), (ours, tmp_path / "ours")):
+        model.save_pretrained(folder, safe_serialization=False, max_shard_size=size)
+        paths = sorted(folder.glob("pytorch_model*.bin"))
+        parts = [torch.load(path, weights_only=True) for path in paths]
+        tensors = {name: tensor for part in parts for name, tensor in part.items()}
+        assert sum(path.stat().st_size for path in paths) < 1.5 * model.get_memory_footprint()  # each is there once
+        if size == "20KB":
+            index = json.loads((folder / "pytorch_model.bin.index.json").read_text(encoding="utf-8"))
+            holders = {name: path.name for path, part in zip(paths, parts, strict=True) for name in part}
+            assert index["weight_map"] == holders
+        found.append({name: tensor.tolist() for name, tensor in sorted(tensors.items())})
+    assert found[1] == found[0]

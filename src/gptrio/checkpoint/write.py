@@ -33,7 +33,8 @@ def save_state_dict(
     earlier save of the same kind and variant that are no longer part of the checkpoint are removed at the end.
 
     Args:
-        state_dict: tensors by name; names that share one tensor are stored once, under the first.
+        state_dict: tensors by name; one that several names share is stored once: under the first in safetensors, under
+            all of them in a torch file.
         folder: made if need be.
         max_shard_size: bytes, or text such as "500MB"; one tensor is never split.
         safe_serialization: write safetensors rather than a torch file.
@@ -51,9 +52,13 @@ def save_state_dict(
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; expected a folder to save weights into")
     limit = parse_size(max_shard_size)
-    tensors = _unique_tensors(state_dict)
+    tensors, shared = _unique_tensors(state_dict)
     base = SAFETENSORS_NAME if safe_serialization else TORCH_NAME
     shards = _name_shards(_split(tensors, limit), base, variant)
+    if not safe_serialization:
+        shards = {
+            file: [*keys, *(also for also, first in shared.items() if first in keys)] for file, keys in shards.items()
+        }
     folder.mkdir(parents=True, exist_ok=True)
     header = dict(metadata or {"format": "pt"})
     with ExitStack() as replaced_at_the_end:
@@ -65,7 +70,8 @@ def save_state_dict(
             written.append(index)
         for name, keys in shards.items():
             temporary = replaced_at_the_end.enter_context(replace_file(folder / name))
-            _write_file(temporary, {key: tensors[key] for key in keys}, header if safe_serialization else None)
+            content = {key: tensors[shared.get(key, key)] for key in keys}
+            _write_file(temporary, content, header if safe_serialization else None)
             written.append(folder / name)
     _remove_stale(folder, base, variant, keep={path.name for path in written})
     if not safe_serialization:
@@ -82,10 +88,11 @@ def parse_size(size: int | str) -> int:
     return int(float(match[1]) * unit)
 
 
-def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Leave out names that share a whole tensor with an earlier name."""
+def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors by their first name, and {name that shares a whole tensor with an earlier name: that name}."""
     unique: dict[str, torch.Tensor] = {}
-    seen = set()
+    shared: dict[str, str] = {}
+    names: dict[object, str] = {}
     for name, tensor in state_dict.items():
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
@@ -94,11 +101,12 @@ def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.T
         if tensor.is_meta:
             raise CheckpointError(f"tensor {name} is on the meta device: it has no data to save")
         place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and place in seen:
-            continue
-        seen.add(place)
-        unique[name] = tensor.detach()
-    return unique
+        first = names.setdefault(place, name) if tensor.numel() else name
+        if first == name:
+            unique[name] = tensor.detach()
+        else:
+            shared[name] = first
+    return unique, shared
 
 
 def _split(tensors: Mapping[str, torch.Tensor], limit: int) -> list[list[str]]:
@@ -134,10 +142,11 @@ def _index_text(tensors: Mapping[str, torch.Tensor], shards: Mapping[str, list[s
 
 def _write_file(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str] | None) -> None:
     """Write a torch file, or with `metadata` a safetensors file."""
-    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     if metadata is None:
-        torch.save({name: _without_surroundings(tensor) for name, tensor in plain.items()}, path)
+        stored = {id(tensor): _without_surroundings(tensor.cpu().contiguous()) for tensor in tensors.values()}
+        torch.save({name: stored[id(tensor)] for name, tensor in tensors.items()}, path)
         return
+    plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     from safetensors.torch import save_file
 
     end = 0

@@ -180,16 +180,25 @@ def choose_device(name: str | None) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise OptionError(f"--device {name!r} is no device; expected cpu, cuda, cuda:1 or the like") from error
+    if device.type == "meta":
+        raise OptionError("--device meta holds no values to compute with; expected cpu, cuda, cuda:1 or the like")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; try --device cpu")
     return device
 
 
 def fix_seed(seed: int | None) -> int:
-    """Seed torch's generators, with a fresh number if none is given, and return the seed."""
+    """Seed torch's generators, with a fresh number if none is given, and return the seed.
+
+    Raises:
+        OptionError: a seed that they do not take.
+    """
     import torch
 
+    from gptrio.utils.seed import check_seed
+
     seed = torch.seed() % 2**32 if seed is None else seed
+    check_seed(seed)
     torch.manual_seed(seed)
     return seed
 

@@ -31,11 +31,13 @@ def config_class_of(model_type: str) -> type[PretrainedConfig]:
 
 
 def as_own_config(given: Any) -> Any:
-    """A configuration of Transformers as ours of the same family; everything else as it is.
+    """A configuration of Transformers, or a dictionary of one, as ours of the same family; everything else as it is.
 
     Raises:
-        UnsupportedError: the family is not one of ours.
+        UnsupportedError, ConfigError: the family is not one of ours.
     """
+    if isinstance(given, dict):
+        return config_class_of(given.get("model_type", "")).from_dict(given)
     if isinstance(given, PretrainedConfig) or not is_foreign(given, CONFIGURATION):
         return given
     config = config_class_of(given.model_type).from_dict(content_of(given))

@@ -23,6 +23,7 @@ from gptrio.generation.step import Stepper
 from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, MaxLengthCriteria, OnFinish, StoppingCriteriaList, build_stopping
 from gptrio.generation.streamers import Streamer
+from gptrio.utils.seed import check_seed
 
 
 @dataclass
@@ -134,10 +135,12 @@ def _generators(seed: int | Sequence[int] | None, generator: Generators, rows: i
         raise OptionError("seed and generator were both given; pass one of them")
     if isinstance(generator, torch.Generator):
         return generator
+    if seed is not None and not fits(seed, int | list[int]):
+        raise OptionError(f"seed={seed!r} must be an integer, or one for each row")
+    for own in [seed] if isinstance(seed, int) else seed or ():
+        check_seed(own)
     if isinstance(seed, int):
         return torch.Generator(device).manual_seed(seed)
-    if seed is not None and not fits(seed, list[int]):
-        raise OptionError(f"seed={seed!r} must be an integer, or one for each row")
     generator = [torch.Generator(device).manual_seed(own) for own in seed] if seed is not None else generator
     assert generator is not None
     if len(generator) != rows:

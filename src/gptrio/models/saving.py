@@ -98,7 +98,7 @@ def _save_weights(
 ) -> None:
     """Write the weights, then the configuration."""
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
-    if state_dict is None:
+    if state_dict is None and safe_serialization:  # a torch file has both names of one tensor
         for tied in model.tied_weights():
             tensors.pop(tied, None)
     for name in model._keys_to_ignore_on_save or ():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 
+from gptrio.errors import OptionError
+
 
 def set_seed(seed: int, deterministic: bool = False) -> None:
     """Seed Python's, numpy's and torch's generators, those of every device included.
@@ -23,3 +25,9 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)  # on a GPU too
     if deterministic:
         torch.use_deterministic_algorithms(True)
+
+
+def check_seed(seed: int) -> None:
+    """Raise OptionError for a seed past the 64 bits that torch's generators take."""
+    if not -(2**63) <= seed < 2**64:
+        raise OptionError(f"seed={seed} is out of range; expected an integer of at most 64 bits")

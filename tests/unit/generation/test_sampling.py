@@ -128,3 +128,11 @@ def test_beam_sampling_with_seeds():
 def test_impossible_seeds(options, message):
     with pytest.raises(OptionError, match=message):
         MODEL.generate(PROMPT, do_sample=True, **options)
+
+
+@pytest.mark.parametrize("seed", [2**64, -(2**63) - 1, [2**64], True, 1.5])
+def test_seeds_that_no_generator_takes_are_named(seed):
+    with pytest.raises(OptionError, match="seed="):
+        sample(1, seed=seed)
+    first, second = sample(3, seed=2**64 - 1), sample(3, seed=2**64 - 1)
+    assert first.tolist() == second.tolist()

@@ -170,3 +170,12 @@ def test_key_mapping_finds_the_statistics_of_codes(tmp_path: Path) -> None:
     again = GPTNeoXForCausalLM.from_pretrained(tmp_path, key_mapping={r"^old\.": ""})
     ids = torch.tensor([[1, 2, 3]])
     assert torch.equal(again(ids).logits, small(ids).logits)
+
+
+@pytest.mark.parametrize("cls", [AutoModelForCausalLM, GPT2LMHeadModel])
+def test_a_configuration_may_be_a_dictionary(saved: tuple[GPT2LMHeadModel, Path], cls: Any) -> None:
+    model, folder = saved
+    loaded = cls.from_pretrained(folder, config={**model.config.to_dict(), "layer_norm_epsilon": 0.5})
+    assert loaded.config.layer_norm_epsilon == 0.5 and same_weights(loaded, model)
+    with pytest.raises(UnsupportedError, match="model_type='bert'"):
+        cls.from_pretrained(folder, config={"model_type": "bert"})
