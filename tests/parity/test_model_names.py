@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
+import pickle
 from typing import Any
 
 import pytest
@@ -293,6 +295,19 @@ def test_a_compiled_call_gives_the_same(class_name: str) -> None:
         assert_close(compiled(ids)[0], ours(ids)[0])
     assert ours.get_compiled_call(config) is compiled
     assert ours.get_compiled_call(gptrio.CompileConfig(backend="aot_eager")) is not compiled
+
+
+@pytest.mark.parametrize("class_name", CAUSAL.values())
+def test_a_copy_compiles_its_own_call(class_name: str) -> None:
+    _, ours = model_pair(class_name, pad_token_id=0)
+    config = gptrio.CompileConfig(backend="eager", mode=None)  # type: ignore[arg-type]
+    ids = task_inputs(class_name)["input_ids"]
+    ours.get_compiled_call(config)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+            assert_close(other.get_compiled_call(config)(ids)[0], other(ids)[0])
 
 
 @pytest.mark.parametrize("class_name", CAUSAL.values())

@@ -46,6 +46,12 @@ class PreTrainedModel(
 
     has_cross_attention: ClassVar[bool] = False
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files take: all but the compiled call, which runs the model that it was made of."""
+        state: dict[str, Any] = super().__getstate__()
+        state.pop("_compiled_call", None)
+        return state
+
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
