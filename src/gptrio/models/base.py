@@ -48,9 +48,8 @@ class PreTrainedModel(
 
     def __getstate__(self) -> dict[str, Any]:
         """What copies and files take: all but the compiled call, which runs the model that it was made of."""
-        state: dict[str, Any] = super().__getstate__()
-        state.pop("_compiled_call", None)
-        return state
+        left = ("_compiled_call", "_compiled_call_impl")  # ours, and torch's own
+        return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
