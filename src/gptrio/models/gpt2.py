@@ -40,6 +40,7 @@ class GPT2Attention(MultiHeadAttention):
             self.scale = 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= layer_idx + 1
+        self.config = config
         self.is_cross_attention = is_cross_attention
         if is_cross_attention:
             self.c_attn = Conv1D(2 * width, width)
@@ -74,6 +75,33 @@ class GPT2Attention(MultiHeadAttention):
     def output(self) -> nn.Module:
         """What heads end in."""
         return self.c_proj
+
+    # what the reference's layer says of itself; to change it, build the model with another configuration
+
+    @property
+    def embed_dim(self) -> int:
+        """C of the input."""
+        return self.config.n_embd
+
+    @property
+    def split_size(self) -> int:
+        """Width of all queries, keys or values together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def scale_attn_weights(self) -> bool:
+        """Whether scores are divided by the root of the head's width."""
+        return self.config.scale_attn_weights
+
+    @property
+    def scale_attn_by_inverse_layer_idx(self) -> bool:
+        """Whether scores are divided by the number of the layer, counted from 1."""
+        return self.config.scale_attn_by_inverse_layer_idx
+
+    @property
+    def reorder_and_upcast_attn(self) -> bool:
+        """Whether scores are taken in float32."""
+        return self.config.reorder_and_upcast_attn
 
     def keep_heads(self, kept: list[int]) -> None:
         """Shrink to the heads at the places `kept`."""

@@ -37,6 +37,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
             window=config.layer_windows[layer_idx],
             float32_scores=True,
         )
+        self.config = config
         self.k_proj = Linear(width, width, bias=False)
         self.v_proj = Linear(width, width, bias=False)
         self.q_proj = Linear(width, width, bias=False)
@@ -48,6 +49,16 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = self.attend(q, k, v, context)
         return self.resid_dropout(self.out_proj(out)), weights
+
+    @property
+    def embed_dim(self) -> int:
+        """C of the input."""
+        return self.config.hidden_size
+
+    @property
+    def layer_id(self) -> int:
+        """Number of the layer."""
+        return self.layer_idx
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:
@@ -73,6 +84,7 @@ class GPTNeoAttention(LeanModule):
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
         """Create the attention of layer `layer_idx`."""
         super().__init__()
+        self.layer_id, self.attention_layers = layer_idx, config.attention_layers
         self.attention_type = config.attention_layers[layer_idx]
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 

@@ -31,6 +31,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         """Create the projections of layer `layer_idx`."""
         width = config.hidden_size
         super().__init__(width, config.num_attention_heads, layer_idx)
+        self.config = config
         self.attention_dropout = config.attention_dropout
         self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
         self.dense = Linear(width, width, bias=config.attention_bias)
@@ -43,6 +44,21 @@ class GPTNeoXAttention(MultiHeadAttention):
         q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
         out, weights = self.attend(q, k, qkv[..., 2, :], context)
         return self.dense(out), weights
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.head_dim
+
+    @property
+    def rotary_ndims(self) -> int:
+        """Rotated dimensions of a head."""
+        return int(self.head_dim * self.config.rotary_pct)
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the scores."""
+        return self.scale
 
     @property
     def dropout_rate(self) -> float:

@@ -53,6 +53,8 @@ class MultiHeadAttention(LeanModule):
         float32_scores: take scores in float32 whatever the dtype.
     """
 
+    is_causal: ClassVar[bool] = True
+
     def __init__(
         self,
         width: int,
@@ -85,6 +87,11 @@ class MultiHeadAttention(LeanModule):
         return AttentionOptions(
             self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._shows_weights(context)
         )
+
+    @property
+    def num_heads(self) -> int:
+        """Heads that are left."""
+        return self.all_heads - len(self.pruned_heads)
 
     @property
     def drop(self) -> Drop | None:

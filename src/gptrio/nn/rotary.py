@@ -174,6 +174,38 @@ class RotaryEmbedding(nn.Module):
         frequencies, factor = SCALINGS[self.settings.kind](self.settings, length)
         return torch.cat([frequencies, frequencies]), factor
 
+    # what the reference's module says of itself; to change it, set `settings`
+
+    @property
+    def rope_type(self) -> str:
+        """Type of the scaling."""
+        return self.settings.kind
+
+    @property
+    def max_seq_len_cached(self) -> int:
+        """Positions of pretraining."""
+        return self.settings.max_length
+
+    @property
+    def original_max_seq_len(self) -> int:
+        """Positions of pretraining."""
+        return self.settings.max_length
+
+    @property
+    def inv_freq(self) -> Tensor:
+        """(R / 2,) inverse frequencies of short sequences, in float32."""
+        return SCALINGS[self.settings.kind](self.settings, torch.ones((), device="cpu"))[0]
+
+    @property
+    def original_inv_freq(self) -> Tensor:
+        """The same."""
+        return self.inv_freq
+
+    @property
+    def attention_scaling(self) -> float:
+        """Factor of the tables."""
+        return SCALINGS[self.settings.kind](self.settings, torch.ones((), device="cpu"))[1]
+
     def extra_repr(self) -> str:
         """Type and width, for `repr`."""
         return f"{self.settings.kind}, width={self.settings.width}, base={self.settings.base}"

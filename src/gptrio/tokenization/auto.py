@@ -101,7 +101,7 @@ def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOp
         name = model.get("tokenizer_class")
         if name is None and not model.get("model_type"):
             raise CheckpointNotFoundError(
-                f"{name_or_path} names no tokenizer: expected a tokenizer_config.json with tokenizer_class or a "
+                f"{str(name_or_path)!r} names no tokenizer: expected a tokenizer_config.json with tokenizer_class or a "
                 "config.json with model_type; or call the tokenizer's own class"
             )
         if name is None:

@@ -1,0 +1,95 @@
+"""What every submodule says of itself, beside the reference's instance attributes of the same name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+import gptrio
+
+SIZES: dict[str, dict[str, Any]] = {
+    "GPT2LMHeadModel": {
+        "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "scale_attn_by_inverse_layer_idx": True,
+        "reorder_and_upcast_attn": True,
+    },
+    "GPTNeoForCausalLM": {
+        "hidden_size": 32, "num_layers": 2, "num_heads": 4, "max_position_embeddings": 64, "window_size": 4,
+        "attention_types": [[["global", "local"], 1]],
+    },
+    "GPTNeoXForCausalLM": {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
+        "max_position_embeddings": 64, "rotary_pct": 0.5,
+    },
+}  # fmt: skip
+SCALINGS: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {"rope_type": "linear", "factor": 2.0},
+    {"rope_type": "dynamic", "factor": 2.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+)
+LEFT_OUT = {
+    "bias": "a table of the causal mask; masks are made when they are needed",
+    "masked_bias": "the number that stands for a masked score; each back end has its own",
+    "act": "the function inside an activation's module; ours are torch's modules",
+    "rope_init_fn": "a function of the reference's",
+    "device_map": "filled by the reference's `parallelize`",
+    "config": "compared elsewhere",
+    "generation_config": "compared elsewhere",
+}
+
+
+def facts(module: nn.Module) -> dict[str, Any]:
+    """Public attributes of an instance and its buffers, without parts and hooks."""
+    held = {**vars(module), **dict(module.named_buffers(recurse=False))}
+    return {name: value for name, value in held.items() if not name.startswith("_") and name not in LEFT_OUT}
+
+
+def assert_same_facts(reference: nn.Module, ours: nn.Module) -> int:
+    compared, parts = 0, dict(ours.named_modules())
+    for path, module in reference.named_modules():
+        for name, expected in facts(module).items():
+            found = getattr(parts[path], name)
+            where = f"{path}.{name}: {found} instead of {expected}"
+            if isinstance(expected, torch.Tensor):
+                torch.testing.assert_close(found, expected, msg=where)
+            else:
+                assert found == expected, where
+            compared += 1
+    return compared
+
+
+@pytest.mark.parametrize("class_name", SIZES)
+def test_every_attribute_is_the_references(class_name: str) -> None:
+    config_name = class_name.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
+    reference, ours = (
+        getattr(library, class_name)(getattr(library, config_name)(vocab_size=50, **SIZES[class_name]))
+        for library in (transformers, gptrio)
+    )
+    assert assert_same_facts(reference, ours) > 100
+    if class_name != "GPTNeoForCausalLM" and hasattr(reference.base_model, "h"):
+        for model in (reference, ours):
+            model.prune_heads({0: [1, 2]})
+        attention = [model.base_model.h[0].attn for model in (reference, ours)]
+        names = ("num_heads", "split_size", "embed_dim", "head_dim")
+        assert [[getattr(each, name) for name in names] for each in attention] == [[2, 16, 32, 8]] * 2
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda each: each and each["rope_type"])
+def test_rotary_modules_tell_their_frequencies(scaling: dict[str, Any] | None) -> None:
+    sizes = SIZES["GPTNeoXForCausalLM"]
+    reference, ours = (
+        library.GPTNeoXModel(library.GPTNeoXConfig(vocab_size=50, **sizes, rope_scaling=scaling)).rotary_emb
+        for library in (transformers, gptrio)
+    )
+    assert assert_same_facts(reference, ours) >= 5
+
+
+def test_what_is_told_cannot_be_set_without_effect() -> None:
+    attention = gptrio.GPT2Model(gptrio.GPT2Config(vocab_size=50, **SIZES["GPT2LMHeadModel"])).h[0].attn
+    for name in ("scale_attn_weights", "num_heads", "embed_dim"):
+        with pytest.raises(AttributeError):
+            setattr(attention, name, 0)
