@@ -44,8 +44,9 @@ class Conv1D(LeanModule):
         self.nf = nf
         self.nx = nx
         self.weight = nn.Parameter(torch.empty(nx, nf))
-        self.bias = nn.Parameter(torch.zeros(nf))
+        self.bias = nn.Parameter(torch.empty(nf))
         nn.init.normal_(self.weight, std=0.02)
+        nn.init.zeros_(self.bias)
 
     @property
     def in_features(self) -> int:
