@@ -33,7 +33,7 @@ from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, OnFinish
 from gptrio.generation.streamers import Streamer
 from gptrio.kernels.linear import packed_inference
-from gptrio.nn.lean import is_plain, lean_calls, runs_nothing_else
+from gptrio.nn.lean import has_own_classes_only, is_plain, lean_calls
 
 Result = Tensor | GenerateOutput
 
@@ -133,7 +133,7 @@ def generate(
     models = [each for each in (model, assistant_model) if each is not None]
     private = private and all(is_plain(each) for each in models)
     with (
-        torch.inference_mode() if private and all(runs_nothing_else(each) for each in models) else torch.no_grad(),
+        torch.inference_mode() if private and all(has_own_classes_only(each) for each in models) else torch.no_grad(),
         packed_inference(model),
         lean_calls(private),
     ):

@@ -56,13 +56,12 @@ def is_plain(model: nn.Module) -> bool:
     return not any(_is_altered(kind) for kind in {type(module) for module in model.modules()})
 
 
-def runs_nothing_else(model: nn.Module) -> bool:
-    """Whether `model` is plain and all its modules are of this package's classes and torch's.
+def has_own_classes_only(model: nn.Module) -> bool:
+    """Whether all modules of `model` are of this package's classes and torch's.
 
     Modules of others may keep what they see, for a backward pass or to write to it.
     """
-    ours = all(type(module).__module__.startswith(_HOMES) for module in model.modules())
-    return ours and is_plain(model)
+    return all(type(module).__module__.startswith(_HOMES) for module in model.modules())
 
 
 def is_watched(*modules: nn.Module | None) -> bool:
