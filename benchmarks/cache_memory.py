@@ -25,8 +25,8 @@ from transformers import StaticCache as TransformersStaticCache
 from _results import print_table, save
 from gptrio import GPT2Config, GPTNeoConfig, GPTNeoXConfig, PretrainedConfig, PromptPrefix
 from gptrio.cache import make_cache
-from gptrio.cache.base import windows_of
 from gptrio.cache.offloaded import OffloadedLayer
+from gptrio.cache.protocol import windows_of
 
 SHAPES: dict[str, PretrainedConfig] = {
     "gpt2": GPT2Config(n_positions=2048),  # 124M

@@ -12,6 +12,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gptrio.memory import gc_disabled
+
 __version__ = "0.1.0"
 
 
@@ -31,7 +33,8 @@ def __getattr__(name: str) -> Any:
     """Import the module behind a public name on first use."""
     if name not in _EXPORTS:
         raise AttributeError(f"module 'gptrio' has no attribute {name!r}{_nearest(name)}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
+    with gc_disabled():
+        value = getattr(importlib.import_module(_EXPORTS[name]), name)
     globals()[name] = value
     return value
 

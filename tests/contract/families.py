@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 import gptrio
-from gptrio.models.base import PreTrainedModel
+from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.testing import tiny_config
-from tests.pairs import randomise
+from tests.reference import randomise
 
 
 @dataclass(frozen=True)

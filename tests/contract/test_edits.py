@@ -13,7 +13,7 @@ from torch import Tensor
 from gptrio import Int4Config, Int8Config
 from gptrio.quantization import quantize
 from tests.contract.families import Family, tokens
-from tests.pairs import randomise
+from tests.reference import randomise
 
 FORMATS = ["float32", "bfloat16", "int8", "int4"]
 WAYS: dict[str, tuple[int, dict[str, Any]]] = {

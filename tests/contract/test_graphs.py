@@ -14,7 +14,7 @@ import torch
 from gptrio import DynamicCache, StaticCache
 from gptrio.testing import assert_close
 from tests.contract.families import Family, tokens
-from tests.pairs import assert_same_gradients, padded, positions_of
+from tests.reference import assert_same_gradients, padded, positions_of
 
 MASK = padded([21, 9], 21, "right")
 

@@ -13,7 +13,7 @@ import gptrio
 from gptrio.errors import ConfigError, InputError, UnsupportedError
 from gptrio.testing import assert_close, tiny_config
 from tests.contract.families import FAMILIES, Family, tokens
-from tests.pairs import randomise
+from tests.reference import randomise
 
 AUTO_CLASSES = {
     "base": gptrio.AutoModel,

@@ -168,7 +168,7 @@ def test_a_handler_of_signals_generates_in_the_middle_of_a_step(family: Family) 
     model, ids = family.build(eos_token_id=None, hidden_size=64), tokens(1, 6)
     options = OPTIONS | {"max_new_tokens": 40}
     expected = model.generate(ids, **options)
-    team = pytest.importorskip("gptrio.kernels.compiled.team")
+    team = pytest.importorskip("gptrio.kernels.cpu_decode.thread_pool")
     inner, results = team.Team._wake, []
 
     def wake(self: Any) -> Any:

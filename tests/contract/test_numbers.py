@@ -11,7 +11,7 @@ from torch import Tensor
 from gptrio import DynamicCache, StaticCache
 from gptrio.testing import assert_close
 from tests.contract.families import Family, tokens
-from tests.pairs import assert_same_gradients, padded, positions_of, run_in_chunks
+from tests.reference import assert_same_gradients, padded, positions_of, run_in_chunks
 
 pytestmark = pytest.mark.filterwarnings("ignore:the batch is padded on the left")
 BACK_ENDS = ["eager", "sdpa"]

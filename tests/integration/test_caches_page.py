@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
-from gptrio.cache import PromptPrefix, StaticCache, cache_names
-from tests.house.source import ROOT
+from gptrio.cache import StaticCache, cache_names
+from gptrio.generation.prefix import PromptPrefix
+from tests.architecture.source import ROOT
 
 TEXT = (ROOT / "docs" / "caches.md").read_text(encoding="utf-8")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gptrio.kernels.compiled import is_ready
+from gptrio.kernels.cpu_decode import is_ready
 
 PROGRAM = (sys.executable, "-m", "gptrio")
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gptrio.cli.app import LazyGroup
-from tests.house.source import ROOT
+from tests.architecture.source import ROOT
 
 
 def blocks(language: str) -> list[str]:

@@ -20,7 +20,7 @@ from torch import Tensor
 import gptrio
 from gptrio import GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
 from gptrio.nn.linear import Conv1D
-from tests.pairs import model_pair, padded, task_inputs, token_ids
+from tests.reference import model_pair, padded, task_inputs, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of PEFT: base models without a name, fan_in_fan_out
 

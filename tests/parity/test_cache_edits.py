@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import gptrio
-from gptrio.cache import WindowLayer
+from gptrio.cache import DynamicSlidingWindowLayer
 from gptrio.cache.static_layers import SlidingWindowLayer
 from gptrio.testing import assert_close
 from tests.parity.generation import FAMILIES, pair_of_models
@@ -127,7 +127,7 @@ def test_static_layers_take_the_buffers_of_others(family: str) -> None:
 
 
 def test_a_window_counts_what_it_has_let_go() -> None:
-    layer = WindowLayer(4)
+    layer = DynamicSlidingWindowLayer(4)
     for _ in range(3):
         layer.update(torch.randn(1, 2, 40, 4), torch.randn(1, 2, 40, 4))
     keys, values = layer.keys, layer.values

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers
 from torch import Tensor
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicSlidingWindowLayer as TheirWindowLayer
 
 import gptrio
-from gptrio.cache import WindowLayer
+from gptrio.cache import DynamicSlidingWindowLayer
 from gptrio.testing.tiny import tiny_config
 
 LAYERS = 2
@@ -121,7 +121,7 @@ def test_tuples_go_in_and_come_out_the_same():
 @torch.no_grad()
 @pytest.mark.parametrize("lengths", ((3, 1, 1, 1, 1, 1, 1), (20, 1, 2, 1), (4, 4, 4, 4)))
 def test_a_window_returns_the_same(lengths: tuple[int, ...]):
-    theirs, ours = DynamicSlidingWindowLayer(6), WindowLayer(6)
+    theirs, ours = TheirWindowLayer(6), DynamicSlidingWindowLayer(6)
     start = 0
     for keys, values in states(*lengths):
         position = torch.arange(start, start + keys.shape[2])

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import gptrio
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.testing import assert_close
-from tests.pairs import SIZES, model_pair, task_inputs, token_ids
+from tests.reference import SIZES, model_pair, task_inputs, token_ids
 
 CLASSES = [
     *("GPT2" + name for name in ("Model", "LMHeadModel", "DoubleHeadsModel")),

@@ -11,9 +11,9 @@ import transformers
 from torch import Tensor
 
 import gptrio
-from gptrio.models import inputs
+from gptrio.models.base import inputs
 from gptrio.testing import assert_close
-from tests.pairs import (
+from tests.reference import (
     SPECIAL_TOKENS,
     assert_same_output,
     assert_same_training_step,

@@ -15,7 +15,7 @@ import transformers
 import gptrio
 from gptrio.cache.transformers import TransformersCache, as_own_cache
 from gptrio.foreign import CACHE, CONFIGURATION, is_foreign
-from tests.pairs import model_pair, token_ids
+from tests.reference import model_pair, token_ids
 from tests.tiny_tokenizers import write_gpt2, write_gpt_neox
 
 CLASSES = ("GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptrio.nn.activations import ACTIVATIONS
 from gptrio.testing import assert_close, relative_difference
-from tests.pairs import (
+from tests.reference import (
     assert_same_gradients,
     assert_same_output,
     assert_same_training_step,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptrio.testing import assert_close
-from tests.pairs import (
+from tests.reference import (
     assert_same_gradients,
     assert_same_output,
     assert_same_training_step,

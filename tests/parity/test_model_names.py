@@ -17,10 +17,10 @@ from transformers.loss import loss_utils
 
 import gptrio
 from gptrio.errors import InputError, UnsupportedError
-from gptrio.models import inputs
+from gptrio.models.base import inputs
 from gptrio.testing import assert_close
-from tests.pairs import SIZES, model_pair, task_inputs, token_ids
 from tests.parity.test_model_surface import CAUSAL, CLASSES
+from tests.reference import SIZES, model_pair, task_inputs, token_ids
 
 # Public names of the reference's models that ours do not have, and why.
 LEFT_OUT = {

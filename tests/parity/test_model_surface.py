@@ -15,7 +15,7 @@ from torch import nn
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, UnsupportedError
 from gptrio.nn.linear import Conv1D
-from tests.pairs import SIZES, assert_same_output, model_pair, token_ids
+from tests.reference import SIZES, assert_same_output, model_pair, token_ids
 
 CAUSAL = {"GPT2": "GPT2LMHeadModel", "GPTNeo": "GPTNeoForCausalLM", "GPTNeoX": "GPTNeoXForCausalLM"}
 HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]

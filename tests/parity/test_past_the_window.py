@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 import gptrio
-from gptrio.cache import WindowLayer
+from gptrio.cache import DynamicSlidingWindowLayer
 from gptrio.testing import assert_close
-from tests.pairs import model_pair, padded, positions_of, token_ids
+from tests.reference import model_pair, padded, positions_of, token_ids
 
 WINDOW = 6
 SIZES: dict[str, Any] = {"window_size": WINDOW, "max_position_embeddings": 400}
@@ -116,7 +116,7 @@ def test_local_layers_hold_a_window_and_not_the_past() -> None:
     for step in token_ids(1, 90).split(1, dim=1):
         model(step, past_key_values=cache)
     assert cache.get_seq_length() == 390
-    local = [layer.keys.shape[2] for layer in cache.layers if isinstance(layer, WindowLayer)]
+    local = [layer.keys.shape[2] for layer in cache.layers if isinstance(layer, DynamicSlidingWindowLayer)]
     assert len(local) == 2
     assert max(local) <= WINDOW + 64 + 100 + 64  # window, reach of a crop, the longest call and room to append
 

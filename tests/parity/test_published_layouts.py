@@ -16,7 +16,7 @@ from torch import Tensor
 
 import gptrio
 from gptrio.testing import assert_close
-from tests.pairs import model_pair, token_ids
+from tests.reference import model_pair, token_ids
 
 HEADS = ["Model", "ForCausalLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]
 CLASSES = [family + head for family in ("GPTNeo", "GPTNeoX") for head in HEADS]

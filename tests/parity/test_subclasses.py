@@ -17,8 +17,8 @@ from torch import Tensor, nn
 import gptrio
 from gptrio.errors import CheckpointError, ConfigError, OptionError, UnsupportedError
 from gptrio.testing import assert_close
-from tests.pairs import SIZES, token_ids
 from tests.parity.test_model_surface import CAUSAL
+from tests.reference import SIZES, token_ids
 
 LIBRARIES = (transformers, gptrio)
 

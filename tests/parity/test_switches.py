@@ -10,7 +10,15 @@ from torch import Tensor, nn
 
 from gptrio import InputError
 from gptrio.errors import GptrioWarning
-from tests.pairs import SIZES, assert_same_gradients, assert_same_output, loss_of, model_pair, task_inputs, token_ids
+from tests.reference import (
+    SIZES,
+    assert_same_gradients,
+    assert_same_output,
+    loss_of,
+    model_pair,
+    task_inputs,
+    token_ids,
+)
 
 LANGUAGE_MODELS = ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"]
 HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]

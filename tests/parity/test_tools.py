@@ -15,8 +15,8 @@ from torch import nn
 
 import gptrio
 from gptrio.testing import assert_close
-from tests.pairs import model_pair, token_ids
 from tests.parity.test_model_surface import CAUSAL
+from tests.reference import model_pair, token_ids
 
 accelerate = pytest.importorskip("accelerate", reason="Trainer needs it")
 pytestmark = [

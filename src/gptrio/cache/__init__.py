@@ -1,10 +1,9 @@
 """Keys and values of past tokens, kept between calls; a model never knows which cache it holds."""
 
-from gptrio.cache.base import Cache, CacheLayer
-from gptrio.cache.dynamic import DynamicCache, DynamicLayer, OffloadedCache, WindowLayer
+from gptrio.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, OffloadedCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
 from gptrio.cache.factory import cache_names, make_cache
-from gptrio.cache.prefix import PromptPrefix
+from gptrio.cache.protocol import Cache, CacheLayer
 from gptrio.cache.quantized import QuantizedCache
 from gptrio.cache.static import OffloadedStaticCache, StaticCache
 from gptrio.cache.static_layers import SlidingWindowLayer, StaticLayer
@@ -14,15 +13,14 @@ __all__ = [
     "CacheLayer",
     "DynamicCache",
     "DynamicLayer",
+    "DynamicSlidingWindowLayer",
     "EncoderDecoderCache",
     "OffloadedCache",
     "OffloadedStaticCache",
-    "PromptPrefix",
     "QuantizedCache",
     "SlidingWindowLayer",
     "StaticCache",
     "StaticLayer",
-    "WindowLayer",
     "cache_names",
     "make_cache",
 ]

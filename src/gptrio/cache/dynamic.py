@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import (
-    REACH,
+from gptrio.cache.offloaded import OffloadedLayer, Transfers
+from gptrio.cache.protocol import (
+    CROP_MARGIN,
     Cache,
     CacheLayer,
     LegacyCache,
@@ -20,7 +21,6 @@ from gptrio.cache.base import (
     joined,
     windows_of,
 )
-from gptrio.cache.offloaded import OffloadedLayer, Transfers
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
 from gptrio.kernels import guards
@@ -208,10 +208,10 @@ class DynamicLayer(CacheLayer):
         self._stored = 0
 
 
-class WindowLayer(DynamicLayer):
+class DynamicSlidingWindowLayer(DynamicLayer):
     """The last positions of one layer: as many as `window` queries to come may see.
 
-    Older positions are let go when the buffer is full, all but as many (`REACH`) as a crop may want to go back.
+    Older positions are let go when the buffer is full, all but as many (`CROP_MARGIN`) as a crop may want to go back.
 
     Args:
         window: most positions that a query sees, itself included.
@@ -232,7 +232,7 @@ class WindowLayer(DynamicLayer):
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the last `window - 1 + T` positions, or fewer if there are fewer."""
         check_fit(self._keys, keys)
-        if keys.shape[-2] > self.window - 1 + REACH:
+        if keys.shape[-2] > self.window - 1 + CROP_MARGIN:
             return self._replace(keys, values)
         seen, _ = self.get_mask_sizes(keys.shape[-2])
         all_keys, all_values = self._append(keys, values)
@@ -240,13 +240,13 @@ class WindowLayer(DynamicLayer):
 
     def _let_go(self, count: int) -> int:
         """Oldest positions to drop for `count` new ones: those that no query to come sees, once the buffer is full."""
-        drop = 0 if self._has_room(self._stored + count) else max(self._stored - (self.window - 1) - REACH, 0)
+        drop = 0 if self._has_room(self._stored + count) else max(self._stored - (self.window - 1) - CROP_MARGIN, 0)
         self._dropped += drop
         return drop
 
     def _replace(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Take in more positions at once than are kept: their last ones are all that stays."""
-        first, kept = max(self._stored - (self.window - 1), 0), self.window - 1 + REACH
+        first, kept = max(self._stored - (self.window - 1), 0), self.window - 1 + CROP_MARGIN
         seen = self._longer(self._keys, keys, first), self._longer(self._values, values, first)
         length = self.get_seq_length() + keys.shape[-2]
         self.hold(keys[:, :, -kept:].clone(), values[:, :, -kept:].clone())
@@ -324,7 +324,7 @@ class DynamicCache(Cache):
             if offloading and (window is None or not offload_only_non_sliding):
                 self.layers.append(OffloadedLayer(transfers, window))
             else:
-                self.layers.append(DynamicLayer() if window is None else WindowLayer(window))
+                self.layers.append(DynamicLayer() if window is None else DynamicSlidingWindowLayer(window))
         for i, (keys, values) in enumerate(ddp_cache_data or ()):
             self.layer(i).hold(keys, values)
         self._align()
@@ -334,7 +334,7 @@ class DynamicCache(Cache):
         held = [layer for layer in self.layers if layer.get_seq_length()]
         length = max([0, *[layer.get_seq_length() for layer in held]])
         for layer in held:
-            if isinstance(layer, WindowLayer):
+            if isinstance(layer, DynamicSlidingWindowLayer):
                 layer.skip_to(length)
             elif layer.get_seq_length() < length:
                 raise InputError(

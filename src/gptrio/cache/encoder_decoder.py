@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import Cache
 from gptrio.cache.dynamic import DynamicCache
+from gptrio.cache.protocol import Cache
 
 LegacyCrossCache = tuple[tuple[Tensor, ...], ...]
 

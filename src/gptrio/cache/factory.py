@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from gptrio.cache.base import Cache
 from gptrio.cache.dynamic import DynamicCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
+from gptrio.cache.protocol import Cache
 from gptrio.cache.quantized import QuantizedCache
 from gptrio.cache.static import StaticCache
 from gptrio.config.base import PretrainedConfig

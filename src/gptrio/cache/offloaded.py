@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import CacheLayer, as_positions, check_fit, check_room, count_of
+from gptrio.cache.protocol import CacheLayer, as_positions, check_fit, check_room, count_of
 
 new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import Cache, CacheLayer, as_positions, check_fit, windows_of
-from gptrio.cache.dynamic import DynamicLayer, WindowLayer
+from gptrio.cache.dynamic import DynamicLayer, DynamicSlidingWindowLayer
+from gptrio.cache.protocol import Cache, CacheLayer, as_positions, check_fit, windows_of
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import OptionError
 
@@ -237,7 +237,9 @@ class QuantizedCache(Cache):
         _check("q_group_size", q_group_size, q_group_size > 0, "a number of positions, 1 or more")
         _check("residual_length", residual_length, residual_length >= 0, "a number of positions, 0 or more")
         super().__init__(
-            QuantizedLayer(nbits, q_group_size, residual_length) if window is None else WindowLayer(window)
+            QuantizedLayer(nbits, q_group_size, residual_length)
+            if window is None
+            else DynamicSlidingWindowLayer(window)
             for window in windows_of(config)
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import REACH, Cache, windows_of
 from gptrio.cache.offloaded import OffloadedLayer, Transfers
+from gptrio.cache.protocol import CROP_MARGIN, Cache, windows_of
 from gptrio.cache.static_layers import SlidingWindowLayer, StaticLayer
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
@@ -71,11 +71,11 @@ class StaticCache(Cache):
             assert isinstance(layer, StaticLayer | OffloadedLayer)
             layer.lazy_initialization(like)
 
-    def note_length(self, length: int) -> None:
+    def set_seq_length(self, length: int) -> None:
         """Take note that a replayed step, of which Python sees nothing, has made the cache hold `length` positions."""
         for layer in self.layers:
             assert isinstance(layer, StaticLayer)
-            layer.note_length(length)
+            layer.set_seq_length(length)
 
     def __len__(self) -> int:
         """Number of layers, whether they hold something or not."""
@@ -106,6 +106,6 @@ class OffloadedStaticCache(StaticCache):
 
 def _fixed_layer(max_cache_len: int, window: int | None) -> StaticLayer:
     """A ring where that is smaller than the whole."""
-    if window is None or max_cache_len <= window + REACH:
+    if window is None or max_cache_len <= window + CROP_MARGIN:
         return StaticLayer(max_cache_len)
     return SlidingWindowLayer(max_cache_len, window)

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import (
-    REACH,
+from gptrio.cache.dynamic import check_reach
+from gptrio.cache.protocol import (
+    CROP_MARGIN,
     CacheLayer,
     as_positions,
     check_fit,
@@ -17,9 +18,8 @@ from gptrio.cache.base import (
     count_of,
     joined,
 )
-from gptrio.cache.dynamic import check_reach
 from gptrio.errors import InputError
-from gptrio.kernels.graphs import is_recording
+from gptrio.kernels.cuda_graph import is_recording
 
 
 class StaticLayer(CacheLayer):
@@ -172,7 +172,7 @@ class StaticLayer(CacheLayer):
         if self._end is not None:
             self._end.fill_(length)
 
-    def note_length(self, length: int) -> None:
+    def set_seq_length(self, length: int) -> None:
         """Take the positions seen as an integer, where a replayed step has written them on the device."""
         self._length = length
 
@@ -223,7 +223,7 @@ class SlidingWindowLayer(StaticLayer):
         """Start empty."""
         super().__init__(max_cache_len)
         self.sliding_window = sliding_window
-        self._slots = min(sliding_window + REACH, max_cache_len)
+        self._slots = min(sliding_window + CROP_MARGIN, max_cache_len)
         self._oldest = 0  # no position before this is there, whatever the length says
 
     def stored(self) -> tuple[Tensor, Tensor] | None:

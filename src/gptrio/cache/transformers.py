@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import Cache, CacheLayer, check_room, count_of
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
+from gptrio.cache.protocol import Cache, CacheLayer, check_room, count_of
 from gptrio.errors import UnsupportedError
 from gptrio.foreign import CACHE, CROSS_CACHE, is_foreign
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys, renamed
-from gptrio.checkpoint.pages import release_pages
 from gptrio.checkpoint.read import CheckpointReader, TensorDict
 from gptrio.errors import SizeMismatchError
+from gptrio.memory import drop_mapped_pages
 
 EXTRA_STATE = "_extra_state"  # torch's name for what a module saves beside parameters and buffers
 Placement = str | torch.device | Callable[[str], str | int | torch.device]
@@ -87,7 +87,7 @@ def load_into(
             continue
         tensor = reader.tensor(key)
         if take is not None and take(name, tensor, key, reader):
-            release_pages(tensor)
+            drop_mapped_pages(tensor)
             continue
         if name.rpartition(".")[2] == EXTRA_STATE:
             module.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor.clone())
@@ -101,7 +101,7 @@ def load_into(
         placed = _convert(tensor, kind, place, copy=isinstance(reader, TensorDict))
         _assign(module, name, placed)
         if placed.data_ptr() != tensor.data_ptr():
-            release_pages(tensor)
+            drop_mapped_pages(tensor)
     if report.mismatched and not ignore_mismatched_sizes:
         raise SizeMismatchError(_mismatch_message(report))
     return report

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from gptrio import __version__
-from gptrio.cli.errors import complain
+from gptrio.cli.errors import print_error
 from gptrio.cli.text import set_output_encoding
 
 # command -> module with a function of the same name
@@ -68,7 +68,7 @@ def run(arguments: list[str]) -> int:
     try:
         code = app(arguments, prog_name="gptrio", standalone_mode=False)
     except typer.TyperException as error:
-        complain(_usage_message(error, arguments))
+        print_error(_usage_message(error, arguments))
         return error.exit_code
     return code if isinstance(code, int) else 0
 

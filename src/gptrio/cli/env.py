@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from gptrio import __version__
-from gptrio.cli.errors import plain_errors
+from gptrio.cli.errors import report_errors
 
 LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
 OPTIONAL = ("numba", "jax", "transformers")
@@ -24,7 +24,7 @@ def env(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
-    with plain_errors(context, verbose):
+    with report_errors(context, verbose):
         facts = {**software(), **hardware()}
         print(json.dumps(facts, indent=2) if as_json else table(facts), end="\n" if as_json else "")
 

@@ -16,13 +16,13 @@ from gptrio.cli.wording import option_names, translate
 from gptrio.errors import GptrioError, GptrioWarning, OptionError
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print a message on standard error as one line that begins with the program's name."""
     print(f"gptrio: {' '.join(message.split())}", file=sys.stderr)
 
 
 @contextmanager
-def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
+def report_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
     """Turn exceptions of a command into one line and an exit code, and warnings of gptrio into one line.
 
     Args:
@@ -37,7 +37,7 @@ def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if verbose or issubclass(category, GptrioWarning):
-            complain(f"warning: {translate(str(message), options)}")
+            print_error(f"warning: {translate(str(message), options)}")
 
     try:
         with warnings.catch_warnings(), _log_lines(verbose):
@@ -48,7 +48,7 @@ def plain_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        complain(translate(str(error), options) if isinstance(error, GptrioError) else _unexpected(error, verbose))
+        print_error(translate(str(error), options) if isinstance(error, GptrioError) else _unexpected(error, verbose))
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
 
 
@@ -56,7 +56,7 @@ class _Lines(logging.Handler):
     """Prints what a log is told as lines of this command."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        complain(record.getMessage())
+        print_error(record.getMessage())
 
 
 @contextmanager

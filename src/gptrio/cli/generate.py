@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptrio.cli.errors import complain, plain_errors
+from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.text import decode_argument, decode_text, is_unicode
 from gptrio.errors import OptionError
 
@@ -88,7 +88,7 @@ def generate(
 
     gptrio generate "def hello_world():"
     """
-    with plain_errors(context, verbose):
+    with report_errors(context, verbose):
         text = read_prompt(prompt, file)
         options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
         options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
@@ -103,7 +103,7 @@ def generate(
         if verbose:
             total = sum(row["tokens"] for row in rows)
             speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
-            complain(f"{model}, {quantize or loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
+            print_error(f"{model}, {quantize or loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.base import real_positions_last
+from gptrio.cache.protocol import real_positions_last
 from gptrio.generation.prompt import COLUMNS, Prompt
 
 

@@ -11,33 +11,33 @@ from torch import Tensor
 from gptrio.cache import Cache
 from gptrio.cache.transformers import as_given
 from gptrio.errors import UnsupportedError
-from gptrio.generation.assisted import assisted_search
-from gptrio.generation.beam import beam_search
-from gptrio.generation.beam_groups import grouped_beam_search
-from gptrio.generation.call import Call, Generators
 from gptrio.generation.columns import align
-from gptrio.generation.config import GenerationConfig
-from gptrio.generation.constrained import constrained_beam_search
-from gptrio.generation.contrastive import contrastive_search
-from gptrio.generation.declared import GenerationMode
-from gptrio.generation.dola import dola_decode
-from gptrio.generation.healing import heal
-from gptrio.generation.lengths import settle_lengths
 from gptrio.generation.loop import decode
+from gptrio.generation.options.config import GenerationConfig
+from gptrio.generation.options.max_length import settle_lengths
+from gptrio.generation.options.resolve import merge_config
+from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
 from gptrio.generation.prompt import build_prompt, keeping
-from gptrio.generation.ready import Arguments, make_call
-from gptrio.generation.settings import merge_config
+from gptrio.generation.setup import GenerateArguments, prepare_generation
+from gptrio.generation.state import GenerationState, Generators
 from gptrio.generation.stop_strings import Tokenizer
 from gptrio.generation.stopping import Criterion, OnFinish
+from gptrio.generation.strategies.assisted import assisted_search
+from gptrio.generation.strategies.beam import beam_search
+from gptrio.generation.strategies.constrained_beam import constrained_beam_search
+from gptrio.generation.strategies.contrastive import contrastive_search
+from gptrio.generation.strategies.dola import dola_decode
+from gptrio.generation.strategies.group_beam import grouped_beam_search
 from gptrio.generation.streamers import Streamer
+from gptrio.generation.token_healing import heal
 from gptrio.kernels.linear import packed_inference
-from gptrio.nn.lean import has_own_classes_only, is_plain, lean_calls
+from gptrio.nn.fast_call import has_no_hooks, has_own_classes_only, skip_hook_dispatch
 
 Result = Tensor | GenerateOutput
 
-_LOOPS: dict[GenerationMode, Callable[[Call], Result]] = {
+_LOOPS: dict[GenerationMode, Callable[[GenerationState], Result]] = {
     GenerationMode.GREEDY_SEARCH: decode,
     GenerationMode.SAMPLE: decode,
     GenerationMode.BEAM_SEARCH: beam_search,
@@ -116,7 +116,7 @@ def generate(
     if isinstance(custom_generate, str) or trust_remote_code:
         raise UnsupportedError("code from a checkpoint is never run; pass a function as custom_generate")
     config, forward_arguments = merge_config(model, generation_config, use_model_defaults, kwargs)
-    extras = Arguments(
+    extras = GenerateArguments(
         logits_processor or (),
         stopping_criteria or (),
         prefix_allowed_tokens_fn,
@@ -131,11 +131,11 @@ def generate(
     )
     private = custom_generate is None and _is_private(config, extras, forward_arguments)
     models = [each for each in (model, assistant_model) if each is not None]
-    private = private and all(is_plain(each) for each in models)
+    private = private and all(has_no_hooks(each) for each in models)
     with (
         torch.inference_mode() if private and all(has_own_classes_only(each) for each in models) else torch.no_grad(),
         packed_inference(model),
-        lean_calls(private),
+        skip_hook_dispatch(private),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)
         if custom_generate is None:
@@ -144,7 +144,7 @@ def generate(
             prompt = heal(model, prompt, tokenizer, config)
         prompt = settle_lengths(model, prompt, config, kwargs, overflow)
         mode = config.get_generation_mode(assistant_model)
-        call = make_call(model, prompt, config, mode, extras)
+        call = prepare_generation(model, prompt, config, mode, extras)
         if streamer is not None:
             given = call.ids if prompt.moved is None else prompt.moved.ids_for(len(call.ids))
             call.put(given)
@@ -164,15 +164,15 @@ def generate(
     return result
 
 
-def _is_private(config: GenerationConfig, extras: Arguments, forward_arguments: dict[str, Any]) -> bool:
+def _is_private(config: GenerationConfig, extras: GenerateArguments, forward_arguments: dict[str, Any]) -> bool:
     """Whether the caller sees no tensor of this call but the ids, so that none of them needs to be fit for autograd."""
     if config.return_dict_in_generate or forward_arguments.get("past_key_values") is not None:
         return False
     return not (extras.logits_processor or extras.stopping_criteria or extras.prefix_allowed_tokens_fn)
 
 
-def _run_own_loop(loop: Callable[..., Any], call: Call) -> Any:
-    """Call the caller's decoding loop as upstream does."""
+def _run_own_loop(loop: Callable[..., Any], call: GenerationState) -> Any:
+    """GenerationState the caller's decoding loop as upstream does."""
     prompt = call.prompt
     length, mask = prompt.length, prompt.attention_mask
     arguments = {

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.generation.call import Call, Generators, Rows
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
+from gptrio.generation.state import GenerationState, Generators, SequenceStatus
 
 
 def decode(
-    call: Call, refine: Callable[[Any, Tensor], Tensor] | None = None, **flags: Any
+    call: GenerationState, refine: Callable[[Any, Tensor], Tensor] | None = None, **flags: Any
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Append the most likely token, or one drawn from the distribution, until every row is finished.
 
@@ -23,7 +23,7 @@ def decode(
         **flags: further arguments of the model's forward.
     """
     ids, record = call.ids, call.record
-    rows = Rows(call, ids.shape[0])
+    rows = SequenceStatus(call, ids.shape[0])
     while True:
         output = call.step(ids, **flags)
         logits = output.logits[:, -1].float()  # (B, V)

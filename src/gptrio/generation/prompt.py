@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
-from gptrio.cache.base import windows_of
+from gptrio.cache.protocol import windows_of
 from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
-from gptrio.generation.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, ends_of
 
 if TYPE_CHECKING:
     from gptrio.generation.columns import Moved

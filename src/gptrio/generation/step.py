@@ -11,14 +11,14 @@ from torch import Tensor
 
 from gptrio.cache import DynamicCache
 from gptrio.cache.transformers import as_own_cache
-from gptrio.generation.config import GenerationConfig
-from gptrio.generation.lengths import last_column, no_more_positions
+from gptrio.generation.options.config import GenerationConfig
+from gptrio.generation.options.max_length import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt, keeping
-from gptrio.generation.recorded import RecordedStep, record_step
-from gptrio.kernels.compiled import MOST_ROWS_BY_TILES, Reason, is_installed
-from gptrio.kernels.linear import no_new_packs
+from gptrio.generation.runners.cuda_graph import CudaGraphStep, capture_step
+from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, Reason, is_installed
+from gptrio.kernels.linear import packing_disabled
 from gptrio.kernels.threads import OneThread
-from gptrio.nn.lean import is_lean, is_plain, is_written_in, runs_package_forward
+from gptrio.nn.fast_call import has_no_hooks, has_package_forward, is_dispatch_skipped, is_written_in
 from gptrio.nn.masks import tokens_are_real
 
 _AS_IT_IS = nullcontext()
@@ -56,7 +56,7 @@ class Stepper:
         self._last_column = last_column(model, prompt)
         self._prepare = _own_preparation(model)
         self._watched = not (
-            is_lean() or is_plain(model)
+            is_dispatch_skipped() or has_no_hooks(model)
         )  # by hooks, which are to see what the reference gives its modules
         own = self._watched or self._prepare is not None
         self._shares_prefill = copies > 1 and type(cache) is DynamicCache and not own
@@ -72,7 +72,7 @@ class Stepper:
         self._constants.update(self._prompt.constants)
         self._in_place = cache is not None and type(cache) is not DynamicCache
         self._chunk = config.prefill_chunk_size
-        lean = is_lean() and type(self.cache) is DynamicCache and self._is_bare()
+        lean = is_dispatch_skipped() and type(self.cache) is DynamicCache and self._is_bare()
         told = (prompt.position_ids, prompt.token_type_ids, prompt.embeds)
         lean = lean and all(item is None for item in told)
         self._direct = self.model.next_logits if lean and prompt.attention_mask is None else None
@@ -81,18 +81,18 @@ class Stepper:
         )
         self._compiled: Any = None
         self._records = self._in_place and self._keeps and self._is_bare() and not config.disable_compile
-        self._recorded: RecordedStep | None = None
+        self._recorded: CudaGraphStep | None = None
         self._spread(self._prompt)
 
     def _is_bare(self) -> bool:
         """Whether this package's forward runs, and a step is told nothing but tokens and where they stand."""
-        ours = all(runs_package_forward(each) for each in (self.model, getattr(self.model, "base_model", self.model)))
+        ours = all(has_package_forward(each) for each in (self.model, getattr(self.model, "base_model", self.model)))
         return ours and self._prepare is None and set(self._constants) == {"use_cache"}
 
     def _may_compile(self, config: GenerationConfig, rows: int) -> bool:
         """Whether a compiled step shall decode, if the model has one."""
         guides = config.guidance_scale not in (None, 1)  # by forwards of the model, which want all threads
-        return is_installed() and rows <= MOST_ROWS_BY_TILES and not (config.disable_compile or guides)
+        return is_installed() and rows <= MAX_ROWS_AMX and not (config.disable_compile or guides)
 
     def _spread(self, prompt: Prompt) -> None:
         """Take masks and positions from a prompt."""
@@ -137,7 +137,7 @@ class Stepper:
         if bare and self.calls > 1 and self._steps_compiled(new):
             with self.on_one_thread():
                 return Logits(self._compiled(new, self.cache))
-        with no_new_packs() if self._compiles and self.calls == 1 else nullcontext():
+        with packing_disabled() if self._compiles and self.calls == 1 else nullcontext():
             if bare and self._direct is not None:
                 return Logits(self._direct(new, self.cache))
             output = self._run(rows, seen, length, keep, flags)
@@ -188,7 +188,7 @@ class Stepper:
                 told["attention_mask"] = self._mask_of(self.cache.max_cache_len)
             if self._types is not None:
                 told["token_type_ids"] = self._types[:, -1:]
-            self._recorded = record_step(self.model, self.cache, ids, told, self._shift)
+            self._recorded = capture_step(self.model, self.cache, ids, told, self._shift)
         if self._recorded is None:
             self._records = False
             return None

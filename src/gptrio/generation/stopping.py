@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from gptrio.errors import warn
-from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.merge import merge
-from gptrio.generation.options import check_number
+from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.stop_strings import StopStringMatcher, Tokenizer
 

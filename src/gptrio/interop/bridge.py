@@ -12,7 +12,7 @@ from gptrio.tokenization.base import PreTrainedTokenizerBase
 if TYPE_CHECKING:
     import transformers
 
-    from gptrio.models.base import PreTrainedModel
+    from gptrio.models.base.pretrained import PreTrainedModel
 
 
 @overload
@@ -45,7 +45,7 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
 
         return tokenizer_to_transformers(source, library)
     from gptrio.interop.models import model_to_transformers
-    from gptrio.models.base import PreTrainedModel
+    from gptrio.models.base.pretrained import PreTrainedModel
 
     if isinstance(source, PreTrainedModel):
         return model_to_transformers(source, library)

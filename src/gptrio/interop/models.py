@@ -12,10 +12,10 @@ from torch.overrides import TorchFunctionMode
 import gptrio
 from gptrio.config.auto import as_own_config
 from gptrio.errors import UnsupportedError
-from gptrio.generation.settings import as_own_config as as_own_generation_config
-from gptrio.models.base import PreTrainedModel
-from gptrio.models.initialising import mark_initialised
-from gptrio.models.loading import build
+from gptrio.generation.options.resolve import as_own_config as as_own_generation_config
+from gptrio.models.base.initialization import mark_initialised
+from gptrio.models.base.loading import build
+from gptrio.models.base.pretrained import PreTrainedModel
 
 _DRAWING = ("normal_", "uniform_", "trunc_normal_")
 

@@ -53,7 +53,7 @@ def packed_inference(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def no_new_packs() -> Iterator[None]:
+def packing_disabled() -> Iterator[None]:
     """Use the packs that are there, and make none: for products that do not come again."""
     token = _may_pack.set(False)
     try:

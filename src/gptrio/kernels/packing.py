@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptrio.checkpoint.pages import release_pages
 from gptrio.kernels.fingerprint import fingerprint
 from gptrio.kernels.operators import ONEDNN_LINEAR, has_operators
+from gptrio.memory import drop_mapped_pages
 
 _ROWS_HINT = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # row counts whose layout serves all others
 
@@ -77,7 +77,7 @@ def find_pack(weight: Tensor, transposed: bool, may_make: bool = True) -> Tensor
     def make() -> tuple[Tensor, int]:
         plain = weight.detach().t() if transposed else weight.detach()
         pack = torch.ops.mkldnn._reorder_linear_weight(plain, _ROWS_HINT[weight.dtype])
-        release_pages(weight)
+        drop_mapped_pages(weight)
         return pack, torch.ops.mkldnn._nbytes(pack)
 
     found: Tensor | None = find(weight, transposed, make if may_make else None)
@@ -165,7 +165,7 @@ def _has_content(key: int, pack: Pack, sources: tuple[Tensor, ...]) -> bool:
         return True
     with torch.no_grad():
         same = torch.equal(pack.content_of, _content(sources))
-    release_pages(sources[0])
+    drop_mapped_pages(sources[0])
     if same:
         _note(key, pack)
     return same

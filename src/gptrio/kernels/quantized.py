@@ -1,4 +1,4 @@
-"""How a product with a weight of 8 or 4 bits is run; the codes are described in `codes`.
+"""How a product with a weight of 8 or 4 bits is run; the codes are described in `formats`.
 
 int8: on the CPU the rows of x become int8 too, each with its own scale, and meet the codes in the processor's int8
 units: one row through fbgemm on packed codes, more rows as a matrix product of integers.
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.kernels.codes import dequantize_int4, dequantize_int8, unpack_int4
+from gptrio.kernels.formats import dequantize_int4, dequantize_int8, unpack_int4
 from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product
 from gptrio.kernels.operators import INT4_ROWS, has_operators
 from gptrio.kernels.packing import find
@@ -59,7 +59,7 @@ def quantized_linear(
     Returns:
         (..., out) of x's dtype.
     """
-    if x.numel() and _is_plain(x, codes):
+    if x.numel() and _is_cpu_inference(x, codes):
         rows = x.reshape(-1, x.shape[-1])
         if len(rows) >= _TILED_ROWS[bits] and has_bfloat16_tiles():
             out = _tiled_product(rows, codes, scale, bias, bits, activation if x.dtype is torch.bfloat16 else "none")
@@ -103,7 +103,7 @@ def one_row_range() -> int:
     return 8 if bool((exact == -127 * 255 * 255).all()) else 7
 
 
-def _is_plain(x: Tensor, codes: Tensor) -> bool:
+def _is_cpu_inference(x: Tensor, codes: Tensor) -> bool:
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor

@@ -11,8 +11,8 @@ from gptrio.config.auto import as_own_config
 from gptrio.config.base import refuse_remote_code
 from gptrio.errors import ConfigError, OptionError, UnsupportedError
 from gptrio.hub import HubOptions
-from gptrio.models.adapters import load_with_adapter
-from gptrio.models.base import PreTrainedModel
+from gptrio.models.base.adapters import load_with_adapter
+from gptrio.models.base.pretrained import PreTrainedModel
 
 # model_type -> module and, per kind of model, the class in it
 _FAMILIES: dict[str, tuple[str, dict[str, str]]] = {

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.config import GPT2Config
-from gptrio.models import heads, inputs
-from gptrio.models.backbone import LearnedPositionBackbone
-from gptrio.models.base import PreTrainedModel
-from gptrio.models.pruning import head_features
-from gptrio.models.signatures import overridable
-from gptrio.models.summary import SequenceSummary
+from gptrio.models.base import heads, inputs
+from gptrio.models.base.backbone import LearnedPositionBackbone
+from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.models.base.pruning import head_features
+from gptrio.models.base.signatures import overridable
+from gptrio.models.base.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
-from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, Embedding, LayerNorm
+from gptrio.nn.context import AttentionContext
+from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
@@ -51,7 +51,7 @@ class GPT2Attention(MultiHeadAttention):
         self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
         self.resid_dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         if self.is_cross_attention:
             q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values

@@ -10,15 +10,15 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoConfig
-from gptrio.models import heads
-from gptrio.models.backbone import LearnedPositionBackbone
-from gptrio.models.base import PreTrainedModel
-from gptrio.models.pruning import head_features
-from gptrio.models.signatures import arguments
+from gptrio.models.base import heads
+from gptrio.models.base.backbone import LearnedPositionBackbone
+from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.models.base.pruning import head_features
+from gptrio.models.base.signatures import arguments
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
-from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
+from gptrio.nn.context import AttentionContext
+from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
 
 
@@ -44,7 +44,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.out_proj = Linear(width, width)
         self.resid_dropout = Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = self.attend(q, k, v, context)
@@ -78,7 +78,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         keep_inputs(self.out_proj, features)
 
 
-class GPTNeoAttention(LeanModule):
+class GPTNeoAttention(FastCallModule):
     """Holds the attention of a layer under the name that checkpoints have for it."""
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
@@ -88,7 +88,7 @@ class GPTNeoAttention(LeanModule):
         self.attention_type = config.attention_layers[layer_idx]
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
 

@@ -10,16 +10,16 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
-from gptrio.models import heads
-from gptrio.models.backbone import Backbone
-from gptrio.models.base import PreTrainedModel
-from gptrio.models.inputs import warn_once
-from gptrio.models.pruning import head_features
-from gptrio.models.signatures import arguments
+from gptrio.models.base import heads
+from gptrio.models.base.backbone import Backbone
+from gptrio.models.base.inputs import warn_once
+from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.models.base.pruning import head_features
+from gptrio.models.base.signatures import arguments
 from gptrio.nn.activations import activation
 from gptrio.nn.blocks import Block, BlockOutput, BlockParts, MultiHeadAttention
-from gptrio.nn.context import LayerContext
-from gptrio.nn.lean import Dropout, Embedding, LayerNorm, LeanModule
+from gptrio.nn.context import AttentionContext
+from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
 from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, rotate
 
@@ -36,7 +36,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
         self.dense = Linear(width, width, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
@@ -71,7 +71,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         keep_inputs(self.dense, head_features(kept, self.head_dim))
 
 
-class GPTNeoXMLP(LeanModule):
+class GPTNeoXMLP(FastCallModule):
     """Two linear layers around an activation."""
 
     def __init__(self, config: GPTNeoXConfig) -> None:
@@ -118,7 +118,7 @@ class GPTNeoXLayer(Block):
             self.use_parallel_residual,
         )
 
-    def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) or what is wanted of it; the weights of attention follow if they are needed."""
         attended, weights = self.attention(self.input_layernorm(x), context)
         attended, x = self.post_attention_dropout(attended), context.wanted(x)

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
-from gptrio.nn import flash, local
+from gptrio.nn import flash
+from gptrio.nn import sliding_window as local
 from gptrio.nn.masks import AttentionMask
 
 Drop = Callable[[Tensor], Tensor]

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
 from gptrio.nn.attention import Drop
-from gptrio.nn.context import AttentionOptions, LayerContext
-from gptrio.nn.lean import Dropout, LayerNorm, LeanModule, is_lean, is_watched
+from gptrio.nn.context import AttentionContext, AttentionOptions
+from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_dispatch_skipped, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
 BlockOutput = tuple[Tensor | None, ...]  # the result; then weights of self- and of cross-attention, as far as shown
@@ -40,7 +40,7 @@ class BlockParts:
     parallel: bool = False
 
 
-class MultiHeadAttention(LeanModule):
+class MultiHeadAttention(FastCallModule):
     """What attention layers share; a family adds its projections.
 
     Args:
@@ -78,11 +78,11 @@ class MultiHeadAttention(LeanModule):
         if dropout is not None:
             self.attn_dropout = Dropout(dropout)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: LayerContext) -> tuple[Tensor, Tensor | None]:
-        """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `LayerContext.attend`."""
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+        """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `AttentionContext.attend`."""
         return context.attend(q, k, v, self.layer_idx, self.options(context))
 
-    def options(self, context: LayerContext) -> AttentionOptions:
+    def options(self, context: AttentionContext) -> AttentionOptions:
         """How this layer attends now."""
         return AttentionOptions(
             self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._shows_weights(context)
@@ -103,7 +103,7 @@ class MultiHeadAttention(LeanModule):
         """Probability of dropping a weight now."""
         return float(getattr(self.attn_dropout, "p", 0.0)) if self.training else 0.0
 
-    def _shows_weights(self, context: LayerContext) -> bool:
+    def _shows_weights(self, context: AttentionContext) -> bool:
         """Whether someone may look at the weights, or change them: a hook, or a module put in place of the dropout.
 
         Layers of the eager back end return weights always, as the reference's do.
@@ -111,13 +111,13 @@ class MultiHeadAttention(LeanModule):
         dropout = self._modules.get("attn_dropout")
         if type(dropout) not in _DROPOUTS:
             return True
-        return (context.implementation == "eager" and not is_lean()) or is_watched(self, dropout)
+        return (context.implementation == "eager" and not is_dispatch_skipped()) or is_watched(self, dropout)
 
 
 _DROPOUTS = (Dropout, nn.Dropout, nn.Identity, type(None))  # which leave weights as they are in evaluation
 
 
-class MLP(LeanModule):
+class MLP(FastCallModule):
     """Two linear layers around an activation.
 
     Args:
@@ -144,7 +144,7 @@ class MLP(LeanModule):
         return cast(Tensor, self.dropout(feed_forward(x, self.c_fc, self.act, self.c_proj)))
 
 
-class Block(LeanModule):
+class Block(FastCallModule):
     """What blocks share.
 
     Attributes:
@@ -202,7 +202,7 @@ class PreNormBlock(Block):
             (mlp.c_fc, mlp.act, mlp.c_proj),
         )
 
-    def forward(self, x: Tensor, context: LayerContext) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) or what is wanted of it; weights of self- and cross-attention follow if shown."""
         attended, *weights = self.attn(self.ln_1(x), context)
         x = context.wanted(x) + attended

@@ -79,7 +79,7 @@ class CrossAttention:
 
 
 @dataclass
-class LayerContext:
+class AttentionContext:
     """One forward, as its layers see it.
 
     Attributes:
@@ -102,9 +102,9 @@ class LayerContext:
     cross: CrossAttention | None = None
     last_only: bool = False
     _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
-    _elsewhere: dict[torch.device, LayerContext] = field(default_factory=dict)
+    _elsewhere: dict[torch.device, AttentionContext] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> LayerContext:
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionContext:
         """The same forward for layers on another device, whose context is made once and shared by them.
 
         Masks, rotary tables, head masks and the encoder's states go there; the cache is the same, as each layer's keys

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.kernels.linear import Activation, linear
-from gptrio.nn.lean import LeanModule, is_lean
+from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped
 
 
-class Linear(LeanModule, nn.Linear):
+class Linear(FastCallModule, nn.Linear):
     """`nn.Linear` whose product runs through `gptrio.kernels`.
 
     Attributes:
@@ -27,7 +27,7 @@ class Linear(LeanModule, nn.Linear):
         return linear(input, self.weight, self.bias, activation=activation)
 
 
-class Conv1D(LeanModule):
+class Conv1D(FastCallModule):
     """A linear layer that stores its weight (in, out), as the released GPT-2 files do.
 
     Args:
@@ -78,11 +78,11 @@ def filled_linear(weight: Tensor, bias: nn.Parameter | None, transposed: bool = 
 
 
 def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> Tensor:
-    """`down(act(up(x)))`; in `lean_calls`, where nobody sees it, the activation is a part of `up`'s product.
+    """`down(act(up(x)))`; in `skip_hook_dispatch`, where nobody sees it, the activation is a part of `up`'s product.
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
-    fuses = is_lean() and vars(type(up)).get("fuses_activation")
+    fuses = is_dispatch_skipped() and vars(type(up)).get("fuses_activation")
     fused = _fused_name(act) if fuses else "none"
     hidden = act(up(x)) if fused == "none" else up(x, fused)
     return cast(Tensor, down(hidden))

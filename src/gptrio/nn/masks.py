@@ -123,14 +123,14 @@ class AttentionMask:
         )
 
     @property
-    def is_plain(self) -> bool:
+    def is_causal_only(self) -> bool:
         """True if nothing but causality (or nothing at all) and the window restricts a query."""
         return self.attention_mask is None and self.ready is None and self.segments is None and self.positions is None
 
     @property
     def sees_all(self) -> bool:
         """True if every query attends to every key; never under a window in an export, which is for any length."""
-        if not self.is_plain or (self.window is not None and is_exporting()):
+        if not self.is_causal_only or (self.window is not None and is_exporting()):
             return False
         last_key = self.key_offset + self.key_length - 1
         reaches_back = self.window is None or self.query_start + self.query_length - 1 - self.window < self.key_offset
@@ -141,7 +141,7 @@ class AttentionMask:
         """True if the mask is the lower triangle of a square, query i sees keys 0..i; as `sees_all` in an export."""
         if self.window is not None and is_exporting():
             return False
-        if not (self.is_plain and self.causal and self.query_length == self.key_length):
+        if not (self.is_causal_only and self.causal and self.query_length == self.key_length):
             return False
         return self.query_start == self.key_offset and (self.window is None or self.window >= self.key_length)
 

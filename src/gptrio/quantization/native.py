@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import SizeMismatchError
-from gptrio.kernels import codes
+from gptrio.kernels import formats as codes
 from gptrio.kernels.linear import Activation
 from gptrio.kernels.quantized import quantized_linear
-from gptrio.nn.lean import Embedding
+from gptrio.nn.fast_call import Embedding
 from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.config import Int4Config, Int8Config
 

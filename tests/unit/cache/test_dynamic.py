@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptrio.cache import DynamicCache, DynamicLayer, WindowLayer
-from gptrio.cache.base import REACH
+from gptrio.cache import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from gptrio.cache.protocol import CROP_MARGIN
 from gptrio.errors import InputError
 from gptrio.testing.tiny import tiny_config
 from tests.unit.cache.kinds import random_ids, tiny_model
@@ -39,7 +39,7 @@ def test_given_tensors_are_used_as_they_are_and_never_changed():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layer", (DynamicLayer(), WindowLayer(50)))
+@pytest.mark.parametrize("layer", (DynamicLayer(), DynamicSlidingWindowLayer(50)))
 def test_tensors_handed_out_are_never_changed(layer: DynamicLayer):
     layer.update(states(6), states(6))
     shown = layer.stored()
@@ -72,7 +72,7 @@ def test_gradients_flow_through_the_past_and_survive_later_steps():
     torch.testing.assert_close(got, expected)
 
 
-@pytest.mark.parametrize("make", (DynamicLayer, lambda: WindowLayer(5)))
+@pytest.mark.parametrize("make", (DynamicLayer, lambda: DynamicSlidingWindowLayer(5)))
 @pytest.mark.parametrize("then", (torch.no_grad, torch.enable_grad))
 def test_what_inference_mode_stored_can_be_continued_outside_of_it(make: type[DynamicLayer], then: type):
     layer = make()
@@ -90,18 +90,18 @@ def test_what_inference_mode_stored_can_be_continued_outside_of_it(make: type[Dy
 
 @torch.no_grad()
 def test_a_window_bounds_the_memory_of_its_layer():
-    layer = WindowLayer(10)
+    layer = DynamicSlidingWindowLayer(10)
     for _ in range(1000):
         layer.update(states(1), states(1))
     assert layer._keys is not None
-    assert layer._keys.shape[2] <= 2 * (10 + 2 * REACH)
+    assert layer._keys.shape[2] <= 2 * (10 + 2 * CROP_MARGIN)
     assert layer.get_seq_length() == 1000
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("back", (1, REACH // 2, REACH))
+@pytest.mark.parametrize("back", (1, CROP_MARGIN // 2, CROP_MARGIN))
 def test_a_window_can_go_back_at_any_moment(back: int):
-    layer, seen = WindowLayer(10), states(0)
+    layer, seen = DynamicSlidingWindowLayer(10), states(0)
     layer.update(states(80), states(80))
     for _ in range(200):
         layer.crop(-back)
@@ -111,7 +111,7 @@ def test_a_window_can_go_back_at_any_moment(back: int):
 
 @torch.no_grad()
 def test_a_window_refuses_to_go_back_further_than_it_holds():
-    layer = WindowLayer(10)
+    layer = DynamicSlidingWindowLayer(10)
     for _ in range(500):
         layer.update(states(1), states(1))
     with pytest.raises(InputError, match="a window of 10 positions cannot be cropped from 500 to 300"):
@@ -158,10 +158,10 @@ def test_room_to_spare_survives_reordering():
 
 @torch.no_grad()
 def test_a_long_prompt_leaves_its_window_only():
-    layer = WindowLayer(10)
+    layer = DynamicSlidingWindowLayer(10)
     layer.update(states(5), states(5))
     keys, _ = layer.update(states(1000), states(1000))
     assert keys.shape[2] == 1005
     assert layer._keys is not None
-    assert layer._keys.untyped_storage().nbytes() == (9 + REACH) * 2 * 4 * 4
+    assert layer._keys.untyped_storage().nbytes() == (9 + CROP_MARGIN) * 2 * 4 * 4
     assert (layer.get_seq_length(), layer.get_mask_sizes(1)) == (1005, (10, 996))

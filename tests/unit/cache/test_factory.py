@@ -9,7 +9,7 @@ import torch
 
 from gptrio.cache import Cache, EncoderDecoderCache, cache_names, make_cache
 from gptrio.errors import OptionError
-from gptrio.generation.declared import CACHE_NAMES
+from gptrio.generation.options.schema import CACHE_NAMES
 from gptrio.testing.tiny import tiny_config
 from tests.unit.cache.kinds import FAMILIES, in_chunks, random_ids, tiny_model
 
@@ -39,7 +39,7 @@ def test_options_reach_the_cache():
     assert make("static", options={"max_cache_len": 70}).max_cache_len == 70
     assert make("quantized", options={"nbits": 8, "backend": "quanto"}).layers[0].nbits == 8
     kinds = [type(layer).__name__ for layer in make("offloaded", "gpt_neo", {"offload_only_non_sliding": True}).layers]
-    assert kinds == ["OffloadedLayer", "WindowLayer"]
+    assert kinds == ["OffloadedLayer", "DynamicSlidingWindowLayer"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from gptrio.cache import DynamicCache, OffloadedCache, OffloadedStaticCache, StaticLayer, WindowLayer
+from gptrio.cache import DynamicCache, DynamicSlidingWindowLayer, OffloadedCache, OffloadedStaticCache, StaticLayer
 from gptrio.cache.offloaded import OffloadedLayer
 from gptrio.errors import InputError
 from gptrio.testing.tiny import tiny_config
@@ -32,7 +32,7 @@ def test_layers_are_offloaded_as_asked():
     config = tiny_config("gpt_neo")
     assert [type(layer) for layer in OffloadedCache(config=config).layers] == [OffloadedLayer, OffloadedLayer]
     cache = DynamicCache(config=config, offloading=True, offload_only_non_sliding=True)
-    assert [type(layer) for layer in cache.layers] == [OffloadedLayer, WindowLayer]
+    assert [type(layer) for layer in cache.layers] == [OffloadedLayer, DynamicSlidingWindowLayer]
     static = OffloadedStaticCache(config, 40)
     assert [type(layer) for layer in static.layers] == [OffloadedLayer, StaticLayer]
     assert static.get_max_cache_shape() == static.max_cache_len == 40

@@ -11,12 +11,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from gptrio.cache import Cache, CacheLayer, DynamicCache, DynamicLayer, EncoderDecoderCache, StaticCache, WindowLayer
+from gptrio.cache import (
+    Cache,
+    CacheLayer,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
+    StaticCache,
+)
 from gptrio.cache.offloaded import OffloadedLayer, Transfers
-from gptrio.cache.prefix import PrefixLayer
 from gptrio.cache.quantized import QuantizedLayer
 from gptrio.cache.static_layers import SlidingWindowLayer, StaticLayer
 from gptrio.errors import InputError
+from gptrio.generation.prefix import PrefixLayer
 from gptrio.testing.tiny import tiny_config
 from tests.unit.cache.kinds import CACHES
 
@@ -44,7 +52,7 @@ def a_prefix(rows: int) -> PrefixLayer:
 
 LAYERS: dict[str, Callable[[], CacheLayer]] = {
     "dynamic": DynamicLayer,
-    "window": lambda: WindowLayer(WINDOW),
+    "window": lambda: DynamicSlidingWindowLayer(WINDOW),
     "static": lambda: StaticLayer(ROOM),
     "ring": lambda: SlidingWindowLayer(ROOM, WINDOW),
     "short ring": lambda: SlidingWindowLayer(ROOM, 2),

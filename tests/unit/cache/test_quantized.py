@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from gptrio import AutoModelForCausalLM, AutoTokenizer
-from gptrio.cache import QuantizedCache, base
+from gptrio.cache import QuantizedCache
+from gptrio.cache import protocol as base
 from gptrio.cache.quantized import QuantizedLayer, quantize
 from gptrio.errors import OptionError
 from gptrio.testing.tiny import tiny_config

@@ -10,7 +10,7 @@ import typer
 
 from gptrio.cli.app import COMMANDS, app
 from gptrio.cli.wording import option_names, translate
-from tests.house.source import PACKAGE
+from tests.architecture.source import PACKAGE
 
 OPTIONS = option_names(typer.main.get_command(app).get_command(None, "generate").params)
 
@@ -22,12 +22,14 @@ ROOMS = (
     "tokenization/files.py",
     "tokenization/auto.py",
     "tokenization/vocabulary.py",
-    "models/loading.py",
+    "models/base/loading.py",
     "models/auto.py",
     "nn/attention.py",
     "nn/flash.py",
     "quantization",
-    *(f"generation/{name}.py" for name in ("lengths", "rules", "options", "ready", "stop_strings", "settings")),
+    "generation/options",
+    "generation/setup.py",
+    "generation/stop_strings.py",
 )
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import gptrio
 from gptrio.errors import OptionError
-from gptrio.generation.dola import early_layers
+from gptrio.generation.strategies.dola import early_layers
 from gptrio.testing import tiny_config
 from tests.parity.generation import random_batch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptrio import GPT2Config, GPT2LMHeadModel, quantize
 from gptrio.kernels.threads import OneThread
-from gptrio.models.compiled import CompiledStep
+from gptrio.models.base.compiled import CompiledStep
 
 pytest.importorskip("numba")
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 12, "pad_token_id": 0, "eos_token_i
 @pytest.fixture
 def two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Torch with two threads, and compiled steps by several threads for any model."""
-    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    monkeypatch.setattr("gptrio.models.base.compiled._SMALL", 0)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield

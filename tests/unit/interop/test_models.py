@@ -14,7 +14,7 @@ import transformers
 
 import gptrio
 from gptrio import InputError, MissingDependencyError, UnsupportedError, from_transformers, to_transformers
-from tests.pairs import assert_same_output, loss_of, model_pair, task_inputs, token_ids
+from tests.reference import assert_same_output, loss_of, model_pair, task_inputs, token_ids
 
 CLASSES = [
     name

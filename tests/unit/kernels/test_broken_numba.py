@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gptrio.kernels import compiled
+from gptrio.kernels import cpu_decode as compiled
 
 PROGRAM = """
 import logging, torch, gptrio

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrio.kernels import linear as kernel
-from gptrio.kernels.linear import linear, no_new_packs, packed_inference
+from gptrio.kernels.linear import linear, packed_inference, packing_disabled
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.nn.linear import Conv1D, Linear
 
@@ -91,7 +91,7 @@ def test_fast_products_without_packs_equal_float64(dtype: torch.dtype, activatio
         module = layer(256, 320, dtype, transposed)
         x, residual = torch.randn(rows, 256).to(dtype), torch.randn(rows, 320).to(dtype)
         for added in (None, residual):
-            with torch.no_grad(), packed_inference(module), no_new_packs():
+            with torch.no_grad(), packed_inference(module), packing_disabled():
                 got = linear(
                     x, module.weight, module.bias, transposed=transposed, activation=activation, residual=added
                 )
@@ -103,7 +103,7 @@ def test_fast_products_without_packs_equal_float64(dtype: torch.dtype, activatio
 def test_rows_in_parts_equal_float64(shape: tuple[int, ...]) -> None:
     module = layer(256, 320, torch.bfloat16, True)
     x, residual = torch.randn(*shape, 256).bfloat16(), torch.randn(*shape, 320).bfloat16()
-    with torch.no_grad(), packed_inference(module), no_new_packs():
+    with torch.no_grad(), packed_inference(module), packing_disabled():
         for added in (None, residual):
             got = linear(x, module.weight, module.bias, transposed=True, residual=added)
             assert_close(got, exact(module, x) + (0 if added is None else added))

@@ -10,7 +10,7 @@ import torch
 
 from gptrio import AutoModelForCausalLM
 from gptrio.kernels import linear, packing
-from gptrio.kernels.codes import dequantize_int4, quantize_int4
+from gptrio.kernels.formats import dequantize_int4, quantize_int4
 from gptrio.kernels.operators import INT4_ROWS, ONEDNN_LINEAR, has_operators
 from gptrio.kernels.quantized import quantized_linear
 from gptrio.testing import tiny_config

@@ -12,7 +12,7 @@ import pytest
 PROGRAM = """
 import os, torch
 from gptrio.kernels.linear import packed_inference
-from gptrio.kernels.codes import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from gptrio.kernels.formats import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.linear import Conv1D, Linear
 if "THREADS" in os.environ:
@@ -45,8 +45,8 @@ DECODING = """
 import copy, os, torch
 from gptrio import GPT2Config, GPT2LMHeadModel, quantize
 from gptrio.cache import DynamicCache
-from gptrio.kernels.compiled import Reason
-from gptrio.models import compiled
+from gptrio.kernels.cpu_decode import Reason
+from gptrio.models.base import compiled
 
 compiled._SMALL = 0  # as many threads as for a large model
 torch.set_num_threads(int(os.environ.get("THREADS", "2")))

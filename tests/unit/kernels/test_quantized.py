@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gptrio.errors import OptionError
 from gptrio.kernels import quantized
-from gptrio.kernels.codes import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
+from gptrio.kernels.formats import dequantize_int4, dequantize_int8, quantize_int4, quantize_int8
 from gptrio.kernels.packing import _packs, can_pack
 from gptrio.kernels.quantized import quantized_linear
 
@@ -180,7 +180,7 @@ def test_gradients_pass_through_to_x(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_plain_path_is_the_dequantized_product(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(quantized, "_is_plain", lambda x, codes: False)
+    monkeypatch.setattr(quantized, "_is_cpu_inference", lambda x, codes: False)
     packed, scale, back = codes(bits, torch.randn(64, 128))
     x = torch.randn(5, 128)
     with torch.no_grad():

@@ -17,8 +17,9 @@ import pytest
 
 pytest.importorskip("numba")
 
-from gptrio.kernels.compiled import step, team
-from gptrio.models.compiled import CompiledStep
+from gptrio.kernels.cpu_decode import step
+from gptrio.kernels.cpu_decode import thread_pool as team
+from gptrio.models.base.compiled import CompiledStep
 from tests.unit.models.test_compiled import build, ids_of, largest_error
 
 WORKERS, STEPS, PHASES = 3, 4, 3
@@ -171,7 +172,7 @@ def test_threads_held_up_at_any_line_keep_together(first: int, monkeypatch: pyte
 
 def test_more_threads_than_processors_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPTRIO_GUARDS", "1")
-    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    monkeypatch.setattr("gptrio.models.base.compiled._SMALL", 0)
     crowd = team.Team(9)
     monkeypatch.setattr(team, "team_of", lambda _: crowd)
     assert largest_error(build("gpt2"), ids_of(3, 60)) < 2e-5

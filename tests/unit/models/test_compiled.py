@@ -20,15 +20,15 @@ from gptrio import (
     quantize,
 )
 from gptrio.cache import DynamicCache
-from gptrio.kernels.compiled import MOST_ROWS, MOST_ROWS_BY_TILES, Reason
+from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.packing import can_pack, packed_bytes
-from gptrio.models.compiled import CompiledStep, compiled_step
+from gptrio.models.base.compiled import CompiledStep, compiled_step
 from gptrio.nn.linear import Conv1D
 
 pytest.importorskip("numba")
 
-from gptrio.kernels.compiled.products import INT4_BY_INT8
-from gptrio.kernels.compiled.tiles import are_there
+from gptrio.kernels.cpu_decode.amx import are_there
+from gptrio.kernels.cpu_decode.matmul import INT4_BY_INT8
 
 VOCABULARY, WINDOW = 211, 8
 LENGTH = 120  # past the window, and past the room that a cache starts with
@@ -112,7 +112,7 @@ def test_logits_are_those_of_the_plain_step(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
-@pytest.mark.parametrize("rows", [2, 4, 7, MOST_ROWS, 17, MOST_ROWS_BY_TILES])
+@pytest.mark.parametrize("rows", [2, 4, 7, MAX_ROWS, 17, MAX_ROWS_AMX])
 @pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
 def test_rows_share_the_weights(name: str, rows: int, dtype: torch.dtype) -> None:
     assert largest_error(build(name, dtype), ids_of(rows, 40)) < ERRORS[dtype]
@@ -188,8 +188,8 @@ def test_a_mask_with_holes_gives_the_tokens_of_the_plain_step(name: str) -> None
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gptrio.kernels.compiled import team
-    from gptrio.models import compiled
+    from gptrio.kernels.cpu_decode import thread_pool as team
+    from gptrio.models.base import compiled
 
     monkeypatch.setattr(compiled, "_SMALL", 0)
     shared = team.Team(threads)
@@ -199,7 +199,7 @@ def test_any_number_of_threads_gives_the_same(threads: int, monkeypatch: pytest.
 
 
 def test_steps_of_several_threads_of_python_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    monkeypatch.setattr("gptrio.models.base.compiled._SMALL", 0)
     model, results = build("gpt2"), {}
 
     def run(seed: int) -> None:
@@ -245,7 +245,7 @@ def test_generate_gives_the_same_tokens(name: str, options: dict[str, Any], monk
 @pytest.mark.parametrize("dtype", ERRORS)
 def test_more_rows_go_the_plain_way(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     by_tiles = dtype is torch.bfloat16 and are_there()
-    rows = (MOST_ROWS_BY_TILES if by_tiles else MOST_ROWS) + 1
+    rows = (MAX_ROWS_AMX if by_tiles else MAX_ROWS) + 1
     monkeypatch.setattr(CompiledStep, "__call__", None)
     out = build("gpt2", dtype).generate(ids_of(rows, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert out.shape == (rows, 8)
@@ -257,12 +257,12 @@ def test_a_prompt_packs_no_weights() -> None:
     model.generate(ids_of(2, 9), **options)
     model.generate(ids_of(1, 9), num_beams=4, **options)
     assert packed_bytes(model) == 0
-    model.generate(ids_of(MOST_ROWS_BY_TILES + 1, 9), **options)
+    model.generate(ids_of(MAX_ROWS_AMX + 1, 9), **options)
     assert packed_bytes(model) > 0 or not can_pack(torch.bfloat16)
 
 
 def test_torch_keeps_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gptrio.models.compiled._SMALL", 0)
+    monkeypatch.setattr("gptrio.models.base.compiled._SMALL", 0)
     threads = torch.get_num_threads()
     build("gpt2").generate(ids_of(1, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)
     assert torch.get_num_threads() == threads

@@ -22,13 +22,13 @@ from torch import Tensor
 from gptrio import quantize
 from gptrio.cache import DynamicCache
 from gptrio.errors import GptrioError
-from gptrio.kernels.compiled import MOST_ROWS, Reason
+from gptrio.kernels.cpu_decode import MAX_ROWS, Reason
 from tests.unit.models.changed_models import CHANGES, FAMILIES, build, in_training
 
 pytest.importorskip("numba")
 
-from gptrio.kernels.compiled import team
-from gptrio.models.compiled import CompiledStep, compiled_step
+from gptrio.kernels.cpu_decode import thread_pool as team
+from gptrio.models.base.compiled import CompiledStep, compiled_step
 
 CASES = int(os.environ.get("GPTRIO_FUZZ_CASES", "2100")) // len(FAMILIES)
 FORMATS = (torch.float32, torch.float32, torch.bfloat16, torch.float16, "int8", "int4")
@@ -104,7 +104,7 @@ class Plain:
 
 
 def steps_of(case: dict[str, Any], model: Any, chance: random.Random) -> tuple[Tensor, Tensor | None]:
-    rows = 1 + case["rows"] % MOST_ROWS if case["few"] else case["rows"]
+    rows = 1 + case["rows"] % MAX_ROWS if case["few"] else case["rows"]
     ids = torch.randint(0, 12, (rows, case["length"] + case["steps"]), generator=torch.Generator().manual_seed(rows))
     left = torch.tensor([chance.randrange(case["length"]) for _ in range(rows)]) if case["padded"] else None
     return ids, left

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from gptrio import AutoModelForCausalLM, GPT2LMHeadModel
-from gptrio.models.loading import build
+from gptrio.models.base.loading import build
 from gptrio.testing import tiny_config
 
 

@@ -12,7 +12,7 @@ import torch
 
 from gptrio import AutoModelForCausalLM
 from gptrio.errors import MissingDependencyError, OptionError
-from gptrio.models.placement import execution_device
+from gptrio.models.base.device_map import execution_device
 from gptrio.testing import tiny_config
 
 accelerate = pytest.importorskip("accelerate")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio.nn.context import CrossAttention, LayerContext
+from gptrio.nn.context import AttentionContext, CrossAttention
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import tiny_config
 
@@ -78,7 +78,7 @@ def test_the_encoders_side_travels() -> None:
     assert again.logits.shape == (2, 1, model.config.vocab_size)
 
 
-def context() -> LayerContext:
+def context() -> AttentionContext:
     mask = AttentionMask(
         query_length=3,
         key_length=3,
@@ -90,7 +90,9 @@ def context() -> LayerContext:
     mask.derived["blocks"] = "of the CPU"
     cross = CrossAttention(torch.ones(1, 4, 8), AttentionMask(3, 4, torch.device("cpu"), causal=False))
     rotary = (torch.rand(1, 1, 3, 1, 4), torch.rand(1, 1, 3, 1, 4))
-    return LayerContext(mask, "eager", head_mask=torch.rand(2, 1, 1, 1, 1), rotary=rotary, cross=cross, last_only=True)
+    return AttentionContext(
+        mask, "eager", head_mask=torch.rand(2, 1, 1, 1, 1), rotary=rotary, cross=cross, last_only=True
+    )
 
 
 def test_a_context_is_made_once_for_each_device() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from gptrio import AutoModelForCausalLM, GPT2ForSequenceClassification, GPT2LMHeadModel
 from gptrio.errors import GptrioWarning
-from gptrio.models import inputs
+from gptrio.models.base import inputs
 from gptrio.testing import tiny_config
 
 IDS = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
-from gptrio.nn.lean import lean_calls
+from gptrio.nn.fast_call import skip_hook_dispatch
 from gptrio.nn.linear import Conv1D, Linear, feed_forward, keep_inputs, keep_outputs
 
 
@@ -40,7 +40,7 @@ def test_feed_forward_is_down_act_up(kind: str, name: str) -> None:
     x = torch.randn(2, 5, 3)
     expected = down(act(up(x)))
     torch.testing.assert_close(feed_forward(x, up, act, down), expected)
-    with lean_calls(True):
+    with skip_hook_dispatch(True):
         torch.testing.assert_close(feed_forward(x, up, act, down), expected)
 
 
@@ -52,7 +52,7 @@ def test_feed_forward_calls_what_others_have_put_in_place() -> None:
 
     up, down = Doubled(3, 6), Linear(6, 3)
     x = torch.randn(2, 3)
-    with lean_calls(True):
+    with skip_hook_dispatch(True):
         torch.testing.assert_close(feed_forward(x, up, nn.ReLU(), down), down(torch.relu(up(x))))
 
 

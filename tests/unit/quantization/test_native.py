@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gptrio.checkpoint.load import load_into
 from gptrio.errors import OptionError, SizeMismatchError
-from gptrio.kernels.codes import dequantize_int8
+from gptrio.kernels.formats import dequantize_int8
 from gptrio.nn.linear import Conv1D, Linear
 from gptrio.quantization import Int4Config, Int8Config, get_quantizer, quantize
 from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear

@@ -11,9 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options import check_token_ids
+from gptrio.generation.options.fields import check_token_ids
 
-NEVER = float("-inf")
+NEG_INF = float("-inf")
 
 Processor = Callable[..., torch.Tensor]
 
@@ -133,7 +133,7 @@ class TokenIdsAttribute:
 
 def only(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return scores (B, V) that are 0 for `tokens` and minus infinity for all others."""
-    return torch.full_like(scores, NEVER).index_fill_(1, tokens, 0.0)
+    return torch.full_like(scores, NEG_INF).index_fill_(1, tokens, 0.0)
 
 
 def one_row_each(ids: torch.Tensor, rows: int, name: str) -> torch.Tensor:

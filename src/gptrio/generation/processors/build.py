@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.config import GenerationConfig, ends_of
 from gptrio.generation.merge import merge
+from gptrio.generation.options.config import GenerationConfig, ends_of
 from gptrio.generation.processors import forcing, guidance, penalties, sampling, sequences
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from gptrio.errors import OptionError
-from gptrio.generation.options import check_number
-from gptrio.generation.processors.base import NEVER, LogitsProcessor, TokenIds, TokenIdsAttribute, only
+from gptrio.generation.options.fields import check_number
+from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, TokenIdsAttribute, only
 
 Ids = int | Sequence[int] | torch.Tensor
 
@@ -32,7 +32,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
         """Return scores (B, V) in which short rows cannot end."""
         if input_ids.shape[-1] >= self.min_length:
             return scores
-        return scores.index_fill(1, self._eos_token_id.within(scores), NEVER)
+        return scores.index_fill(1, self._eos_token_id.within(scores), NEG_INF)
 
 
 class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
@@ -58,7 +58,7 @@ class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
         """Return scores (B, V) in which rows with few new tokens cannot end."""
         if input_ids.shape[-1] - self.prompt_length_to_skip >= self.min_new_tokens:
             return scores
-        return scores.index_fill(1, self._eos_token_id.within(scores), NEVER)
+        return scores.index_fill(1, self._eos_token_id.within(scores), NEG_INF)
 
 
 class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
@@ -116,7 +116,7 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) without the tokens."""
-        return scores.index_fill(1, self._suppress_tokens.within(scores), NEVER)
+        return scores.index_fill(1, self._suppress_tokens.within(scores), NEG_INF)
 
 
 class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
@@ -142,7 +142,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
         """Return scores (B, V) without the tokens, at the first step."""
         if input_ids.shape[-1] != self.begin_index:
             return scores
-        return scores.index_fill(1, self._begin_suppress_tokens.within(scores), NEVER)
+        return scores.index_fill(1, self._begin_suppress_tokens.within(scores), NEG_INF)
 
 
 class PrefixConstrainedLogitsProcessor(LogitsProcessor):
@@ -162,7 +162,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V), minus infinity for tokens that are not allowed."""
-        allowed = torch.full_like(scores, NEVER)
+        allowed = torch.full_like(scores, NEG_INF)
         for row, ids in enumerate(input_ids):
             prompt = row // self.num_beams
             tokens = self.prefix_allowed_tokens_fn(prompt, ids)

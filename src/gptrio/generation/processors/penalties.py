@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options import check_number, fits
+from gptrio.generation.options.fields import check_number, fits
 from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, one_row_each
 
 

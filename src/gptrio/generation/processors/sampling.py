@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gptrio.generation.options import check_number
-from gptrio.generation.processors.base import NEVER, LogitsProcessor
+from gptrio.generation.options.fields import check_number
+from gptrio.generation.processors.base import NEG_INF, LogitsProcessor
 
 _HEAD = 512  # likeliest tokens that top-p looks at before it sorts a large vocabulary
 
@@ -53,7 +53,7 @@ class TopKLogitsWarper(_Truncation):
         min_tokens_to_keep: raises `top_k` to at least this.
     """
 
-    def __init__(self, top_k: int, filter_value: float = NEVER, min_tokens_to_keep: int = 1) -> None:
+    def __init__(self, top_k: int, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.top_k = max(check_number("top_k", top_k, int, ge=1), self.min_tokens_to_keep)
 
@@ -74,7 +74,7 @@ class TopPLogitsWarper(_Truncation):
         min_tokens_to_keep: kept whatever their probability.
     """
 
-    def __init__(self, top_p: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1) -> None:
+    def __init__(self, top_p: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.top_p = check_number("top_p", top_p, float, ge=0, le=1)
 
@@ -111,7 +111,7 @@ class MinPLogitsWarper(_Truncation):
         min_tokens_to_keep: kept whatever their probability.
     """
 
-    def __init__(self, min_p: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1) -> None:
+    def __init__(self, min_p: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.min_p = check_number("min_p", min_p, float, ge=0, le=1)
 
@@ -136,7 +136,7 @@ class TypicalLogitsWarper(_Truncation):
         min_tokens_to_keep: this many of the most typical tokens are kept.
     """
 
-    def __init__(self, mass: float = 0.9, filter_value: float = NEVER, min_tokens_to_keep: int = 1) -> None:
+    def __init__(self, mass: float = 0.9, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.mass = check_number("typical_p", mass, float, gt=0, lt=1)
 
@@ -163,7 +163,7 @@ class EpsilonLogitsWarper(_Truncation):
         min_tokens_to_keep: kept whatever their probability.
     """
 
-    def __init__(self, epsilon: float, filter_value: float = NEVER, min_tokens_to_keep: int = 1) -> None:
+    def __init__(self, epsilon: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
         self.epsilon = check_number("epsilon_cutoff", epsilon, float, gt=0, lt=1)
 
@@ -187,7 +187,7 @@ class EtaLogitsWarper(_Truncation):
     def __init__(
         self,
         epsilon: float,
-        filter_value: float = NEVER,
+        filter_value: float = NEG_INF,
         min_tokens_to_keep: int = 1,
         device: str | torch.device = "cpu",
     ) -> None:

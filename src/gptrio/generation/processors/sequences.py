@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gptrio.errors import OptionError, TokenIdError
-from gptrio.generation.options import check_number, fits
-from gptrio.generation.processors.base import NEVER, LogitsProcessor, TokenIds, one_row_each
+from gptrio.generation.options.fields import check_number, fits
+from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, one_row_each
 
 
 def _forbid_completions(
@@ -18,7 +18,7 @@ def _forbid_completions(
     """Forbid the last tokens of those n-grams (B, N, n) whose first n - 1 tokens end the rows of ids (B, T)."""
     ending = input_ids[:, input_ids.shape[1] - (ngram_size - 1) :]
     completed = (ngrams[..., :-1] == ending[:, None]).all(-1)  # (B, N)
-    ceiling = torch.where(completed, NEVER, -NEVER).to(scores.dtype)
+    ceiling = torch.where(completed, NEG_INF, -NEG_INF).to(scores.dtype)
     return scores.scatter_reduce(1, ngrams[..., -1], ceiling, "amin")
 
 
@@ -159,7 +159,7 @@ class NoBadWordsLogitsProcessor(_BiasedSequences):
         ends = [] if eos_token_id is None else TokenIds("eos_token_id", eos_token_id).ids
         words = _checked(bad_words_ids, "bad_words_ids")
         self.bad_word_ids = bad_words_ids
-        super().__init__({ids: NEVER for ids in words if len(ids) > 1 or ids[0] not in ends})
+        super().__init__({ids: NEG_INF for ids in words if len(ids) > 1 or ids[0] not in ends})
 
 
 def _checked(sequences: Sequence[Sequence[int]], name: str) -> list[tuple[int, ...]]:

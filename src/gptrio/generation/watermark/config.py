@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import OptionError
-from gptrio.generation.options import check_number, unknown_option
+from gptrio.generation.options.fields import check_number, unknown_option
 
 if TYPE_CHECKING:
     import torch

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 
 from gptrio.errors import OptionError, warn
-from gptrio.generation.options import check_number
+from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor
 
 _TABLE_SIZE = 1_000_003

@@ -1,0 +1,368 @@
+"""The cache protocol: append and return for a layer, length, reorder, crop, mask geometry.
+
+Shapes: keys and values (B, H, S, D); `S` counts stored positions, `T` those of one call.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import InputError
+
+CROP_MARGIN = 64  # positions beyond its window that a local layer keeps, so that a crop can go back as far
+LegacyCache = tuple[tuple[Tensor, Tensor], ...]
+
+
+class CacheLayer(ABC):
+    """Keys and values of one layer.
+
+    Attributes:
+        is_compileable: a compiled graph may hold this layer: it writes in place where `cache_position` says.
+        is_sliding: it keeps a window of the past only.
+    """
+
+    is_compileable = False
+    is_sliding = False
+
+    @property
+    @abstractmethod
+    def keys(self) -> Tensor | None:
+        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
+
+    @property
+    @abstractmethod
+    def values(self) -> Tensor | None:
+        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
+
+    def stored(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the positions that are there, oldest first, or None if there are none."""
+        keys, values = self.keys, self.values
+        return None if keys is None or values is None or not self.get_seq_length() else (keys, values)
+
+    @abstractmethod
+    def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) and return all keys and values that this call's queries may see.
+
+        Args:
+            keys: (B, H, T, D).
+            values: (B, H, T, D).
+            cache_kwargs: `cache_position` (T,), or None, for compileable layers: where to write.
+        """
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Start from given keys and values (B, H, S, D)."""
+        self.update(keys, values)
+
+    @abstractmethod
+    def get_seq_length(self) -> int:
+        """Positions seen so far, those that a window has let go included."""
+
+    def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
+        """Number of keys that an update returns, and the position of the first of them.
+
+        Args:
+            query_length: T of an update without `cache_position`, or the `cache_position` (T,) of one with it.
+        """
+        return self.get_seq_length() + count_of(query_length), 0
+
+    def key_positions(self, cache_position: Tensor) -> Tensor | None:
+        """(S,) positions of the keys that an update at `cache_position` (T,) returns; None if they follow each other.
+
+        Negative numbers mark slots that hold nothing.
+        """
+        return None
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) positions after those seen so far."""
+        past = self.get_seq_length()
+        return torch.arange(past, past + length, device=device)
+
+    def get_max_cache_shape(self) -> int:
+        """Most positions that fit, or -1 if there is no limit."""
+        return -1
+
+    def move_positions(self, order: Tensor, is_real: Tensor) -> None:
+        """Put position `order[b, s]` (B, S) of row b at s; what is not real at s may hold anything.
+
+        Args:
+            order: of the positions seen so far; a number beyond them only where nothing is real.
+            is_real: (B, S), padding before the real positions of each row.
+
+        Raises:
+            InputError: the states are of other rows, or a window has let go what would have to move.
+        """
+        pair, length = self.stored(), self.get_seq_length()
+        if pair is None:
+            return
+        count = pair[0].shape[2]
+        own = order[:, -count:] - (length - count)
+        if len(own) != len(pair[0]) or bool(((own < 0) & is_real[:, -count:]).any()):
+            raise InputError(
+                "padding stands between tokens that past_key_values hold, and they cannot be moved together: the cache "
+                "has other rows, or a local layer has let go some of them; pass the prompt without past_key_values"
+            )
+        index = own.clamp(0, count - 1)[:, None, :, None]
+        moved = [states.gather(2, index.expand_as(states)) for states in pair]
+        self.reset()
+        self.hold(*moved)
+        if length > count:
+            self.skip_to(length)
+
+    def skip_to(self, length: int) -> None:
+        """Count what is stored as the last of `length` positions.
+
+        Raises:
+            InputError: this kind of layer cannot.
+        """
+        raise InputError(
+            f"the positions of a {type(self).__name__} that has let go its oldest cannot be moved; pass the prompt "
+            "without past_key_values, or a DynamicCache"
+        )
+
+    @abstractmethod
+    def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace keys and values by `function` of them, which acts on the batch axis only and makes new tensors."""
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replace row `i` by row `beam_idx[i]` (B,)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
+        """Keep the rows `indices` (n,), in that order; a mask (B,) keeps those where it is true."""
+        if isinstance(indices, Tensor) and indices.dtype == torch.long:
+            self.map_batch(lambda states: states.index_select(0, indices.to(states.device)))
+            return
+        rows = indices if isinstance(indices, Tensor) else torch.tensor(list(indices), device="cpu")
+        rows = rows if rows.dtype == torch.bool else rows.long()  # an empty list gives floats
+        self.map_batch(lambda states: states[rows.to(states.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times, copies side by side."""
+        self.map_batch(lambda states: states.repeat_interleave(repeats, dim=0))
+
+    @abstractmethod
+    def crop(self, max_length: int) -> None:
+        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything."""
+
+
+class ExtensibleClass:
+    """A class below which others may be given a further base later; Python refuses that right below `object`."""
+
+
+class Cache(ExtensibleClass):
+    """A list of layers with the operations of Transformers' `Cache`.
+
+    Attributes:
+        real_positions_last: each row's padding was moved before its real positions, whatever the attention mask of the
+            caller says; a mask for this cache is put in the same order.
+
+    Args:
+        layers: the layers that are known beforehand.
+        layer_class_to_replicate: makes the further layers, when they are first used; None if there are none.
+    """
+
+    real_positions_last = False
+
+    def __init__(
+        self,
+        layers: Iterable[CacheLayer] = (),
+        layer_class_to_replicate: Callable[[], CacheLayer] | None = None,
+    ) -> None:
+        """Start with empty layers."""
+        self.layers: list[CacheLayer] = list(layers)
+        self.layer_class_to_replicate = layer_class_to_replicate
+
+    def layer(self, layer_idx: int) -> CacheLayer:
+        """The layer at `layer_idx`, made if it is not there yet.
+
+        Raises:
+            InputError: the cache was made for a model of fewer layers.
+        """
+        while len(self.layers) <= layer_idx:
+            if self.layer_class_to_replicate is None:
+                raise InputError(
+                    f"past_key_values have {len(self.layers)} layers, but the model asks for layer {layer_idx}; make "
+                    "the cache with the configuration of this model"
+                )
+            self.layers.append(self.layer_class_to_replicate())
+        return self.layers[layer_idx]
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Append (B, H, T, D) to a layer and return all keys and values that this call's queries may see.
+
+        Args:
+            key_states: (B, H, T, D).
+            value_states: (B, H, T, D).
+            layer_idx: index of the layer.
+            cache_kwargs: `cache_position` (T,) for layers that write in place.
+        """
+        return self.layer(layer_idx).update(key_states, value_states, cache_kwargs)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions seen so far."""
+        return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+
+    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
+        """Number of keys that an update returns, and the position of the first of them.
+
+        Args:
+            query_length: T of an update without `cache_position`, or the `cache_position` (T,) of one with it.
+            layer_idx: index of the layer.
+        """
+        return self.layer(layer_idx).get_mask_sizes(query_length)
+
+    def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
+        """(S,) positions of the keys of an update at `cache_position` (T,); None if they follow each other."""
+        return self.layer(layer_idx).key_positions(cache_position)
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) positions after those seen so far."""
+        return self.layer(0).next_positions(length, device)
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        """Most positions that fit, or -1 if there is no limit."""
+        return self.layer(layer_idx).get_max_cache_shape()
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """Rows of the first layer, or None while it is empty."""
+        keys = self.layers[0].keys if self.layers else None
+        return None if keys is None else keys.shape[0]
+
+    @property
+    def max_cache_len(self) -> int:
+        """Most positions that fit in the roomiest layer, or -1 if there is no limit."""
+        return max([-1, *[layer.get_max_cache_shape() for layer in self.layers]])
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """For each layer, whether it keeps a window of the past only."""
+        return [layer.is_sliding for layer in self.layers]
+
+    @property
+    def is_compileable(self) -> bool:
+        """True if a compiled graph may hold this cache."""
+        return bool(self.layers) and all(layer.is_compileable for layer in self.layers)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Replace row `i` by row `beam_idx[i]` (B,)."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
+        """Keep the rows `indices` (n,), in that order; a mask (B,) keeps those where it is true."""
+        for layer in self.layers:
+            layer.batch_select_indices(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times, copies side by side."""
+        for layer in self.layers:
+            layer.batch_repeat_interleave(repeats)
+
+    def move_positions(self, order: Tensor, is_real: Tensor) -> None:
+        """Put position `order[b, s]` (B, S) of row b at s, so that padding stands before all that `is_real` (B, S)."""
+        if not bool((order == torch.arange(order.shape[1], device=order.device)).all()):
+            for layer in self.layers:
+                layer.move_positions(order, is_real)
+        self.real_positions_last = True
+
+    def mask_in_order(self, attention_mask: Tensor) -> Tensor:
+        """A mask (B, S) of this cache's positions and those after them, bool, in the order that the cache has them."""
+        if not self.real_positions_last:
+            return attention_mask
+        held = self.get_seq_length()
+        return torch.cat([attention_mask[:, :held].sort(dim=-1).values, attention_mask[:, held:]], dim=1)
+
+    def crop(self, max_length: int) -> None:
+        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+        for layer in self.layers:
+            layer.crop(max_length)
+
+    def reset(self) -> None:
+        """Forget everything, keeping the layers."""
+        self.real_positions_last = False
+        for layer in self.layers:
+            layer.reset()
+
+    def to_legacy_cache(self) -> LegacyCache:
+        """A tuple of (keys, values) for each layer that holds something, each (B, H, S, D)."""
+        return tuple(pair for layer in self.layers if (pair := layer.stored()) is not None)
+
+    def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
+        """(keys, values) of a layer, each (B, H, S, D).
+
+        Raises:
+            IndexError: there is no such layer, or it is empty.
+        """
+        layer = self.layers[layer_idx]
+        keys, values = layer.keys, layer.values
+        if keys is None or values is None:
+            raise IndexError(f"layer {layer_idx} of the cache is empty")
+        return keys, values
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(keys, values) of each layer that holds something."""
+        return (self[i] for i, layer in enumerate(self.layers) if layer.get_seq_length())
+
+    def __len__(self) -> int:
+        """Number of layers that hold something."""
+        return sum(layer.get_seq_length() > 0 for layer in self.layers)
+
+    def __repr__(self) -> str:
+        """Class, layers and length."""
+        return f"{type(self).__name__}({len(self)} layers, {self.get_seq_length()} positions)"
+
+
+def real_positions_last(attention_mask: Tensor) -> Tensor:
+    """(B, S) order of the columns of a mask (B, S) that puts padding first; both kinds keep their own order."""
+    return attention_mask.to(torch.uint8).argsort(dim=-1, stable=True)
+
+
+def as_positions(max_length: int, length: int) -> int:
+    """How many of `length` positions `crop(max_length)` keeps."""
+    return min(max_length, length) if max_length >= 0 else max(length + max_length, 0)
+
+
+def count_of(query_length: int | Tensor) -> int:
+    """T, given as a number or as the positions (T,) themselves."""
+    return query_length if isinstance(query_length, int) else query_length.shape[0]
+
+
+def check_room(end: int, room: int) -> None:
+    """Raise InputError unless `end` positions fit into a cache of a fixed size."""
+    if end > room:
+        raise InputError(
+            f"the sequence has {end} positions, but the cache was made for {room}; make it with max_cache_len={end} or "
+            "more, or use a dynamic one"
+        )
+
+
+def windows_of(config: PretrainedConfig) -> list[int | None]:
+    """For each layer, most positions that a query sees, itself included; None for all."""
+    windows: list[int | None] | None = getattr(config, "layer_windows", None)
+    return [None] * config.num_hidden_layers if windows is None else list(windows)
+
+
+def joined(past: Tensor | None, new: Tensor) -> Tensor:
+    """The past (B, H, S, D), if there is one, and the new positions (B, H, T, D), one after the other."""
+    return new if past is None else torch.cat([past, new], dim=-2)
+
+
+def check_fit(held: Tensor | None, new: Tensor) -> None:
+    """Raise InputError unless `new` (B, H, T, D) can follow what is `held` (B, H, S, D)."""
+    if held is not None and (held.shape[:2] != new.shape[:2] or held.shape[3] != new.shape[3]):
+        raise InputError(
+            f"past_key_values hold (batch, heads, _, head width) = {(*held.shape[:2], held.shape[3])}, but this call "
+            f"has {(*new.shape[:2], new.shape[3])}; pass the cache that this model made for this batch"
+        )

@@ -1,0 +1,1 @@
+"""The options of `generate`: declared, read, merged, checked."""

@@ -1,0 +1,331 @@
+"""Every option of `generate`, declared once with type, default and help, and its files. No torch is loaded here."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from difflib import get_close_matches
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints, overload
+
+from gptrio.config.declared import FORMAT_VERSION
+from gptrio.errors import CheckpointError, OptionError, warn
+from gptrio.generation.options.fields import check_option, unknown_option
+from gptrio.generation.options.schema import GenerationMode, GenerationOptions
+from gptrio.generation.options.validation import check_conflicts, ignored_options
+from gptrio.generation.options.values import json_text, jsonable, plain_value, with_dtype_names
+from gptrio.hub import HubOptions, commit_of, locate_file, read_json, replace_file
+from gptrio.uploads import Pushable, Upload
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from gptrio.config.base import PretrainedConfig
+
+CONFIG_FILE = "generation_config.json"
+_METADATA = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
+_NOT_IN_FILES = ("compile_config", "_commit_hash", "_original_object_hash")
+_CALL_ARGUMENTS = (
+    "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
+    "negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(init=False, eq=False, repr=False)
+class GenerationConfig(GenerationOptions, Pushable):
+    """The options of `generate`: pass them by name; wrong types and contradictions raise OptionError.
+
+    `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` says what it does. Other names
+    are kept as attributes and written to files, with a warning where the name is nearly an option's.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        """Take options by name; the others have their defaults. Options without effect give one warning."""
+        for field in dataclasses.fields(self):
+            vars(self)[field.name] = plain_value(field.name, options.pop(field.name, field.default))
+        self._from_model_config: bool = options.pop("_from_model_config", False)
+        self._commit_hash: str | None = options.pop("_commit_hash", None)
+        self._original_object_hash: int | None = None
+        self.transformers_version: str = options.pop("transformers_version", FORMAT_VERSION)
+        if not self._from_model_config:  # else they are a model's
+            for name, value in options.items():
+                if callable(getattr(type(self), name, None)):
+                    warn(f"{name}={value!r} is left out, because GenerationConfig has a method of that name")
+                else:
+                    setattr(self, name, value)
+        self.validate()
+
+    def __getattr__(self, name: str) -> Any:
+        """Name the nearest option (called only for names that are not set)."""
+        raise AttributeError(name if name.startswith("_") else str(_unknown(name)))
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an option or any other attribute, with a warning if its name is nearly an option's."""
+        if name not in vars(self) and not name.startswith("_"):
+            near = get_close_matches(name, _types(), n=1, cutoff=0.85)
+            if near and name not in _types():
+                warn(f"{name!r} is no option of generate, and is only kept; did you mean {near[0]!r}?")
+        super().__setattr__(name, value)
+
+    # checks
+    def check(self) -> None:
+        """Raise OptionError for arguments of `generate`, wrong types, values out of range and contradictions."""
+        hints = _types()
+        for name in _CALL_ARGUMENTS:
+            if name in vars(self):
+                raise _unknown(name)
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not field.default:
+                check_option(field, value, hints[field.name])
+        if self.watermarking_config is not None:
+            self.watermarking_config.validate()
+        check_conflicts(self)
+
+    def validate(self, strict: bool = False) -> None:
+        """Check, then warn once of the options that have no effect; with `strict` raise OptionError for them."""
+        self.check()
+        issues = ignored_options(self)
+        if not issues:
+            return
+        message = "these generation options have no effect: " + "; ".join(issues)
+        if strict:
+            raise OptionError(message)
+        warn(message)
+
+    def get_generation_mode(self, assistant_model: object | None = None) -> GenerationMode:
+        """Return the decoding mode that these options ask for; warn when a draft or DoLa cannot be combined with it."""
+        mode = self._base_mode()
+        single = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
+        drafts = (assistant_model, self.prompt_lookup_num_tokens, self.assistant_early_exit)
+        asked = {
+            GenerationMode.ASSISTED_GENERATION: any(draft is not None for draft in drafts),
+            GenerationMode.DOLA_GENERATION: self.dola_layers is not None,
+        }
+        for special in (special for special, wanted in asked.items() if wanted):
+            if single:
+                mode = special
+            else:
+                warn(f"{special.value} works with greedy search and sampling only; {mode.value} ignores its options")
+        return mode
+
+    def _base_mode(self) -> GenerationMode:
+        if self.constraints is not None or self.force_words_ids is not None:
+            return GenerationMode.CONSTRAINED_BEAM_SEARCH
+        if self.num_beams > 1:
+            if self.num_beam_groups > 1:
+                return GenerationMode.GROUP_BEAM_SEARCH
+            return GenerationMode.BEAM_SAMPLE if self.do_sample else GenerationMode.BEAM_SEARCH
+        if self.do_sample:
+            return GenerationMode.SAMPLE
+        if self.penalty_alpha and self.top_k is not None and self.top_k > 1:
+            return GenerationMode.CONTRASTIVE_SEARCH
+        return GenerationMode.GREEDY_SEARCH
+
+    def update(self, **options: Any) -> dict[str, Any]:
+        """Set the attributes that exist and return the arguments that do not; an error leaves the config unchanged."""
+        changed = copy.copy(self)
+        used = {name: plain_value(name, value) for name, value in options.items() if name in vars(self)}
+        vars(changed).update(used)
+        changed.validate()
+        vars(self).update(used)
+        return {name: value for name, value in options.items() if name not in used}
+
+    # dictionaries and files
+    def to_dict(self) -> dict[str, Any]:
+        """Return all attributes as a new dictionary (without `compile_config`, which is of this machine)."""
+        held = {name: value for name, value in vars(self).items() if name not in _NOT_IN_FILES}
+        result: dict[str, Any] = with_dtype_names(copy.deepcopy(held))
+        return result | {"transformers_version": FORMAT_VERSION}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what differs from the defaults, the other attributes, and the version of the format."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"_from_model_config": False}
+        return {name: v for name, v in self.to_dict().items() if name not in defaults or v != defaults[name]}
+
+    def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
+        """Return the options as JSON; raise OptionError for values that it cannot hold, such as Constraint objects."""
+        options = self.to_diff_dict() if use_diff else self.to_dict()
+        return json_text(_without_metadata(options) if ignore_metadata else options, jsonable)
+
+    def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
+        """Write the options to a JSON file, all of it or nothing."""
+        with replace_file(json_file_path) as partial:
+            partial.write_text(self.to_json_string(use_diff), encoding="utf-8")
+
+    @overload
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: Literal[False] = False, **kwargs: Any
+    ) -> GenerationConfig: ...
+
+    @overload
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: Literal[True], **kwargs: Any
+    ) -> tuple[GenerationConfig, dict[str, Any]]: ...
+
+    @classmethod
+    def from_dict(
+        cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any
+    ) -> GenerationConfig | tuple[GenerationConfig, dict[str, Any]]:
+        """Build from a file's dictionary; `kwargs` win.
+
+        Returns:
+            The configuration, or with `return_unused_kwargs` the pair of it and the kwargs that it has not kept: none,
+            but for a configuration that was made from a model's, which keeps options only.
+
+        Raises:
+            OptionError: a value is wrong.
+        """
+        config = cls(**{**config_dict, **kwargs})
+        unused = {name: value for name, value in kwargs.items() if name not in vars(config)}
+        return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def from_model_config(cls, model_config: PretrainedConfig) -> GenerationConfig:
+        """Build from the generation options that an older model's `config.json` holds.
+
+        Impossible ones are left out with a warning: a model of theirs is not used by `generate` alone.
+        """
+        held = model_config.to_dict().items()
+        options = {name: value for name, value in held if name in _types() and value is not None}
+        for field in dataclasses.fields(cls):
+            if field.name in options:
+                try:
+                    check_option(field, plain_value(field.name, options[field.name]), _types()[field.name])
+                except OptionError as error:
+                    warn(f"{type(model_config).__name__}: {error}; generate leaves it out")
+                    del options[field.name]
+        if any(options.get(flag) for flag in cls.extra_output_flags):
+            options["return_dict_in_generate"] = True
+        return cls(**options, _from_model_config=True).as_made()
+
+    def as_made(self) -> Self:
+        """Remember the options as they are, for `is_as_made` to tell whether they were changed since; return self."""
+        self._original_object_hash = hash(self)
+        return self
+
+    @property
+    def is_as_made(self) -> bool:
+        """Whether no option was changed since the configuration was read from a file or made from a model's."""
+        return self._original_object_hash == hash(self)
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike[str],
+        config_file_name: str | None = None,
+        *,
+        return_unused_kwargs: Literal[False] = False,
+        **kwargs: Any,
+    ) -> GenerationConfig: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike[str],
+        config_file_name: str | None = None,
+        *,
+        return_unused_kwargs: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[GenerationConfig, dict[str, Any]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name: str | os.PathLike[str],
+        config_file_name: str | None = None,
+        *,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
+    ) -> GenerationConfig | tuple[GenerationConfig, dict[str, Any]]:
+        """Read `generation_config.json` (or another file) from a folder or the hub.
+
+        Args:
+            pretrained_model_name: folder, packaged model or hub repository.
+            config_file_name: name of the file.
+            return_unused_kwargs: return the pair of configuration and kwargs that it has not kept (see `from_dict`).
+            **kwargs: lookup arguments (see `HubOptions`) and options that win over the file's.
+
+        Raises:
+            CheckpointNotFoundError: there is no such file.
+            CheckpointFormatError: the file is not JSON, or not a dictionary.
+        """
+        name = config_file_name or CONFIG_FILE
+        path = locate_file(pretrained_model_name, name, **HubOptions.pop_from(kwargs).as_kwargs())
+        assert path is not None  # required files raise
+        content = {**read_json(path), "_commit_hash": commit_of(path)}
+        config, unused = cls.from_dict(content, return_unused_kwargs=True, **kwargs)
+        config.as_made()
+        return (config, unused) if return_unused_kwargs else config
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        config_file_name: str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """Write the options that differ from the defaults to `generation_config.json` in a folder.
+
+        Args:
+            save_directory: folder, made if need be.
+            config_file_name: name of the file.
+            push_to_hub: also upload it, to the repository `repo_id` or one named like the folder.
+            **kwargs: `repo_id`, and options of `push_to_hub`.
+
+        Raises:
+            OptionError: options contradict each other or have no effect.
+            CheckpointError: the folder is a file.
+        """
+        self.validate(strict=True)
+        folder = Path(save_directory)
+        if folder.is_file():
+            raise CheckpointError(f"{folder} is a file; expected a folder to write {CONFIG_FILE} to")
+        folder.mkdir(parents=True, exist_ok=True)
+        upload = Upload.of_save(folder, kwargs) if push_to_hub else None
+        self.to_json_file(folder / (config_file_name or CONFIG_FILE))
+        if upload is not None:
+            upload.finish(self, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        """Equal options and kept keys, wherever they came from."""
+        return isinstance(other, GenerationConfig) and _without_metadata(self.to_dict()) == _without_metadata(
+            other.to_dict()
+        )
+
+    def __hash__(self) -> int:
+        """Hash of the text that `repr` gives."""
+        return hash(repr(self))
+
+    def __repr__(self) -> str:
+        """Return the class name and the options that differ from the defaults."""
+        return f"{type(self).__name__} {json_text(_without_metadata(self.to_diff_dict()), repr)}"
+
+
+def ends_of(config: GenerationConfig) -> list[int]:
+    """The tokens that end a row: none, one or several."""
+    ends = config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+
+
+@lru_cache(maxsize=1)
+def _types() -> dict[str, Any]:
+    """Option -> type, in order of declaration."""
+    hints = get_type_hints(GenerationOptions)
+    return {field.name: hints[field.name] for field in dataclasses.fields(GenerationOptions)}
+
+
+def _unknown(name: str) -> OptionError:
+    if name in _CALL_ARGUMENTS:
+        return OptionError(f"{name!r} is an argument of generate(), not an option of GenerationConfig; pass it there")
+    return unknown_option(name, _types(), "GenerationConfig")
+
+
+def _without_metadata(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if name not in _METADATA}

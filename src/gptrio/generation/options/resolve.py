@@ -1,0 +1,117 @@
+"""The options of one call: the caller's, over the given config's, over the model's."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+from collections.abc import Hashable
+from functools import lru_cache
+from typing import Any, cast
+
+from gptrio.errors import OptionError, warn
+from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
+from gptrio.generation.options.config import GenerationConfig
+from gptrio.generation.options.fields import check_token_ids, unknown_option
+from gptrio.generation.options.schema import GenerationOptions
+
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
+
+
+def merge_config(
+    model: Any, given: GenerationConfig | None, use_model_defaults: bool | None, kwargs: dict[str, Any]
+) -> tuple[GenerationConfig, dict[str, Any]]:
+    """Return the options of this call in a new config, and the arguments of the model's forward.
+
+    Args:
+        model: its `generation_config` gives what is not said otherwise.
+        given: the caller's config, or None.
+        use_model_defaults: options at their default in `given` are the model's own.
+        kwargs: options and arguments of the model's forward.
+
+    Raises:
+        OptionError: an unknown name, with the nearest one that exists, or an impossible value.
+    """
+    given, base = as_own_config(given), _config_of(model, given is None)
+    if given is not None and not isinstance(given, GenerationConfig):
+        raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
+    config = copy.copy(base if given is None else given)
+    if given is not None:
+        _fill(config, base, use_model_defaults)
+    arguments = config.update(**kwargs)
+    names = _forward_arguments(cast(Hashable, type(model)))
+    for name in arguments:
+        if name not in names:
+            raise unknown_option(name, sorted(names | _option_names() | _generate_arguments()), "generate()")
+    for name in _TOKENS:
+        if getattr(config, name, None) is not None:
+            check_token_ids(name, getattr(config, name))
+    return config, arguments
+
+
+def as_own_config(given: Any) -> Any:
+    """A `GenerationConfig` of Transformers as ours; everything else as it is."""
+    if isinstance(given, GenerationConfig) or not is_foreign(given, GENERATION_CONFIG):
+        return given
+    own = GenerationConfig.from_dict(content_of(given))
+    return own.as_made() if getattr(given, "_original_object_hash", None) == hash(given) else own
+
+
+def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
+    """The model's options, replaced by those of its configuration where older code has set some there since.
+
+    That is so while they are as they were made from the configuration.
+    """
+    base: GenerationConfig = as_own_config(model.generation_config)
+    if not (obeys_model_config and base._from_model_config and model.config._get_non_default_generation_parameters()):
+        return base
+    if not base.is_as_made:
+        return base
+    changed = GenerationConfig.from_model_config(model.config)
+    if changed != base:
+        warn(
+            "options of generate were set on the model's configuration; they are obeyed, but set them on "
+            "model.generation_config, or pass them to generate"
+        )
+        model.generation_config = changed
+    return changed
+
+
+def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: bool | None) -> None:
+    """Replace defaults by the model's own values: all of them, or special tokens only."""
+    if use_model_defaults is None:
+        use_model_defaults = not _is_old(base)
+    defaults = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
+    for name, value in vars(base).items():
+        unset = vars(config).get(name) == defaults.get(name)
+        if unset and not name.startswith("_") and (use_model_defaults or name in _TOKENS):
+            setattr(config, name, value)
+    if config.temperature == 0:  # that means greedy, whatever the model prefers
+        config.do_sample = False
+
+
+def _is_old(base: GenerationConfig) -> bool:
+    """Whether a model's file was written before 4.50, when its values were not yet taken for defaults."""
+    version = str(base.transformers_version or "5").split(".")
+    numbers = [int(part) if part.isdigit() else 0 for part in [*version, "0"][:2]]
+    return numbers < [4, 50]
+
+
+@lru_cache
+def _forward_arguments(model_class: Hashable) -> frozenset[str]:
+    """Names that a model's forward takes."""
+    parameters = inspect.signature(model_class.forward).parameters.values()  # type: ignore[attr-defined]  # a module
+    named = {item.name for item in parameters if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
+    return frozenset(named - {"self", "labels", "return_dict", "use_cache"})
+
+
+@lru_cache
+def _option_names() -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(GenerationOptions))
+
+
+@lru_cache
+def _generate_arguments() -> frozenset[str]:
+    from gptrio.generation.generate import generate
+
+    return frozenset(inspect.signature(generate).parameters) - {"model", "kwargs"}

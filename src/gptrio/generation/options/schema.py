@@ -1,0 +1,147 @@
+"""Every option of `generate`, declared once with type, default, bounds and help."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, ClassVar
+
+from gptrio.generation.options.fields import option
+from gptrio.generation.watermark.config import BaseWatermarkingConfig
+
+CACHE_NAMES = (
+    "dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "quantized",
+    "sliding_window", "hybrid", "hybrid_chunked", "offloaded_hybrid", "offloaded_hybrid_chunked",
+)  # fmt: skip
+
+
+class GenerationMode(str, Enum):
+    """The decoding modes of `generate`."""
+
+    CONTRASTIVE_SEARCH = "contrastive_search"
+    GREEDY_SEARCH = "greedy_search"
+    SAMPLE = "sample"
+    ASSISTED_GENERATION = "assisted_generation"
+    DOLA_GENERATION = "dola_generation"
+    BEAM_SEARCH = "beam_search"
+    BEAM_SAMPLE = "beam_sample"
+    CONSTRAINED_BEAM_SEARCH = "constrained_beam_search"
+    GROUP_BEAM_SEARCH = "group_beam_search"
+
+
+@dataclasses.dataclass
+class CompileConfig:
+    """How `generate` compiles the decoding step (the arguments of `torch.compile`).
+
+    Args:
+        fullgraph: demand one graph, without breaks.
+        dynamic: use dynamic shapes (torch decides when None).
+        backend: name of the compiler, or a callable.
+        mode: trade of compile time for speed.
+        options: further options of the backend.
+    """
+
+    fullgraph: bool = False
+    dynamic: bool | None = None
+    backend: str | Callable[..., Any] = "inductor"
+    mode: str = "reduce-overhead"
+    options: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the arguments for `torch.compile`."""
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(init=False, eq=False, repr=False)
+class GenerationOptions:
+    """The options as dataclass fields: `metadata["help"]` of each says what it does."""
+
+    extra_output_flags: ClassVar[tuple[str, ...]] = (
+        "output_attentions", "output_hidden_states", "output_scores", "output_logits",
+    )  # fmt: skip
+
+    # length of the output
+    max_length: int | None = option(20, "Most tokens of a sequence with its prompt; max_new_tokens wins.", ge=0)
+    max_new_tokens: int | None = option(None, "Most tokens to generate after the prompt.", ge=1)
+    min_length: int | None = option(0, "Fewest tokens of a sequence, prompt included.", ge=0)
+    min_new_tokens: int | None = option(None, "Fewest tokens to generate after the prompt.", ge=0)
+    early_stopping: bool | str = option(
+        False, "When beam search ends: True, False (a heuristic) or 'never'.", choices=(True, False, "never")
+    )
+    max_time: float | None = option(None, "Seconds after which generation ends (the running step is finished).", ge=0)
+    stop_strings: str | list[str] | None = option(None, "Text or texts that end a row; needs tokenizer=...")
+    # strategy
+    do_sample: bool = option(False, "Sample the next token instead of taking the most likely one.")
+    num_beams: int = option(1, "Beams of beam search; 1 means none.", ge=1)
+    num_beam_groups: int = option(1, "Groups of beams that are kept different from each other.", ge=1)
+    penalty_alpha: float | None = option(None, "Weight of the degeneration penalty in contrastive search.", ge=0)
+    dola_layers: str | list[int] | None = option(None, "Layers that DoLa contrasts: 'low', 'high' or indices.")
+    # cache
+    use_cache: bool = option(True, "Keep keys and values of past tokens.")
+    cache_implementation: str | None = option(None, "Which cache to use, by name.", choices=CACHE_NAMES)
+    cache_config: dict[str, Any] | None = option(None, "Arguments for the cache's class.")
+    return_legacy_cache: bool | None = option(None, "Return the cache as tuples.")
+    prefill_chunk_size: int | None = option(None, "Read the prompt in pieces of this many tokens.", ge=1)
+    low_memory: bool | None = option(None, "Take candidates one after the other in contrastive search.")
+    # scores
+    temperature: float | None = option(1.0, "Divides the scores before sampling.", ge=0)
+    top_k: int | None = option(50, "Sample from this many most likely tokens; 0 means all.", ge=0)
+    top_p: float | None = option(1.0, "Sample from the fewest tokens whose probabilities reach this sum.", ge=0, le=1)
+    min_p: float | None = option(None, "Least probability, relative to the most likely token's.", ge=0, le=1)
+    typical_p: float | None = option(1.0, "Sample from the most typical tokens that reach this sum.", gt=0, le=1)
+    epsilon_cutoff: float | None = option(0.0, "Least probability of a token; 0 means none.", ge=0, le=1)
+    eta_cutoff: float | None = option(0.0, "Least probability, adapted to the entropy; 0 means none.", ge=0, le=1)
+    diversity_penalty: float | None = option(0.0, "Taken from tokens that other beam groups have chosen.", ge=0)
+    repetition_penalty: float | None = option(1.0, "Above 1: makes tokens of the sequence less likely.", gt=0)
+    encoder_repetition_penalty: float | None = option(1.0, "Above 1: makes tokens of the prompt more likely.", gt=0)
+    length_penalty: float | None = option(1.0, "Exponent of the length that divides a beam's score.")
+    no_repeat_ngram_size: int | None = option(0, "N-grams of this size occur once only; 0 means no limit.", ge=0)
+    encoder_no_repeat_ngram_size: int | None = option(0, "N-grams of this size in the prompt do not recur.", ge=0)
+    bad_words_ids: list[list[int]] | None = option(None, "Token sequences that are never generated.")
+    force_words_ids: list[list[int] | list[list[int]]] | None = option(
+        None, "Token sequences that must occur; a list of alternatives in place of one asks for any of them."
+    )
+    constraints: list[Any] | None = option(None, "Constraint objects that beam search must fulfil.")
+    renormalize_logits: bool | None = option(False, "Turn the processed scores into log-probabilities.")
+    forced_bos_token_id: int | None = option(None, "Token forced after a prompt of one token.")
+    forced_eos_token_id: int | list[int] | None = option(None, "Token forced as the last one at max_length.")
+    remove_invalid_values: bool | None = option(False, "Replace NaN and infinities in the scores.")
+    exponential_decay_length_penalty: list[float] | None = option(
+        None, "(start, factor): after `start` new tokens the end becomes likelier by powers of `factor`."
+    )
+    suppress_tokens: list[int] | None = option(None, "Tokens that are never generated.")
+    begin_suppress_tokens: list[int] | None = option(None, "Tokens that are not generated first.")
+    sequence_bias: dict[Any, float] | list[Any] | None = option(
+        None, "What is added to the score of a token that completes a sequence: [[[ids], bias], ...] or {(ids): bias}."
+    )
+    token_healing: bool = option(False, "Regenerate the prompt's last token with the text that follows in mind.")
+    guidance_scale: float | None = option(None, "Weight of classifier-free guidance; 1 means none.")
+    watermarking_config: BaseWatermarkingConfig | None = option(None, "How to watermark the text.")
+    # result
+    num_return_sequences: int = option(1, "Sequences returned for each prompt.", ge=1)
+    output_attentions: bool | None = option(False, "Return attention weights.")
+    output_hidden_states: bool | None = option(False, "Return hidden states.")
+    output_scores: bool | None = option(False, "Return the processed scores.")
+    output_logits: bool | None = option(None, "Return the model's raw scores.")
+    return_dict_in_generate: bool | None = option(False, "Return an object with all that was asked for, not ids only.")
+    # special tokens
+    pad_token_id: int | None = option(None, "Fills rows that ended.")
+    bos_token_id: int | list[int] | None = option(None, "Begins a sequence when there is no prompt.")
+    eos_token_id: int | list[int] | None = option(None, "Token or tokens that end a row.")
+    decoder_start_token_id: int | list[int] | None = option(None, "Kept for files; decoder-only models have no use.")
+    # assisted generation
+    is_assistant: bool = option(False, "The model drafts for another one.")
+    num_assistant_tokens: int = option(20, "Tokens drafted before they are checked.", ge=1)
+    num_assistant_tokens_schedule: str = option(
+        "constant", "How that number changes.", choices=("constant", "heuristic", "heuristic_transient")
+    )
+    assistant_confidence_threshold: float | None = option(0.4, "Drafting ends below this probability.", ge=0, le=1)
+    prompt_lookup_num_tokens: int | None = option(None, "Tokens drafted by looking n-grams up in the prompt.", ge=1)
+    max_matching_ngram_size: int | None = option(None, "Longest n-gram to look up (2 when None).", ge=1)
+    assistant_early_exit: int | None = option(None, "Draft with this many of the model's own first layers.", ge=1)
+    assistant_lookbehind: int = option(10, "Draft tokens re-encoded to align two tokenizers.", ge=1)
+    target_lookbehind: int = option(10, "Target tokens re-encoded to align two tokenizers.", ge=1)
+    # compilation
+    compile_config: CompileConfig | None = option(None, "How to compile the decoding step.")
+    disable_compile: bool = option(False, "Never compile or record a step, even where a cache would allow it.")

@@ -1,0 +1,1 @@
+"""How one decoding step is run."""

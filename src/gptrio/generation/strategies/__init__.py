@@ -1,0 +1,1 @@
+"""Decoding modes other than greedy search and sampling."""

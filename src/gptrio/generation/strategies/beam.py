@@ -1,0 +1,209 @@
+"""Beam search and beam sampling, for all prompts at once.
+
+Shapes: `P` prompts, `K` beams, `N` candidates kept for each prompt, `T` length so far, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptrio.generation.loop import await_others, draw
+from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
+from gptrio.generation.state import GenerationState
+
+BEAM_PENALTY = -1.0e9  # added to scores of what must not be chosen
+
+
+@dataclass
+class Beams:
+    """Sequences with their scores.
+
+    Attributes:
+        ids: (P, K, T).
+        scores: (P, K) sums of log-probabilities; of finished beams divided by their length's power.
+        origins: (P, K, new tokens) row of the scores that each token was taken from; -1 after the end.
+        finished: (P, K) whether a place is taken by a finished beam.
+    """
+
+    ids: Tensor
+    scores: Tensor
+    origins: Tensor
+    finished: Tensor
+
+    def best(self, places: Tensor) -> Beams:
+        """The beams at `places` (P, n)."""
+        return Beams(
+            self.ids.gather(1, places[..., None].expand(-1, -1, self.ids.shape[-1])),
+            self.scores.gather(1, places),
+            self.origins.gather(1, places[..., None].expand(-1, -1, self.origins.shape[-1])),
+            self.finished.gather(1, places),
+        )
+
+    def as_long_as(self, other: Beams, fill: int) -> Beams:
+        """The beams with as many columns as another's."""
+        columns = other.origins.shape[-1] - self.origins.shape[-1]
+        ids = F.pad(self.ids, (0, columns), value=fill)
+        return Beams(ids, self.scores, F.pad(self.origins, (0, columns), value=-1), self.finished)
+
+
+def beam_search(call: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
+    """Keep the `num_beams` likeliest beginnings of each prompt, or a sample of them, and return the best that ended."""
+    config, record = call.config, call.record
+    count, prompt = config.num_beams, call.ids.shape[1]
+    fill = _fill(call)
+    running, ended = _start(call, fill), _start(call, fill)
+    ended.scores.fill_(BEAM_PENALTY)
+    running.scores[:, 1:] = BEAM_PENALTY  # the beams of a prompt are still the same: go on with the first
+    improvable = running.finished.new_ones(call.prompts, 1)
+    some_ended = False
+    while True:
+        flat = running.ids.flatten(0, 1)
+        output = call.step(flat)
+        logits = output.logits[:, -1].float()  # (P * K, V)
+        with call.step.on_one_thread():
+            likelihoods = logits.log_softmax(-1)
+        scores = call.process(flat, likelihoods)
+        record.add(output, logits, scores)
+        with call.step.on_one_thread():
+            candidates = _candidates(call, running, scores)
+        stops = call.criteria(candidates.ids.flatten(0, 1), record.scores).view(call.prompts, -1)  # (P, N)
+        alive = candidates.scores + stops.float() * BEAM_PENALTY
+        places = alive.topk(count).indices
+        length = candidates.ids.shape[-1] - prompt
+        if bool(stops.any()):  # until then there is nothing to compare with
+            some_ended = True
+            ended = _merge(config, ended.as_long_as(candidates, fill), candidates, stops, improvable, length)
+        running = candidates.best(places)
+        running.scores = alive.gather(1, places)
+        call.step.reorder(running.origins[..., -1].flatten().long())
+        finished = False
+        if some_ended:
+            improvable = improvable & _can_improve(config, running.scores, ended, length, prompt)
+            full = config.early_stopping is True and bool(ended.finished.all())
+            finished = full or not bool(improvable.any()) or bool(stops.all())
+        if call.synced_gpus:
+            await_others(call.model, flat, finished)
+        if finished:
+            return _finish(call, ended)
+
+
+def _fill(call: GenerationState) -> int:
+    """What follows the end of a beam; token 0 as padding counts as none, as it does upstream."""
+    ends = ends_of(call.config)
+    if not ends:
+        return -1 if call.pad is None else call.pad
+    return call.pad or ends[0]
+
+
+def _start(call: GenerationState, fill: int) -> Beams:
+    ids = call.ids.view(call.prompts, call.config.num_beams, -1)
+    places = ids.shape[:2]
+    none = torch.zeros(places, dtype=torch.bool, device=ids.device)
+    return Beams(
+        ids,
+        torch.zeros(places, dtype=torch.float32, device=ids.device),
+        ids.new_empty(*places, 0, dtype=torch.int32),
+        none,
+    )
+
+
+def _candidates(call: GenerationState, running: Beams, scores: Tensor) -> Beams:
+    """The N likeliest continuations by one token (or a sample of them), best first, enough for all K to go on.
+
+    Args:
+        running: the K beams that go on.
+        scores: (P * K, V) log-probabilities of the next token.
+    """
+    vocabulary, count = scores.shape[-1], call.config.num_beams
+    number = max(2, 1 + len(ends_of(call.config))) * count
+    sums = (scores.view(call.prompts, count, -1) + running.scores[..., None]).flatten(1)  # (P, K * V)
+    if call.config.do_sample:
+        chosen = draw(sums.softmax(-1), number, call.generators)
+        best = sums.gather(1, chosen)
+    else:
+        best, chosen = sums.topk(number)
+    places, tokens = chosen // vocabulary, chosen % vocabulary  # (P, N)
+    result = running.best(places)
+    first = torch.arange(call.prompts, device=sums.device)[:, None] * count
+    rows = (places + first).to(result.origins.dtype)
+    result.ids = torch.cat([result.ids, tokens[..., None]], dim=-1)
+    result.origins = torch.cat([result.origins, rows[..., None]], dim=-1)
+    result.scores = best
+    return result
+
+
+def _merge(
+    config: GenerationConfig, ended: Beams, candidates: Beams, stops: Tensor, improvable: Tensor, length: int
+) -> Beams:
+    """The K best of the beams that ended before and the candidates that end now.
+
+    Args:
+        stops: (P, N) candidates that end.
+        improvable: (P, 1) prompts whose beams may still get better.
+        length: new tokens of a candidate.
+    """
+    count = config.num_beams
+    ends_now = stops & (torch.arange(stops.shape[1], device=stops.device) < count)  # the others are reserves
+    scores = candidates.scores / length ** _exponent(config)
+    full = ended.finished.all(-1, keepdim=True) & (config.early_stopping is True)
+    scores = scores + (full.float() + (~improvable).float() + (~ends_now).float()) * BEAM_PENALTY
+    merged = Beams(
+        torch.cat([ended.ids, candidates.ids], dim=1),
+        torch.cat([ended.scores, scores], dim=1),
+        torch.cat([ended.origins, candidates.origins], dim=1),
+        torch.cat([ended.finished, ends_now], dim=1),
+    )
+    return merged.best(merged.scores.topk(count).indices)
+
+
+def _can_improve(config: GenerationConfig, running: Tensor, ended: Beams, length: int, prompt: int) -> Tensor:
+    """(P, 1) whether the best running beam could still beat the worst that ended, at the length assumed for it."""
+    exponent = _exponent(config)
+    longest = config.early_stopping == "never" and exponent > 0 and config.max_length is not None
+    assumed = config.max_length - prompt if longest and config.max_length is not None else length
+    best: Tensor = running[:, :1] / assumed**exponent
+    worst: Tensor = ended.scores.min(dim=1, keepdim=True).values.where(ended.finished, BEAM_PENALTY)
+    return (best > worst).any(-1, keepdim=True)
+
+
+def _exponent(config: GenerationConfig) -> float:
+    return 1.0 if config.length_penalty is None else config.length_penalty
+
+
+def _finish(call: GenerationState, ended: Beams) -> Tensor | GenerateBeamDecoderOnlyOutput:
+    """The best beams of each prompt, as long as the longest of them."""
+    number = call.config.num_return_sequences
+    ids, origins = ended.ids[:, :number].flatten(0, 1), ended.origins[:, :number].flatten(0, 1)
+    length = int((origins >= 0).sum(-1).max())
+    ids, origins = ids[:, : call.ids.shape[1] + length], origins[:, :length]
+    scores = ended.scores[:, :number].flatten()
+    return finish(call, ids, scores, origins)
+
+
+def finish(
+    call: GenerationState, ids: Tensor, scores: Tensor, origins: Tensor
+) -> Tensor | GenerateBeamDecoderOnlyOutput:
+    """Return what the caller asked for.
+
+    Args:
+        call: the call.
+        ids: (rows, T).
+        scores: (rows,).
+        origins: (rows, new tokens) row of the scores that each token was taken from.
+    """
+    for row, new in enumerate((origins >= 0).sum(-1).tolist()):
+        call.tell_finished(row, ids[row, : call.ids.shape[1] + new])
+    if not call.record.wanted:
+        return ids
+    return GenerateBeamDecoderOnlyOutput(
+        ids,
+        sequences_scores=scores if call.config.output_scores else None,
+        beam_indices=origins,
+        past_key_values=call.step.cache,
+        **call.record.tuples(),
+    )

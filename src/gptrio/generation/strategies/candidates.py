@@ -1,0 +1,244 @@
+"""Where the tokens that assisted generation checks come from: a smaller model, the first layers, or the text itself.
+
+A draft never changes what is generated, only how fast. Shapes: `B` rows, `n` drafted tokens, `V` vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gptrio.cache import DynamicCache
+from gptrio.errors import OptionError
+from gptrio.generation.loop import draw
+from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.max_length import context_length, last_column
+from gptrio.generation.prompt import Prompt, keeping
+from gptrio.generation.state import Generators
+from gptrio.generation.step import Stepper
+from gptrio.generation.strategies.prompt_lookup import PromptLookupCandidateGenerator
+
+Process = Callable[[Tensor, Tensor], Tensor]
+MOST_WAITING = 256
+PROBE = 3  # tokens drafted to find out
+CHECKING = 0.2  # what checking a token more takes, in steps
+FADING = 0.8
+
+
+class Draft(Protocol):
+    """Something that guesses the next tokens."""
+
+    def propose(self, ids: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
+        """Return up to `number` tokens (B, n) that may follow ids (B, T), and what they were drawn from, if they were.
+
+        The second is (B, n, V) probabilities; None for tokens that were not drawn at random.
+        """
+
+
+class DraftLengthPolicy:
+    """How many tokens to draft: as many as pay, by how often drafts were right of late, and none while none pays.
+
+    Time is not measured, so that a seed gives the same tokens every time.
+
+    Args:
+        most: most tokens at once.
+        schedule: "constant" keeps `most` and drafts as many as pay; the others, which a user has chosen, always draft
+            `most`, raise it by 2 after a draft that was all right, and lower it by 1 after another.
+        cost: what drafting a token takes, in steps of the model.
+    """
+
+    def __init__(self, most: int, schedule: str, cost: float) -> None:
+        self.most = most
+        self._steady = schedule == "constant"
+        self._cost = CHECKING + cost
+        self._right, self._tried = 2.0, 3.0  # fading counts of tokens
+        self._pause = self._waiting = 0
+        self._probing = True
+
+    def next(self) -> int:
+        """Number of tokens to draft for this step."""
+        if not self._steady:
+            return self.most
+        if self._waiting:
+            self._waiting -= 1
+            return 0
+        if self._probing:
+            self._probing = False
+            return min(self.most, PROBE)
+        number = max(range(self.most + 1), key=self._worth)
+        if number == 0:
+            self._pause = self._waiting = min(max(2 * self._pause, 8), MOST_WAITING)
+            self._probing = True
+        return number
+
+    def _worth(self, number: int) -> float:
+        """Tokens that a draft of `number` is expected to yield, for each step's time."""
+        rate = self._right / self._tried
+        return sum(rate**i for i in range(number + 1)) / (1 + number * self._cost)
+
+    def learn(self, drafted: int, matched: int, ended: bool = False) -> None:
+        """Take note that `matched` of `drafted` tokens were right, and whether a row `ended` among these."""
+        if not self._steady:
+            self.most = self.most + 2 if matched == drafted and not ended else max(1, self.most - 1)
+        if drafted == 0:
+            return
+        self._right = FADING * self._right + matched
+        self._tried = FADING * self._tried + min(matched + 1, drafted)
+        if matched:
+            self._pause //= 2
+
+
+def relative_cost(draft: Any, model: Any) -> float:
+    """What a step of the draft takes in steps of the model, by layers and parameters; half a step at most."""
+    sizes = (draft.num_parameters(exclude_embeddings=True), model.num_parameters(exclude_embeddings=True))
+    layers = draft.config.num_hidden_layers / (2 * model.config.num_hidden_layers)  # many small calls take time too
+    cost: float = min(max(sizes[0] / max(sizes[1], 1), layers), 0.5)
+    return cost
+
+
+class ModelDraft:
+    """Tokens that a smaller model of the same vocabulary would write.
+
+    Args:
+        model: the smaller model.
+        prompt: the rows, one for each sequence.
+        config: the options of the call.
+        process: the call's processors.
+        threshold: drafting ends after a token below this probability.
+        generators: where random numbers come from.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        prompt: Prompt,
+        config: GenerationConfig,
+        process: Process,
+        threshold: float,
+        generators: Generators,
+    ) -> None:
+        plain = copy.copy(config)
+        plain.output_attentions = plain.output_hidden_states = False
+        prompt = prompt.without_cache()
+        self._step = Stepper(model, prompt, plain, 1, DynamicCache())
+        self._last_column = last_column(model, prompt)
+        self._do_sample = config.do_sample
+        self._process = process
+        self._threshold = threshold
+        self._generators = generators
+
+    def propose(self, ids: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
+        """Return up to `number` tokens (B, n), and their distributions (B, n, V) if they were drawn."""
+        start = ids.shape[1]
+        self._step.crop(start - 1)
+        if self._last_column is not None:
+            number = min(number, self._last_column - start)
+        distributions = []
+        for _ in range(number):
+            scores = self._process(ids, self._step(ids).logits[:, -1].float())
+            probabilities = scores.softmax(-1)
+            if self._do_sample:
+                tokens = draw(probabilities, 1, self._generators)
+                distributions.append(probabilities)
+            else:
+                tokens = scores.argmax(-1, keepdim=True)
+            ids = torch.cat([ids, tokens], dim=1)
+            if self._threshold and bool((probabilities.gather(1, tokens) < self._threshold).any()):
+                break
+        return ids[:, start:], torch.stack(distributions, dim=1) if distributions else None
+
+
+class LookupDraft:
+    """Tokens that followed the same words earlier in the row."""
+
+    def __init__(self, config: GenerationConfig) -> None:
+        self._config = config
+
+    def propose(self, ids: Tensor, number: int) -> tuple[Tensor, None]:
+        """Return up to `number` tokens (B, n); rows that have found fewer are filled with their last token."""
+        config = self._config
+        lookup = PromptLookupCandidateGenerator(
+            ends_of(config) or None, number, config.max_matching_ngram_size, max_length=ids.shape[1] + number + 1
+        )
+        found = [lookup.get_candidates(row[None])[0][0, ids.shape[1] :] for row in ids]
+        longest = max(len(tokens) for tokens in found)
+        rows = [torch.cat([own, row[-1:].expand(longest - len(own))]) for own, row in zip(found, ids, strict=True)]
+        return torch.stack(rows), None
+
+
+class TextDraft:
+    """Tokens for the text that a model of another vocabulary would write; one row.
+
+    Args:
+        model: the other model.
+        tokenizer: the main model's.
+        assistant_tokenizer: the other model's.
+        config: the options of the call.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, assistant_tokenizer: Any, config: GenerationConfig) -> None:
+        self._model, self._tokenizer, self._other = model, tokenizer, assistant_tokenizer
+        self._lookbehind = config.target_lookbehind
+        self._cache = DynamicCache()
+        self._read: list[int] = []  # tokens that the cache holds
+        self._room = context_length(model)
+
+    def propose(self, ids: Tensor, number: int) -> tuple[Tensor, None]:
+        """Return up to `number` tokens (1, n)."""
+        tokens = ids[0].tolist()
+        before = self._other.encode(self._decode(self._tokenizer, tokens), add_special_tokens=False)
+        new = self._write(before, min(number, self._room - len(before)))
+        text = self._decode(self._other, before)
+        added = self._decode(self._other, before + new)[len(text) :]
+        tail = tokens[-self._lookbehind :]
+        whole = self._tokenizer.encode(self._decode(self._tokenizer, tail) + added, add_special_tokens=False)
+        continues = whole[: len(tail)] == tail  # the border may fall inside a token
+        draft = whole[len(tail) :] if continues else self._tokenizer.encode(added, add_special_tokens=False)
+        return torch.tensor([draft[:number]], dtype=torch.long, device=ids.device), None
+
+    def _write(self, before: list[int], number: int) -> list[int]:
+        """The likeliest tokens after `before`, of the other vocabulary."""
+        same = next((i for i, (a, b) in enumerate(zip(before, self._read, strict=False)) if a != b), None)
+        kept = min(len(before) - 1, len(self._read)) if same is None else min(same, len(before) - 1)
+        self._cache.crop(max(kept, 0))
+        written = list(before)
+        device = self._model.device
+        for _ in range(number if before else 0):
+            unread = torch.tensor([written[self._cache.get_seq_length() :]], device=device)
+            logits = self._model(unread, past_key_values=self._cache, use_cache=True, **keeping(self._model, 1)).logits
+            self._read = list(written)
+            written.append(int(logits[0, -1].argmax()))
+        return written[len(before) :]
+
+    @staticmethod
+    def _decode(tokenizer: Any, ids: list[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def first_layers(model: Any, number: int) -> Any:
+    """The model with its first `number` blocks only; weights are shared.
+
+    Raises:
+        OptionError: it has no more blocks than that.
+    """
+    base = model.base_model
+    if number >= len(base.blocks):
+        raise OptionError(f"assistant_early_exit={number} must be below the model's {len(base.blocks)} layers")
+    name = next(name for name, module in base.named_children() if module is base.blocks)
+    config = copy.copy(model.config)
+    config.num_hidden_layers = number
+    shallow_base = _with_child(base, config, name, base.blocks[:number])
+    return _with_child(model, config, model.base_model_prefix, shallow_base)
+
+
+def _with_child(module: Any, config: Any, name: str, child: Any) -> Any:
+    """A copy of a module that shares everything but its configuration and one child."""
+    new = copy.copy(module)
+    new._modules = {**module._modules, name: child}
+    new.config = config
+    return new

@@ -1,0 +1,73 @@
+"""Token healing: a prompt that ends inside a word is continued by a token that spells the word's beginning too."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import OptionError
+from gptrio.generation.options.config import GenerationConfig
+from gptrio.generation.prompt import Prompt, keeping
+
+FAVOUR = 1.0  # added to the score of the token that was there
+
+
+def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -> Prompt:
+    """Replace the last token of each row by the likeliest token that begins with the same text.
+
+    White space at the ends of a prompt is dropped, since it would be a token of its own.
+
+    Args:
+        model: the language model.
+        prompt: rows of ids.
+        tokenizer: the model's.
+        config: gives the special tokens.
+
+    Raises:
+        OptionError: there is no tokenizer, or the prompt is not made of ids alone.
+    """
+    if tokenizer is None:
+        raise OptionError("token_healing needs the model's tokenizer; pass tokenizer=...")
+    if prompt.embeds is not None or prompt.cache is not None:
+        raise OptionError("token_healing changes the prompt's ids; it does not go with inputs_embeds or a cache")
+    vocabulary = tokenizer.get_vocab()
+    real = torch.ones_like(prompt.ids, dtype=torch.bool) if prompt.attention_mask is None else prompt.attention_mask
+    rows = []
+    for ids, mask in zip(prompt.ids, real, strict=True):
+        text = tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        tokens = tokenizer.encode(text.strip()) or ids[mask].tolist()
+        rows.append(_healed(model, tokens, vocabulary, tokenizer, _listed(config.bos_token_id)))
+    return _padded(prompt, rows, config)
+
+
+def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer: Any, bos: list[int]) -> list[int]:
+    *before, last = tokens
+    beginning = tokenizer.convert_ids_to_tokens(last)
+    longer = [token for text, token in vocabulary.items() if text.startswith(beginning)]
+    context = before or bos
+    if len(longer) < 2 or not context:
+        return tokens
+    output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keeping(model, 1))
+    scores = output.logits[0, -1].float()
+    scores[last] += FAVOUR
+    choices = torch.tensor(longer, device=scores.device)
+    return [*before, int(choices[scores[choices].argmax()])]
+
+
+def _listed(bos: int | list[int] | None) -> list[int]:
+    return [bos] if isinstance(bos, int) else list(bos or ())
+
+
+def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> Prompt:
+    """The prompt with other rows, padded on the left."""
+    length = max(len(row) for row in rows)
+    fill = config.pad_token_id or 0
+    ids = torch.tensor([[fill] * (length - len(row)) + row for row in rows], device=prompt.ids.device)
+    lengths = torch.tensor([len(row) for row in rows], device=ids.device)
+    is_real: Tensor | None = torch.arange(length, device=ids.device) >= length - lengths[:, None]
+    if min(len(row) for row in rows) == length:
+        is_real = None
+    return replace(prompt, ids=ids, attention_mask=is_real, position_ids=None, token_type_ids=None, moved=None)

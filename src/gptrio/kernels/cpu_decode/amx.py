@@ -1,0 +1,368 @@
+"""Products by tiles, for processors with AMX: 16 rows of 64 bytes of a weight meet up to 16 inputs at once.
+
+A tile register holds 16 rows of 64 bytes. C (m, n) += A (m, k) @ B (k, n) wants A by rows, and B as groups of 4 bytes
+along k: two bfloat16 values, or four int8 ones (Intel 64 Architectures Software Developer's Manual, volume 1, chapter
+18). A weight (out, in) is an A as it lies, and gives results (out, rows) of inputs as B; a weight (in, out) becomes a B
+in passing, two rows woven into one, and gives results (rows, out) of inputs as A.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from llvmlite import ir
+from numba import float32, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from gptrio.kernels.cpu_decode.arrays import floats, integers, largest, round_to_bfloat16, round_to_int8, small_integers
+from gptrio.kernels.cpu_decode.llvm_intrinsics import (
+    I8,
+    I16,
+    I32,
+    I64,
+    MATHS,
+    Builder,
+    Value,
+    after,
+    apart,
+    features,
+    kernel,
+    load_float32,
+    loop,
+    pointer,
+    prefetch,
+    store_float32,
+)
+from gptrio.kernels.cpu_decode.structs import BFLOAT16, INT8
+
+TILE, LINE = 1024, 64  # bytes of a tile, and of its rows
+SIDE = 16  # rows of a tile
+MOST = 2 * SIDE  # inputs that are multiplied together
+
+# Places in a thread's working memory, in bytes, after its sums.
+SETUP, SCALES, TOTALS, TURNED, PACKED = 64, 128, 256, 256 + 4 * TILE, 256 + 5 * TILE
+_QUADS = ir.VectorType(I32, SIDE)
+_PRODUCT = {BFLOAT16: "tdpbf16ps", INT8: "tdpbssd"}
+_INPUTS, _WEIGHTS = 4, 6  # tile registers: results from 0 on, two of inputs, two of weights
+
+
+@functools.cache
+def are_there() -> bool:
+    """Whether the processor has tiles, LLVM knows it, and this process may use them."""
+    known = {"+amx-tile", "+amx-bf16", "+amx-int8", "+avx512bw"} <= features()
+    ask = getattr(torch.cpu, "_init_amx", None)  # the system wants to be asked
+    return known and ask is not None and bool(ask())
+
+
+def takes(p: Any) -> bool:
+    """Whether the weight of a PRODUCT row can be multiplied by tiles here."""
+    return p["form"] in _PRODUCT and p["inputs"] % LINE == 0 and are_there()
+
+
+def room_for(p: Any) -> int:
+    """Bytes of working memory that a thread needs for a PRODUCT row that `takes` tiles."""
+    packed = 2 * MOST * p["inputs"]
+    return int(PACKED + packed + (4 * MOST * p["outputs"] if p["by_columns"] else packed))
+
+
+def _tell(builder: Builder, name: str, *arguments: Value) -> None:
+    """Call an intrinsic that returns nothing; whole numbers of Python are tile registers."""
+    values = [ir.Constant(I8, value) if isinstance(value, int) else value for value in arguments]
+    kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
+    builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
+
+
+def _load_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+    _tell(builder, "tileloadd64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
+
+
+def _store_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+    _tell(
+        builder, "tilestored64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride
+    )
+
+
+@intrinsic
+def _set_up(context: Any, address: Any) -> Any:
+    """Give tile registers the sizes that are written at an address."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        _tell(builder, "ldtilecfg", pointer(builder, arguments[0]))
+        return ir.Constant(I64, 0)
+
+    return types.int64(types.int64), generate
+
+
+@intrinsic
+def _release(context: Any) -> Any:
+    """Leave the tile registers to others."""
+
+    def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
+        _tell(builder, "tilerelease")
+        return ir.Constant(I64, 0)
+
+    return types.int64(), generate
+
+
+@intrinsic
+def _turn(context: Any, source: Any, stride: Any, target: Any) -> Any:
+    """Transpose 16 rows of 16 groups of 4 bytes, `stride` bytes apart, into rows of 64 bytes."""
+
+    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+        source, stride, target = arguments
+        rows = [
+            builder.load(pointer(builder, address, _QUADS), align=1) for address in apart(builder, source, stride, SIDE)
+        ]
+        for _step in range(4):  # a perfect shuffle of the rows, four times over
+            halves = zip(rows[: SIDE // 2], rows[SIDE // 2 :], strict=True)
+            rows = [_woven(builder, *pair, SIDE, part) for pair in halves for part in range(2)]
+        for i, row in enumerate(rows):
+            builder.store(row, pointer(builder, target, _QUADS, LINE * i), align=4)
+        return ir.Constant(I64, 0)
+
+    return types.int64(*(types.int64,) * 3), generate
+
+
+def _woven(builder: Builder, left: Value, right: Value, count: int, part: int, length: int = SIDE // 2) -> Value:
+    """The elements of two vectors of `count` in turn, `length` of each from `part * length` on."""
+    places = [first + part * length + i for i in range(length) for first in (0, count)]
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), places))
+
+
+def _make_rows_product(form: int, groups: int, blocks: int) -> Callable[..., None]:
+    """An intrinsic for the products of 16 * `groups` rows of a weight with `blocks` times 16 inputs, or fewer.
+
+    It is called as (weight, stride, x, count, out): address of the first row, and bytes to the next; address of the
+    inputs as tiles, the blocks side by side; number of tiles in a row; address of groups * blocks tiles of results.
+    """
+
+    @intrinsic
+    def product(context: Any, weight: Any, stride: Any, x: Any, count: Any, out: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            weight, stride, x, count, out = arguments
+            size = ir.Constant(I64, LINE)
+            lines = apart(builder, weight, stride, SIDE * groups)
+            for place in range(groups * blocks):
+                _tell(builder, "tilezero", place)
+            with loop(builder, count, 1) as step:
+                start = builder.mul(step, size)
+                inputs = builder.add(x, builder.mul(step, ir.Constant(I64, TILE * blocks)))
+                for b, address in enumerate(apart(builder, inputs, ir.Constant(I64, TILE), blocks)):
+                    _load_tile(builder, _INPUTS + b, address)
+                for g in range(groups):
+                    _load_tile(builder, _WEIGHTS + g, builder.add(lines[SIDE * g], start), stride)
+                    for b in range(blocks):
+                        _tell(builder, _PRODUCT[form], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+            for place, address in enumerate(apart(builder, out, ir.Constant(I64, TILE), groups * blocks)):
+                _store_tile(builder, place, address)
+            return ir.Constant(I64, 0)
+
+        return types.int64(*(types.int64,) * 5), generate
+
+    return product
+
+
+def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
+    """An intrinsic that adds products of inputs with 32 rows and 16 * `groups` columns of a bfloat16 weight to results.
+
+    It is called as (weight, stride, x, x_stride, out, room): address of the first row of the columns, and bytes to the
+    next; address of the inputs' 32 bfloat16 values, and bytes to the next input; addresses of groups * blocks tiles of
+    results, and of `groups` tiles of working memory.
+    """
+    together = min(groups, 2)  # what a line of memory holds
+    pair = ir.VectorType(I16, SIDE * together)
+
+    def weave(builder: Builder, lines: list[Value], room: Value) -> None:
+        """Bring two rows into one, for the first 32 of a part of the columns, and ask for the next."""
+        for line in lines[2 * SIDE :]:
+            prefetch(builder, line, near=2)
+        values = [builder.load(pointer(builder, line, pair), align=2) for line in lines[: 2 * SIDE]]
+        for j in range(SIDE):
+            for g in range(together):
+                woven = _woven(builder, values[2 * j], values[2 * j + 1], SIDE * together, g, SIDE)
+                builder.store(woven, pointer(builder, room, woven.type, TILE * g + LINE * j), align=2)
+
+    @intrinsic
+    def product(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, out: Any, room: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            weight, stride, x, x_stride, out, room = arguments
+            tile = ir.Constant(I64, TILE)
+            tiles, results = apart(builder, room, tile, groups), apart(builder, out, tile, groups * blocks)
+            for b in range(blocks):
+                _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
+            for g in range(groups):
+                if g % together == 0:
+                    first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
+                    weave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
+                own = _WEIGHTS + g % 2
+                _load_tile(builder, own, tiles[g])
+                for b in range(blocks):
+                    place = g * blocks + b
+                    _load_tile(builder, place % _INPUTS, results[place])
+                    _tell(builder, _PRODUCT[BFLOAT16], place % _INPUTS, _INPUTS + b, own)
+                    _store_tile(builder, place % _INPUTS, results[place])
+            return ir.Constant(I64, 0)
+
+        return types.int64(*(types.int64,) * 6), generate
+
+    return product
+
+
+def _rows_product_of(form: int) -> Callable[..., Any]:
+    one, two, both_one, both_two = (_make_rows_product(form, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
+
+    @kernel()
+    def product(groups, blocks, weight, stride, x, count, out):
+        if groups == 1 and blocks == 1:
+            one(weight, stride, x, count, out)
+        elif groups == 1:
+            two(weight, stride, x, count, out)
+        elif blocks == 1:
+            both_one(weight, stride, x, count, out)
+        else:
+            both_two(weight, stride, x, count, out)
+
+    return product
+
+
+def _columns_product() -> Callable[..., Any]:
+    one, two, four_one, four_two = (_make_columns_product(*size) for size in ((1, 1), (1, 2), (4, 1), (4, 2)))
+
+    @kernel()
+    def product(groups, blocks, weight, stride, x, x_stride, out, room):
+        if groups == 1 and blocks == 1:
+            one(weight, stride, x, x_stride, out, room)
+        elif groups == 1:
+            two(weight, stride, x, x_stride, out, room)
+        elif blocks == 1:
+            four_one(weight, stride, x, x_stride, out, room)
+        else:
+            four_two(weight, stride, x, x_stride, out, room)
+
+    return product
+
+
+_bfloat16_rows, _int8_rows, _columns = _rows_product_of(BFLOAT16), _rows_product_of(INT8), _columns_product()
+
+
+@kernel()
+def _prepare(setup, rows, blocks, by_columns):
+    """Write and load the sizes of the tile registers: `rows` inputs, in so many blocks of 16 or fewer."""
+    sizes = small_integers(setup, LINE)
+    sizes[:] = 0
+    sizes[0] = 1  # the only palette
+    for tile in range(_WEIGHTS + 2):
+        own = SIDE if tile >= _WEIGHTS else min(rows - SIDE * (tile % blocks), SIDE)
+        sizes[16 + 2 * tile] = LINE if by_columns or tile >= _WEIGHTS else 4 * own  # bytes of a row
+        sizes[48 + tile] = own if by_columns else SIDE  # rows
+    _set_up(setup)
+
+
+@kernel()
+def _pack_int8(x, x_stride, rows, inputs, scales, out):
+    """Inputs as int8, row by row, and the scale of each row."""
+    for r in range(rows):
+        most = largest(x + r * x_stride, inputs)
+        store_float32(scales + 4 * r, most / float32(127))
+        round_to_int8(x + r * x_stride, out + r * inputs, inputs, float32(127) / most)
+
+
+@kernel()
+def _multiply(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
+    """Products of at most 32 inputs with the outputs from `start` on, of a weight in bfloat16 or int8.
+
+    Args:
+        p: a PRODUCT row that `takes` tiles.
+        x, x_stride: address of (rows, inputs) floats, and bytes from row to row.
+        y, y_stride: address of the results, and bytes from row to row.
+        rows: number of rows.
+        adds: whether to add to what is there.
+        room: address of this thread's working memory.
+        start, end: of the outputs; the first is a multiple of 16.
+
+    Returns:
+        The first output that is not done, as fewer than 16 were left.
+    """
+    blocks = (rows + SIDE - 1) // SIDE
+    line = p.inputs if p.form == INT8 else 2 * p.inputs
+    packed = room + PACKED
+    if p.form == INT8:
+        _pack_int8(x, x_stride, rows, p.inputs, room + SCALES, packed)
+    else:
+        for r in range(rows):
+            round_to_bfloat16(x + r * x_stride, packed + r * line, p.inputs)
+    _prepare(room + SETUP, rows, blocks, p.by_columns)
+    further = packed + MOST * line
+    if p.by_columns:
+        _multiply_by_columns(p, packed, line, y, y_stride, rows, blocks, adds, room, further, start, end)
+    else:
+        _multiply_by_rows(p, packed, line, y, y_stride, rows, blocks, adds, room, further, start, end)
+    _release()
+    return end - (end - start) % SIDE
+
+
+@kernel()
+def _multiply_by_columns(p, x, line, y, y_stride, rows, blocks, adds, room, totals, start, end):
+    stride, tiles = 2 * p.outputs, (end - start) // SIDE
+    floats(totals, tiles * blocks * TILE // 4)[:] = 0
+    for i in range(0, p.inputs, 2 * SIDE):
+        g = 0
+        while g < tiles:
+            groups = 4 if g + 4 <= tiles else 1
+            weight = p.weight + i * stride + 2 * (start + SIDE * g)
+            _columns(groups, blocks, weight, stride, x + 2 * i, line, totals + TILE * blocks * g, room + TOTALS)
+            g += groups
+    for g in range(tiles):
+        for b in range(blocks):
+            place, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
+            _finish(p, totals + TILE * (g * blocks + b), place, y_stride, count, adds, 0, start + SIDE * g)
+
+
+@kernel()
+def _multiply_by_rows(p, x, line, y, y_stride, rows, blocks, adds, room, tiles, start, end):
+    for t in range(line // LINE):
+        for b in range(blocks):
+            _turn(x + b * SIDE * line + LINE * t, line, tiles + TILE * (t * blocks + b))
+    o = start
+    while o + SIDE <= end:
+        groups = 2 if o + 2 * SIDE <= end else 1
+        if p.form == INT8:
+            _int8_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, room + TOTALS)
+        else:
+            _bfloat16_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, room + TOTALS)
+        for g in range(groups):
+            for b in range(blocks):
+                place, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
+                _turn(room + TOTALS + TILE * (g * blocks + b), LINE, room + TURNED)
+                _finish(p, room + TURNED, place, y_stride, count, adds, room + SCALES + 4 * SIDE * b, o + SIDE * g)
+        o += SIDE * groups
+
+
+@kernel(fastmath=MATHS)
+def _finish(p, totals, y, y_stride, rows, adds, scales, o):
+    """Scale 16 totals of each row (of int8, by the rows' `scales`), add the bias, and store or add them."""
+    for r in range(rows):
+        place, sums = floats(y + r * y_stride + 4 * o, SIDE), floats(totals + LINE * r, SIDE)
+        if p.form == INT8:
+            whole, factors = integers(totals + LINE * r, SIDE), floats(p.scale + 4 * o, SIDE)
+            scale = load_float32(scales + 4 * r)
+            for k in range(SIDE):
+                sums[k] = float32(whole[k]) * scale * factors[k]
+        if p.bias:
+            bias = floats(p.bias + 4 * o, SIDE)
+            for k in range(SIDE):
+                sums[k] += bias[k]
+        for k in range(SIDE):
+            place[k] = sums[k] + place[k] if adds else sums[k]
+
+
+@kernel()
+def _multiply_nothing(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
+    return start
+
+
+multiply_tiled = _multiply if are_there() else _multiply_nothing

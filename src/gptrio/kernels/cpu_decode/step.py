@@ -1,0 +1,173 @@
+"""One decoding step, run by a team of threads that meet at barriers, in one call that holds no interpreter lock.
+
+README.md beside this file argues that the threads do no harm, wherever one of them is held up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba import carray, types
+
+from gptrio.kernels.cpu_decode.amx import are_there
+from gptrio.kernels.cpu_decode.arrays import floats
+from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, features, get, kernel, make_view, pause, put, replace
+from gptrio.kernels.cpu_decode.matmul import multiply
+from gptrio.kernels.cpu_decode.ops import activate, attend, layer_norm
+from gptrio.kernels.cpu_decode.structs import LAYER, MODEL, PRODUCT
+
+_log = logging.getLogger("gptrio")
+
+# Places in the team's control block, 64 bytes apart so that threads do not disturb each other.
+COUNTER, FLOOR, MODEL_AT, ACTIVE, WORKERS = 0, 64, 128, 192, 256  # of each worker: its state, and its rank 8 bytes on
+SLEEPING, READY, CLAIMED, AT_WORK, WAKING = range(5)
+_SPINS = 3000  # looks at what another thread is to write, before others are let in
+_IDLE = 20000  # looks for work before a worker goes to sleep
+
+_models, _layers, _products = (make_view(numba.from_dtype(table)) for table in (MODEL, LAYER, PRODUCT))
+_let_others_run = types.ExternalFunction("sched_yield", types.int32())
+
+
+@kernel()
+def _meet(control, phase, threads):
+    """Wait until all threads have come to the end of a phase of this step."""
+    goal = get(control + FLOOR) + phase * threads
+    if add_and_get(control + COUNTER, 1) == goal:
+        return
+    looks = 0
+    while get(control + COUNTER) < goal:
+        pause()
+        looks += 1
+        if looks > _SPINS:
+            _let_others_run()
+
+
+@kernel()
+def _run(control, model, thread, threads):
+    """A thread's share of a step; returns the phases that it took."""
+    m = carray(_models(model), (1,))[0]
+    layers = carray(_layers(m.layers), (m.depth,))
+    rows, width = m.rows, m.width
+    line, room = 4 * width, m.room + m.room_stride * thread
+    normed = m.normed + m.normed_stride * thread
+    also = normed + rows * line  # what the MLP reads, where it stands beside attention
+    phase = 0
+    for i in range(m.depth):
+        layer = layers[i]
+        p = carray(_products(layer.products), (6,))
+        layer_norm(m.x, normed, layer.norm1_weight, layer.norm1_bias, layer.norm1_eps, rows, width)
+        if layer.parallel:
+            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
+        for k in range(layer.projections):
+            multiply(p[k], normed, line, m.qkv, 3 * line, rows, False, room, thread, threads)
+        phase += 1
+        _meet(control, phase, threads)
+        attend(m, layer, thread, threads)
+        phase += 1
+        _meet(control, phase, threads)
+        multiply(p[3], m.attended, line, m.x, line, rows, True, room, thread, threads)
+        if not layer.parallel:
+            phase += 1
+            _meet(control, phase, threads)
+            layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
+        start, end = multiply(p[4], also, line, m.hidden, 4 * layer.inner, rows, False, room, thread, threads)
+        for r in range(rows):
+            activate(layer.activation, floats(m.hidden + 4 * (r * layer.inner + start), end - start))
+        phase += 1
+        _meet(control, phase, threads)
+        multiply(p[5], m.hidden, 4 * layer.inner, m.x, line, rows, True, room, thread, threads)
+        phase += 1
+        _meet(control, phase, threads)
+    layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.norm_eps, rows, width)
+    head = carray(_products(m.head), (1,))[0]
+    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, room, thread, threads)
+    phase += 1
+    _meet(control, phase, threads)
+    return phase
+
+
+@kernel()
+def _lead(control, workers, model, patience):
+    """Run a step with all workers that are ready; `patience` is how often to look for those that are waking up.
+
+    Returns:
+        The threads that took part.
+    """
+    put(control + MODEL_AT, model)
+    put(control + FLOOR, get(control + COUNTER))
+    threads = 1
+    for worker in range(workers):
+        state = control + WORKERS + 64 * worker
+        looks = 0
+        while get(state) == AT_WORK or (get(state) == WAKING and patience > 0):
+            pause()
+            patience -= 1
+            looks += 1
+            if looks > _SPINS:
+                _let_others_run()
+        if replace(state, READY, CLAIMED):
+            put(state + 8, threads)
+            threads += 1
+    put(control + ACTIVE, threads)
+    for worker in range(workers):
+        replace(control + WORKERS + 64 * worker, CLAIMED, AT_WORK)
+    _run(control, model, 0, threads)
+    return threads
+
+
+@kernel()
+def _serve(control, worker):
+    """Take part in steps until there has been nothing to do for a while; returns the steps taken part in."""
+    state = control + WORKERS + 64 * worker
+    put(state, READY)
+    looks = steps = 0
+    while looks < _IDLE or not replace(state, READY, SLEEPING):
+        pause()
+        looks += 1
+        now = get(state)
+        if now == CLAIMED and looks > _SPINS:
+            _let_others_run()
+        if now == AT_WORK:
+            _run(control, get(control + MODEL_AT), get(state + 8), get(control + ACTIVE))
+            put(state, READY)
+            looks = 0
+            steps += 1
+    return steps
+
+
+def _entry(sources: str) -> Callable[[int, int, int, int, int], int]:
+    """The compiled function, which numba keeps on disk; `sources` is a part of what it is kept under."""
+
+    @kernel(cache=True)
+    def enter(control, worker, workers, model, patience):
+        if not sources:
+            return -1
+        if worker < 0:
+            return _lead(control, workers, model, patience)
+        return _serve(control, worker)
+
+    return enter
+
+
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+enter: Any = _entry(hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest() + str(are_there()))
+
+
+def prepare() -> None:
+    """Compile the step for this processor, or read it from the disk if that was done before.
+
+    Raises:
+        RuntimeError: the processor cannot convert float16, for which LLVM has nothing else here.
+    """
+    if platform.machine() in ("x86_64", "AMD64") and "+f16c" not in features():
+        raise RuntimeError("the processor has no F16C instructions")
+    kept = Path(enter.stats.cache_path)
+    if not any(kept.glob("step.*.nbc")):
+        _log.warning("compiling the decoding step for this processor, once, into %s", kept)
+    enter.compile((types.int64,) * 5)

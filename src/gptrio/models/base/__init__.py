@@ -1,0 +1,1 @@
+"""What the three families share: everything of a model but its equation."""

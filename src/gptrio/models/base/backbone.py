@@ -1,0 +1,335 @@
+"""The forward that all backbones share: embed, blocks, norm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.cache import Cache, EncoderDecoderCache
+from gptrio.cache.transformers import as_given
+from gptrio.errors import InputError
+from gptrio.models.base import inputs
+from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.models.base.signatures import overridable
+from gptrio.nn.context import AttentionContext, CrossAttention
+from gptrio.nn.masks import AttentionMask
+from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
+
+if TYPE_CHECKING:
+    from gptrio.cache.protocol import LegacyCache
+
+
+class Backbone(PreTrainedModel):
+    """A stack of blocks over embeddings; a family names its parts and says how to embed.
+
+    Attributes:
+        strictly_causal: causality is a rule beside the mask. It holds under a 4D mask given ready-made, and for queries
+            that see padding alone; elsewhere it is a part of the mask that the model makes, as in the reference.
+        packs_by_position: positions that start anew, without a mask or cache, start another sequence.
+        positions_are_relative: a sequence gives the same when all its positions are shifted.
+    """
+
+    strictly_causal = True
+    packs_by_position = True
+    positions_are_relative = False
+
+    def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
+        raise NotImplementedError(f"{type(self).__name__} must say how to embed")
+
+    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Cosine and sine tables for the blocks, for families with rotary positions."""
+        return None
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        raise NotImplementedError(f"{type(self).__name__} must name its blocks")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        raise NotImplementedError(f"{type(self).__name__} must name its final norm")
+
+    @overridable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Hidden states of a batch of sequences.
+
+        Args:
+            input_ids: (B, T) token ids; (..., T) is flattened and restored.
+            past_key_values: a cache, or a tuple of (keys, values) per layer, of the positions before these.
+            cache_position: (T,) positions of the new tokens; a static cache writes there.
+            attention_mask: (B, past + T), 1 for real tokens; or (B or 1, H or 1, T, S) ready-made, bool (True attends)
+                or added to the scores.
+            token_type_ids: (B, T) ids looked up in the token embedding and added (families with learned positions).
+            position_ids: (B, T); counted from the past's length if not given.
+            head_mask: (H,) or (L, H), 1 keeps a head and 0 removes it.
+            inputs_embeds: (B, T, C) instead of `input_ids`.
+            encoder_hidden_states: (B, S, C), for a model with `add_cross_attention`.
+            encoder_attention_mask: (B, S), 1 for real states.
+            use_cache: return keys and values; `config.use_cache` if None.
+            output_attentions: return attention weights.
+            output_hidden_states: return the input of every block and the result.
+            return_dict: return a `ModelOutput` rather than a tuple.
+
+        Raises:
+            InputError: arguments do not fit each other or the model.
+            TokenIdError: ids or positions outside their tables.
+        """
+        config = self.config
+        inputs.one_of_ids_and_embeddings(input_ids, inputs_embeds, config.hidden_size)
+        need_weights = config.output_attentions if output_attentions is None else output_attentions
+        need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
+        table = cast(nn.Embedding, self.get_input_embeddings())
+        if inputs_embeds is None:
+            ids = cast(Tensor, input_ids)
+            leading, x = ids.shape, inputs.embed_tokens(table, ids.flatten(0, -2))
+        else:
+            leading, x = inputs_embeds.shape[:-1], inputs_embeds.flatten(0, -3)  # (B, T, C)
+        cache = inputs.as_cache(past_key_values, use_cache, config)
+        inputs.warn_of_missing_mask(input_ids, attention_mask, config)
+        mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)
+        context = AttentionContext(
+            mask,
+            self.attn_implementation,
+            need_weights,
+            cache,
+            inputs.per_layer_head_mask(head_mask, config, x.dtype),
+            None,
+            self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
+        )
+        types = token_type_ids
+        if types is not None:
+            types = inputs.rows_of(types, x.shape[0], x.shape[1], "token_type_ids")
+        x = self.embed(x, position_ids, types)
+        context.rotary = self.rotary_tables(x, position_ids)
+        x, states, weights, cross = self._run(x, context, need_states)
+        result: dict[str, Any] = {
+            "last_hidden_state": x.view(*leading, x.shape[-1]),
+            "past_key_values": as_given(cache) if use_cache else None,
+            "hidden_states": (*states, x.view(*leading, x.shape[-1])) if need_states else None,
+            "attentions": weights if need_weights else None,
+        }
+        if self.has_cross_attention:
+            result["cross_attentions"] = cross if need_weights and cross else None
+            output: BaseModelOutputWithPast = BaseModelOutputWithPastAndCrossAttentions(**result)
+        else:
+            output = BaseModelOutputWithPast(**result)
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+    def advance(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden state (B, 1, C) of the last of the next tokens of unpadded rows: the forward with nothing to decide.
+
+        The last block computes keys and values of all tokens, and all else of the last one.
+
+        Args:
+            input_ids: (B, T) ids inside the vocabulary, without padding before them.
+            cache: what came before; grows as it is fed.
+
+        Raises:
+            InputError: there are not so many positions.
+        """
+        past, length = cache.get_seq_length(), input_ids.shape[1]
+        x, rotary = self.enter(input_ids, past)
+
+        def context(queries: int) -> AttentionContext:
+            mask = AttentionMask(queries, past + length, x.device, query_start=past + length - queries)
+            return AttentionContext(
+                mask, self.attn_implementation, cache=cache, rotary=rotary, last_only=queries < length
+            )
+
+        *blocks, last = self.blocks
+        of_all = context(length)
+        for block in blocks:
+            x = block(x, of_all)[0]
+        x = last(x, context(1))[0]
+        return cast(Tensor, self.final_norm(x))
+
+    def enter(
+        self, input_ids: Tensor, past: int, left_padding: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Input of the first block (B, T, C), and rotary tables, of ids (B, T) after `past` positions.
+
+        Args:
+            input_ids: (B, T) ids inside the vocabulary.
+            past: columns before them.
+            left_padding: (B,) how many of those are padding; None for none.
+        """
+        length = input_ids.shape[1]
+        positions = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
+        if left_padding is None:
+            self._check_length(past + length)
+        else:
+            positions = positions - left_padding.unsqueeze(1)
+        x = self.get_input_embeddings()(input_ids)
+        x = self.embed(x, positions, None)
+        return x, self.rotary_tables(x, positions)
+
+    def _may_cache(self, use_cache: bool) -> bool:
+        if use_cache and self.training and (self.gradient_checkpointing or any(map(_is_checkpointed, self.blocks))):
+            inputs.warn_once("use_cache=True does not go with gradient checkpointing; going on with use_cache=False")
+            return False
+        return use_cache
+
+    def _mask_and_positions(
+        self,
+        x: Tensor,
+        cache: Cache | None,
+        cache_position: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+    ) -> tuple[AttentionMask, Tensor]:
+        """What the new tokens may attend to, and their positions (B or 1, T)."""
+        rows, length = x.shape[:2]
+        if position_ids is not None:
+            position_ids = inputs.rows_of(position_ids, rows, length, "position_ids")
+        positions = inputs.written_positions(cache, cache_position, length, x.device)
+        past = 0 if cache is None or positions is not None else cache.get_seq_length()
+        keys = past + length if cache is None or positions is None else cache.max_cache_len
+        strict = self.strictly_causal
+        mask = AttentionMask(length, keys, x.device, query_start=past, strict=strict, positions=positions)
+        if attention_mask is not None and attention_mask.dim() == 4:
+            heads = self.config.num_attention_heads
+            mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, keys)
+            mask.causal = strict
+        elif attention_mask is not None:
+            exact = cache is None or not cache.is_compileable
+            mask.attention_mask = inputs.checked_attention_mask(attention_mask, rows, past + length, exact)
+            if mask.attention_mask is not None and cache is not None:
+                mask.attention_mask = cache.mask_in_order(mask.attention_mask)
+            if length > 1 and not self.positions_are_relative:
+                inputs.warn_of_left_padding(mask.attention_mask, position_ids)
+        elif position_ids is not None and cache is None and self.packs_by_position:
+            mask.segments = inputs.packed_segments(position_ids, rows)
+        if position_ids is not None:
+            return mask, position_ids
+        self._check_length(past + length)
+        if positions is None:
+            positions = torch.arange(past, past + length, device=x.device)
+        return mask, positions.unsqueeze(0)
+
+    def _check_length(self, length: int) -> None:
+        """Raise InputError if so many positions are more than the model has; rotary models have no such limit."""
+
+    def _cross(
+        self, x: Tensor, cache: Cache | None, states: Tensor | None, mask: Tensor | None
+    ) -> CrossAttention | None:
+        """The encoder's side of a call."""
+        if states is None:
+            return None
+        if not self.config.add_cross_attention:
+            raise InputError(
+                "encoder_hidden_states were given, but the model has no cross-attention; build it with "
+                "config.add_cross_attention=True"
+            )
+        if states.dim() != 3 or (states.shape[0], states.shape[2]) != (x.shape[0], x.shape[2]):
+            raise InputError(
+                f"encoder_hidden_states must be (batch {x.shape[0]}, length, width {x.shape[2]}); got "
+                f"{tuple(states.shape)}"
+            )
+        is_real = None
+        if mask is not None and mask.dim() <= 2:
+            is_real = inputs.checked_attention_mask(mask, x.shape[0], states.shape[1], True)
+        visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, attention_mask=is_real)
+        if mask is not None and mask.dim() > 2:
+            visible.ready = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
+        if not isinstance(cache, EncoderDecoderCache):
+            return CrossAttention(states, visible)
+        return CrossAttention(states, visible, cache.cross_attention_cache, cache.is_updated)
+
+    def _run(
+        self, x: Tensor, context: AttentionContext, need_states: bool
+    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """All blocks and the final norm, with what they were asked to show."""
+        states: list[Tensor] = []
+        weights: list[Tensor] = []
+        cross: list[Tensor] = []
+        may_recompute = self.training and context.cache is None  # a cache would be appended to twice
+        for block in self.blocks:
+            if need_states:
+                states.append(x)
+            if may_recompute and _is_checkpointed(block):
+                outputs = cast(Any, block)._gradient_checkpointing_func(block, x, context)
+            else:
+                outputs = block(x, context)
+            x = outputs[0]
+            if context.need_weights:
+                weights += outputs[1:2]
+                cross += outputs[2:]
+        return self.final_norm(x), states, tuple(weights), tuple(cross)
+
+
+def _is_checkpointed(block: nn.Module) -> bool:
+    """Whether a block, which may be someone else's, is to be computed again in the backward pass."""
+    return bool(getattr(block, "gradient_checkpointing", False))
+
+
+class LearnedPositionBackbone(Backbone):
+    """A backbone with a table of positions: `wte`, `wpe`, `drop`, `h`, `ln_f`."""
+
+    wte: nn.Embedding
+    wpe: nn.Embedding
+    drop: nn.Dropout
+    h: nn.ModuleList
+    ln_f: nn.LayerNorm
+
+    def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
+        """Add positions (Vaswani et al., 2017, learned as in GPT) and token types, and drop."""
+        x = x + inputs.embed_tokens(self.wpe, position_ids, "position")
+        if token_type_ids is not None:
+            x = x + inputs.embed_tokens(self.wte, token_type_ids)
+        return cast(Tensor, self.drop(x))
+
+    @property
+    def embed_dim(self) -> int:
+        """C: the hidden size."""
+        return int(self.config.hidden_size)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The L blocks."""
+        return self.h
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """The norm after the last block."""
+        return self.ln_f
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token table."""
+        return self.wte
+
+    def set_input_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the token table."""
+        self.wte = cast(nn.Embedding, new_embeddings)
+
+    @property
+    def max_positions(self) -> int:
+        """Rows of the table of positions, which no sequence can exceed."""
+        return self.wpe.num_embeddings
+
+    def _check_length(self, length: int) -> None:
+        if length > self.wpe.num_embeddings:
+            raise InputError(
+                f"the sequence has {length} positions, but the model has {self.wpe.num_embeddings}; shorten the input, "
+                "or generate fewer tokens"
+            )

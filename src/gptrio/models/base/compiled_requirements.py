@@ -1,0 +1,287 @@
+"""All that the compiled step takes for granted in a model, as one list; what does not hold goes the plain way.
+
+Every check yields a sentence for what it finds. Checks run in the order of `REQUIREMENTS`, and each may rely on those
+before it. What depends on the call rather than on the model (the cache, the rows) is in `CompiledStep.takes`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.kernels.cpu_decode import Reason
+from gptrio.kernels.cpu_decode import structs as tables
+from gptrio.kernels.formats import GROUPS, UNIT
+from gptrio.nn.blocks import MLP, BlockParts
+from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
+from gptrio.nn.linear import Conv1D, Linear
+from gptrio.nn.rotary import RotaryEmbedding
+from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear
+
+Problems = Iterator[str]
+
+FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
+_HOMES = ("gptrio.", "torch.nn.modules.")
+_METHODS = frozenset(
+    {"forward", "__call__", "_call_impl", "parts", "attend", "advance", "enter", "embed", "rotary_tables"}
+    | {"next_logits", "get_input_embeddings", "get_output_embeddings"}
+)
+_EMBEDDINGS = (Embedding, nn.Embedding, QuantizedEmbedding)
+_DROPOUTS = (Dropout, nn.Dropout, nn.Identity)
+_NORMS = (LayerNorm, nn.LayerNorm)
+_LINEARS = (Linear, nn.Linear, Conv1D, QuantizedLinear)
+
+
+def first_unmet(model: Any) -> Reason | None:
+    """Why a model has no compiled step, or None if it has one."""
+    for check in REQUIREMENTS:
+        for problem in check(model):
+            return Reason(problem)
+    return None
+
+
+def sizes(layer: Any) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, by the weight that it has now."""
+    if isinstance(layer, QuantizedLinear):
+        return layer.in_features, layer.out_features
+    rows, columns = layer.weight.shape
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+
+
+def activation_of(act: nn.Module) -> int | None:
+    """Number of an activation in the compiled step, or None if it has none."""
+    if type(act) is nn.GELU:
+        return tables.GELU_TANH if act.approximate == "tanh" else tables.GELU_ERF
+    return {nn.Identity: tables.NONE, nn.ReLU: tables.RELU, nn.SiLU: tables.SILU}.get(type(act))
+
+
+def _no_autocast(model: Any) -> Problems:
+    if torch.is_autocast_enabled("cpu"):
+        yield "autocast is on"
+
+
+def _no_hooks(model: Any) -> Problems:
+    if not (is_dispatch_skipped() or has_no_hooks(model)):
+        yield "the model has hooks, or a part of it was compiled by torch"
+
+
+def _own_modules(model: Any) -> Problems:
+    """Modules of this package and of torch, in evaluation, whose methods nobody has replaced."""
+    for name, module in model.named_modules():
+        kind = type(module)
+        if module.training:
+            yield f"{name or 'the model'} is in training mode"
+        if not kind.__module__.startswith(_HOMES):
+            yield f"{name or 'the model'} is a {kind.__module__}.{kind.__name__}"
+        replaced = _METHODS & vars(module).keys()
+        if replaced:
+            yield f"{name or 'the model'} has a {min(replaced)} of its own"
+    for kind in {type(module) for module in model.modules()}:
+        for method in _METHODS:
+            function = getattr(kind, method, None)
+            if function is not None and not is_written_in(function, ("gptrio.", "torch.nn.")):
+                yield f"{kind.__name__}.{method} was replaced"
+
+
+def _one_dtype(model: Any) -> Problems:
+    dtypes = set()
+    for name, parameter in model.named_parameters():
+        if type(parameter) is not nn.Parameter or not parameter.is_cpu:
+            yield f"{name} is a {type(parameter).__name__} on {parameter.device}"
+        dtypes.add(parameter.dtype)
+    if len(dtypes) != 1 or not dtypes <= FORMS.keys():
+        yield f"parameters are of {', '.join(sorted(map(str, dtypes))) or 'no dtype'}"
+
+
+def _known_backbone(model: Any) -> Problems:
+    yield from _known_parts("the backbone", model.base_model)
+
+
+def _known_blocks(model: Any) -> Problems:
+    blocks = model.base_model.blocks
+    if len(blocks) == 0:
+        yield "there are no blocks"
+    for i, block in enumerate(blocks):
+        if type(block) is not type(blocks[0]):
+            yield f"block {i} is a {type(block).__name__}, block 0 a {type(blocks[0]).__name__}"
+        yield from _known_parts(f"block {i}", block)
+
+
+def _known_parts(name: str, module: Any) -> Problems:
+    """Parts that are no layer of their own in the compiled step: they must be what the class builds."""
+    known = _parts_by_class().get(type(module))
+    if known is None:
+        yield f"{name} is a {type(module).__name__}"
+        return
+    for path, kinds in known.items():
+        part = module
+        for step in path.split("."):
+            part = getattr(part, step, None)
+        if type(part) not in (kinds if isinstance(kinds, tuple) else (kinds,)):
+            yield f"{path} of {name} is a {type(part).__name__}"
+
+
+@functools.cache
+def _parts_by_class() -> dict[type, dict[str, Any]]:
+    """The classes of backbones and blocks that have a compiled step, with the classes of their parts by path."""
+    from gptrio.models import gpt2, gpt_neo, gpt_neox
+
+    learned = {"wte": _EMBEDDINGS, "wpe": _EMBEDDINGS, "drop": _DROPOUTS}
+    mlp = {"mlp": MLP, "mlp.dropout": _DROPOUTS}
+    neo = {"attn": gpt_neo.GPTNeoAttention, "attn.attention": gpt_neo.GPTNeoSelfAttention}
+    return {
+        gpt2.GPT2Model: learned,
+        gpt2.GPT2Block: {
+            "attn": gpt2.GPT2Attention,
+            "attn.attn_dropout": _DROPOUTS,
+            "attn.resid_dropout": _DROPOUTS,
+            **mlp,
+        },
+        gpt_neo.GPTNeoModel: learned,
+        gpt_neo.GPTNeoBlock: {
+            **neo,
+            "attn.attention.attn_dropout": _DROPOUTS,
+            "attn.attention.resid_dropout": _DROPOUTS,
+            **mlp,
+        },
+        gpt_neox.GPTNeoXModel: {"embed_in": _EMBEDDINGS, "emb_dropout": _DROPOUTS, "rotary_emb": RotaryEmbedding},
+        gpt_neox.GPTNeoXLayer: {
+            "attention": gpt_neox.GPTNeoXAttention,
+            "mlp": gpt_neox.GPTNeoXMLP,
+            "post_attention_dropout": _DROPOUTS,
+            "post_mlp_dropout": _DROPOUTS,
+        },
+    }
+
+
+def _known_attention(model: Any) -> Problems:
+    """Heads of one number and width in all blocks, which write to the cache's layer of their own number."""
+    first = model.base_model.blocks[0].self_attention
+    for i, block in enumerate(model.base_model.blocks):
+        own, name = block.self_attention, f"attention of block {i}"
+        if own.pruned_heads:
+            yield f"{name} has pruned heads"
+        if own.layer_idx != i:
+            yield f"{name} writes to layer {own.layer_idx} of the cache"
+        if (own.all_heads, own.head_dim) != (first.all_heads, first.head_dim):
+            yield f"{name} has {own.all_heads} heads of {own.head_dim}, block 0 {first.all_heads} of {first.head_dim}"
+        if own.all_heads < 1 or own.head_dim < 1 or own.head_dim % tables.LANES:
+            yield f"{name} has {own.all_heads} heads of {own.head_dim}, which is no multiple of {tables.LANES}"
+        if not isinstance(own.scale, (int, float)) or not math.isfinite(own.scale):
+            yield f"{name} scales scores by {own.scale!r}"
+        if own.window is not None and (not isinstance(own.window, int) or own.window < 1):
+            yield f"{name} has a window of {own.window!r}"
+
+
+def _width(model: Any) -> int:
+    attention = model.base_model.blocks[0].self_attention
+    return int(attention.all_heads * attention.head_dim)
+
+
+def _known_embeddings(model: Any) -> Problems:
+    """Embeddings as wide as the heads together, and rotary tables that fit into a head."""
+    backbone, width = model.base_model, _width(model)
+    for name in ("wte", "wpe", "embed_in"):
+        table = getattr(backbone, name, None)
+        if table is not None and table.weight.shape[1] != width:
+            yield f"{name} is {table.weight.shape[1]} wide, where heads are {width} wide together"
+    rotary = getattr(backbone, "rotary_emb", None)
+    if rotary is not None:
+        turned, own = rotary.settings.width, backbone.blocks[0].self_attention.head_dim
+        if turned % 2 or not 0 <= turned <= own:
+            yield f"{turned} dimensions of heads of {own} are rotated"
+
+
+def _known_layers(model: Any) -> Problems:
+    """Norms, projections, MLPs and head of kinds, sizes and activations that the kernels take."""
+    width, parameter = _width(model), next(model.parameters())
+    for i, block in enumerate(model.base_model.blocks):
+        parts, name = block.parts(), f"of block {i}"
+        for norm in parts.norms:
+            yield from _known_norm(f"a norm {name}", norm, width)
+        yield from _known_block_layers(parts, name, width, parameter.dtype)
+    yield from _known_norm("the last norm", model.base_model.final_norm, width)
+    head = model.get_output_embeddings()
+    yield from _known_linear("the head", head, width, None, parameter.dtype)
+
+
+def _known_block_layers(parts: BlockParts, name: str, width: int, dtype: torch.dtype) -> Problems:
+    up, act, down = parts.mlp
+    outputs = 3 * width // len(parts.projections)
+    for layer in parts.projections:
+        yield from _known_linear(f"a projection {name}", layer, width, outputs, dtype)
+    yield from _known_linear(f"attention's output {name}", parts.output, width, width, dtype)
+    yield from _known_linear(f"the MLP's first layer {name}", up, width, None, dtype)
+    if activation_of(act) is None:
+        yield f"the activation {name} is {type(act).__name__}"
+    yield from _known_linear(f"the MLP's last layer {name}", down, sizes(up)[1], width, dtype)
+
+
+def _known_norm(name: str, norm: Any, width: int) -> Problems:
+    if type(norm) not in _NORMS:
+        yield f"{name} is a {type(norm).__name__}"
+    elif tuple(norm.normalized_shape) != (width,):
+        yield f"{name} is over {tuple(norm.normalized_shape)}, where heads are {width} wide together"
+    elif any(part is not None and part.shape != (width,) for part in (norm.weight, norm.bias)):
+        yield f"{name} has a weight or bias that is not ({width},)"
+
+
+def _known_linear(name: str, layer: Any, inputs: int, outputs: int | None, dtype: torch.dtype) -> Problems:
+    """A layer of a known kind, `inputs` to `outputs`, or to any multiple of 16 where a weight is stored (in, out)."""
+    if type(layer) not in _LINEARS:
+        yield f"{name} is a {type(layer).__name__}"
+        return
+    weight, (own_inputs, own_outputs) = layer.weight, sizes(layer)
+    if own_inputs != inputs or own_outputs != (own_outputs if outputs is None else outputs):
+        yield f"{name} maps {own_inputs} to {own_outputs}, not {inputs} to {outputs or 'any'}"
+    if own_inputs < 1 or own_outputs < 1 or own_inputs % tables.LANES:
+        yield f"{name} maps {own_inputs} to {own_outputs}; inputs must be a multiple of {tables.LANES}"
+    if own_outputs % tables.LANES and type(layer) is Conv1D:
+        yield f"{name}, stored (in, out), has {own_outputs} outputs, which is no multiple of {tables.LANES}"
+    if isinstance(layer, QuantizedLinear):
+        yield from _known_codes(name, layer)
+    elif weight.dtype is not dtype or type(weight) not in (nn.Parameter, Tensor):
+        yield f"the weight of {name} is a {type(weight).__name__} of {weight.dtype}"
+    for tensor in [weight, *([layer.weight_scale] if isinstance(layer, QuantizedLinear) else [])]:
+        if not _lies_plainly(tensor):
+            yield f"a weight of {name} does not lie in the CPU's memory row after row"
+    if layer.bias is not None and (layer.bias.shape != (own_outputs,) or not layer.bias.is_cpu):
+        yield f"the bias of {name} is {tuple(layer.bias.shape)}, not ({own_outputs},)"
+
+
+def _lies_plainly(tensor: Tensor) -> bool:
+    plain = tensor.is_cpu and tensor.layout is torch.strided and tensor.is_contiguous()
+    return plain and tensor.data_ptr() % tensor.element_size() == 0 and not tensor.is_neg()
+
+
+def _known_codes(name: str, layer: QuantizedLinear) -> Problems:
+    """Codes and scales of the types and shapes that the kernels read."""
+    group, rows, inputs = layer.group, layer.out_features, layer.in_features
+    if group is not None and (group not in GROUPS or inputs % max(group, UNIT)):
+        yield f"{name} has {inputs} inputs in groups of {group}"
+        return
+    found = [(tensor.dtype, tuple(tensor.shape)) for tensor in (layer.weight, layer.weight_scale)]
+    if group is None:
+        expected = [(torch.int8, (rows, inputs)), (torch.float32, (rows,))]
+    else:
+        expected = [(torch.uint8, (rows, inputs // 2)), (torch.bfloat16, (rows, inputs // group))]
+    if found != expected:
+        yield f"the codes of {name} are {found}, not {expected}"
+
+
+REQUIREMENTS: tuple[Callable[[Any], Problems], ...] = (
+    _no_autocast,
+    _no_hooks,
+    _own_modules,
+    _one_dtype,
+    _known_backbone,
+    _known_blocks,
+    _known_attention,
+    _known_embeddings,
+    _known_layers,
+)

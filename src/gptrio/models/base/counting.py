@@ -1,0 +1,78 @@
+"""How large a model is, and how much arithmetic a batch costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from gptrio.errors import warn
+from gptrio.models.base.embeddings import ResizableCodes
+
+
+class CountingMixin(nn.Module):
+    """Counts parameters, bytes, tokens and operations."""
+
+    main_input_name: ClassVar[str] = "input_ids"
+    warnings_issued: dict[str, bool]
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of parameters, shared ones once; codes of 8 or 4 bits count as the weights that they stand for.
+
+        Args:
+            only_trainable: leave out those without gradient.
+            exclude_embeddings: leave out tables of tokens and positions.
+        """
+        tables = {id(m.weight) for m in self.modules() if _is_table(m)} if exclude_embeddings else set()
+        counted = ((p, _size(p)) for p in self.parameters() if p.requires_grad or not only_trainable)
+        codes = () if only_trainable else self._codes()
+        return sum({id(tensor): size for tensor, size in (*counted, *codes) if id(tensor) not in tables}.values())
+
+    def _codes(self) -> Iterator[tuple[Any, int]]:
+        """The codes of layers and tables that gptrio has quantized, and how many weights they stand for."""
+        for module in self.modules():
+            if isinstance(module, ResizableCodes):
+                layer: Any = module
+                yield layer.weight, layer.out_features * layer.in_features
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of parameters, and of buffers unless told otherwise."""
+        tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
+        return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
+
+    def estimate_tokens(self, input_dict: Mapping[str, Any]) -> int:
+        """Number of tokens in a batch.
+
+        Args:
+            input_dict: arguments of the forward; without `input_ids` there are 0 tokens, with one warning.
+        """
+        if self.main_input_name in input_dict:
+            return int(input_dict[self.main_input_name].numel())
+        if "estimate_tokens" not in self.warnings_issued:
+            self.warnings_issued["estimate_tokens"] = True
+            warn(
+                f"tokens and operations of a batch without {self.main_input_name} are counted as 0; pass "
+                f"{self.main_input_name} to have them counted"
+            )
+        return 0
+
+    def floating_point_ops(self, input_dict: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
+        """Operations of a forward and backward pass, without those of attention scores (Kaplan et al., 2020, 2.1).
+
+        Args:
+            input_dict: arguments of the forward.
+            exclude_embeddings: leave out tables of tokens and positions.
+        """
+        return 6 * self.estimate_tokens(input_dict) * self.num_parameters(exclude_embeddings=exclude_embeddings)
+
+
+def _is_table(module: nn.Module) -> bool:
+    return isinstance(module, nn.Embedding) or (isinstance(module, ResizableCodes) and hasattr(module, "embedding_dim"))
+
+
+def _size(parameter: nn.Parameter) -> int:
+    """Weights that a parameter holds; bitsandbytes packs two of 4 bits into a byte."""
+    if hasattr(parameter, "quant_state"):
+        return 2 * parameter.numel() * parameter.element_size()
+    return parameter.numel()

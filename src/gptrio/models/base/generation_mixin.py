@@ -1,0 +1,145 @@
+"""`generate` as a method of the models, and what decoding loops of the caller's own need of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import UnsupportedError
+from gptrio.memory import gc_disabled
+
+if TYPE_CHECKING:
+    from gptrio.generation.options.schema import CompileConfig
+    from gptrio.generation.outputs import GenerateOutput
+
+
+class GenerationMixin:
+    """The methods of a model that are about generation."""
+
+    _can_generate: ClassVar[bool] = False
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has a language-model head, of gptrio or, as the base `GenerationMixin` says, its own."""
+        return cls._can_generate or any(
+            GenerationMixin in base.__bases__
+            for base in cls.__mro__
+            if base.__module__ != "gptrio.models.base.pretrained"
+        )
+
+    @overload
+    def generate(
+        self,
+        inputs: Tensor | None = ...,
+        *,
+        generation_config: None = ...,
+        return_dict_in_generate: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Tensor: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Tensor | None = ...,
+        *,
+        generation_config: Any,
+        return_dict_in_generate: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Tensor | GenerateOutput: ...
+
+    @overload
+    def generate(
+        self, inputs: Tensor | None = ..., *args: Any, return_dict_in_generate: Literal[True], **kwargs: Any
+    ) -> GenerateOutput: ...
+
+    @overload
+    def generate(self, inputs: Tensor | None = ..., *args: Any, **kwargs: Any) -> Tensor | GenerateOutput: ...
+
+    def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
+        if not self.can_generate():
+            raise UnsupportedError(
+                f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
+                "AutoModelForCausalLM"
+            )
+        with gc_disabled():  # importing it makes objects that stay, too
+            from gptrio.generation.generate import generate
+        return generate(self, inputs, *args, **kwargs)
+
+    def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
+        """Replace the last token of each prompt by the likeliest token that begins with the same text.
+
+        Args:
+            input_ids: (B, T) ids, from whose text special tokens and white space at the ends are dropped.
+            tokenizer: the model's.
+
+        Returns:
+            (B, T') ids, padded on the left.
+
+        Raises:
+            OptionError: there is no tokenizer.
+        """
+        from gptrio.generation.options.config import GenerationConfig
+        from gptrio.generation.prompt import Prompt
+        from gptrio.generation.token_healing import heal
+
+        ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}
+        return heal(self, Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
+
+    def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
+        """The model as `torch.compile` makes it, kept until another configuration is asked for."""
+        from gptrio.generation.options.schema import CompileConfig
+
+        model: Any = self
+        chosen = compile_config or CompileConfig()
+        kept = self.__dict__.get("_compiled_call")
+        if kept is None or kept[0] != chosen:
+            kept = self.__dict__["_compiled_call"] = chosen, torch.compile(model.__call__, **chosen.to_dict())
+        compiled: Callable[..., Any] = kept[1]
+        return compiled
+
+    def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""
+        from gptrio.generation.outputs import compute_transition_scores
+
+        return compute_transition_scores(*args, **kwargs)
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        past_key_values: Any = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        cache_position: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Arguments of the forward for the next step: what the cache lacks, with positions from the mask.
+
+        Args:
+            input_ids: (B, S) all tokens so far.
+            past_key_values: cache, or None.
+            attention_mask: (B, S), or None.
+            inputs_embeds: (B, T, C) for a first step from embeddings.
+            cache_position: (T,) positions of the new tokens, or None.
+            kwargs: handed through.
+        """
+        past = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if cache_position is not None and past_key_values is not None:
+            new = cache_position.shape[0]
+        else:
+            new = input_ids.shape[1] - past
+        first = inputs_embeds is not None and past == 0
+        arguments: dict[str, Any] = {"inputs_embeds": inputs_embeds} if first else {"input_ids": input_ids[:, -new:]}
+        length = inputs_embeds.shape[1] if first and inputs_embeds is not None else new
+        if attention_mask is not None and attention_mask.dim() == 2 and kwargs.get("position_ids") is None:
+            arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return {
+            **kwargs,
+            **arguments,
+            "past_key_values": past_key_values,
+            "attention_mask": attention_mask,
+            "cache_position": cache_position,
+        }

@@ -1,0 +1,333 @@
+"""The heads, written once over any backbone; a family's file only names them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.cache import Cache
+from gptrio.errors import InputError
+from gptrio.kernels.cpu_decode import Reason, is_ready
+from gptrio.models.base import inputs
+from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.models.base.signatures import overridable
+from gptrio.nn.linear import Linear
+from gptrio.outputs import (
+    CausalLMOutputWithCrossAttentions,
+    CausalLMOutputWithPast,
+    ModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+
+if TYPE_CHECKING:
+    from gptrio.cache.protocol import LegacyCache
+    from gptrio.config import PretrainedConfig
+    from gptrio.models.base.compiled import CompiledStep
+
+Result = ModelOutput | tuple[Any, ...]
+
+
+class HeadModel(PreTrainedModel):
+    """A backbone with something on top.
+
+    Attributes:
+        backbone_class: class of the backbone, which is kept under `base_model_prefix`.
+    """
+
+    backbone_class: ClassVar[type[PreTrainedModel]]
+
+    def __init__(self, config: PretrainedConfig) -> None:
+        """Build the backbone, then the head."""
+        super().__init__(config)
+        config = self.config  # a configuration of Transformers has become ours
+        setattr(self, self.base_model_prefix, self.backbone_class(config))
+        self.num_labels = config.num_labels
+        self.build_head()
+        self.post_init()
+
+    def build_head(self) -> None:
+        """Create the parameters of the head."""
+
+    def _finish(self, output: ModelOutput, return_dict: bool | None) -> Result:
+        return output if self._wants_dict(return_dict) else output.to_tuple()
+
+
+class CausalLMHead(HeadModel):
+    """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
+
+    _can_generate = True
+
+    def build_head(self) -> None:
+        """Create the linear layer (V, C)."""
+        setattr(self, self.head_name, Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
+
+    @overridable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        cache_position: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **loss_kwargs: Any,
+    ) -> Result:
+        """Scores of every next token.
+
+        Args:
+            input_ids, past_key_values, cache_position, attention_mask, token_type_ids, position_ids, head_mask,
+                inputs_embeds, encoder_hidden_states, encoder_attention_mask, use_cache, output_attentions,
+                output_hidden_states, return_dict: see the backbone.
+            labels: (B, T) the input itself, shifted inside; -100 does not count.
+            logits_to_keep: compute only the last so many positions (0: all), or those at the indices (n,).
+            loss_kwargs: `num_items_in_batch`, `ignore_index` or `shift_labels` of `gptrio.nn.losses.next_token_loss`;
+                what else a `loss_function` of the caller's own takes.
+
+        Returns:
+            logits (B, T, V), loss if labels were given, and what the backbone returned.
+        """
+        if self._loss_function is None:
+            inputs.only_loss_options(loss_kwargs)
+        out = self.base_model(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            cache_position=cache_position,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
+        loss = None
+        if labels is not None or loss_kwargs.get("shift_labels") is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        fields = (loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+        if not self.has_cross_attention:
+            return self._finish(CausalLMOutputWithPast(*fields), return_dict)
+        return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)
+
+    def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.advance`."""
+        states = self.base_model.advance(input_ids, cache)
+        return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states))
+
+    def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | Reason:
+        """A compiled form of `next_logits`, or the reason why this model has none, or none for so many rows.
+
+        Args:
+            rows: B of the steps to come.
+            left_padding: (B,) columns of padding before each row, or None.
+        """
+        if not is_ready():
+            return Reason("steps cannot be compiled here")
+        from gptrio.models.base.compiled import compiled_step
+
+        return compiled_step(self, rows, left_padding)
+
+
+class SequenceClassificationHead(HeadModel):
+    """Classifies a sequence by the state of its last token that is no padding."""
+
+    def build_head(self) -> None:
+        """Create the linear layer (num_labels, C)."""
+        self.score = Linear(self.config.hidden_size, self.num_labels, bias=False)
+
+    @overridable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Result:
+        """Scores of every label.
+
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
+                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
+            labels: (B,) class ids or values, or (B, num_labels); the loss follows `config.problem_type`.
+
+        Returns:
+            logits (B, num_labels), loss if labels were given, and what the backbone returned.
+
+        Raises:
+            InputError: several rows without a `pad_token_id` to tell where each ends.
+        """
+        out = self.base_model(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        states = out.last_hidden_state
+        last = self._last_tokens(input_ids, states.shape[0])
+        scores = self.score(states)  # (B, T, num_labels)
+        logits = scores[torch.arange(states.shape[0], device=states.device), last]  # (B, num_labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=scores, labels=labels, pooled_logits=logits, config=self.config)
+        output = SequenceClassifierOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+        return self._finish(output, return_dict)
+
+    def _last_tokens(self, input_ids: Tensor | None, rows: int) -> Tensor | int:
+        """Place (B,) of the last token of each row that is no padding."""
+        pad = self.config.pad_token_id
+        if pad is None and rows > 1:
+            raise InputError(
+                f"a batch of {rows} rows cannot be classified without config.pad_token_id, which tells where each row "
+                "ends; set it, or classify one row at a time"
+            )
+        if pad is None:
+            return -1
+        if input_ids is None:
+            inputs.warn_once(
+                "padding cannot be told apart in inputs_embeds, so the last position of each row is classified; pass "
+                "input_ids, or rows of one length"
+            )
+            return -1
+        places = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        last: Tensor = (places * (input_ids != pad)).argmax(-1)
+        return last
+
+
+class TokenClassificationHead(HeadModel):
+    """Classifies every token."""
+
+    def build_head(self) -> None:
+        """Create dropout and the linear layer (num_labels, C)."""
+        rates = (getattr(self.config, name, None) for name in ("classifier_dropout", "hidden_dropout"))
+        self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
+        self.classifier = Linear(self.config.hidden_size, self.num_labels)
+
+    @overridable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        past_key_values: Cache | LegacyCache | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Result:
+        """Scores of every label for every token.
+
+        Args:
+            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
+                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
+            labels: (B, T) class ids; -100 does not count.
+
+        Returns:
+            logits (B, T, num_labels), loss if labels were given, and what the backbone returned.
+        """
+        out = self.base_model(
+            input_ids=input_ids,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.classifier(self.dropout(out.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config)
+        return self._finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+
+
+class QuestionAnsweringHead(HeadModel):
+    """Finds the first and the last token of an answer."""
+
+    def build_head(self) -> None:
+        """Create the linear layer (2, C)."""
+        self.qa_outputs = Linear(self.config.hidden_size, 2)
+
+    @overridable
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> Result:
+        """Scores of every token as first and as last of the answer.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, output_attentions,
+                output_hidden_states, return_dict: see the backbone.
+            start_positions: (B,) first tokens; outside the sequence does not count.
+            end_positions: (B,) last tokens, likewise.
+
+        Returns:
+            start_logits and end_logits (B, T), loss if both positions were given, and what the backbone returned.
+        """
+        out = self.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            head_mask=head_mask,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        start, end = (logits.contiguous() for logits in self.qa_outputs(out.last_hidden_state).unbind(-1))  # (B, T)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start, end, start_positions, end_positions)
+        return self._finish(
+            QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions), return_dict
+        )

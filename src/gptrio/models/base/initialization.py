@@ -1,0 +1,82 @@
+"""New weights of a model: how they are drawn, and once only.
+
+Modules are drawn in Transformers' order and as often as there, so that one seed gives the same weights in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptrio.models.base.checkpointing import CheckpointingMixin
+from gptrio.models.base.pruning import prune
+from gptrio.nn.linear import Conv1D
+
+_MARK = "_is_hf_initialized"  # on modules with weights drawn or loaded; other libraries set and read it too
+
+
+class InitialisingMixin(CheckpointingMixin):
+    """Draws the weights of a model's parts; a subclass says how by `_init_weights`."""
+
+    base_model: Any
+
+    def post_init(self) -> None:
+        """Prune, initialise and tie what the class has built; the last line of a class's `__init__`."""
+        self.init_weights()
+        self.obey_checkpointing_key()
+
+    def init_weights(self) -> None:
+        """Prune what the configuration says, draw the weights of parts that have none yet, and tie what is tied.
+
+        Weights that were drawn or loaded before stay; `model.apply(model._init_weights)` draws all of them anew.
+        """
+        if self.config.pruned_heads:
+            prune(self.base_model, self.config.pruned_heads)
+        if not next(self.parameters()).is_meta:
+            self.initialize_weights()
+        self.tie_weights()
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw the weights of every part that has none yet, each by the `_init_weights` of the model it belongs to."""
+        _visit(self, self._initialize_weights)
+
+    def _initialize_weights(self, module: nn.Module) -> None:
+        """Draw the weights of one module, unless they were drawn or loaded before."""
+        if not getattr(module, _MARK, False):
+            self._init_weights(module)
+            mark_initialised(module)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the weights of one module: normal, zero biases, unit norms (GPT-2; Radford et al., 2019)."""
+        std = getattr(self.config, "initializer_range", 0.02)
+        if isinstance(module, (nn.Linear, Conv1D)):
+            module.weight.normal_(0.0, std)
+            gain = getattr(module, "init_gain", 1.0)
+            if gain != 1.0:
+                module.weight.normal_(0.0, std * gain)  # a second draw, as Transformers makes it
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0.0, std)
+            if module.padding_idx is not None:
+                module.weight[module.padding_idx].zero_()
+        elif isinstance(module, nn.LayerNorm):
+            module.weight.fill_(1.0)
+            module.bias.zero_()
+
+
+def mark_initialised(module: nn.Module) -> None:
+    """Note that the weights of a module are drawn or loaded."""
+    setattr(module, _MARK, True)
+
+
+def _visit(module: nn.Module, initialise: Callable[[nn.Module], None]) -> None:
+    """Call on a module after all below it; what is below a model inside the model is that model's own affair."""
+    for child in module.children():
+        _visit(child, child._initialize_weights if isinstance(child, InitialisingMixin) else initialise)
+    initialise(module)

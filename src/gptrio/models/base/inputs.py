@@ -1,0 +1,226 @@
+"""The arguments of a forward, checked and brought into the one form that the blocks use."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
+from gptrio.cache.transformers import as_own_cache
+from gptrio.config import PretrainedConfig
+from gptrio.errors import InputError, TokenIdError, warn
+from gptrio.kernels.cuda_graph import is_recording
+from gptrio.nn.masks import are_tokens_real
+
+if TYPE_CHECKING:
+    from gptrio.cache.protocol import LegacyCache
+
+
+LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels"}
+
+
+def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Tensor:
+    """Look rows of a table up.
+
+    Args:
+        table: (V, C).
+        ids: (..., ) integers.
+        what: name of the ids in the error.
+
+    Returns:
+        (..., C).
+
+    Raises:
+        TokenIdError: an id lies outside the table (on the CPU; a GPU reports it in its own way, later).
+    """
+    try:
+        return table(ids)  # type: ignore[no-any-return]  # modules are callables of Any
+    except IndexError as error:
+        wrong = ids[(ids < 0) | (ids >= table.num_embeddings)]
+        if not len(wrong):
+            raise
+        remedy = "resize_token_embeddings adds tokens" if what == "token id" else "shorten the input"
+        rows = table.num_embeddings
+        raise TokenIdError(
+            f"{what} {int(wrong[0])} is outside the table of {rows} rows; expected 0 to {rows - 1} ({remedy})"
+        ) from error
+
+
+def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> None:
+    """Raise InputError unless exactly one of the two is given and its shape and type are possible."""
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise InputError(f"forward takes either input_ids or inputs_embeds; {given} given")
+    if input_ids is not None and (input_ids.dtype not in (torch.long, torch.int) or input_ids.dim() < 2):
+        raise InputError(
+            f"input_ids must be integers (batch, length); got {input_ids.dtype} of shape {tuple(input_ids.shape)}"
+        )
+    if inputs_embeds is not None and (inputs_embeds.dim() < 3 or inputs_embeds.shape[-1] != width):
+        raise InputError(
+            f"inputs_embeds must be (batch, length, width {width}); got shape {tuple(inputs_embeds.shape)}"
+        )
+
+
+def only_loss_options(options: Iterable[str]) -> None:
+    """Raise InputError for a keyword that the loss does not take: a misspelt argument is not to pass unseen."""
+    unknown = sorted(set(options) - LOSS_OPTIONS)
+    if unknown:
+        raise InputError(f"forward does not know {', '.join(unknown)}; expected its documented arguments")
+
+
+def rows_of(ids: Tensor, rows: int, length: int, name: str) -> Tensor:
+    """Ids (..., T) of a batch as (B or 1, T); raises InputError if they do not fit it."""
+    flat = ids.reshape(-1, ids.shape[-1]) if ids.dim() else ids
+    if flat.dim() != 2 or flat.shape[1] != length or flat.shape[0] not in (1, rows):
+        raise InputError(f"{name} have shape {tuple(ids.shape)}; expected (batch {rows} or 1, {length} new positions)")
+    return flat
+
+
+def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: PretrainedConfig) -> Cache | None:
+    """The cache of a call: the one given, ours or Transformers', one made of a legacy tuple, a new one, or none."""
+    past = as_own_cache(past)
+    if past is None and not use_cache:
+        return None
+    cross = config.add_cross_attention
+    if past is None:
+        past = DynamicCache(config=config)
+    elif isinstance(past, (tuple, list)):
+        _check_layers(len(past), config)
+        wide = any(len(layer) > 2 for layer in past)
+        past = EncoderDecoderCache.from_legacy_cache(past) if wide else DynamicCache.from_legacy_cache(past, config)
+    if not isinstance(past, Cache):
+        raise InputError(
+            f"past_key_values is a {type(past).__name__}; expected a Cache, or a tuple of (keys, values) per layer"
+        )
+    if len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
+        _check_layers(len(past.layers), config)
+    return EncoderDecoderCache(past, DynamicCache()) if cross and not isinstance(past, EncoderDecoderCache) else past
+
+
+def _check_layers(held: int, config: PretrainedConfig) -> None:
+    layers = config.num_hidden_layers
+    if held != layers:
+        raise InputError(f"past_key_values hold {held} layers, the model has {layers}; pass what this model returned")
+
+
+def written_positions(
+    cache: Cache | None, cache_position: Tensor | None, length: int, device: torch.device
+) -> Tensor | None:
+    """(T,) positions that a static cache is told to write at, or None if it appends, as other caches do.
+
+    A compiled graph must not read the cache's length as a number: it would be compiled anew for each.
+    """
+    if cache is None or not cache.is_compileable:
+        return None
+    if cache_position is None and torch.compiler.is_compiling():
+        return cache.next_positions(length, device)
+    return cache_position
+
+
+def checked_attention_mask(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | None:
+    """(B, positions) bool of a 2D attention mask, or None if every token is real.
+
+    Args:
+        mask: (B, past + T) of ones and zeros, leading axes flattened to B.
+        rows: B.
+        length: past + T.
+        exact: the mask may not be longer (it may for a static cache, whose slots it then describes).
+
+    Raises:
+        InputError: the shape does not fit.
+    """
+    mask = mask.reshape(-1, mask.shape[-1])
+    if mask.shape[0] != rows or (mask.shape[1] != length if exact else mask.shape[1] < length):
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}; expected ({rows}, {length}): batch, and past plus new "
+            "positions (with past_key_values the mask covers the past too)"
+        )
+    is_real = mask if mask.dtype == torch.bool else mask != 0
+    if not _is_traced() and bool(is_real.all()):
+        return None
+    return is_real
+
+
+def ready_mask(mask: Tensor, rows: int, heads: int, queries: int, keys: int) -> Tensor:
+    """A mask given ready-made, (B or 1, H or 1, T, S), cut to the keys there are; raises InputError."""
+    fits = mask.shape[0] in (1, rows) and mask.shape[1] in (1, heads) and mask.shape[2] == queries
+    if not fits or mask.shape[3] < keys:
+        raise InputError(
+            f"attention_mask has shape {tuple(mask.shape)}; a 4D mask must be (batch {rows} or 1, heads {heads} or 1, "
+            f"{queries} queries, {keys} keys)"
+        )
+    return mask[..., :keys]
+
+
+def packed_segments(position_ids: Tensor, rows: int) -> Tensor | None:
+    """(B, T) number of the packed sequence of each token, or None if positions never start anew.
+
+    Args:
+        position_ids: (B or 1, T); a position that does not follow its left neighbour starts a new sequence.
+        rows: B.
+    """
+    if _is_traced():
+        return None
+    starts = F.pad(position_ids[:, 1:] - position_ids[:, :-1] != 1, (1, 0))
+    return starts.cumsum(-1).expand(rows, -1) if bool(starts.any()) else None
+
+
+def per_layer_head_mask(head_mask: Tensor | None, config: PretrainedConfig, dtype: torch.dtype) -> Tensor | None:
+    """Head mask (H,) or (L, H), 1 keeps and 0 removes, as (L, 1, H, 1, 1).
+
+    Raises:
+        InputError: another shape, or heads were pruned, so that layers have different numbers of them.
+    """
+    if head_mask is None:
+        return None
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    if config.pruned_heads:
+        raise InputError("head_mask is for a model with all its heads; prune further heads instead, or load it anew")
+    shape, head_mask = tuple(head_mask.shape), spread_head_mask(head_mask, layers)
+    if head_mask.dim() != 5 or head_mask.shape[0] != layers or head_mask.shape[2] not in (1, heads):
+        raise InputError(f"head_mask must be ({heads} heads,) or ({layers} layers, {heads}); got shape {shape}")
+    return head_mask.to(dtype)
+
+
+def spread_head_mask(head_mask: Tensor, layers: int) -> Tensor:
+    """A head mask (H,) or (L, H) as (L, 1, H, 1, 1); any other as it is."""
+    if head_mask.dim() == 1:
+        head_mask = head_mask.expand(layers, -1)
+    return head_mask[:, None, :, None, None] if head_mask.dim() == 2 else head_mask
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn the first time a message is met."""
+    warn(message)
+
+
+def warn_of_left_padding(is_real: Tensor | None, position_ids: Tensor | None) -> None:
+    """Say once that positions count left padding, unless they were given."""
+    if is_real is None or position_ids is not None or _is_traced() or bool(is_real[:, 0].all()):
+        return
+    warn_once(
+        "the batch is padded on the left, and position_ids were not given, so positions count the padding and the "
+        "numbers differ from those of each row alone; pass position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0), "
+        "or use generate(), which does"
+    )
+
+
+def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: PretrainedConfig) -> None:
+    """Say once that padding tokens stand at an end of the input while no mask tells them apart."""
+    pad = config.pad_token_id
+    if pad is None or mask is not None or input_ids is None or _is_traced() or are_tokens_real():
+        return
+    if pad in (config.bos_token_id, config.eos_token_id, config.sep_token_id):
+        return  # it may be a real token there
+    if bool((input_ids[:, [0, -1]] == pad).any()):
+        warn_once("input_ids hold pad_token_id at an end, but no attention_mask was given; pass the tokenizer's mask")
+
+
+def _is_traced() -> bool:
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_recording()

@@ -1,0 +1,269 @@
+"""What every model can do besides its forward: be built, loaded, saved, moved, tied and asked about itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.config import PretrainedConfig
+from gptrio.config.auto import as_own_config
+from gptrio.errors import ConfigError, OptionError
+from gptrio.generation.options.config import GenerationConfig
+from gptrio.kernels.packing import release_packs
+from gptrio.memory import gc_disabled
+from gptrio.models.base.adapters import AdaptersMixin, load_with_adapter
+from gptrio.models.base.counting import CountingMixin
+from gptrio.models.base.device_map import execution_device
+from gptrio.models.base.flags import FlagsMixin
+from gptrio.models.base.generation_mixin import GenerationMixin
+from gptrio.models.base.initialization import InitialisingMixin
+from gptrio.models.base.losses import LossMixin, loss_type_of
+from gptrio.models.base.masking import MaskingMixin
+from gptrio.models.base.pruning import prune
+from gptrio.models.base.pytree import register_trees
+from gptrio.nn.attention import check_implementation
+from gptrio.uploads import Pushable
+
+Model = TypeVar("Model", bound="PreTrainedModel")
+register_trees()
+
+
+class PreTrainedModel(
+    AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, LossMixin, FlagsMixin, GenerationMixin, Pushable
+):
+    """Base of all models.
+
+    Args:
+        config: the model's configuration, of the class's `config_class`.
+
+    Raises:
+        ConfigError: the configuration is of another family.
+    """
+
+    has_cross_attention: ClassVar[bool] = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and files take: all but the compiled call, which runs the model that it was made of."""
+        left = ("_compiled_call", "_compiled_call_impl")  # ours, and torch's own
+        return {name: value for name, value in self.__dict__.items() if name not in left}
+
+    def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
+        """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
+        super().__init__()
+        config = as_own_config(config)
+        if not isinstance(config, self.config_class):
+            raise ConfigError(
+                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}; "
+                f"{type(self).__name__}.from_pretrained(name) loads a model by name"
+            )
+        self.config: Any = config
+        self.name_or_path = config.name_or_path
+        self.loss_type = loss_type_of(type(self).__name__)
+        self.warnings_issued: dict[str, bool] = {}
+        self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+
+    # building -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _from_config(cls: type[Model], config: PretrainedConfig, **kwargs: Any) -> Model:
+        """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
+        from gptrio.models.base.loading import build
+
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = config.dtype
+        return build(cls, config, **kwargs)
+
+    # files ----------------------------------------------------------------------------------------------------------
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        output_loading_info: Literal[False] = ...,
+        **kwargs: Any,
+    ) -> Model: ...
+
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls: type[Model],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        output_loading_info: Literal[True],
+        **kwargs: Any,
+    ) -> tuple[Model, dict[str, Any]]: ...
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], pretrained_model_name_or_path: str | os.PathLike[str] | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint; see `gptrio.models.base.loading.load_model` for every argument and error.
+
+        A saved adapter is loaded into the model that it names; `adapter_name` and `adapter_kwargs`: see `load_adapter`.
+        """
+        with gc_disabled():
+            from gptrio.models.base.loading import load_model
+
+            return load_with_adapter(
+                lambda name: load_model(cls, name, *model_args, **kwargs), pretrained_model_name_or_path, kwargs
+            )
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Write configuration and weights; see `gptrio.models.base.saving.save_model` for every argument and error."""
+        from gptrio.models.base.saving import save_model
+
+        save_model(self, save_directory, *args, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+        """Push configuration and weights to a hub repository; see `gptrio.uploads.Pushable.push_to_hub`."""
+        if kwargs.get("tags") or self.model_tags:
+            self.add_model_tags(kwargs.get("tags") or [])
+            kwargs["tags"] = self.model_tags
+        return super().push_to_hub(repo_id, *args, **kwargs)
+
+    def add_model_tags(self, tags: list[str] | str) -> None:
+        """Add tags, once each, to those that `push_to_hub` writes into the repository's model card."""
+        new = [tags] if isinstance(tags, str) else tags
+        self.model_tags = list(dict.fromkeys([*(self.model_tags or ()), *new]))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
+        """Say by which auto class this class is loaded; see `gptrio.models.auto.check_auto_class` for the errors."""
+        from gptrio.models.auto import check_auto_class
+
+        cls._auto_class = check_auto_class(cls, auto_class)
+
+    # parts ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> Any:
+        """The backbone: this model itself, or the part that a head stands on."""
+        return getattr(self, self.base_model_prefix, self)
+
+    def get_decoder(self) -> Any:
+        """The part `decoder` of a class that has one, or of its part `model`; else this model itself."""
+        if hasattr(self, "decoder"):
+            return self.decoder
+        inner = getattr(self, "model", None)
+        if inner is None:
+            return self
+        return inner.get_decoder() if hasattr(inner, "get_decoder") and type(inner) is not type(self) else inner
+
+    def set_decoder(self, decoder: nn.Module) -> None:
+        """Replace what `get_decoder` finds; no effect on a model that is its own decoder."""
+        inner: Any = getattr(self, "model", None)
+        if hasattr(self, "decoder"):
+            self.decoder = decoder
+        elif hasattr(inner, "set_decoder"):
+            inner.set_decoder(decoder)
+        elif inner is not None:
+            self.model = decoder
+
+    def get_parameter_or_buffer(self, target: str) -> Any:
+        """The parameter, the buffer or the extra state of a path such as "lm_head.weight".
+
+        Raises:
+            AttributeError: there is none.
+        """
+        path, _, leaf = target.rpartition(".")
+        owner = self.get_submodule(path)
+        if leaf == "_extra_state" and type(owner).get_extra_state is not nn.Module.get_extra_state:
+            return owner.get_extra_state()
+        for kind in (owner._parameters, owner._buffers):
+            if kind.get(leaf) is not None:
+                return kind[leaf]
+        raise AttributeError(f"{target} is neither a parameter, a buffer nor an extra state of {type(self).__name__}")
+
+    def dequantize(self: Model) -> Model:
+        """Put layers in full precision, of the model's type, in place of quantized ones; the model is then plain.
+
+        Raises:
+            OptionError: nothing is quantized.
+        """
+        if not getattr(self, "is_quantized", False):
+            raise OptionError(
+                f"{type(self).__name__} has no quantized weights; load it with quantization_config=... or load_in=..."
+            )
+        from gptrio.quantization import dequantize
+
+        dequantize(self, self.config.quantization_config, self.dtype)
+        self.tie_weights()
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter; of a model whose parameters accelerate keeps elsewhere, where it computes."""
+        device = next(self.parameters()).device
+        return device if device.type != "meta" else execution_device(self) or device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """A small batch (3, 5) that any forward takes."""
+        rows = [[7, 6, 0, 0, 1], [1, 2, 3, 0, 0], [0, 0, 0, 4, 5]]
+        return {"input_ids": torch.tensor(rows, device=self.device) % self.config.vocab_size}
+
+    @property
+    def framework(self) -> str:
+        """The tensor library: "pt"."""
+        return "pt"
+
+    def prune_heads(self, heads_to_prune: dict[int, list[int]]) -> None:
+        """Remove attention heads for good.
+
+        Args:
+            heads_to_prune: {layer: [heads]}, numbered as in the unpruned model; layer -1 is the last one.
+
+        Raises:
+            InputError: no such layer or head, or no head would be left.
+        """
+        for layer, heads in prune(self.base_model, heads_to_prune).items():
+            pruned = set(self.config.pruned_heads.get(layer, ())) | set(heads)
+            self.config.pruned_heads = {**self.config.pruned_heads, layer: sorted(pruned)}
+
+    # switches -------------------------------------------------------------------------------------------------------
+
+    @property
+    def attn_implementation(self) -> str:
+        """Attention back end in use: the configuration's, or sdpa."""
+        return self.config._attn_implementation or "sdpa"
+
+    def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
+        """The back end that a name, or None, asks for.
+
+        Raises:
+            UnsupportedError: no such back end.
+        """
+        return check_implementation(requested_attention or "sdpa")
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Choose the attention back end: "eager", "sdpa" or "flash_attention_2".
+
+        Raises:
+            UnsupportedError: no such back end.
+        """
+        self.config._attn_implementation = check_implementation(attn_implementation)
+
+    def train(self: Model, mode: bool = True) -> Model:
+        """Switch between training and evaluation; packed copies of the weights are freed for training."""
+        if mode:
+            release_packs(self)
+        return super().train(mode)
+
+    def _apply(self: Model, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Model:
+        release_packs(self)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return self
+
+    def _wants_dict(self, return_dict: bool | None) -> bool:
+        return bool(self.config.use_return_dict if return_dict is None else return_dict)

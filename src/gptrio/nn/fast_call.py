@@ -1,0 +1,159 @@
+"""Modules that cost one Python call inside `skip_hook_dispatch`, where torch's own call machinery has nothing to do.
+
+Calling an `nn.Module` looks for hooks and compiled forms. A decoding step of a small model calls dozens of modules, and
+this search then takes as long as the arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
+from torch.utils._device import DeviceContext
+
+_HOMES = ("gptrio.", "torch.nn.")
+_CALLED = ("forward", "__call__", "_call_impl")  # what a call of a module runs
+_lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
+
+
+@contextmanager
+def skip_hook_dispatch(on: bool) -> Iterator[None]:
+    """Run forwards directly, in this thread, if `on`: for models that are plain (see `has_no_hooks`)."""
+    token = _lean.set(on)
+    try:
+        yield
+    finally:
+        _lean.reset(token)
+
+
+@contextmanager
+def for_the_caller() -> Iterator[None]:
+    """Run the caller's code inside `generate` as the reference does: without gradients, and with hooks."""
+    with torch.inference_mode(False), torch.no_grad(), skip_hook_dispatch(False):
+        yield
+
+
+def is_dispatch_skipped() -> bool:
+    """Whether modules run their forward directly now."""
+    return not is_dynamo_compiling() and _lean.get()
+
+
+def has_no_hooks(model: nn.Module) -> bool:
+    """Whether nothing stands between a call of any module of `model` and the forward of its class.
+
+    What may: hooks (forward or backward, of a module or of all modules), a compiled form, a forward set on an instance
+    (by a wrapper, `torch.compile` or accelerate) or on a class of this package or of torch, and modes that watch every
+    operation or function of torch, such as flop counters.
+    This is the one place where that is decided; whatever would skip or fuse a call of a module asks here.
+    """
+    if _is_watched_globally() or any(_has_own(module) for module in model.modules()):
+        return False
+    return not any(_is_altered(kind) for kind in {type(module) for module in model.modules()})
+
+
+def has_own_classes_only(model: nn.Module) -> bool:
+    """Whether all modules of `model` are of this package's classes and torch's.
+
+    Modules of others may keep what they see, for a backward pass or to write to it.
+    """
+    return all(type(module).__module__.startswith(_HOMES) for module in model.modules())
+
+
+def is_watched(*modules: nn.Module | None) -> bool:
+    """Whether hooks see calls of one of these very modules, or another forward than its class's answers them."""
+    if is_dynamo_compiling() or _lean.get():
+        return False
+    known = [module for module in modules if module is not None]
+    return _is_watched_globally() or any(_has_own(module) or _is_altered(type(module)) for module in known)
+
+
+def has_package_forward(module: nn.Module) -> bool:
+    """Whether the forward of the module's class is this package's, not one of a subclass made elsewhere."""
+    return is_written_in(type(module).forward, "gptrio.")
+
+
+def is_written_in(function: Any, homes: str | tuple[str, ...]) -> bool:
+    """Whether a function was written in modules whose names start so, whatever a wrapper says of itself."""
+    return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith(homes)
+
+
+def _is_altered(kind: type) -> bool:
+    """Whether what runs when a class of this package or of torch is called was written elsewhere."""
+    ours = kind.__module__.startswith(_HOMES)
+    return ours and not all(is_written_in(getattr(kind, name), _HOMES) for name in _CALLED)
+
+
+def _is_watched_by_functions() -> bool:
+    """Whether a mode sees every function of torch; one that names the default device alters nothing."""
+    return any(
+        type(torch._C._get_function_stack_at(i)) is not DeviceContext
+        for i in range(torch._C._len_torch_function_stack())
+    )
+
+
+def _is_watched_globally() -> bool:
+    if _is_altered(nn.Module) or _is_watched_by_functions():
+        return True
+    hooks = nn.modules.module
+    return bool(
+        hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or hooks._global_backward_hooks
+        or hooks._global_backward_pre_hooks
+        or torch._C._len_torch_dispatch_stack()
+    )
+
+
+def _has_own(module: nn.Module) -> bool:
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module._compiled_call_impl
+        or "forward" in module.__dict__
+    )
+
+
+class FastCallModule(nn.Module):
+    """A module that `skip_hook_dispatch` makes cheap to call."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the forward, with hooks unless there are none."""
+        if not is_dynamo_compiling() and _lean.get():
+            return self.forward(*args, **kwargs)
+        return super().__call__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """Find a part or parameter; torch's own search, which takes longer, is for all the rest."""
+        own = self.__dict__
+        if name in own.get("_modules", ()):
+            return own["_modules"][name]
+        if name in own.get("_parameters", ()):
+            return own["_parameters"][name]
+        return super().__getattr__(name)
+
+
+class LayerNorm(FastCallModule, nn.LayerNorm):
+    """`nn.LayerNorm` that is cheap to call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise the last axis of (..., C)."""
+        return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+
+class Embedding(FastCallModule, nn.Embedding):
+    """`nn.Embedding` that is cheap to call."""
+
+
+class Dropout(FastCallModule, nn.Dropout):
+    """`nn.Dropout` that is cheap to call."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Drop values in training; the input itself otherwise."""
+        return super().forward(input) if self.training else input
