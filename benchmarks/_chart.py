@@ -19,7 +19,7 @@ STYLE = (
 
 @dataclass(frozen=True)
 class Group:
-    """Bars that belong together: what each contender reaches, and what the machine allows, if that is shown."""
+    """Bars that belong together: what each engine reaches, and what the machine allows, if that is shown."""
 
     values: Mapping[str, float]
     limit: float | None = None
@@ -65,13 +65,13 @@ def _panel(panel: Panel, top: int) -> tuple[str, int]:
 def _bars(name: str, group: Group, scale: float, y: int) -> list[str]:
     """A group: its name, and bars with name and value at their ends, a hollow one for the limit."""
     parts = [_text(LEFT - 8, y + len(group.bars()) * STEP // 2 + 2, name, anchor="end")]
-    for place, (contender, value) in enumerate(group.bars().items()):
-        kind, fill = {"gptrio": ("ours", OURS), ALLOWED: ("limit", "none")}.get(contender, ("", PEER))
+    for place, (engine, value) in enumerate(group.bars().items()):
+        kind, fill = {"gptrio": ("ours", OURS), ALLOWED: ("limit", "none")}.get(engine, ("", PEER))
         edge = f' stroke="{LIMIT}"' if fill == "none" else ""
         at, width = y + place * STEP, value * scale
         size = f'x="{LEFT}" y="{at}" width="{width:.1f}" height="{BAR}"'
         parts.append(f'<rect {size} rx="2" fill="{fill}"{edge}/>')
-        parts.append(_text(LEFT + width + 6, at + BAR - 2, f"{contender} {value:,.0f}", kind))
+        parts.append(_text(LEFT + width + 6, at + BAR - 2, f"{engine} {value:,.0f}", kind))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""Each contender's own calls, for its own Python: load a checkpoint, continue prompts greedily by a number of tokens.
+"""Each engine's own calls, for its own Python: load a checkpoint, continue prompts greedily by a number of tokens.
 
 `start` imports what the library needs for a checkpoint; `convert` writes a copy in the library's format, once.
 """

@@ -1,4 +1,4 @@
-"""Contenders in processes and environments of their own: what each offers, and how it is had."""
+"""Engines in processes and environments of their own: what each offers, and how it is had."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def variants(peer: str, family: str, dtype: str) -> list[str]:
     return offered
 
 
-class Contender:
+class Engine:
     """A worker process that answers requests."""
 
     def __init__(self, peer: str, threads: int) -> None:
@@ -204,11 +204,11 @@ def convert(peer: str, folder: Path, dtype: str) -> None:
     """Write the checkpoint in a peer's own format, if it has one and the copy is not there yet, outside all timings."""
     if not recipe(peer).converts:
         return
-    contender = Contender(peer, os.cpu_count() or 1)
+    engine = Engine(peer, os.cpu_count() or 1)
     try:
-        contender.ask("convert", folder=os.fspath(folder), dtype=dtype)
+        engine.ask("convert", folder=os.fspath(folder), dtype=dtype)
     finally:
-        contender.close()
+        engine.close()
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""One contender, run by its own Python: reads a JSON request a line and answers each with a JSON line.
+"""One engine, run by its own Python: reads a JSON request a line and answers each with a JSON line.
 
 {"call": "convert", "folder": ..., "dtype": ...}                  -> {"seconds": ...}, once for a checkpoint
 {"call": "start", "folder": ...}                                  -> {"seconds": ...}, imports
@@ -21,8 +21,8 @@ from _engines import CTranslate2Model, TorchModel, VllmModel
 from _llamacpp import LlamaCppModel
 
 
-def contender(peer: str) -> Any:
-    """The contender of a name."""
+def engine(peer: str) -> Any:
+    """The engine of a name."""
     engines = {"ctranslate2": CTranslate2Model, "llamacpp": LlamaCppModel, "vllm": VllmModel}
     return engines[peer]() if peer in engines else TorchModel(peer.partition("@")[0])
 
@@ -50,7 +50,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
-    model = contender(sys.argv[1])
+    model = engine(sys.argv[1])
     for line in sys.stdin:
         try:
             reply = answer(model, json.loads(line))

@@ -103,7 +103,7 @@ def a_prefix(config: PretrainedConfig, length: int, dtype: torch.dtype) -> Promp
     return PromptPrefix(torch.zeros(1, length, dtype=torch.long), layers, windows_of(config), {})
 
 
-def contenders(config: PretrainedConfig, arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
+def engines(config: PretrainedConfig, arguments: argparse.Namespace) -> dict[str, Callable[[], Any]]:
     """What makes each cache."""
     dtype, length = getattr(torch, arguments.dtype), arguments.prompt + arguments.new
 
@@ -143,7 +143,7 @@ def main() -> None:
     full = 2 * config.num_hidden_layers * arguments.rows * config.hidden_size * length * width
     results: dict[str, dict[str, float]] = {}
     with torch.inference_mode():
-        for name, make in contenders(config, arguments).items():
+        for name, make in engines(config, arguments).items():
             cache = make()
             results[name] = measure(cache, config, arguments, cache.get_seq_length())
     print_table(

@@ -6,27 +6,27 @@ python benchmarks/decode.py --model gpt2 --dtype float32 --batch 1 --peers trans
 from __future__ import annotations
 
 from _checkpoints import checkpoint, prompts_for, weights
-from _contest import HEAD, Contest, Outcome, facts, options, report, settings
 from _limits import step_limit
-from _peers import Contender
+from _peers import Engine
 from _results import print_table, save
+from _runner import HEAD, Comparison, Outcome, facts, options, report, settings
 from machine import limits
 
 
-def decode(contest: Contest, prompts: list[list[int]], new: int, rounds: int) -> dict[str, Outcome]:
+def decode(comparison: Comparison, prompts: list[list[int]], new: int, rounds: int) -> dict[str, Outcome]:
     """Seconds of one step: a long generation less a short one, by the steps between them.
 
     The short one is timed before and after the long one, and its lesser time counts: what disturbs it once would be
     taken off the steps otherwise, down to less than nothing.
     """
 
-    def step(contender: Contender) -> tuple[float, list[list[int]]]:
-        before, _ = contender.generate(prompts, 1)
-        long, tokens = contender.generate(prompts, new + 1)
-        after, _ = contender.generate(prompts, 1)
+    def step(engine: Engine) -> tuple[float, list[list[int]]]:
+        before, _ = engine.generate(prompts, 1)
+        long, tokens = engine.generate(prompts, new + 1)
+        after, _ = engine.generate(prompts, 1)
         return (long - min(before, after)) / new, tokens
 
-    return contest.race(step, rounds)
+    return comparison.measure(step, rounds)
 
 
 def main() -> None:
@@ -37,9 +37,9 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = checkpoint(arguments.model)
     machine = limits(arguments.threads)
-    with Contest(arguments.peers, folder, arguments.dtype, arguments.threads) as contest:
+    with Comparison(arguments.peers, folder, arguments.dtype, arguments.threads) as comparison:
         prompts = prompts_for(folder, arguments.batch, arguments.prompt)
-        outcomes = decode(contest, prompts, arguments.new, arguments.rounds)
+        outcomes = decode(comparison, prompts, arguments.new, arguments.rounds)
     limit = step_limit(weights(folder), arguments.dtype, arguments.batch, machine)
     print(f"{arguments.model}, {arguments.dtype}, batch {arguments.batch}, {arguments.threads} threads;")
     print(f"{limit.by} takes {limit.seconds * 1e3:.2f} ms a step (memory reads {machine['read']:.1f} GB/s)")

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from _checkpoints import checkpoint
-from _contest import Outcome, absence, best_starts, entrants, facts, options, ratio, settings
 from _results import print_table, save
+from _runner import Outcome, absence, best_starts, entries_of, facts, options, ratio, settings
 
 ONCE = ("vllm",)
 PARTS = ("load", "first token", "import")
@@ -23,7 +23,7 @@ PARTS = ("load", "first token", "import")
 
 def load(peers: Iterable[str], folder: Path, dtype: str, threads: int, rounds: int) -> dict[str, Outcome]:
     """Seconds from the call that loads the model to the first token; a first round fills caches and does not count."""
-    entries = entrants(peers, folder, dtype)
+    entries = entries_of(peers, folder, dtype)
     for number in range(rounds + 1):
         for entry in entries:
             if entry.start.missing or (entry.peer in ONCE and number):

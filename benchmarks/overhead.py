@@ -9,16 +9,16 @@ import argparse
 from pathlib import Path
 
 from _checkpoints import TOYS, checkpoint, prompts_for
-from _contest import Contest, Outcome, absence, agreement, facts, names, ratio, settings
 from _results import print_table, save
+from _runner import Comparison, Outcome, absence, agreement, facts, names, ratio, settings
 
 
-def race(toy: str, arguments: argparse.Namespace) -> dict[str, Outcome]:
+def measure(toy: str, arguments: argparse.Namespace) -> dict[str, Outcome]:
     """What everyone takes for a call of `generate`, prompt included."""
     folder = checkpoint(toy)
     prompts = prompts_for(folder, arguments.batch, 8)
-    with Contest(arguments.peers, folder, "float32", arguments.threads) as contest:
-        return contest.race(lambda contender: contender.generate(prompts, arguments.new), arguments.rounds)
+    with Comparison(arguments.peers, folder, "float32", arguments.threads) as comparison:
+        return comparison.measure(lambda engine: engine.generate(prompts, arguments.new), arguments.rounds)
 
 
 def rows_of(toy: str, outcomes: dict[str, Outcome], new: int) -> list[list[str]]:
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--peers", type=names, default=("transformers",), help="transformers, or gptrio@COMMIT")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
-    outcomes = {toy: race(toy, arguments) for toy in TOYS}
+    outcomes = {toy: measure(toy, arguments) for toy in TOYS}
     print(f"generate, 2 layers of width 32, greedy, batch {arguments.batch}, per token")
     rows = [row for toy, found in outcomes.items() for row in rows_of(toy, found, arguments.new)]
     print_table(["", "", "median", "gptrio is faster by", "same tokens"], rows)

@@ -6,15 +6,15 @@ python benchmarks/prefill.py --model gpt2 --dtype bfloat16 --prompt 1000
 from __future__ import annotations
 
 from _checkpoints import checkpoint, prompts_for, weights
-from _contest import HEAD, Contest, Outcome, facts, options, report, settings
 from _limits import prompt_limit
 from _results import print_table, save
+from _runner import HEAD, Comparison, Outcome, facts, options, report, settings
 from machine import limits
 
 
-def prefill(contest: Contest, prompts: list[list[int]], rounds: int) -> dict[str, Outcome]:
+def prefill(comparison: Comparison, prompts: list[list[int]], rounds: int) -> dict[str, Outcome]:
     """Seconds from prompts to their first new tokens."""
-    return contest.race(lambda contender: contender.generate(prompts, 1), rounds)
+    return comparison.measure(lambda engine: engine.generate(prompts, 1), rounds)
 
 
 def main() -> None:
@@ -24,8 +24,8 @@ def main() -> None:
     arguments = parser.parse_args()
     folder = checkpoint(arguments.model)
     machine = limits(arguments.threads)
-    with Contest(arguments.peers, folder, arguments.dtype, arguments.threads) as contest:
-        outcomes = prefill(contest, prompts_for(folder, arguments.batch, arguments.prompt), arguments.rounds)
+    with Comparison(arguments.peers, folder, arguments.dtype, arguments.threads) as comparison:
+        outcomes = prefill(comparison, prompts_for(folder, arguments.batch, arguments.prompt), arguments.rounds)
     limit = prompt_limit(weights(folder), arguments.dtype, arguments.batch, arguments.prompt, machine)
     print(f"{arguments.model}, {arguments.dtype}, {arguments.batch} x {arguments.prompt} tokens, {arguments.threads}")
     print(f"threads; {limit.by} takes {limit.seconds:.3f} s, the head at the last position only")

@@ -115,7 +115,7 @@ def score(model: Any, ids: Tensor) -> Score:
 
 
 def contender_score(name: str, model_name: str, ids: Tensor) -> Score:
-    """Load a contender and let it predict ids (T,)."""
+    """Load an engine and let it predict ids (T,)."""
     library, dtype, quantization = CONTENDERS[name]
     module = importlib.import_module(library)
     options: dict[str, Any] = {"dtype": getattr(torch, dtype)}
@@ -139,7 +139,7 @@ def folder_of(model: str) -> str:
 
 
 def rows(scores: dict[str, Score], bytes_scored: int) -> Iterator[dict[str, Any]]:
-    """Facts of each contender, beside float32."""
+    """Facts of each engine, beside float32."""
     base = scores["float32"]
     spread = base.logits.std(dim=1).mean().item()
     for name, found in scores.items():

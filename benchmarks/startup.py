@@ -1,6 +1,6 @@
 """How long does it take to import gptrio, and from it a model class, beside torch alone, transformers, other commits?
 
-Each statement runs in fresh interpreters, the contenders in turn, so that a slow moment of the machine meets all of
+Each statement runs in fresh interpreters, the engines in turn, so that a slow moment of the machine meets all of
 them. Times are seconds in the child from before the statement to after it: the interpreter's own start is not in them.
 
     python benchmarks/startup.py --rounds 7 --peers gptrio@HEAD~1
@@ -15,10 +15,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from _contest import names
 from _limits import NOT_MEASURED, is_possible
 from _peers import recipe
 from _results import print_table, save
+from _runner import names
 
 STATEMENTS = {
     "import gptrio": "import gptrio",

@@ -19,10 +19,10 @@ from typing import Any
 
 from _chart import Group, Panel, chart
 from _checkpoints import checkpoint, prompts_for, weights
-from _contest import Contest, Outcome, facts, names, options, settings
 from _limits import NOT_MEASURED, Limit, is_possible, prompt_limit, share_of, step_limit
 from _peers import ROOT
 from _results import save
+from _runner import Comparison, Outcome, facts, names, options, settings
 from decode import decode
 from load import ONCE, load
 from machine import limits
@@ -93,13 +93,13 @@ class Measured:
         return theirs / ours if ours and theirs else None
 
 
-def measure(row: Row, contest: Contest, folder: Path, rounds: int) -> dict[str, Outcome]:
-    """One row, by contenders that hold the model in the row's dtype."""
+def measure(row: Row, comparison: Comparison, folder: Path, rounds: int) -> dict[str, Outcome]:
+    """One row, by engines that hold the model in the row's dtype."""
     if row.kind == "load":
-        return contest.starts()
+        return comparison.starts()
     if row.kind == "prefill":
-        return prefill(contest, prompts_for(folder, 1, LONG_PROMPT), rounds)
-    return decode(contest, prompts_for(folder, row.batch, PROMPT), NEW, rounds)
+        return prefill(comparison, prompts_for(folder, 1, LONG_PROMPT), rounds)
+    return decode(comparison, prompts_for(folder, row.batch, PROMPT), NEW, rounds)
 
 
 def limit_of(row: Row, folder: Path, machine: dict[str, float]) -> Limit | None:
@@ -117,10 +117,10 @@ def run(arguments: Any, folder: Path) -> dict[Row, dict[str, Outcome]]:
     found: dict[Row, dict[str, Outcome]] = {}
     for dtype in dict.fromkeys(row.dtype for row in rows):
         peers = [peer for peer in arguments.peers if peer not in ONCE or dtype == "16bit"]
-        with Contest(peers, folder, dtype, arguments.threads, ROW_SECONDS) as contest:
+        with Comparison(peers, folder, dtype, arguments.threads, ROW_SECONDS) as comparison:
             for row in (row for row in rows if row.dtype == dtype and row != Row("load", "float32")):
                 print(row.title, flush=True)
-                found[row] = measure(row, contest, folder, arguments.rounds)
+                found[row] = measure(row, comparison, folder, arguments.rounds)
     if Row("load", "float32") in rows:
         print(Row("load", "float32").title, flush=True)
         peers = [peer for peer in arguments.peers if peer not in ONCE]

@@ -1,4 +1,4 @@
-"""Another commit of this package as a contender."""
+"""Another commit of this package as an engine."""
 
 from __future__ import annotations
 

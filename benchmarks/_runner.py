@@ -1,4 +1,4 @@
-"""Measuring contenders in turn, and what came of it."""
+"""Measuring engines in turn, and what came of it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Any
 
 from _checkpoints import SHAPES
 from _limits import NOT_MEASURED, Limit, is_possible, share_of
-from _peers import PEERS, Contender, Missing, convert, variants
+from _peers import PEERS, Engine, Missing, convert, variants
 from gptrio import AutoConfig
 
-HOPELESS = 1.5  # of two 16 bit types of a contender, the one that is so much slower in a first round is dropped
+SKIP_RATIO = 1.5  # of two 16 bit types of an engine, the one that is so much slower in a first round is dropped
 ATTEMPTS = 3  # at a figure that can be
 PAUSE = 0.3  # seconds between turns, in which the threads of the last one stop waiting for more
 
-Run = Callable[[Contender], tuple[float, list[list[int]]]]
+Run = Callable[[Engine], tuple[float, list[list[int]]]]
 
 
 @dataclass
 class Outcome:
-    """What a contender did.
+    """What an engine did.
 
     Attributes:
         dtype: it did it in.
@@ -52,19 +52,19 @@ class Outcome:
 
 @dataclass
 class Entry:
-    """A contender in one dtype: how it started, its process, and what it does in the race at hand."""
+    """An engine in one dtype: how it started, its process, and what it does in the measurement at hand."""
 
     peer: str
     start: Outcome
-    contender: Contender | None = None
+    engine: Engine | None = None
     outcome: Outcome = field(default_factory=Outcome)
 
     def begin(self, folder: Path, threads: int) -> None:
         """Start a fresh process, load the model, generate one token; a reason why not is kept."""
         try:
             convert(self.peer, folder, self.start.dtype)
-            self.contender = Contender(self.peer, threads)
-            parts = self.contender.first_token(folder, self.start.dtype)
+            self.engine = Engine(self.peer, threads)
+            parts = self.engine.first_token(folder, self.start.dtype)
         except Missing as error:
             self.end(str(error))
             return
@@ -74,18 +74,18 @@ class Entry:
     def end(self, missing: str = "") -> None:
         """End the process, if there is one; with a reason, it does not come back."""
         self.start.missing = self.outcome.missing = missing or self.start.missing
-        if self.contender:
-            self.contender.close()
-            self.contender = None
+        if self.engine:
+            self.engine.close()
+            self.engine = None
 
     def run(self, run: Run) -> None:
-        """Take a turn; who fails is out of the contest, and a figure that cannot be is measured anew."""
-        if self.contender is None:
+        """Take a turn; who fails is out of the comparison, and a figure that cannot be is measured anew."""
+        if self.engine is None:
             return
         for _ in range(ATTEMPTS):
             time.sleep(PAUSE)
             try:
-                seconds, self.outcome.tokens = run(self.contender)
+                seconds, self.outcome.tokens = run(self.engine)
             except Missing as error:
                 self.end(str(error))
                 return
@@ -97,7 +97,7 @@ class Entry:
             self.outcome.missing = NOT_MEASURED
 
 
-def entrants(peers: Iterable[str], folder: Path, dtype: str) -> list[Entry]:
+def entries_of(peers: Iterable[str], folder: Path, dtype: str) -> list[Entry]:
     """gptrio and its peers in each dtype that they offer of those meant, none of them started."""
     family, found = AutoConfig.from_pretrained(folder).model_type, []
     for peer in ("gptrio", *peers):
@@ -108,36 +108,36 @@ def entrants(peers: Iterable[str], folder: Path, dtype: str) -> list[Entry]:
     return found
 
 
-class Contest:
-    """gptrio and its peers, each with the model of a folder loaded once, for any number of races."""
+class Comparison:
+    """gptrio and its peers, each with the model of a folder loaded once, for any number of measurements."""
 
     def __init__(self, peers: Iterable[str], folder: Path, dtype: str, threads: int, budget: float = math.inf) -> None:
         """Start everyone: fresh processes, import, load, first token."""
         self.budget = budget
-        self.entries = entrants(peers, folder, dtype)
+        self.entries = entries_of(peers, folder, dtype)
         for entry in self.entries:
             if not entry.start.missing:
                 entry.begin(folder, threads)
 
-    def __enter__(self) -> Contest:
+    def __enter__(self) -> Comparison:
         return self
 
     def __exit__(self, *error: object) -> None:
         for entry in self.entries:
             entry.end()
 
-    def race(self, run: Run, rounds: int) -> dict[str, Outcome]:
+    def measure(self, run: Run, rounds: int) -> dict[str, Outcome]:
         """Let all run in turn, round after round; a first round that does not count warms each up.
 
         After two rounds, no other one begins when `budget` seconds are over.
 
         Returns:
-            For each contender what it did, in the faster of its dtypes.
+            For each engine what it did, in the faster of its dtypes.
         """
         for entry in self.entries:
             entry.outcome = Outcome(entry.start.dtype, missing=entry.start.missing)
             entry.run(run)
-        running = promising(self.entries, 2 * HOPELESS)
+        running = without_slow_dtypes(self.entries, 2 * SKIP_RATIO)
         for entry in running:
             entry.outcome.seconds.clear()
         begun = time.monotonic()
@@ -146,10 +146,10 @@ class Contest:
                 break
             for entry in running:
                 entry.run(run)
-            running = promising(running)
+            running = without_slow_dtypes(running)
         for entry in running:
-            if entry.contender:
-                entry.outcome.megabytes = entry.contender.ask("memory")["megabytes"]
+            if entry.engine:
+                entry.outcome.megabytes = entry.engine.ask("memory")["megabytes"]
         return best(running)
 
     def starts(self) -> dict[str, Outcome]:
@@ -157,8 +157,8 @@ class Contest:
         return best_starts(self.entries)
 
 
-def promising(entries: Sequence[Entry], margin: float = HOPELESS) -> list[Entry]:
-    """The entries without those that are `margin` times slower than another one of the same contender."""
+def without_slow_dtypes(entries: Sequence[Entry], margin: float = SKIP_RATIO) -> list[Entry]:
+    """The entries without those that are `margin` times slower than another one of the same engine."""
     fastest = best(entries)
 
     def lags(entry: Entry) -> bool:
@@ -170,7 +170,7 @@ def promising(entries: Sequence[Entry], margin: float = HOPELESS) -> list[Entry]
 
 
 def best(entries: Iterable[Entry]) -> dict[str, Outcome]:
-    """For each contender the outcome of its fastest entry, or why it has none."""
+    """For each engine the outcome of its fastest entry, or why it has none."""
     found: dict[str, Outcome] = {}
     for entry in entries:
         known, new = found.get(entry.peer), entry.outcome
@@ -180,7 +180,7 @@ def best(entries: Iterable[Entry]) -> dict[str, Outcome]:
 
 
 def best_starts(entries: Iterable[Entry]) -> dict[str, Outcome]:
-    """For each contender the faster start among its entries."""
+    """For each engine the faster start among its entries."""
     return best([Entry(entry.peer, entry.start, outcome=entry.start) for entry in entries])
 
 
@@ -207,7 +207,7 @@ def report(outcomes: dict[str, Outcome], limit: Limit, unit: float, name: str) -
     """Rows of a table: dtype, median, ratio to gptrio, share of the limit, tokens that are gptrio's, and memory.
 
     Args:
-        outcomes: of a race.
+        outcomes: of a measurement.
         limit: least time that the machine allows.
         unit: seconds of the unit shown.
         name: of the unit.

@@ -1,4 +1,4 @@
-"""What comes of a race: the best dtype of each contender, ratios, tokens that agree, reasons for gaps."""
+"""What comes of a measurement: the best dtype of each engine, ratios, tokens that agree, reasons for gaps."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from _contest import Entry, Outcome, agreement, best, facts, promising, ratio, report
 from _limits import READING, Limit
 from _peers import Missing, variants
+from _runner import Entry, Outcome, agreement, best, facts, ratio, report, without_slow_dtypes
 from decode import decode
 
 
@@ -35,7 +35,7 @@ def test_each_contender_counts_in_its_faster_dtype():
 
 
 def test_a_dtype_far_behind_its_twin_is_dropped_and_nothing_else():
-    assert promising(ENTRIES) == [ENTRIES[place] for place in (0, 1, 2, 4)]
+    assert without_slow_dtypes(ENTRIES) == [ENTRIES[place] for place in (0, 1, 2, 4)]
 
 
 def test_the_ratio_is_theirs_over_ours():
@@ -84,11 +84,11 @@ def test_what_a_peer_does_not_offer_is_said(peer, family, dtype, reason):
 
 def test_who_has_no_rival_stays_even_where_noise_makes_a_time_negative():
     alone = [entry("gptrio", "int8", -0.1)]
-    assert promising(alone) == alone
+    assert without_slow_dtypes(alone) == alone
 
 
 class Scripted:
-    """A contender whose generations take the seconds that they are told to."""
+    """An engine whose generations take the seconds that they are told to."""
 
     def __init__(self, *seconds: float) -> None:
         self.seconds = list(seconds)
@@ -97,11 +97,11 @@ class Scripted:
         return self.seconds.pop(0), [[1] * new for _ in prompts]
 
 
-def turn(contender: Scripted) -> Outcome:
-    entry = Entry("gptrio", Outcome("int8"), contender, Outcome("int8"))
-    return decode(SimpleNamespace(race=lambda run, rounds: entry.run(run) or {"gptrio": entry.outcome}), [[5]], 4, 1)[
-        "gptrio"
-    ]
+def turn(engine: Scripted) -> Outcome:
+    entry = Entry("gptrio", Outcome("int8"), engine, Outcome("int8"))
+    return decode(
+        SimpleNamespace(measure=lambda run, rounds: entry.run(run) or {"gptrio": entry.outcome}), [[5]], 4, 1
+    )["gptrio"]
 
 
 def test_a_step_is_the_long_generation_less_the_undisturbed_short_one():
