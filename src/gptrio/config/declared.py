@@ -112,7 +112,7 @@ class DeclaredConfig(GenerationKeys):
             value = labels.integer_keys(name, value or {})
         rule = self._rules().get(name)
         if rule is not None:
-            value = rule.taken(value)
+            value = rule.convert(value)
             rule.check(type(self).__name__, name, value)
         super().__setattr__(name, value)
         if name == "id2label":

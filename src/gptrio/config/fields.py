@@ -1,29 +1,55 @@
-"""How a configuration declares a field: its default and the rule that its value must keep."""
+"""How configurations and the options of `generate` declare a field: its default, and the values that it may hold."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from gptrio.errors import ConfigError
 
 LARGEST_COUNT = 2**31 - 1
-LARGEST_WIDTH = 2**24  # a weight of that many inputs, and of any count of outputs, is one that torch can count
+LARGEST_WIDTH = 2**24  # of a weight with that many inputs and any count of outputs, torch can still count the elements
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The numbers that a field may hold: at least `ge`, above `gt`, at most `le`, below `lt`."""
+
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+
+    def hold(self, value: float) -> bool:
+        """Return whether `value` lies inside (a NaN never does)."""
+        return (
+            (self.ge is None or value >= self.ge)
+            and (self.gt is None or value > self.gt)
+            and (self.le is None or value <= self.le)
+            and (self.lt is None or value < self.lt)
+        )
+
+    def __str__(self) -> str:
+        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+        given = [(words[name], bound) for name, bound in vars(self).items() if bound is not None]
+        return " and ".join(f"{word} {bound:.10g}" for word, bound in given)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the value of a field must be, as a test and in words; `whole` takes 2.0 for the integer 2."""
+    """What the value of a field must be, as a test and in words; `whole` converts 2.0 to the integer 2."""
 
     accepts: Callable[[Any], bool]
     expected: str
     whole: bool = False
 
-    def taken(self, value: Any) -> Any:
-        """Return the value as the field keeps it."""
+    def convert(self, value: Any) -> Any:
+        """Return the value as the field stores it."""
         return int(value) if self.whole and isinstance(value, float) and value.is_integer() else value
 
     def check(self, owner: str, name: str, value: object) -> None:
@@ -32,42 +58,38 @@ class Rule:
             raise ConfigError(f"{owner}: {name}={value!r} is not possible; expected {self.expected}")
 
 
-def declare(
+def declare(default: Any, **metadata: Any) -> Any:
+    """Declare a dataclass field: its default and, by name, what else is known of it, such as `rule=Rule(...)`."""
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def ruled(
     default: Any, accepts: Callable[[Any], bool], expected: str, *, optional: bool = False, whole: bool = False
 ) -> Any:
-    """Declare a dataclass field with a rule; `optional` also lets None pass, `whole` an integer as a float."""
+    """Declare a field with a rule; `optional` also accepts None, `whole` an integer as a float."""
     if optional:
-        rule = Rule(lambda value: value is None or accepts(value), f"{expected} or None", whole)
-    else:
-        rule = Rule(accepts, expected, whole)
-    return dataclasses.field(default=default, metadata={"rule": rule})
+        return declare(default, rule=Rule(lambda value: value is None or accepts(value), f"{expected} or None", whole))
+    return declare(default, rule=Rule(accepts, expected, whole))
 
 
 def count(default: int | None, *, least: int = 1, most: int = LARGEST_COUNT, optional: bool = False) -> Any:
     """Declare a size or number of things: an integer from `least` to `most`."""
-    expected = f"an integer >= {least} (at most {most})"
+    bounds = Bounds(ge=least, le=most)
+    return ruled(
+        default, lambda v: has_type(v, int) and bounds.hold(v), f"an integer {bounds}", optional=optional, whole=True
+    )
 
-    def accepts(value: object) -> bool:
-        return isinstance(value, int) and is_integer(value) and least <= value <= most
 
-    return declare(default, accepts, expected, optional=optional, whole=True)
+def number(default: float, **bounds: float) -> Any:
+    """Declare a finite number within `bounds` (see `Bounds`)."""
+    allowed = Bounds(**bounds)
+    return ruled(default, lambda value: is_number(value) and allowed.hold(value), f"a number {allowed}")
 
 
 def probability(default: float) -> Any:
     """Declare a dropout rate: a number from 0 to 1, False for none."""
-    return declare(
-        default, lambda value: isinstance(value, bool) or (is_number(value) and 0 <= value <= 1), "a number from 0 to 1"
-    )
-
-
-def positive(default: float) -> Any:
-    """Declare a number above 0."""
-    return declare(default, lambda value: is_number(value) and value > 0, "a number above 0")
-
-
-def not_negative(default: float) -> Any:
-    """Declare a number of at least 0."""
-    return declare(default, lambda value: is_number(value) and value >= 0, "a number >= 0")
+    allowed = Bounds(ge=0, le=1)
+    return ruled(default, lambda v: isinstance(v, bool) or (is_number(v) and allowed.hold(v)), f"a number {allowed}")
 
 
 def flag(default: bool) -> Any:
@@ -76,37 +98,45 @@ def flag(default: bool) -> Any:
     def accepts(value: object) -> bool:
         return value is None or (isinstance(value, (bool, int, float)) and value in (0, 1))
 
-    return declare(default, accepts, "True or False")
+    return ruled(default, accepts, "True or False")
 
 
 def text(default: str | None, *, optional: bool = False) -> Any:
     """Declare a string."""
-    return declare(default, lambda value: isinstance(value, str), "a string", optional=optional)
+    return ruled(default, lambda value: isinstance(value, str), "a string", optional=optional)
 
 
 def choice(default: str | None, values: Iterable[str], *, optional: bool = False) -> Any:
     """Declare a string out of a few."""
     names = tuple(values)
-    return declare(default, lambda value: value in names, "one of " + ", ".join(map(repr, names)), optional=optional)
+    return ruled(default, lambda value: value in names, "one of " + ", ".join(map(repr, names)), optional=optional)
 
 
 def token_id(default: int | None) -> Any:
     """Declare a token id: an integer, several in a list, or None."""
-
-    def accepts(value: object) -> bool:
-        return all(map(is_integer, value)) if isinstance(value, (list, tuple)) else is_integer(value)
-
-    return declare(default, accepts, "an integer, a list of integers", optional=True, whole=True)
+    accepts = functools.partial(has_type, hint=int | list[int])
+    return ruled(default, accepts, "an integer, a list of integers", optional=True, whole=True)
 
 
-def is_integer(value: object) -> bool:
-    """Tell whether `value` is an integer (True and False are not)."""
-    return isinstance(value, int) and not isinstance(value, bool)
+def has_type(value: object, hint: Any) -> bool:
+    """Return whether a value has the type that an annotation names; an int passes for a float, a bool for neither."""
+    if hint is Any:
+        return True
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(has_type(value, argument) for argument in arguments)
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(has_type(item, arguments[0]) for item in value)
+    if origin is not None:
+        return isinstance(value, origin)
+    if hint in (int, float):
+        return isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
 def is_number(value: object) -> bool:
-    """Tell whether `value` is a finite integer or float (True and False are not)."""
-    return (isinstance(value, float) and math.isfinite(value)) or is_integer(value)
+    """Return whether `value` is a finite integer or float (True and False are not)."""
+    return has_type(value, int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:

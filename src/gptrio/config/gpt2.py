@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.declared import config_class
-from gptrio.config.fields import LARGEST_WIDTH, choice, count, divides, flag, not_negative, probability, text, token_id
+from gptrio.config.fields import LARGEST_WIDTH, choice, count, divides, flag, number, probability, text, token_id
 
 
 @config_class
@@ -56,8 +56,8 @@ class GPT2Config(PretrainedConfig):
     resid_pdrop: float = probability(0.1)
     embd_pdrop: float = probability(0.1)
     attn_pdrop: float = probability(0.1)
-    layer_norm_epsilon: float = not_negative(1e-5)
-    initializer_range: float = not_negative(0.02)
+    layer_norm_epsilon: float = number(1e-5, ge=0)
+    initializer_range: float = number(0.02, ge=0)
     summary_type: str = choice("cls_index", ("last", "first", "mean", "cls_index"))
     summary_use_proj: bool = flag(True)
     summary_activation: str | None = text(None, optional=True)

@@ -13,8 +13,8 @@ from gptrio.config.fields import (
     count,
     divides,
     flag,
-    is_integer,
-    not_negative,
+    has_type,
+    number,
     probability,
     text,
     token_id,
@@ -65,8 +65,8 @@ class GPTNeoConfig(PretrainedConfig):
     embed_dropout: float = probability(0.0)
     attention_dropout: float = probability(0.0)
     classifier_dropout: float = probability(0.1)
-    layer_norm_epsilon: float = not_negative(1e-5)
-    initializer_range: float = not_negative(0.02)
+    layer_norm_epsilon: float = number(1e-5, ge=0)
+    initializer_range: float = number(0.02, ge=0)
     use_cache: bool = flag(True)
     bos_token_id: int | None = token_id(50256)
     eos_token_id: int | Sequence[int] | None = token_id(50256)
@@ -120,7 +120,7 @@ class GPTNeoConfig(PretrainedConfig):
         try:
             for kinds, repeats in attention_types:
                 if (
-                    not is_integer(repeats)
+                    not has_type(repeats, int)
                     or repeats > _MOST_LAYERS
                     or any(kind not in ATTENTION_KINDS for kind in kinds)
                 ):

@@ -10,12 +10,9 @@ from gptrio.config.declared import config_class
 from gptrio.config.fields import (
     LARGEST_WIDTH,
     count,
-    declare,
     divides,
     flag,
-    is_number,
-    not_negative,
-    positive,
+    number,
     probability,
     text,
     token_id,
@@ -61,14 +58,14 @@ class GPTNeoXConfig(PretrainedConfig):
     num_attention_heads: int = count(64)
     intermediate_size: int = count(24576)
     hidden_act: str = text("gelu")
-    rotary_pct: float = declare(0.25, lambda value: is_number(value) and 0 <= value <= 1, "a number from 0 to 1")
-    rotary_emb_base: float = positive(10000)
+    rotary_pct: float = number(0.25, ge=0, le=1)
+    rotary_emb_base: float = number(10000, gt=0)
     attention_dropout: float = probability(0.0)
     hidden_dropout: float = probability(0.0)
     classifier_dropout: float = probability(0.1)
     max_position_embeddings: int = count(2048)
-    initializer_range: float = not_negative(0.02)
-    layer_norm_eps: float = not_negative(1e-5)
+    initializer_range: float = number(0.02, ge=0)
+    layer_norm_eps: float = number(1e-5, ge=0)
     use_cache: bool = flag(True)
     bos_token_id: int | None = token_id(0)
     eos_token_id: int | Sequence[int] | None = token_id(2)

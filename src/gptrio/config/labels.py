@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptrio.config.fields import is_integer
+from gptrio.config.fields import has_type
 from gptrio.errors import ConfigError, warn
 
 _NAMES = {"num_labels", "id2label", "label2id"}
@@ -13,7 +13,7 @@ _NAMES = {"num_labels", "id2label", "label2id"}
 
 def names(count: int) -> dict[int, str]:
     """Return default names for `count` classes."""
-    if not is_integer(count) or count < 1:
+    if not has_type(count, int) or count < 1:
         raise ConfigError(f"num_labels={count!r} is not possible; expected an integer >= 1")
     return {index: f"LABEL_{index}" for index in range(count)}
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptrio.config.fields import Rule, is_integer, is_number
+from gptrio.config.fields import Rule, has_type, is_number
 from gptrio.errors import ConfigError, warn
 
 _SCALE = Rule(lambda value: is_number(value) and value >= 1, "a number >= 1")
 _SHARE = Rule(lambda value: is_number(value) and value >= 0, "a number >= 0")
 _NUMBER = Rule(is_number, "a number")
-_COUNT = Rule(lambda value: is_integer(value) and value >= 1, "an integer >= 1")
+_COUNT = Rule(lambda value: has_type(value, int) and value >= 1, "an integer >= 1")
 _FACTORS = Rule(lambda value: isinstance(value, (list, tuple)) and all(map(is_number, value)), "a list of numbers")
 _SWITCH = Rule(lambda value: isinstance(value, bool), "True or False")
 

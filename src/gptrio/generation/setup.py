@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import DynamicCache, make_cache
+from gptrio.config.fields import has_type
 from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig, ends_of
-from gptrio.generation.options.fields import fits
 from gptrio.generation.options.max_length import context_length, last_column, no_more_positions, positions
 from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
@@ -137,7 +137,7 @@ def _generators(seed: int | Sequence[int] | None, generator: Generators, rows: i
         raise OptionError("seed and generator were both given; pass one of them")
     if isinstance(generator, torch.Generator):
         return generator
-    if seed is not None and not fits(seed, int | list[int]):
+    if seed is not None and not has_type(seed, int | list[int]):
         raise OptionError(f"seed={seed!r} must be an integer, or one for each row")
     for own in [seed] if isinstance(seed, int) else seed or ():
         check_seed(own)

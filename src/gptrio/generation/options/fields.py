@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Union, get_args, get_origin, overload
+from typing import Any, get_origin, overload
 
+from gptrio.config.fields import Bounds, declare, has_type
 from gptrio.errors import OptionError
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """The numbers an option may take: at least `ge`, above `gt`, at most `le`, below `lt`."""
-
-    ge: float | None = None
-    gt: float | None = None
-    le: float | None = None
-    lt: float | None = None
-
-    def hold(self, value: float) -> bool:
-        """Whether `value` lies inside (a NaN never does)."""
-        return (
-            (self.ge is None or value >= self.ge)
-            and (self.gt is None or value > self.gt)
-            and (self.le is None or value <= self.le)
-            and (self.lt is None or value < self.lt)
-        )
-
-    def __str__(self) -> str:
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        given = [(words[name], bound) for name, bound in vars(self).items() if bound is not None]
-        return " and ".join(f"{word} {bound:g}" for word, bound in given)
 
 
 def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: float) -> Any:
@@ -44,30 +20,12 @@ def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: 
         choices: the accepted values besides None (any, when empty).
         **bounds: see `Bounds`.
     """
-    return dataclasses.field(
-        default=default, metadata={"help": help, "choices": choices, "bounds": Bounds(**bounds) if bounds else None}
-    )
-
-
-def fits(value: object, hint: Any) -> bool:
-    """Whether a value has the type that an annotation names; an int passes for a float, a bool for neither."""
-    if hint is Any:
-        return True
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, argument) for argument in arguments)
-    if origin is list:
-        return isinstance(value, (list, tuple)) and all(fits(item, arguments[0]) for item in value)
-    if origin is not None:
-        return isinstance(value, origin)
-    if hint in (int, float):
-        return isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return isinstance(value, hint)
+    return declare(default, help=help, choices=choices, bounds=Bounds(**bounds))
 
 
 def check_option(field: dataclasses.Field[Any], value: object, hint: Any) -> None:
     """Raise OptionError when a value does not suit a declared option."""
-    if not fits(value, hint):
+    if not has_type(value, hint):
         raise OptionError(
             f"{field.name}={value!r} has the wrong type; expected {_readable(hint)}: {field.metadata['help']}"
         )
@@ -76,14 +34,14 @@ def check_option(field: dataclasses.Field[Any], value: object, hint: Any) -> Non
     choices, bounds = field.metadata["choices"], field.metadata["bounds"]
     if choices and value not in choices:
         raise OptionError(f"{field.name}={value!r} is not known; expected one of {list(choices)}")
-    if bounds is not None and isinstance(value, (int, float)) and not bounds.hold(value):
+    if isinstance(value, (int, float)) and not bounds.hold(value):
         raise OptionError(f"{field.name}={value!r} is out of range; expected a number {bounds}")
 
 
 def check_token_ids(name: str, ids: Any) -> list[int]:
     """Return a token id or several as a list; raises OptionError for what is none, or for one past 64 bits."""
     several = list(ids) if isinstance(ids, (list, tuple)) else [ids]
-    if not fits(several, list[int]) or not all(-(1 << 63) <= token < 1 << 63 for token in several):
+    if not has_type(several, list[int]) or not all(-(1 << 63) <= token < 1 << 63 for token in several):
         raise OptionError(f"{name}={ids!r} must be a token id or a list of them")
     return several
 
@@ -103,7 +61,7 @@ def check_number(name: str, value: object, kind: type[float], **bounds: float) -
 def check_number(name: str, value: Any, kind: type[int] | type[float], **bounds: float) -> int | float:
     """Return `value` as an int or float, or raise OptionError naming the argument and the numbers it may take."""
     allowed = Bounds(**bounds)
-    if not fits(value, kind) or not allowed.hold(value):
+    if not has_type(value, kind) or not allowed.hold(value):
         noun = "an integer" if kind is int else "a number"
         raise OptionError(f"{name}={value!r} must be {noun} {allowed}".rstrip())
     return kind(value)

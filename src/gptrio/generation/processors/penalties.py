@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from gptrio.config.fields import has_type
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options.fields import check_number, fits
+from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, one_row_each
 
 
@@ -121,7 +122,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         input_ids_seq_length: int,
     ) -> None:
         pair = tuple(exponential_decay_length_penalty)
-        if len(pair) != 2 or not fits(pair, list[float]):
+        if len(pair) != 2 or not has_type(pair, list[float]):
             raise OptionError(f"exponential_decay_length_penalty={pair!r} must be two numbers: (start, factor)")
         self.regulation_start = pair[0] + input_ids_seq_length
         self.regulation_factor = pair[1]

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from gptrio.config.fields import has_type
 from gptrio.errors import OptionError, TokenIdError
-from gptrio.generation.options.fields import check_number, fits
+from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, one_row_each
 
 
@@ -133,7 +134,7 @@ class SequenceBiasLogitsProcessor(_BiasedSequences):
 
     def __init__(self, sequence_bias: Mapping[tuple[int, ...], float] | Sequence[Sequence[Any]]) -> None:
         pairs = list(sequence_bias.items() if isinstance(sequence_bias, Mapping) else sequence_bias)
-        if any(not fits(pair, list[Any]) or len(pair) != 2 or not fits(pair[1], float) for pair in pairs):
+        if any(not has_type(pair, list[Any]) or len(pair) != 2 or not has_type(pair[1], float) for pair in pairs):
             raise OptionError(f"sequence_bias={sequence_bias!r} must be {{(ids): bias}} or [[[ids], bias], ...]")
         sequences = _checked([ids for ids, _ in pairs], "sequence_bias")
         super().__init__(dict(zip(sequences, (float(bias) for _, bias in pairs), strict=True)))
@@ -164,7 +165,7 @@ class NoBadWordsLogitsProcessor(_BiasedSequences):
 
 def _checked(sequences: Sequence[Sequence[int]], name: str) -> list[tuple[int, ...]]:
     """Return sequences of token ids as tuples, or raise OptionError."""
-    usable = fits(sequences, list[list[int]]) and sequences
+    usable = has_type(sequences, list[list[int]]) and sequences
     if not usable or any(len(ids) == 0 or min(ids) < 0 for ids in sequences):
         raise OptionError(
             f"{name} holds the sequences {sequences!r}; expected lists of token ids, one at least, none empty"

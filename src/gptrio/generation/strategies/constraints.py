@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 
+from gptrio.config.fields import has_type
 from gptrio.errors import OptionError
-from gptrio.generation.options.fields import fits
 
 _MOST_STEPS = 10_000
 
@@ -275,6 +275,6 @@ def _are_token_ids(ids: list[int]) -> bool:
 
 
 def _token(token_id: int) -> int:
-    if not fits(token_id, int):
+    if not has_type(token_id, int):
         raise TypeError(f"token_id={token_id!r} is a {type(token_id).__name__}; expected an int")
     return token_id
