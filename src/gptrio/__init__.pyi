@@ -5,7 +5,7 @@ from gptrio.config import GPT2Config as GPT2Config
 from gptrio.config import GPTNeoConfig as GPTNeoConfig
 from gptrio.config import GPTNeoXConfig as GPTNeoXConfig
 from gptrio.config import PretrainedConfig as PretrainedConfig
-from gptrio.config.base import CONFIG_NAME as CONFIG_NAME
+from gptrio.config.serialization import CONFIG_NAME as CONFIG_NAME
 from gptrio.errors import CheckpointError as CheckpointError
 from gptrio.errors import CheckpointFormatError as CheckpointFormatError
 from gptrio.errors import CheckpointNotFoundError as CheckpointNotFoundError

@@ -22,15 +22,18 @@ from gptrio.errors import (
     CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
+    GptrioError,
     HubUnreachableError,
     OptionError,
     UnsafeCheckpointError,
+    UnsupportedError,
     warn,
 )
 
 _PACKAGED_PREFIX = "gptrio/"
 _COMMIT = re.compile("[0-9a-f]{40}")
 _ASSETS = Path(__file__).parent / "assets"
+_MOST_NESTED = 50  # levels of a JSON file
 _TIME_LIMIT = 5.0  # seconds that the hub has to say whether a file is there
 _warned_of: set[str] = set()  # repositories whose cached files are used without the hub
 
@@ -63,7 +66,9 @@ class HubOptions:
 
         Raises:
             OptionError: both are given.
+            UnsupportedError: `trust_remote_code=True`.
         """
+        refuse_remote_code(kwargs)
         kwargs["token"] = pop_token(kwargs)
         found = {field.name: kwargs.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in found.items() if value is not None})
@@ -87,6 +92,15 @@ class HubOptions:
     def locate(self, name_or_path: str | os.PathLike[str], filename: str) -> Path:
         """Return the path of a file that a model must have (see `locate_file`)."""
         return cast(Path, locate_file(name_or_path, filename, **self.as_kwargs()))  # None only if not required
+
+
+def refuse_remote_code(kwargs: MutableMapping[str, Any]) -> None:
+    """Take `trust_remote_code` out of `kwargs`; raises UnsupportedError if it is true."""
+    if kwargs.pop("trust_remote_code", None):
+        raise UnsupportedError(
+            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out, and add "
+            "a family of your own with AutoConfig.register"
+        )
 
 
 def pop_token(kwargs: MutableMapping[str, Any]) -> str | bool | None:
@@ -159,31 +173,39 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     raise CheckpointNotFoundError(f"no packaged model {name!r}; there are: {', '.join(packaged) or 'none'}")
 
 
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON object that a file holds; raises CheckpointFormatError if it holds anything else."""
+def read_json(path: str | os.PathLike[str], error_class: type[GptrioError] = CheckpointFormatError) -> dict[str, Any]:
+    """Return the JSON object that a file holds.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointFormatError, or `error_class`: it holds anything else, or one nested more than 50 levels deep.
+    """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(f"no file {os.fspath(path)}") from error
     except (ValueError, RecursionError) as error:  # covers JSON and UTF-8
-        raise CheckpointFormatError(f"{os.fspath(path)} is not valid JSON: {error}") from error
+        raise error_class(f"{os.fspath(path)} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise CheckpointFormatError(f"{os.fspath(path)} holds a {type(content).__name__}; expected a JSON object")
-    if is_nested_deeper(content, MOST_NESTED):
-        raise CheckpointFormatError(f"{os.fspath(path)} is nested more than {MOST_NESTED} deep, as no checkpoint is")
+        raise error_class(f"{os.fspath(path)} holds a {type(content).__name__}; expected a JSON object")
+    if _is_nested_deeper(content, _MOST_NESTED):
+        raise error_class(f"{os.fspath(path)} is nested more than {_MOST_NESTED} deep, as no checkpoint is")
     return content
 
 
-MOST_NESTED = 50  # levels of a settings file
-
-
-def is_nested_deeper(content: Any, levels: int) -> bool:
-    """Whether objects and lists stand in each other more than so many levels deep."""
+def _is_nested_deeper(content: Any, levels: int) -> bool:
+    """Return whether objects and lists stand in each other more than so many levels deep."""
     nodes = [content]
     for _ in range(levels + 1):
         inner = (node.values() if isinstance(node, dict) else node for node in nodes if isinstance(node, (dict, list)))
         nodes = [child for children in inner for child in children]
     return bool(nodes)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file, all of it or nothing: an old file stays until the new one is complete."""
+    with replace_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager

@@ -1,27 +1,35 @@
-"""The configuration class that all families derive from: declared fields, and the files that hold them."""
+"""The configuration class that all families derive from: its fields, their names and aliases, and their validation."""
 
 from __future__ import annotations
 
-import json
+import functools
+import inspect
 import os
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from gptrio.config.declared import DeclaredConfig
-from gptrio.errors import CheckpointError, ConfigError, UnsupportedError, warn
-from gptrio.hub import HubOptions, commit_of, read_json, replace_file
-from gptrio.uploads import Pushable, Upload
+from gptrio.config import labels
+from gptrio.config.fields import Rule, choice, default_of, flag, token_id
+from gptrio.config.serialization import SerializableConfig
+from gptrio.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
 
 Config = TypeVar("Config", bound="PretrainedConfig")
 
-PathLike = str | os.PathLike[str]
-CONFIG_NAME = "config.json"
 _SWITCHES = dict.fromkeys(("true", "1", "y", "yes"), True) | dict.fromkeys(("false", "0", "n", "no"), False)
+ATTENTION_BACKENDS = ("eager", "sdpa", "flash_attention_2")
+_BACKEND = Rule(lambda value: value in (None, *ATTENTION_BACKENDS), f"one of {', '.join(ATTENTION_BACKENDS)} or None")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+_DTYPES = {name: name for name in ("float32", "float16", "bfloat16", "float64")}
+_DTYPES |= {"float": "float32", "half": "float16", "double": "float64"}
+_ALWAYS_IN_FILES = ("model_type", "transformers_version")
 
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
-class PretrainedConfig(DeclaredConfig, Pushable):
+class PretrainedConfig(SerializableConfig):
     """What a checkpoint says about its model; the families add their own fields.
 
     Every field is also an attribute under each of its aliases (`attribute_map`). Keys that no field claims are kept as
@@ -49,56 +57,163 @@ class PretrainedConfig(DeclaredConfig, Pushable):
     """
 
     sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}  # these families hold no configurations
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    has_no_defaults_at_init: ClassVar[bool] = False  # of a subclass whose constructor has arguments without default
+    positional_fields: ClassVar[tuple[str, ...]] = ()
+    __signature__: ClassVar[inspect.Signature]
 
-    @overload
-    @classmethod
-    def from_pretrained(
-        cls: type[Config],
-        pretrained_model_name_or_path: PathLike,
-        *,
-        return_unused_kwargs: Literal[False] = ...,
-        **kwargs: Any,
-    ) -> Config: ...
-    @overload
-    @classmethod
-    def from_pretrained(
-        cls: type[Config],
-        pretrained_model_name_or_path: PathLike,
-        *,
-        return_unused_kwargs: Literal[True],
-        **kwargs: Any,
-    ) -> tuple[Config, dict[str, Any]]: ...
-    @classmethod
-    def from_pretrained(
-        cls: type[Config], pretrained_model_name_or_path: PathLike, *, return_unused_kwargs: bool = False, **kwargs: Any
-    ) -> Config | tuple[Config, dict[str, Any]]:
-        """Read `config.json` of a folder, a packaged model or a hub repository.
+    return_dict: bool = flag(True)
+    output_hidden_states: bool = flag(False)
+    output_attentions: bool = flag(False)
+    torchscript: bool = flag(False)
+    pruned_heads: dict[int, list[int]] = field(default_factory=dict)
+    tie_word_embeddings: bool = flag(True)
+    chunk_size_feed_forward: int = 0
+    is_encoder_decoder: bool = flag(False)
+    is_decoder: bool = flag(False)
+    cross_attention_hidden_size: int | None = None
+    add_cross_attention: bool = flag(False)
+    tie_encoder_decoder: bool = flag(False)
+    architectures: list[str] | None = None
+    finetuning_task: str | None = None
+    id2label: dict[int, str] = field(default_factory=dict)
+    label2id: dict[str, int] = field(default_factory=dict)
+    task_specific_params: dict[str, Any] | None = None
+    problem_type: str | None = choice(None, PROBLEM_TYPES, optional=True)
+    tokenizer_class: str | None = None
+    prefix: str | None = None
+    bos_token_id: int | None = token_id(None)
+    pad_token_id: int | None = token_id(None)
+    eos_token_id: int | Sequence[int] | None = token_id(None)
+    sep_token_id: int | None = token_id(None)
+    decoder_start_token_id: int | None = token_id(None)
 
-        Args:
-            pretrained_model_name_or_path: folder, name or id; or a JSON file itself.
-            return_unused_kwargs: also return the keywords that are no configuration attributes.
-            kwargs: lookup options (see `gptrio.hub.HubOptions`) and overrides of values.
+    def __init__(self, /, *args: Any, **kwargs: Any) -> None:
+        """Set every field from the arguments or its default, keep unknown keywords, and validate."""
+        given = labels.reconcile(self._bind(args, kwargs))
+        self._dtype_name: str | None = None
+        self._attn_implementation: str | None = given.pop("_attn_implementation", None)
+        self._name_or_path = str(given.pop("_name_or_path", None) or "")
+        self._commit_hash: str | None = given.pop("_commit_hash", None)  # of the hub repository it was read from
+        self.transformers_version: str | None = None
+        for row in fields(self):
+            setattr(self, row.name, given.pop(row.name) if row.name in given else default_of(row))
+        for name, value in given.items():
+            if self._is_reserved(name):
+                raise ConfigError(f"{type(self).__name__}: no key can be named {name!r}, which the class uses itself")
+            setattr(self, name, value)
+        self.validate()
 
-        Raises:
-            CheckpointNotFoundError, CheckpointFormatError: there is no such file, or it is not a JSON object.
-            ConfigError: a value is impossible, or the file is of another family.
-        """
-        values, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        config, unused = cls.from_dict(values, return_unused_kwargs=True, **kwargs)
-        config.name_or_path = pretrained_model_name_or_path
-        return (config, unused) if return_unused_kwargs else config
+    def validate(self) -> None:
+        """Check every field against its rule, and fields against each other; raises ConfigError."""
+        for name, rule in self._rules().items():
+            rule.check(type(self).__name__, name, getattr(self, name))
+        _BACKEND.check(type(self).__name__, "attn_implementation", self._attn_implementation)
 
     @classmethod
-    def get_config_dict(
-        cls, pretrained_model_name_or_path: PathLike, **kwargs: Any
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the content of `config.json` and the keywords that are not lookup options."""
-        refuse_remote_code(kwargs)
-        options = HubOptions.pop_from(kwargs)
-        path = Path(pretrained_model_name_or_path)
-        if not path.is_file():
-            path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
-        return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
+    @functools.cache
+    def _rules(cls) -> dict[str, Rule]:
+        """Rules of the fields, by name."""
+        return {row.name: row.metadata["rule"] for row in fields(cls) if "rule" in row.metadata}
+
+    # Names and aliases
+
+    def __getattr__(self, name: str) -> Any:
+        """Look an alias up under its canonical name (called only for names that are not set)."""
+        canonical = type(self).attribute_map.get(name)
+        if canonical is None:
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}")
+        return getattr(self, canonical)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set a field under its canonical name; `id2label` brings `label2id` along."""
+        name = type(self).attribute_map.get(name, name)
+        if name in ("id2label", "pruned_heads"):
+            value = labels.integer_keys(name, value or {})
+        rule = self._rules().get(name)
+        if rule is not None:
+            value = rule.convert(value)
+            rule.check(type(self).__name__, name, value)
+        super().__setattr__(name, value)
+        if name == "id2label":
+            super().__setattr__("label2id", labels.inverse(value))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Type of the weights as a `torch.dtype` (reading it loads torch; `dtype_name` does not)."""
+        if self._dtype_name is None:
+            return None
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self._dtype_name)
+        return dtype
+
+    @dtype.setter
+    def dtype(self, value: str | torch.dtype | None) -> None:
+        name = None if value is None else _DTYPES.get(str(value).removeprefix("torch."))
+        if value is not None and name is None:
+            accepted = ", ".join(_DTYPES)
+            raise ConfigError(f"{type(self).__name__}: dtype={value!r} is not possible; expected one of {accepted}")
+        self._dtype_name = name
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """Older name of `dtype`."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: str | torch.dtype | None) -> None:
+        self.dtype = value
+
+    @property
+    def dtype_name(self) -> str | None:
+        """Type of the weights as a name such as "bfloat16"."""
+        return self._dtype_name
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, the length of `id2label`; setting it names them anew if it differs."""
+        return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, value: int) -> None:
+        if value != self.num_labels:
+            self.id2label = labels.names(value)
+
+    @property
+    def name_or_path(self) -> str:
+        """Where the configuration came from."""
+        return self._name_or_path
+
+    @name_or_path.setter
+    def name_or_path(self, value: str | os.PathLike[str]) -> None:
+        self._name_or_path = os.fspath(value)
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether forward returns a `ModelOutput`: asked for, and not tracing."""
+        return self.return_dict and not self.torchscript
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:
+        """Return the configuration of the text model: this one."""
+        return self
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return what `config.json` holds: the family's fields, and of the common ones those that were changed."""
+        common = PretrainedConfig().to_dict()
+        family = common if self.has_no_defaults_at_init else type(self)().to_dict()
+        return {
+            name: value
+            for name, value in self.to_dict().items()
+            if name != "_name_or_path"
+            and (name not in common or name in _ALWAYS_IN_FILES or not value == common[name] == family.get(name))
+        }
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Set attributes from a dictionary, then validate."""
+        for name, value in config_dict.items():
+            setattr(self, name, value)
+        self.validate()
 
     def update_from_string(self, update_str: str) -> None:
         """Set fields from text such as "n_embd=10,resid_pdrop=0.2,scale_attn_weights=false", in the types they have.
@@ -114,47 +229,40 @@ class PretrainedConfig(DeclaredConfig, Pushable):
             values[name] = _value_like(getattr(self, name), name, text)
         self.update(values)
 
+    def __eq__(self, other: object) -> bool:
+        """Equal when of one class and of equal values, wherever they came from."""
+        if not isinstance(other, PretrainedConfig):
+            return NotImplemented
+        origin = {"_name_or_path": "", "transformers_version": ""}
+        mine, theirs = self.to_dict() | origin, other.to_dict() | origin
+        return type(self) is type(other) and mine == theirs
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the attributes."""
+        return iter(vars(self))
+
+    # Arguments
+
+    def _is_attribute(self, name: str) -> bool:
+        return hasattr(self, name) and not self._is_reserved(name)
+
     @classmethod
-    def from_json_file(cls: type[Config], json_file: PathLike) -> Config:
-        """Read a JSON file written by `to_json_file`."""
-        return cls.from_dict(read_json(json_file))
+    def _is_reserved(cls, name: str) -> bool:
+        attribute = getattr(cls, name, None)
+        if isinstance(attribute, property):
+            return attribute.fset is None
+        return callable(attribute) or hasattr(PretrainedConfig, name) or name.startswith("__") or name == "_dtype_name"
 
-    def to_json_file(self, json_file_path: PathLike, use_diff: bool = True) -> None:
-        """Write the configuration as JSON; an old file stays until the new one is complete."""
-        with replace_file(json_file_path) as temporary:
-            temporary.write_text(self.to_json_string(use_diff), encoding="utf-8")
-
-    def save_pretrained(self, save_directory: PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write `config.json` into a folder, made if need be, and push the folder to the hub if asked to.
-
-        Args:
-            save_directory: the folder.
-            push_to_hub: push what is new in it, to the repository `repo_id` or one named like the folder.
-            kwargs: `repo_id`, and options of `push_to_hub`.
-        """
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; expected a folder to save {CONFIG_NAME} into")
-        if misplaced := self._get_non_default_generation_parameters():
-            given = ", ".join(f"{name}={value!r}" for name, value in misplaced.items())
-            warn(f"{given} in {CONFIG_NAME} are options of generate; they belong on a GenerationConfig, or in its file")
-        folder.mkdir(parents=True, exist_ok=True)
-        upload = Upload.of_save(folder, kwargs) if push_to_hub else None
-        self.to_json_file(folder / CONFIG_NAME)
-        if upload is not None:
-            upload.finish(self, **kwargs)
-
-    def to_json_string(self, use_diff: bool = True) -> str:
-        """Return the configuration as JSON text: what `config.json` holds, or with `use_diff=False` every attribute."""
-        content = self.to_diff_dict() if use_diff else self.to_dict()
-        try:
-            return json.dumps(content, indent=2, sort_keys=True) + "\n"
-        except TypeError as error:
-            raise ConfigError(f"{type(self).__name__} holds a value that JSON cannot: {error}") from error
-
-    def __repr__(self) -> str:
-        """Class name and `config.json`."""
-        return f"{type(self).__name__} {json.dumps(self.to_diff_dict(), indent=2, sort_keys=True, default=repr)}\n"
+    @classmethod
+    def _bind(cls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        if len(args) > len(cls.positional_fields):
+            limit = len(cls.positional_fields)
+            raise TypeError(f"{cls.__name__} takes at most {limit} arguments by position, got {len(args)}")
+        by_position = dict(zip(cls.positional_fields, args, strict=False))
+        given = cls._canonical(kwargs)
+        if twice := by_position.keys() & given.keys():
+            raise TypeError(f"{cls.__name__} got {sorted(twice)} both by position and by keyword")
+        return by_position | given
 
 
 def _value_like(old: object, name: str, text: str) -> bool | int | float | str:
@@ -172,10 +280,19 @@ def _value_like(old: object, name: str, text: str) -> bool | int | float | str:
     raise ConfigError(f"{name} holds a {type(old).__name__}, which text cannot set; assign the field itself")
 
 
-def refuse_remote_code(kwargs: dict[str, Any]) -> None:
-    """Take `trust_remote_code` out of `kwargs`; raises UnsupportedError if it is true."""
-    if kwargs.pop("trust_remote_code", None):
-        raise UnsupportedError(
-            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out, and add "
-            "a family of your own with AutoConfig.register"
-        )
+def config_class(cls: type[Config]) -> type[Config]:
+    """Make a configuration class a dataclass over the base's constructor, and show its fields in `help`.
+
+    Fields of a family may be given by position, in the order of their declaration; those of the base may not.
+    """
+    cls = dataclass(init=False, eq=False, repr=False)(cls)
+    rows = {row.name: row for row in fields(cls)}
+    own = [name for name in inspect.get_annotations(cls) if name in rows]
+    cls.positional_fields = tuple(dict.fromkeys([*cls.positional_fields, *own]))
+    parameters = []
+    for name in dict.fromkeys([*cls.positional_fields, *rows]):
+        positional = name in cls.positional_fields
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if positional else inspect.Parameter.KEYWORD_ONLY
+        parameters.append(inspect.Parameter(name, kind, default=default_of(rows[name])))
+    cls.__signature__ = inspect.Signature([*parameters, inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)])
+    return cls

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Any, ClassVar
 
-from gptrio.config.base import PretrainedConfig
-from gptrio.config.declared import config_class
+from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import (
     LARGEST_WIDTH,
     count,

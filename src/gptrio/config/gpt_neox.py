@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from gptrio.config.base import PretrainedConfig
-from gptrio.config.declared import config_class
+from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import (
     LARGEST_WIDTH,
     count,

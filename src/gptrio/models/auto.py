@@ -8,9 +8,8 @@ from typing import Any, ClassVar, cast
 
 from gptrio.config import AutoConfig, PretrainedConfig
 from gptrio.config.auto import as_own_config
-from gptrio.config.base import refuse_remote_code
 from gptrio.errors import ConfigError, OptionError, UnsupportedError
-from gptrio.hub import HubOptions
+from gptrio.hub import HubOptions, refuse_remote_code
 from gptrio.models.base.adapters import load_with_adapter
 from gptrio.models.base.pretrained import PreTrainedModel
 
@@ -73,7 +72,6 @@ class _AutoModel:
         Raises:
             UnsupportedError: a family that gptrio does not have, or `trust_remote_code=True`.
         """
-        refuse_remote_code(kwargs)
         return load_with_adapter(
             lambda name: cls._load(name, model_args, kwargs), pretrained_model_name_or_path, kwargs
         )

@@ -9,9 +9,10 @@ from gptrio.errors import CheckpointNotFoundError, TokenizationError, Unsupporte
 from gptrio.hub import HubOptions
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
-from gptrio.tokenization.files import GENERIC_CLASSES, TOKENIZER_CONFIG_FILE, read_object, refuse_remote_code
+from gptrio.tokenization.files import GENERIC_CLASSES, TOKENIZER_CONFIG_FILE
 from gptrio.tokenization.gpt2 import GPT2Tokenizer, GPT2TokenizerFast
 from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast
+from gptrio.tokenization.vocabulary import read_object
 
 TokenizerClass = type[PreTrainedTokenizerBase]
 
@@ -53,7 +54,6 @@ class AutoTokenizer:
         Raises:
             UnsupportedError: a class or family that gptrio does not have, or `trust_remote_code=True`.
         """
-        refuse_remote_code(kwargs)
         if tokenizer_type is None:
             pair, hub = _named_classes(pretrained_model_name_or_path, config, HubOptions.pop_from(dict(kwargs)))
             kwargs["revision"] = hub.revision  # the class's own files are those of the same commit

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -128,14 +127,6 @@ class EncodingMixin(SpecialTokensMixin):
                 "too long",
                 f"the text has {length} tokens, the model takes {self.model_max_length}; cut it with truncation=True",
             )
-
-
-def _levels_to_caller() -> int:
-    """How many frames lie between a warning and the code that called this package."""
-    level, frame = 0, sys._getframe(1)
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("gptrio."):
-        level, frame = level + 1, frame.f_back
-    return level + 1
 
 
 def as_pair(item: Any, is_split_into_words: bool) -> Sample:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from tokenizers import AddedToken, Encoding, Tokenizer
 
 from gptrio.errors import TokenizationError, UnknownArgumentError
+from gptrio.hub import write_text
 from gptrio.tokenization.backend import build_backend, set_lengths, set_prefix_space, take_backend_settings
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
@@ -18,7 +19,7 @@ from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy, unknown_arguments
 from gptrio.tokenization.special_tokens import Token
-from gptrio.tokenization.vocabulary import TOKENIZER_FILE, joined_path, write_text
+from gptrio.tokenization.vocabulary import TOKENIZER_FILE, joined_path
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError, warn
-from gptrio.hub import MOST_NESTED, HubOptions, is_nested_deeper, local_folder
+from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
+from gptrio.hub import HubOptions, local_folder, write_text
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.vocabulary import (
     ADDED_TOKENS_FILE,
     TOKENIZER_FILE,
     joined_path,
-    read_json,
+    read_object,
     write_json,
-    write_text,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +33,6 @@ GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 _IGNORED = (
     "resume_download",
     "proxies",
-    "trust_remote_code",
     "code_revision",
     "_from_auto",
     "_from_pipeline",
@@ -57,20 +55,9 @@ AnyTokenizer = TypeVar("AnyTokenizer", bound="PreTrainedTokenizerBase")
 PathLike = str | os.PathLike[str]
 
 
-def refuse_remote_code(kwargs: Mapping[str, Any]) -> None:
-    """Raise if a caller asks for a checkpoint's code to be run."""
-    if kwargs.get("trust_remote_code"):
-        raise UnsupportedError(
-            "trust_remote_code=True: gptrio never runs code from a checkpoint; leave the argument out"
-        )
-
-
 def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict[str, Any]) -> AnyTokenizer:
     """Build a tokenizer of class `cls` from its files; `kwargs` go before what these say."""
-    refuse_remote_code(kwargs)
     kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
-    if "use_auth_token" in kwargs:  # never to be written to a configuration
-        kwargs.setdefault("token", kwargs.pop("use_auth_token"))
     hub = HubOptions.pop_from(kwargs)
     config_path = hub.find(name_or_path, TOKENIZER_CONFIG_FILE)
     hub = hub if config_path is None else hub.pinned_to(config_path)
@@ -111,16 +98,6 @@ def _take_extra_special_tokens(settings: dict[str, Any]) -> None:
 def _find_path(hub: HubOptions, name_or_path: PathLike, file: str) -> str | None:
     path = hub.find(name_or_path, file)
     return None if path is None else os.fspath(path)
-
-
-def read_object(path: PathLike | None) -> dict[str, Any]:
-    """Content of a JSON object's file; nothing when there is no file."""
-    content = {} if path is None else read_json(path)
-    if not isinstance(content, dict):
-        raise TokenizationError(f"{path}: expected a JSON object, found {type(content).__name__}")
-    if is_nested_deeper(content, MOST_NESTED):
-        raise TokenizationError(f"{path} is nested more than {MOST_NESTED} deep, as no tokenizer's file is")
-    return content
 
 
 def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:

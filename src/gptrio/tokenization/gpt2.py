@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from tokenizers.processors import TemplateProcessing
 
 from gptrio.errors import TokenizationError
+from gptrio.hub import write_text
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import WORD_PATTERN, ByteLevelBPE, byte_alphabet, from_alphabet
 from gptrio.tokenization.encoding import Sample
@@ -16,7 +17,7 @@ from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions
 from gptrio.tokenization.slow import PreTrainedTokenizer
 from gptrio.tokenization.special_tokens import AddedToken, Token
-from gptrio.tokenization.vocabulary import joined_path, read_model, write_json, write_text
+from gptrio.tokenization.vocabulary import joined_path, read_model, write_json
 
 _END_OF_TEXT = "<|endoftext|>"
 VOCAB_FILES_NAMES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gptrio.errors import CheckpointNotFoundError, TokenizationError
+from gptrio.hub import read_json, write_text
 from gptrio.tokenization.bpe import Pair
 
 PathLike = str | os.PathLike[str]
@@ -18,7 +19,7 @@ ADDED_TOKENS_FILE = "added_tokens.json"
 
 def read_vocab(path: PathLike) -> dict[str, int]:
     """Read a `vocab.json`: an object of token to id."""
-    return _check_vocab(read_json(path), path)
+    return _check_vocab(read_object(path), path)
 
 
 def _check_vocab(vocab: Any, path: PathLike) -> dict[str, int]:
@@ -51,13 +52,9 @@ def _parse_merges(lines: Iterable[Any], path: PathLike) -> list[Pair]:
     return merges
 
 
-def read_json(path: PathLike) -> Any:
-    """Read a JSON file, naming it when it is none."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except (ValueError, RecursionError) as error:  # also covers text that is not UTF-8
-        raise TokenizationError(f"{path} is not valid JSON: {error}") from error
+def read_object(path: PathLike | None) -> dict[str, Any]:
+    """Content of a JSON object's file; nothing when there is no file; raises TokenizationError."""
+    return {} if path is None else read_json(path, TokenizationError)
 
 
 def read_byte_level_model(path: PathLike) -> tuple[dict[str, int], list[Pair]]:
@@ -66,7 +63,7 @@ def read_byte_level_model(path: PathLike) -> tuple[dict[str, int], list[Pair]]:
     Raises:
         TokenizationError: it is not plain byte-level BPE, so that the tokenizer in Python would give other ids.
     """
-    data = read_json(path)
+    data = read_object(path)
     model, splitter = data.get("model") or {}, data.get("pre_tokenizer") or {}
     plain = (
         model.get("type", "BPE") == "BPE" and splitter.get("type") == "ByteLevel" and splitter.get("use_regex", True)
@@ -101,19 +98,6 @@ def read_model(
 def joined_path(folder: PathLike, filename_prefix: str | None, name: str) -> str:
     """Path of a file in a folder, with an optional prefix and a dash before its name."""
     return os.path.join(folder, f"{filename_prefix}-{name}" if filename_prefix else name)
-
-
-def write_text(path: PathLike, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = f"{os.fspath(path)}.tmp"
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
 
 
 def write_json(path: PathLike, data: Any) -> None:

@@ -70,7 +70,7 @@ def test_words_are_cut_as_gpt2_cuts_them():
 @pytest.mark.parametrize(
     ("vocab", "merges", "message"),
     [
-        ("[1]", "a b\n", "JSON object of tokens"),
+        ("[1]", "a b\n", "holds a list; expected a JSON object"),
         ('{"a": -1}', "a b\n", "non-negative"),
         ('{"a": true}', "a b\n", "non-negative"),
         ('{"a": 1, "b": 1}', "a b\n", "share one id"),

@@ -17,6 +17,7 @@ from gptrio import (
     GPT2TokenizerFast,
     GPTNeoXTokenizerFast,
     GptrioWarning,
+    OptionError,
     PreTrainedTokenizerFast,
     TokenizationError,
     UnsupportedError,
@@ -119,10 +120,16 @@ def test_arguments_go_before_the_files(gpt2, tmp_path):
     assert again.encode("a") == gpt2.encode(" a") and (again.model_max_length, again.pad_token) == (9, "<|endoftext|>")
 
 
-def test_a_token_for_the_hub_is_never_written(gpt2_folder, tmp_path):
-    made = GPT2Tokenizer.from_pretrained(gpt2_folder, token="secret", use_auth_token="secret", revision="main")
+@pytest.mark.parametrize("name", ["token", "use_auth_token"])
+def test_a_token_for_the_hub_is_never_written(gpt2_folder, tmp_path, name):
+    made = GPT2Tokenizer.from_pretrained(gpt2_folder, revision="main", **{name: "secret"})
     made.save_pretrained(tmp_path)
     assert all("secret" not in path.read_text() for path in tmp_path.iterdir())
+
+
+def test_two_names_of_the_token_for_the_hub_are_refused(gpt2_folder):
+    with pytest.raises(OptionError, match="token and use_auth_token are both given"):
+        GPT2Tokenizer.from_pretrained(gpt2_folder, token="secret", use_auth_token="secret")
 
 
 def test_another_class_warns(fast, tmp_path):
@@ -163,7 +170,7 @@ def test_failed_saves_leave_nothing_half_written(gpt2, tmp_path, monkeypatch):
         ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "expected added tokens by id"),
         ("tokenizer_config.json", '{"added_tokens_decoder": []}', "expected added tokens by id"),
         ("tokenizer_config.json", '{"model_max_length": "many"}', "model_max_length is 'many'"),
-        ("special_tokens_map.json", "[]", "expected a JSON object, found list"),
+        ("special_tokens_map.json", "[]", "holds a list; expected a JSON object"),
         ("tokenizer.json", '{"version": "1.0"}', "cannot build a tokenizer"),
         ("special_tokens_map.json", "nonsense", "not valid JSON"),
     ],

@@ -10,13 +10,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints, overload
 
-from gptrio.config.declared import FORMAT_VERSION
+from gptrio.config.serialization import FORMAT_VERSION
 from gptrio.errors import CheckpointError, OptionError, warn
 from gptrio.generation.options.fields import check_option, unknown_option
 from gptrio.generation.options.schema import GenerationMode, GenerationOptions
 from gptrio.generation.options.validation import check_conflicts, ignored_options
 from gptrio.generation.options.values import json_text, jsonable, plain_value, with_dtype_names
-from gptrio.hub import HubOptions, commit_of, locate_file, read_json, replace_file
+from gptrio.hub import HubOptions, commit_of, locate_file, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 
 if TYPE_CHECKING:
@@ -152,8 +152,7 @@ class GenerationConfig(GenerationOptions, Pushable):
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the options to a JSON file, all of it or nothing."""
-        with replace_file(json_file_path) as partial:
-            partial.write_text(self.to_json_string(use_diff), encoding="utf-8")
+        write_text(json_file_path, self.to_json_string(use_diff))
 
     @overload
     @classmethod

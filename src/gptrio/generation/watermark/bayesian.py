@@ -12,8 +12,7 @@ from torch import nn
 from gptrio.checkpoint.load import load_into
 from gptrio.checkpoint.read import open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
-from gptrio.config.base import PretrainedConfig
-from gptrio.config.declared import config_class
+from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.errors import CheckpointFormatError, ConfigError
 from gptrio.generation.watermark.synthid import SynthIDTextWatermarkLogitsProcessor
 from gptrio.hub import HubOptions

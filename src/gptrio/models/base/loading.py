@@ -19,7 +19,7 @@ from gptrio.checkpoint.load import LoadReport, load_into
 from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
-from gptrio.config.base import CONFIG_NAME, refuse_remote_code
+from gptrio.config.serialization import CONFIG_NAME
 from gptrio.errors import ConfigError, OptionError
 from gptrio.generation.options.config import CONFIG_FILE as GENERATION_CONFIG_NAME
 from gptrio.generation.options.config import GenerationConfig
@@ -93,7 +93,6 @@ def load_model(
         OptionError: an argument that is none of these and no configuration key.
         UnsupportedError: an argument of Transformers that asks for what gptrio does not have.
     """
-    refuse_remote_code(kwargs)
     options = HubOptions.pop_from(kwargs)
     drop_arguments_without_effect(cls.__name__, kwargs)
     placement = Placement.pop_from(device_map, kwargs)
