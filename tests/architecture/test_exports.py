@@ -69,6 +69,11 @@ def test_config_and_tokenizers_load_no_torch(name):
     assert loaded_by(f"from gptrio import {name}").isdisjoint({"torch", "jax", "transformers"})
 
 
+@pytest.mark.parametrize("module", ["keys", "locate", "reader"])
+def test_checkpoints_are_found_matched_and_read_without_torch(module):
+    assert loaded_by(f"import gptrio.checkpoint.{module}").isdisjoint({"torch", "jax", "transformers"})
+
+
 def test_config_and_tokenizers_work_where_torch_is_not_installed():
     code = (
         "from gptrio import AutoTokenizer, GPT2Config, GPT2Tokenizer\n"

@@ -80,7 +80,7 @@ def logits(model) -> torch.Tensor:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_logits_equal_the_references(folder: Path, method: str) -> None:
-    from gptrio.checkpoint.read import open_checkpoint
+    from gptrio.checkpoint.load import open_checkpoint
 
     model = ours(open_checkpoint(folder), method)
     assert model.is_loaded_in_4bit == (method != "int8") and model.is_quantized
@@ -89,7 +89,7 @@ def test_logits_equal_the_references(folder: Path, method: str) -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_built_model_quantizes_alike(folder: Path, method: str) -> None:
-    from gptrio.checkpoint.read import open_checkpoint
+    from gptrio.checkpoint.load import open_checkpoint
 
     model = GPT2LMHeadModel.from_pretrained(folder)
     quantize(model, BitsAndBytesConfig(**METHODS[method]))
@@ -98,7 +98,7 @@ def test_built_model_quantizes_alike(folder: Path, method: str) -> None:
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_reference_files_load_as_they_are(folder: Path, method: str, tmp_path: Path) -> None:
-    from gptrio.checkpoint.read import open_checkpoint
+    from gptrio.checkpoint.load import open_checkpoint
 
     other = reference_model(folder, method)
     other.save_pretrained(tmp_path)
@@ -109,7 +109,7 @@ def test_reference_files_load_as_they_are(folder: Path, method: str, tmp_path: P
 
 @pytest.mark.parametrize("method", ["nf4 double", "int8"])
 def test_our_state_dict_loads_as_it_is(folder: Path, method: str) -> None:
-    from gptrio.checkpoint.read import open_checkpoint
+    from gptrio.checkpoint.load import open_checkpoint
 
     first = ours(open_checkpoint(folder), method)
     assert torch.equal(logits(ours(first.state_dict(), method)), logits(first))

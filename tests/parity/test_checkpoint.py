@@ -8,8 +8,7 @@ import pytest
 import torch
 import transformers
 
-from gptrio.checkpoint.load import load_into
-from gptrio.checkpoint.read import open_checkpoint
+from gptrio.checkpoint.load import load_into, open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 
 SIZES = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "vocab_size": 50}

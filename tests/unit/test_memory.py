@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gptrio import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
-from gptrio.checkpoint.read import SafetensorsFile
+from gptrio.checkpoint.load import SafetensorsTensors
 from gptrio.kernels.packing import can_pack
 from gptrio.memory import drop_mapped_pages
 
@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_pages_leave_and_come_back(file: Path) -> None:
-    tensor = SafetensorsFile(file).tensor("a")
+    tensor = SafetensorsTensors(file).tensor("a")
     assert tensor.sum() > 0 and resident(file) >= tensor.nbytes
     drop_mapped_pages(tensor)
     assert resident(file) < 0.1 * tensor.nbytes
@@ -43,7 +43,7 @@ def test_pages_leave_and_come_back(file: Path) -> None:
 
 
 def test_what_was_written_stays(file: Path) -> None:
-    tensor = SafetensorsFile(file).tensor("a")
+    tensor = SafetensorsTensors(file).tensor("a")
     tensor[500_000] = -1.0
     drop_mapped_pages(tensor)
     assert tensor[500_000] == -1.0 and tensor[-1] == (1 << 20) - 1

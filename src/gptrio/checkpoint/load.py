@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,13 +12,91 @@ import torch
 from torch import nn
 
 from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys, renamed
-from gptrio.checkpoint.read import CheckpointReader, TensorDict
-from gptrio.errors import SizeMismatchError
+from gptrio.checkpoint.locate import WeightFiles, locate_weights
+from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
+from gptrio.checkpoint.torch_files import TensorDict, read_torch_file
+from gptrio.errors import CheckpointFormatError, SizeMismatchError
+from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
 
 EXTRA_STATE = "_extra_state"  # torch's name for what a module saves beside parameters and buffers
 Placement = str | torch.device | Callable[[str], str | int | torch.device]
-Take = Callable[[str, torch.Tensor, str, CheckpointReader | TensorDict], bool]
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+class SafetensorsTensors(SafetensorsFile):
+    """A safetensors file as torch tensors, which share the memory of the mapped file."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self.info(name).shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, without reading it; raises CheckpointFormatError for one that torch lacks."""
+        code = self.info(name).dtype
+        if code not in _DTYPES:
+            raise CheckpointFormatError(f"{self.path}: tensor {name} has type {code}; expected one of {list(_DTYPES)}")
+        return _DTYPES[code]
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor, on the CPU; writing to it never reaches the file."""
+        shape, dtype = self.shape(name), self.dtype(name)
+        if 0 in shape:
+            return torch.empty(shape, dtype=dtype)
+        return torch.frombuffer(self.buffer(name), dtype=dtype).view(shape)
+
+
+class TensorReader(CheckpointReader[SafetensorsTensors | TensorDict]):
+    """All tensors of a checkpoint of either format, for torch."""
+
+    def __init__(self, files: WeightFiles) -> None:
+        """Take the files that `locate_weights` found."""
+        super().__init__(files, _open_file)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return self.file_of(name).shape(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor, without reading it."""
+        return self.file_of(name).dtype(name)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor, on the CPU, memory-mapped where the format allows; writing to it never reaches the file."""
+        return self.file_of(name).tensor(name)
+
+
+def _open_file(path: Path) -> SafetensorsTensors | TensorDict:
+    return SafetensorsTensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+
+
+def open_checkpoint(
+    location: str | os.PathLike[str] | WeightFiles,
+    *,
+    use_safetensors: bool | None = None,
+    variant: str | None = None,
+    options: HubOptions | None = None,
+) -> TensorReader:
+    """Open the weights of a model for reading (arguments and errors as for `locate_weights`)."""
+    if not isinstance(location, WeightFiles):
+        location = locate_weights(location, use_safetensors=use_safetensors, variant=variant, options=options)
+    return TensorReader(location)
+
+
+LoadTensor = Callable[[str, torch.Tensor, str, TensorReader | TensorDict], bool]
 
 
 @dataclass
@@ -37,7 +116,7 @@ class LoadReport:
 
 def load_into(
     module: nn.Module,
-    source: CheckpointReader | Mapping[str, torch.Tensor],
+    source: TensorReader | Mapping[str, torch.Tensor],
     *,
     base_model_prefix: str = "",
     ignore_unexpected: Iterable[str] = IGNORED_BUFFERS,
@@ -46,7 +125,7 @@ def load_into(
     dtype: torch.dtype | Callable[[str], torch.dtype | None] | None = None,
     device: Placement = "cpu",
     ignore_mismatched_sizes: bool = False,
-    take: Take | None = None,
+    take: LoadTensor | None = None,
     key_mapping: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Give a module the tensors of a checkpoint, one at a time and without a second copy of the model.
@@ -68,7 +147,7 @@ def load_into(
     Raises:
         SizeMismatchError: tensors have other shapes than the model's.
     """
-    reader = source if isinstance(source, CheckpointReader) else TensorDict(source)
+    reader = source if isinstance(source, TensorReader) else TensorDict(source)
     targets = dict(module.state_dict(keep_vars=True))
     names = renamed(reader.keys(), key_mapping or {})
     plan = plan_keys(
@@ -107,7 +186,7 @@ def load_into(
     return report
 
 
-def _in_file_order(reader: CheckpointReader | TensorDict) -> Iterator[str]:
+def _in_file_order(reader: TensorReader | TensorDict) -> Iterator[str]:
     """Yield the keys file by file, with a progress bar over shards if someone is watching."""
     if isinstance(reader, TensorDict):
         yield from reader.keys()

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from gptrio.checkpoint.load import load_into
-from gptrio.checkpoint.read import open_checkpoint
+from gptrio.checkpoint.load import load_into, open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import SizeMismatchError
 

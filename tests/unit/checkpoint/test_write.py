@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptrio.checkpoint import write
-from gptrio.checkpoint.read import open_checkpoint
+from gptrio.checkpoint.load import open_checkpoint
 from gptrio.checkpoint.write import parse_size, save_state_dict
 from gptrio.errors import CheckpointError, GptrioWarning, OptionError
 

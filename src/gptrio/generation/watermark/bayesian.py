@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gptrio.checkpoint.load import load_into
-from gptrio.checkpoint.read import open_checkpoint
+from gptrio.checkpoint.load import load_into, open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.errors import CheckpointFormatError, ConfigError

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gptrio.checkpoint.keys import IGNORED_BUFFERS
-from gptrio.checkpoint.load import LoadReport, load_into
-from gptrio.checkpoint.read import CheckpointReader, open_checkpoint
+from gptrio.checkpoint.load import LoadReport, TensorReader, load_into, open_checkpoint
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.serialization import CONFIG_NAME
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from gptrio.quantization import QuantizationConfig, Quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-Source = CheckpointReader | Mapping[str, Tensor]
+Source = TensorReader | Mapping[str, Tensor]
 
 
 def load_model(
@@ -354,7 +353,7 @@ def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, so
         return found
     if config.dtype is not None:
         return config.dtype
-    stored = (source.dtype(k) if isinstance(source, CheckpointReader) else source[k].dtype for k in source.keys())  # noqa: SIM118 - a reader is no mapping
+    stored = (source.dtype(k) if isinstance(source, TensorReader) else source[k].dtype for k in source.keys())  # noqa: SIM118 - a reader is no mapping
     return next((kind for kind in stored if kind.is_floating_point), torch.get_default_dtype())
 
 

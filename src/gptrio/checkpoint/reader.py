@@ -1,0 +1,187 @@
+"""The tensors of safetensors files as typed ranges of bytes in the memory-mapped file. Loads no torch.
+
+A safetensors file is the length of its header (8 bytes, little-endian), the header (a JSON object: tensor name -> dtype
+code, shape and range of bytes), and the bytes of all tensors without gaps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+from gptrio.checkpoint.locate import WeightFiles
+from gptrio.errors import CheckpointFormatError
+
+# dtype code -> bits of an element; codes that numpy lacks (BF16, the floats of 8 bits and fewer) included
+DTYPE_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "U32": 32,
+    "I32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F16": 16,
+    "BF16": 16,
+    "F32": 32,
+    "F64": 64,
+    "C64": 64,
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+}
+_LENGTH_BYTES = 8
+_LONGEST_HEADER = 100_000_000  # bytes
+
+
+class TensorInfo(NamedTuple):
+    """What a header says of a tensor: its dtype code, its shape, and its bytes `start:end` in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+class SafetensorsFile:
+    """A safetensors file, memory-mapped; writing to its buffers changes private copies of pages, never the file."""
+
+    def __init__(self, path: Path) -> None:
+        """Map the file and check its header.
+
+        Raises:
+            CheckpointFormatError: the file is truncated, or its header is malformed or does not fit the data.
+        """
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._infos = _read_header(self._map)
+        except (ValueError, OSError, RecursionError) as error:  # of JSON and UTF-8, too
+            raise CheckpointFormatError(f"{path} is not a whole safetensors file: {error}{way_out(path)}") from error
+
+    def __contains__(self, name: str) -> bool:
+        """Return whether there is such a tensor."""
+        return name in self._infos
+
+    def keys(self) -> list[str]:
+        """Names of the tensors, sorted."""
+        return sorted(self._infos)
+
+    def info(self, name: str) -> TensorInfo:
+        """Dtype code, shape and position of a tensor."""
+        return self._infos[name]
+
+    def buffer(self, name: str) -> memoryview:
+        """The bytes of a tensor, row by row, little-endian."""
+        return memoryview(self._map)[self._infos[name].start : self._infos[name].end]
+
+
+class TensorFile(Protocol):
+    """What a checkpoint needs of each of its files."""
+
+    def __contains__(self, name: str, /) -> bool:
+        """Return whether there is such a tensor."""
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+
+
+File = TypeVar("File", bound=TensorFile)
+
+
+class CheckpointReader(Generic[File]):
+    """All tensors of a checkpoint, in one file or in shards; one file is open at a time.
+
+    Args:
+        files: what `locate_weights` found.
+        open_file: opens one of them, such as `SafetensorsFile`.
+    """
+
+    def __init__(self, files: WeightFiles, open_file: Callable[[Path], File]) -> None:
+        """Open the first file, if no index lists the tensors."""
+        self.files = files
+        self._open_file = open_file
+        self._open: tuple[Path, File] | None = None
+        self._paths = files.weight_map or dict.fromkeys(self._file(files.paths[0]).keys(), files.paths[0])
+
+    def keys(self) -> list[str]:
+        """Names of all tensors."""
+        return list(self._paths)
+
+    def keys_by_file(self) -> Iterator[tuple[Path, list[str]]]:
+        """Files with the tensors in them: the order in which reading all tensors opens each file once."""
+        for path in self.files.paths:
+            yield path, [name for name, place in self._paths.items() if place == path]
+
+    def file_of(self, name: str) -> File:
+        """The open file that holds a tensor; raises CheckpointFormatError if the index names a wrong one."""
+        file = self._file(self._paths[name])
+        if name not in file:
+            raise CheckpointFormatError(f"{self._paths[name]} lacks tensor {name}, which its index places there")
+        return file
+
+    def _file(self, path: Path) -> File:
+        if self._open is None or self._open[0] != path:
+            self._open = (path, self._open_file(path))
+        return self._open[1]
+
+
+def way_out(path: Path) -> str:
+    """What to do about a weight file that cannot be read, for the end of a message."""
+    with path.open("rb") as file:
+        is_pointer = file.read(24).startswith(b"version https://git-lfs")
+    return "; it is a git-lfs pointer: run `git lfs pull`" if is_pointer else "; fetch or save it again"
+
+
+def _read_header(data: mmap.mmap) -> dict[str, TensorInfo]:
+    """The tensors of a mapped file by name; raises ValueError."""
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    first = _LENGTH_BYTES + length
+    if length > _LONGEST_HEADER or first > len(data):
+        raise ValueError(f"a header of {length} bytes is longer than the file of {len(data)}, or than any real one")
+    header = json.loads(data[_LENGTH_BYTES:first].decode("utf-8"), object_pairs_hook=_without_duplicates)
+    if not isinstance(header, dict):
+        raise ValueError("the header is not a JSON object")
+    header.pop("__metadata__", None)
+    infos = {name: _tensor_info(name, entry, first) for name, entry in header.items()}
+    end = first
+    for name, info in sorted(infos.items(), key=lambda item: item[1][2:]):
+        if info.start != end:
+            raise ValueError(f"tensor {name} starts at byte {info.start}; expected {end}, the end of the one before")
+        end = info.end
+    if end != len(data):
+        raise ValueError(f"the tensors end at byte {end}, the file at byte {len(data)}")
+    return infos
+
+
+def _tensor_info(name: str, entry: Any, first: int) -> TensorInfo:
+    """Check one entry of a header; `first` is the position of the first tensor's bytes in the file."""
+    try:
+        dtype, shape, (start, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
+            raise ValueError
+        bits = DTYPE_BITS[dtype] * math.prod(shape)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"tensor {name} is described by {entry!r:.200}; expected a known dtype, a shape and data_offsets"
+        ) from error
+    if bits != 8 * (end - start):
+        raise ValueError(f"tensor {name} of type {dtype} and shape {list(shape)} does not fill bytes {start} to {end}")
+    return TensorInfo(dtype, shape, first + start, first + end)
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        raise ValueError("the header names a tensor twice")
+    return content

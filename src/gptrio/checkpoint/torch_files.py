@@ -1,0 +1,104 @@
+"""Tensors out of `.bin` and `.pt` files, by torch's restricted unpickler: no code from them ever runs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gptrio.checkpoint.reader import way_out
+from gptrio.errors import CheckpointFormatError, UnsafeCheckpointError
+
+
+class TensorDict:
+    """Named tensors that are already in memory."""
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Keep the tensors."""
+        self._tensors = tensors
+
+    def __contains__(self, name: str) -> bool:
+        """Tell whether there is such a tensor."""
+        return name in self._tensors
+
+    def keys(self) -> list[str]:
+        """Names of the tensors."""
+        return list(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return tuple(self._tensors[name].shape)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Type of a tensor."""
+        return self._tensors[name].dtype
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor itself, without its history."""
+        return self._tensors[name].detach()
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> TensorDict:
+    """Read a `.bin` or `.pt` file with torch's restricted unpickler, memory-mapped if it is a plain zip.
+
+    Returns:
+        The tensors of the dictionary in the file, or of the first dictionary of tensors within it ("state_dict").
+
+    Raises:
+        UnsafeCheckpointError: the pickle asks for anything but tensors and plain containers.
+        CheckpointFormatError: the file is truncated or malformed, or holds no named tensors.
+    """
+    path = Path(path)
+    try:
+        mappable = _is_plain_zip(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what matters raises
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+    except pickle.UnpicklingError as error:
+        if zipfile.is_zipfile(path) or _starts_with_pickle(path):
+            raise UnsafeCheckpointError(
+                f"{path} was refused: its pickle asks for more than tensors, which could run code ({_refusal(error)}). "
+                "Convert it to safetensors where you trust it"
+            ) from error
+        raise CheckpointFormatError(f"{path} is not a torch checkpoint{way_out(path)}") from error
+    except Exception as error:
+        raise CheckpointFormatError(f"{path} is not a whole torch checkpoint: {error}{way_out(path)}") from error
+    return TensorDict(_named_tensors(path, content))
+
+
+def _named_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
+    if isinstance(content, Mapping):
+        inner = [value for value in content.values() if isinstance(value, Mapping)]
+        for candidate in (content, *inner):
+            tensors = {name: value for name, value in candidate.items() if isinstance(value, torch.Tensor)}
+            if tensors and all(isinstance(name, str) for name in tensors):
+                return tensors
+    raise CheckpointFormatError(f"{path} holds no dictionary of named tensors; expected a model's state_dict")
+
+
+def _is_plain_zip(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):  # as torch wrote files before 1.6
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+
+
+def _starts_with_pickle(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            return sum(1 for _ in pickletools.genops(file)) > 1
+        except Exception:
+            return False
+
+
+def _refusal(error: pickle.UnpicklingError) -> str:
+    """Return the one line of torch's long message that says what was refused."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    found = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
+    return found[-1] if found else lines[0]
