@@ -101,7 +101,7 @@ def test_dtype(family: Family, tmp_path: Path, dtype: torch.dtype) -> None:
         model = load(tmp_path, **options)
         assert {p.dtype for p in model.parameters()} == {dtype}
         assert model.config.dtype == dtype
-    with pytest.raises(OptionError, match="dtype='half-hearted' is no type"):
+    with pytest.raises(OptionError, match="dtype='half-hearted' is not a type"):
         load(tmp_path, dtype="half-hearted")
     assert torch.get_default_dtype() == torch.float32
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from gptrio import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from gptrio.checkpoint.keys import KeyRules
 from gptrio.checkpoint.load import load_into
 from gptrio.errors import CheckpointFormatError, SizeMismatchError
 from gptrio.quantization import BitsAndBytesConfig, get_quantizer, quantize
@@ -62,10 +63,9 @@ def ours(source, method: str) -> GPT2LMHeadModel:
     report = load_into(
         model,
         source,
-        tied=model.tied_weights(),
+        KeyRules(tied=model.tied_weights(), ignore_unexpected=quantizer.ignore_unexpected),
         dtype=torch.float32,
-        ignore_unexpected=quantizer.ignore_unexpected,
-        take=functools.partial(quantizer.place, model),
+        on_tensor=functools.partial(quantizer.load_tensor, model),
     )
     assert not (report.missing or report.unexpected)
     model.tie_weights()
@@ -132,9 +132,9 @@ def test_codes_without_scales_are_refused(folder: Path) -> None:
     quantizer = get_quantizer(BitsAndBytesConfig(load_in_4bit=True))
     quantizer.prepare(model)
     with pytest.raises(CheckpointFormatError, match="scales"):
-        quantizer.place(model, "transformer.h.0.mlp.c_fc.weight", torch.zeros(8192, 1, dtype=torch.uint8))
+        quantizer.load_tensor(model, "transformer.h.0.mlp.c_fc.weight", torch.zeros(8192, 1, dtype=torch.uint8))
     with pytest.raises(SizeMismatchError, match=r"\(256, 32\)"):
-        quantizer.place(model, "transformer.h.0.mlp.c_fc.weight", torch.zeros(32, 256))
+        quantizer.load_tensor(model, "transformer.h.0.mlp.c_fc.weight", torch.zeros(32, 256))
 
 
 @pytest.mark.parametrize("method", ["nf4", "int8"])

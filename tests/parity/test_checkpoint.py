@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers
 
+from gptrio.checkpoint.keys import KeyRules
 from gptrio.checkpoint.load import load_into, open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 
@@ -41,9 +42,9 @@ def test_their_files_load_here(
     model.save_pretrained(tmp_path, safe_serialization=safe, max_shard_size=size, variant=variant)
     with torch.device("meta"):
         empty = type(model)(model.config)
-    tied = TIED if model.config.tie_word_embeddings else None
+    tied = TIED if model.config.tie_word_embeddings else {}
     reader = open_checkpoint(tmp_path, variant=variant)
-    report = load_into(empty, reader, base_model_prefix=model.base_model_prefix, tied=tied)
+    report = load_into(empty, reader, KeyRules(model.base_model_prefix, tied=tied))
     assert (report.missing, report.unexpected, report.mismatched) == ([], [], [])
     empty.tie_weights()
     loaded = empty.state_dict()
@@ -74,10 +75,10 @@ def test_base_and_head_classes_load_from_each_other(model: transformers.PreTrain
     model.save_pretrained(tmp_path / "head")
     with torch.device("meta"):
         head, base = type(model)(model.config), type(model.base_model)(model.config)
-    tied = TIED if model.config.tie_word_embeddings else None
-    report = load_into(head, open_checkpoint(tmp_path / "base"), base_model_prefix=prefix, tied=tied)
+    tied = TIED if model.config.tie_word_embeddings else {}
+    report = load_into(head, open_checkpoint(tmp_path / "base"), KeyRules(prefix, tied=tied))
     assert (report.missing, report.unexpected) == ([] if tied else ["embed_out.weight"], [])
-    report = load_into(base, open_checkpoint(tmp_path / "head"), base_model_prefix=prefix)
+    report = load_into(base, open_checkpoint(tmp_path / "head"), KeyRules(prefix))
     assert (report.missing, report.unexpected) == ([], [] if tied else ["embed_out.weight"])
     for name, tensor in model.base_model.state_dict().items():
         assert torch.equal(base.state_dict()[name], tensor)

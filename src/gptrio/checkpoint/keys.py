@@ -1,24 +1,36 @@
 """Which tensor of a checkpoint belongs to which parameter of a model. Loads no torch.
 
 Files of one model differ in their names: released GPT-2 has no `transformer.` prefix, old files say `gamma` and `beta`
-for layer norms, GPT-NeoX's head is `embed_out` or `lm_head`, and causal masks or rotary tables lie among the weights.
+for layer norms, and causal masks or rotary tables lie among the weights. A family's class declares such differences;
+`KeyRules` carries them here.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from gptrio.errors import OptionError
 
-# causal masks and rotary tables, which models compute themselves
-IGNORED_BUFFERS = (
-    r"(^|\.)(attn|attention|crossattention)\.(masked_)?bias$",
-    r"(^|\.)rotary_emb\.inv_freq$",
-)
-_LEGACY_ENDINGS = ((".gamma", ".weight"), (".beta", ".bias"))
-_HEAD_NAMES = ("lm_head.", "embed_out.")
+
+@dataclass(frozen=True)
+class KeyRules:
+    """How the names in files of a family become those of a model.
+
+    Args:
+        base_model_prefix: "transformer" or "gpt_neox": a base model's names lack it, a head class's have it. Each loads
+            from the other's files.
+        aliases: {pattern of a name in files: replacement}, as for `re.sub`, for names that the model lacks.
+        ignore_unexpected, ignore_missing: patterns (`re.search`) of names not worth reporting.
+        tied: model key -> model key that shares its tensor; either of the two in the files is enough.
+    """
+
+    base_model_prefix: str = ""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    ignore_unexpected: Iterable[str] = ()
+    ignore_missing: Iterable[str] = ()
+    tied: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -28,7 +40,7 @@ class KeyPlan:
     Args:
         sources: model key -> checkpoint key.
         missing: model keys that the checkpoint lacks, in the model's order.
-        unexpected: checkpoint keys that the model has no place for, as the model would call them.
+        unexpected: checkpoint keys that the model has no tensor for, as the model would call them.
     """
 
     sources: dict[str, str] = field(default_factory=dict)
@@ -36,50 +48,39 @@ class KeyPlan:
     unexpected: list[str] = field(default_factory=list)
 
 
-def plan_keys(
-    model_keys: Iterable[str],
-    checkpoint_keys: Iterable[str],
-    *,
-    base_model_prefix: str = "",
-    ignore_unexpected: Iterable[str] = IGNORED_BUFFERS,
-    ignore_missing: Iterable[str] = (),
-    tied: Mapping[str, str] | None = None,
-) -> KeyPlan:
+def plan_keys(model_keys: Iterable[str], checkpoint_keys: Iterable[str], rules: KeyRules) -> KeyPlan:
     """Match the names of a checkpoint to those of a model.
 
     Args:
         model_keys: names in the model's state dict.
         checkpoint_keys: names in the files.
-        base_model_prefix: "transformer" or "gpt_neox": a base model's names lack it, a head class's have it. Each loads
-            from the other's files.
-        ignore_unexpected, ignore_missing: patterns (`re.search`) of names not worth reporting.
-        tied: model key -> model key that shares its tensor; either of the two in the files is enough.
+        rules: see `KeyRules`.
     """
-    wanted = dict.fromkeys(model_keys)
+    targets = dict.fromkeys(model_keys)
     keys = list(checkpoint_keys)
-    names_of = _prefixing(wanted, keys, base_model_prefix)
+    names_of = _prefixing(targets, keys, rules.base_model_prefix)
     plan = KeyPlan()
     unmatched = []
-    for key in keys:  # exact names first, so that no spelling takes their place
-        name = next((name for name in names_of(key) if name in wanted), None)
+    for key in keys:  # exact names first, so that no alias replaces them
+        name = next((name for name in names_of(key) if name in targets), None)
         if name is None:
             unmatched.append(key)
         else:
             plan.sources[name] = key
     for key in unmatched:
-        spellings = (name for spelling in _spellings(key) for name in names_of(spelling))
-        name = next((name for name in spellings if name in wanted and name not in plan.sources), None)
+        candidates = (name for alias in _aliases(key, rules.aliases) for name in names_of(alias))
+        name = next((name for name in candidates if name in targets and name not in plan.sources), None)
         if name is not None:
             plan.sources[name] = key
             continue
         name = next(iter(names_of(key)), key)
-        if not _matches(name, ignore_unexpected):
+        if not _matches(name, rules.ignore_unexpected):
             plan.unexpected.append(name)
     present = set(plan.sources)
-    for one, other in (tied or {}).items():
+    for one, other in rules.tied.items():
         if one in present or other in present:
             present |= {one, other}
-    plan.missing = [key for key in wanted if key not in present and not _matches(key, ignore_missing)]
+    plan.missing = [key for key in targets if key not in present and not _matches(key, rules.ignore_missing)]
     return plan
 
 
@@ -91,7 +92,7 @@ def renamed(keys: Iterable[str], mapping: Mapping[str, str]) -> dict[str, str]:
         mapping: {regular expression: replacement}, as for `re.sub`; of each name, the first that is found applies.
 
     Raises:
-        OptionError: an expression that is none, or two names become one.
+        OptionError: an expression is malformed, or two names become one.
     """
     names: dict[str, str] = {}
     for key in keys:
@@ -107,7 +108,9 @@ def _renamed(key: str, mapping: Mapping[str, str]) -> str:
         try:
             new, count = re.subn(pattern, replacement, key)
         except (re.error, IndexError) as error:
-            raise OptionError(f"key_mapping {pattern!r}: {replacement!r} is no regular expression: {error}") from error
+            raise OptionError(
+                f"key_mapping {pattern!r}: {replacement!r} is not a regular expression: {error}"
+            ) from error
         if count:
             return new
     return key
@@ -130,15 +133,10 @@ def _prefixing(model_keys: Iterable[str], keys: list[str], prefix: str) -> Calla
     return lambda key: [key]
 
 
-def _spellings(key: str) -> Iterator[str]:
-    """Yield the names that a checkpoint's key may have in newer files, and in those of other families."""
-    for ending, modern in _LEGACY_ENDINGS:
-        if key.endswith(ending):
-            key = key.removesuffix(ending) + modern
-    yield key
-    for head in _HEAD_NAMES:
-        if key.startswith(head):
-            yield from (other + key.removeprefix(head) for other in _HEAD_NAMES)
+def _aliases(key: str, aliases: Mapping[str, str]) -> list[str]:
+    """The other names that a checkpoint's key may have in the model."""
+    renamed = (re.subn(pattern, replacement, key) for pattern, replacement in aliases.items())
+    return [name for name, count in renamed if count]
 
 
 def _matches(key: str, patterns: Iterable[str]) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gptrio.checkpoint.keys import IGNORED_BUFFERS, plan_keys, renamed
+from gptrio.checkpoint.keys import KeyRules, plan_keys, renamed
 from gptrio.checkpoint.locate import WeightFiles, locate_weights
 from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
 from gptrio.checkpoint.torch_files import TensorDict, read_torch_file
@@ -19,8 +19,9 @@ from gptrio.errors import CheckpointFormatError, SizeMismatchError
 from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
 
+AS_NAMED = KeyRules()  # names in the files are those of the model
 EXTRA_STATE = "_extra_state"  # torch's name for what a module saves beside parameters and buffers
-Placement = str | torch.device | Callable[[str], str | int | torch.device]
+Device = str | int | torch.device
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -40,10 +41,6 @@ _DTYPES = {
 class SafetensorsTensors(SafetensorsFile):
     """A safetensors file as torch tensors, which share the memory of the mapped file."""
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return self.info(name).shape
-
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor, without reading it; raises CheckpointFormatError for one that torch lacks."""
         code = self.info(name).dtype
@@ -53,7 +50,7 @@ class SafetensorsTensors(SafetensorsFile):
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, on the CPU; writing to it never reaches the file."""
-        shape, dtype = self.shape(name), self.dtype(name)
+        shape, dtype = self.info(name).shape, self.dtype(name)
         if 0 in shape:
             return torch.empty(shape, dtype=dtype)
         return torch.frombuffer(self.buffer(name), dtype=dtype).view(shape)
@@ -65,10 +62,6 @@ class TensorReader(CheckpointReader[SafetensorsTensors | TensorDict]):
     def __init__(self, files: WeightFiles) -> None:
         """Take the files that `locate_weights` found."""
         super().__init__(files, _open_file)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        return self.file_of(name).shape(name)
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor, without reading it."""
@@ -96,7 +89,7 @@ def open_checkpoint(
     return TensorReader(location)
 
 
-LoadTensor = Callable[[str, torch.Tensor, str, TensorReader | TensorDict], bool]
+OnTensor = Callable[[str, torch.Tensor, str, TensorReader | TensorDict], bool]
 
 
 @dataclass
@@ -105,7 +98,7 @@ class LoadReport:
 
     Args:
         missing: model keys that the checkpoint lacks; their tensors were left as they were.
-        unexpected: checkpoint keys that the model has no place for, as the model would call them.
+        unexpected: checkpoint keys that the model has no tensor for, as the model would call them.
         mismatched: (model key, shape in the checkpoint, shape in the model); left as they were.
     """
 
@@ -116,16 +109,13 @@ class LoadReport:
 
 def load_into(
     module: nn.Module,
-    source: TensorReader | Mapping[str, torch.Tensor],
+    source: TensorReader | TensorDict | Mapping[str, torch.Tensor],
+    rules: KeyRules = AS_NAMED,
     *,
-    base_model_prefix: str = "",
-    ignore_unexpected: Iterable[str] = IGNORED_BUFFERS,
-    ignore_missing: Iterable[str] = (),
-    tied: Mapping[str, str] | None = None,
     dtype: torch.dtype | Callable[[str], torch.dtype | None] | None = None,
-    device: Placement = "cpu",
+    device: Device | Callable[[str], Device] = "cpu",
     ignore_mismatched_sizes: bool = False,
-    take: LoadTensor | None = None,
+    on_tensor: OnTensor | None = None,
     key_mapping: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Give a module the tensors of a checkpoint, one at a time and without a second copy of the model.
@@ -136,51 +126,44 @@ def load_into(
     Args:
         module: the model; its parameters may be on the meta device. They are replaced, not written to.
         source: an open checkpoint, or tensors by name (which are copied).
-        base_model_prefix, ignore_unexpected, ignore_missing, tied: see `gptrio.checkpoint.keys.plan_keys`.
+        rules: how the names in the files become those of the model.
         dtype: type to convert floating-point tensors to, or a function of the model key; as stored when None.
         device: where tensors go: one device, or a function of the model key.
         ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
-        take: is offered each model key and tensor first, with the key and the checkpoint they come from; True if it
-            has put the tensor where it belongs.
+        on_tensor: is called first with each model key, tensor, key in the checkpoint, and checkpoint; returns True if
+            it has loaded the tensor itself.
         key_mapping: see `gptrio.checkpoint.keys.renamed`.
 
     Raises:
         SizeMismatchError: tensors have other shapes than the model's.
     """
-    reader = source if isinstance(source, TensorReader) else TensorDict(source)
+    reader = TensorDict(source) if isinstance(source, Mapping) else source
     targets = dict(module.state_dict(keep_vars=True))
     names = renamed(reader.keys(), key_mapping or {})
-    plan = plan_keys(
-        targets,
-        names,
-        base_model_prefix=base_model_prefix,
-        ignore_unexpected=ignore_unexpected,
-        ignore_missing=ignore_missing,
-        tied=tied,
-    )
+    plan = plan_keys(targets, names, rules)
     report = LoadReport(plan.missing, plan.unexpected)
     destinations = {names[key]: name for name, key in plan.sources.items()}
     for key in _in_file_order(reader):
         name = destinations.get(key)
         if name is None:
             continue
-        tensor = reader.tensor(key)
-        if take is not None and take(name, tensor, key, reader):
+        tensor, (path, _, leaf) = reader.tensor(key), name.rpartition(".")
+        if on_tensor is not None and on_tensor(name, tensor, key, reader):
             drop_mapped_pages(tensor)
-            continue
-        if name.rpartition(".")[2] == EXTRA_STATE:
-            module.get_submodule(name.rpartition(".")[0]).set_extra_state(tensor.clone())
-            continue
-        stored, expected = reader.shape(key), tuple(targets[name].shape)
-        if stored != expected:
-            report.mismatched.append((name, stored, expected))
-            continue
-        place = torch.device(device(name) if callable(device) else device)
-        kind = dtype if dtype is None or isinstance(dtype, torch.dtype) else dtype(name)
-        placed = _convert(tensor, kind, place, copy=isinstance(reader, TensorDict))
-        _assign(module, name, placed)
-        if placed.data_ptr() != tensor.data_ptr():
-            drop_mapped_pages(tensor)
+        elif leaf == EXTRA_STATE:
+            module.get_submodule(path).set_extra_state(tensor.clone())
+        elif tensor.shape != targets[name].shape:
+            report.mismatched.append((name, tuple(tensor.shape), tuple(targets[name].shape)))
+        else:
+            converted = _convert(
+                tensor,
+                dtype(name) if callable(dtype) else dtype,
+                device(name) if callable(device) else device,
+                copy=isinstance(reader, TensorDict),
+            )
+            _assign(module.get_submodule(path), leaf, converted)
+            if converted.data_ptr() != tensor.data_ptr():
+                drop_mapped_pages(tensor)
     if report.mismatched and not ignore_mismatched_sizes:
         raise SizeMismatchError(_mismatch_message(report))
     return report
@@ -202,19 +185,17 @@ def _in_file_order(reader: TensorReader | TensorDict) -> Iterator[str]:
         yield from keys
 
 
-def _convert(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device, *, copy: bool) -> torch.Tensor:
+def _convert(tensor: torch.Tensor, dtype: torch.dtype | None, device: Device, *, copy: bool) -> torch.Tensor:
     target = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
     return tensor.to(device=device, dtype=target, copy=copy).contiguous()
 
 
-def _assign(module: nn.Module, name: str, tensor: torch.Tensor) -> None:
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    if leaf in owner._buffers:
-        owner._buffers[leaf] = tensor
+def _assign(module: nn.Module, leaf: str, tensor: torch.Tensor) -> None:
+    if leaf in module._buffers:
+        module._buffers[leaf] = tensor
     else:
-        requires_grad = owner.get_parameter(leaf).requires_grad and tensor.is_floating_point()
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=requires_grad)
+        requires_grad = module.get_parameter(leaf).requires_grad and tensor.is_floating_point()
+        module._parameters[leaf] = nn.Parameter(tensor, requires_grad=requires_grad)
 
 
 def _mismatch_message(report: LoadReport) -> str:

@@ -31,10 +31,6 @@ class TensorDict:
         """Names of the tensors."""
         return list(self._tensors)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return tuple(self._tensors[name].shape)
-
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor."""
         return self._tensors[name].dtype

@@ -13,8 +13,8 @@ import gptrio
 from gptrio.config.auto import as_own_config
 from gptrio.errors import UnsupportedError
 from gptrio.generation.options.resolve import as_own_config as as_own_generation_config
+from gptrio.models.base.building import build
 from gptrio.models.base.initialization import mark_initialised
-from gptrio.models.base.loading import build
 from gptrio.models.base.pretrained import PreTrainedModel
 
 _DRAWING = ("normal_", "uniform_", "trunc_normal_")

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import OptionError
+from gptrio.kernels import GROUP_SIZES
 
 UNIT = 64  # inputs whose codes lie together
-GROUPS = (32, 64, 128)
 _SHRINKS = (1.0, 0.92, 0.84)  # int4 scales tried, as shares of the one that fits the largest value
 _CHUNK = 1 << 17  # elements that are quantized at a time: what stays in the processor's cache
 
@@ -41,8 +41,8 @@ def check_group(group: int, inner: int) -> None:
     Raises:
         OptionError: `group` is not offered, or does not divide the inputs of a layer.
     """
-    if group not in GROUPS:
-        raise OptionError(f"group_size is {group}; int4 offers {', '.join(map(str, GROUPS))}")
+    if group not in GROUP_SIZES:
+        raise OptionError(f"group_size is {group}; int4 offers {', '.join(map(str, GROUP_SIZES))}")
     if inner % max(group, UNIT):
         raise OptionError(f"a layer with {inner} inputs cannot be quantized to int4 in groups of {group}")
 

@@ -130,6 +130,7 @@ class GPT2PreTrainedModel(PreTrainedModel):
     base_model_prefix = "transformer"
     has_cross_attention = True
     _no_split_modules: ClassVar[list[str]] = ["GPT2Block"]
+    computed_buffers = (r"(^|\.)(attn|crossattention)\.(masked_)?bias$",)  # causal masks
 
 
 class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
@@ -158,6 +159,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
     """GPT-2 that predicts the next token and chooses among several continuations."""
 
     backbone_class = GPT2Model
+    full_precision_modules = ("multiple_choice_head",)
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
 
     def build_head(self) -> None:

@@ -117,6 +117,7 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     config_class = GPTNeoConfig
     base_model_prefix = "transformer"
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoBlock"]
+    computed_buffers = (r"(^|\.)attention\.(masked_)?bias$",)  # causal masks
 
 
 @arguments(

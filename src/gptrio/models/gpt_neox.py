@@ -141,6 +141,8 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoXLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attention.bias", r"attention.masked_bias"]
+    computed_buffers = (r"(^|\.)attention\.(masked_)?bias$", r"(^|\.)rotary_emb\.inv_freq$")  # masks, rotary tables
+    key_aliases: ClassVar[dict[str, str]] = {**PreTrainedModel.key_aliases, r"^lm_head\.": "embed_out."}
 
 
 @arguments(

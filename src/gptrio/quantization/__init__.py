@@ -60,8 +60,8 @@ class Quantizer(Protocol):
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
 
-    def place(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: Any = None) -> bool:
-        """Take a checkpoint's tensor for the model key `name` if it must be quantized; else leave it (False).
+    def load_tensor(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: Any = None) -> bool:
+        """Load a checkpoint's tensor for the model key `name` if its layer is quantized; else return False.
 
         `key` is its name in the checkpoint `source`, which has `keys()` and `tensor(name)`.
         """

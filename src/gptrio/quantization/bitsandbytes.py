@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError, SizeMismatchError
 from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
+from gptrio.quantization.heads import full_precision_modules, output_head, tied_head
 
-_HEADS = ("lm_head", "embed_out", "score", "classifier", "qa_outputs", "summary")
 _STATISTICS = r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
 
 
@@ -68,10 +68,12 @@ class BitsAndBytesQuantizer:
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
         config = self.config
-        tied = _tied_head(model)
-        skipped = _HEADS if config.llm_int8_skip_modules is None else tuple(config.llm_int8_skip_modules)
+        if config.llm_int8_skip_modules is None:
+            head, skipped = output_head(model), full_precision_modules(model)
+        else:
+            head, skipped = tied_head(model), tuple(config.llm_int8_skip_modules)
         for name, layer in list(model.named_modules()):
-            is_skipped = layer is tied or any(part in skipped for part in name.split(".")) or name in skipped
+            is_skipped = layer is head or any(part in skipped for part in name.split(".")) or name in skipped
             if not isinstance(layer, (nn.Linear, Conv1D)) or is_skipped:
                 continue
             path, _, leaf = name.rpartition(".")
@@ -83,10 +85,10 @@ class BitsAndBytesQuantizer:
         if hasattr(model, "config"):
             owner.config.quantization_config = config.to_dict()
 
-    def place(
+    def load_tensor(
         self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: TensorSource | None = None
     ) -> bool:
-        """Take a checkpoint's tensor for the model key `name`, full precision or codes; False if it is not for us.
+        """Take a checkpoint's tensor for the model key `name`, full precision or codes; False if another layer's.
 
         Args:
             model: the prepared model.
@@ -106,7 +108,7 @@ class BitsAndBytesQuantizer:
         four = isinstance(layer, self._bnb.nn.Linear4bit)
         statistics = {} if source is None else _statistics(source, key, four)
         if statistics:
-            (self._put_4bit if four else self._put_8bit)(layer, tensor, statistics)
+            (self._load_4bit_codes if four else self._load_8bit_codes)(layer, tensor, statistics)
         elif not tensor.is_floating_point():
             raise CheckpointFormatError(f"{name} holds codes, but the checkpoint lacks their scales")
         else:
@@ -196,12 +198,12 @@ class BitsAndBytesQuantizer:
             )
         layer.weight = new.to("cpu")
 
-    def _put_4bit(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
+    def _load_4bit_codes(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
         layer.weight = self._bnb.nn.Params4bit.from_prequantized(
             data=codes, quantized_stats=statistics, requires_grad=False, device="cpu", module=layer
         )
 
-    def _put_8bit(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
+    def _load_8bit_codes(self, layer: Any, codes: Tensor, statistics: dict[str, Tensor]) -> None:
         scales = statistics["SCB"]
         layer.weight = self._bnb.nn.Int8Params(codes, False, has_fp16_weights=False, CB=codes, SCB=scales)
 
@@ -223,8 +225,3 @@ def _statistics(source: TensorSource, key: str, four: bool) -> dict[str, Tensor]
     prefix = f"{key}." if four else key.removesuffix("weight")
     names = [name for name in list(source.keys()) if name.startswith(prefix) and (four or name == f"{prefix}SCB")]
     return {name.removeprefix(prefix) if not four else name: source.tensor(name) for name in names}
-
-
-def _tied_head(model: Any) -> nn.Module | None:
-    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
-    return model.get_output_embeddings() if tied and hasattr(model, "get_output_embeddings") else None

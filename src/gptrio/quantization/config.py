@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from gptrio.errors import OptionError
-
-GROUP_SIZES = (32, 64, 128)
+from gptrio.kernels import GROUP_SIZES
 
 
 @dataclass

@@ -15,8 +15,7 @@ from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.fast_call import Embedding
 from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.config import Int4Config, Int8Config
-
-_FULL_PRECISION = ("score", "classifier", "qa_outputs", "summary")  # small heads, trained anew
+from gptrio.quantization.heads import full_precision_modules, tied_head
 
 
 class _QuantizedWeight(nn.Module):
@@ -49,7 +48,7 @@ class _QuantizedWeight(nn.Module):
         return 8 if self.group is None else 4
 
     @torch.no_grad()
-    def take(self, weight: Tensor) -> None:
+    def quantize_(self, weight: Tensor) -> None:
         """Quantize a full-precision weight, (in, out) if `transposed`.
 
         Raises:
@@ -88,7 +87,7 @@ class _QuantizedWeight(nn.Module):
         self.weight_scale = torch.cat([part.to(device) for part in scales])
         self.out_features = len(self.weight)
 
-    def put(self, name: str, tensor: Tensor) -> None:
+    def load_codes(self, name: str, tensor: Tensor) -> None:
         """Keep ready-made codes ("weight") or scales ("weight_scale") as they are.
 
         Raises:
@@ -128,7 +127,7 @@ class QuantizedLinear(_QuantizedWeight):
         self.train(layer.training)
         self.bias = layer.bias
         if not layer.weight.is_meta:
-            self.take(layer.weight)
+            self.quantize_(layer.weight)
 
     fuses_activation = True
 
@@ -149,22 +148,22 @@ class QuantizedEmbedding(_QuantizedWeight):
         embedding: the embedding it replaces; unless on the meta device, its weight is quantized now.
     """
 
-    unit: Tensor
+    dtype_reference: Tensor
 
     def __init__(self, embedding: nn.Embedding) -> None:
         """Take the place of `embedding`."""
         outer, inner = embedding.weight.shape
         super().__init__(outer, inner, None)
-        self.register_buffer("unit", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
+        self.register_buffer("dtype_reference", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
         self.embedding_dim = inner
         self.train(embedding.training)
         if not embedding.weight.is_meta:
-            self.take(embedding.weight)
+            self.quantize_(embedding.weight)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Look ids (...) up: (..., width) in the model's dtype; IndexError for an id outside the table."""
         rows = nn.functional.embedding(ids, self.weight)
-        return (rows * nn.functional.embedding(ids, self.weight_scale.unsqueeze(1))).to(self.unit.dtype)
+        return (rows * nn.functional.embedding(ids, self.weight_scale.unsqueeze(1))).to(self.dtype_reference.dtype)
 
     @property
     def num_embeddings(self) -> int:
@@ -195,8 +194,8 @@ class NativeQuantizer:
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
-        head = _tied_head(model)
-        skipped = (*_FULL_PRECISION, *(self.config.modules_to_not_convert or ()))
+        head = tied_head(model)
+        skipped = (*full_precision_modules(model), *(self.config.modules_to_not_convert or ()))
         for name, layer in list(model.named_modules()):
             if not isinstance(layer, (nn.Linear, Conv1D)) or _is_named(name, skipped):
                 continue
@@ -210,21 +209,21 @@ class NativeQuantizer:
         if hasattr(model, "config"):
             owner.config.quantization_config = self.config.to_dict()
 
-    def place(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: object = None) -> bool:
-        """Take a checkpoint's tensor for the model key `name`, codes or full precision; False if it is not for us."""
+    def load_tensor(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: object = None) -> bool:
+        """Take a checkpoint's tensor for the model key `name`, codes or full precision; False if another layer's."""
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
         if leaf not in ("weight", "weight_scale") or not isinstance(owner, _QuantizedWeight):
             return False
         if leaf == "weight" and tensor.is_floating_point():
-            owner.take(tensor)
+            owner.quantize_(tensor)
         else:
-            owner.put(leaf, tensor)
+            owner.load_codes(leaf, tensor)
         return True
 
     def finish(self, model: nn.Module) -> None:
         """Let a tied head share the codes of the embedding."""
-        head = _tied_head(model)
+        head = tied_head(model)
         if isinstance(head, QuantizedLinear):
             embedding = _input_embedding(model)
             head.weight, head.weight_scale = embedding.weight, embedding.weight_scale
@@ -247,11 +246,6 @@ class NativeQuantizer:
         inner = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
         group = self.config.group_size
         return None if inner % max(group, codes.UNIT) else group
-
-
-def _tied_head(model: Any) -> Any:
-    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
-    return model.get_output_embeddings() if tied and hasattr(model, "get_output_embeddings") else None
 
 
 def _input_embedding(model: Any) -> Any:

@@ -124,7 +124,7 @@ def test_flipped_bytes_give_tensors_or_a_clear_error(tmp_path: Path, layout: str
         try:
             reader = open_checkpoint(file)
             for name in reader.keys():  # noqa: SIM118 - not a mapping
-                assert tuple(reader.tensor(name).shape) == reader.shape(name)
+                assert reader.tensor(name).dtype == reader.dtype(name)
         except (CheckpointFormatError, UnsafeCheckpointError):
             continue
 

@@ -213,7 +213,7 @@ def test_models_that_cannot_be_built(build: Callable[[], Any], raised: type[Exce
     ("arguments", "raised", "message"),
     [
         ({"num_label": 3}, OptionError, "from_pretrained does not know num_label"),
-        ({"dtype": "float31"}, OptionError, "dtype='float31' is no type"),
+        ({"dtype": "float31"}, OptionError, "dtype='float31' is not a type"),
         ({"trust_remote_code": True}, UnsupportedError, "never runs code from a checkpoint"),
         ({"n_head": 5}, ConfigError, "n_head"),
         ({"attn_implementation": "fast"}, (UnsupportedError, ConfigError), "fast"),

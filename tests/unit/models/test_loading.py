@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptrio import AutoModelForCausalLM, GPT2LMHeadModel
-from gptrio.models.base.loading import build
+from gptrio import AutoModelForCausalLM, GPT2LMHeadModel, hub
+from gptrio.models.base.building import build
 from gptrio.testing import tiny_config
 
 
@@ -25,6 +25,40 @@ def test_loading_and_generating_leave_torchs_compiler_alone() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("loader", [AutoModelForCausalLM, GPT2LMHeadModel])
+@pytest.mark.parametrize("source", ["folder", "package", "hub"])
+def test_the_configuration_is_located_and_read_once(
+    loader: Any, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, name = {}, "gptrio/stdlib-gpt2"
+    if source == "folder":
+        GPT2LMHeadModel(tiny_config()).save_pretrained(tmp_path)
+        name = str(tmp_path)
+    elif source == "hub":
+        commit = "0" * 40
+        snapshot = tmp_path / "models--someone--tiny" / "snapshots" / commit
+        GPT2LMHeadModel(tiny_config()).save_pretrained(snapshot)
+        (snapshot.parents[1] / "refs").mkdir()
+        (snapshot.parents[1] / "refs" / "main").write_text(commit)
+        name, options = "someone/tiny", {"cache_dir": tmp_path, "local_files_only": True}
+    located, read, read_text = [], [], Path.read_text
+    real = hub.locate_file
+
+    def locate(name_or_path: Any, filename: str, **kwargs: Any) -> Any:
+        located.append(filename)
+        return real(name_or_path, filename, **kwargs)
+
+    def count(path: Path, *args: Any, **kwargs: Any) -> str:
+        read.append(path.name)
+        return read_text(path, *args, **kwargs)
+
+    monkeypatch.setattr(hub, "locate_file", locate)
+    monkeypatch.setattr(Path, "read_text", count)
+    model = loader.from_pretrained(name, **options)
+    assert isinstance(model, GPT2LMHeadModel)
+    assert (located.count("config.json"), read.count("config.json")) == (1, 1)
 
 
 def test_a_model_built_on_a_device_is_drawn() -> None:

@@ -152,7 +152,7 @@ def test_key_mapping_as_transformers_has_it(
 
 
 def test_key_mapping_errors(saved: tuple[GPT2LMHeadModel, Path]) -> None:
-    with pytest.raises(OptionError, match="is no regular expression"):
+    with pytest.raises(OptionError, match="is not a regular expression"):
         GPT2LMHeadModel.from_pretrained(saved[1], key_mapping={"(": ""})
     with pytest.raises(OptionError, match="the same name"):
         GPT2LMHeadModel.from_pretrained(saved[1], key_mapping={r"h\.\d": "h.0"})

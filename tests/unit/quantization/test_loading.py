@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import gptrio
 from gptrio import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel, OptionError
+from gptrio.quantization import Int8Config, quantize
 
 CONFIG = GPT2Config(vocab_size=96, n_positions=32, n_embd=64, n_layer=2, n_head=4, pad_token_id=0)
 IDS = torch.arange(1, 21).view(2, 10)
@@ -59,3 +62,12 @@ def test_codes_go_to_the_device_asked_for(folder: Path, name: str) -> None:
 def test_an_unknown_method_is_refused(folder: Path) -> None:
     with pytest.raises(OptionError, match="int3"):
         AutoModelForCausalLM.from_pretrained(folder, load_in="int3")
+
+
+@pytest.mark.parametrize("kind", ["DoubleHeadsModel", "ForSequenceClassification", "ForQuestionAnswering"])
+def test_small_heads_of_a_class_stay_in_full_precision(kind: str) -> None:
+    model = getattr(gptrio, f"GPT2{kind}")(CONFIG)
+    small = {name for name in model.full_precision_modules if hasattr(model, name)}
+    quantize(model, Int8Config())
+    plain = {name.split(".")[0] for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    assert plain == small != set()

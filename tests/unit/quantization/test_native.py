@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gptrio.checkpoint.keys import KeyRules
 from gptrio.checkpoint.load import load_into
 from gptrio.errors import OptionError, SizeMismatchError
 from gptrio.kernels.formats import dequantize_int8
@@ -24,6 +25,8 @@ BOUND = {8: 0.02, 4: 0.2}  # relative error of the outputs of a two-layer networ
 
 class Model(nn.Module):
     """Embedding, two layers and a tied or free head."""
+
+    full_precision_modules = ("score",)
 
     def __init__(self, tied: bool = True) -> None:
         super().__init__()
@@ -125,9 +128,8 @@ def test_quantizing_on_load_equals_quantizing_a_built_model(config, tied: bool) 
     report = load_into(
         model,
         source.state_dict(),
-        tied={"lm_head.weight": "wte.weight"} if tied else None,
-        ignore_missing=quantizer.ignore_missing,
-        take=functools.partial(quantizer.place, model),
+        KeyRules(tied={"lm_head.weight": "wte.weight"} if tied else {}, ignore_missing=quantizer.ignore_missing),
+        on_tensor=functools.partial(quantizer.load_tensor, model),
     )
     quantizer.finish(model)
     assert not (report.missing or report.unexpected or report.mismatched)
@@ -152,7 +154,7 @@ def test_saved_codes_load_as_they_are(config, dtype: torch.dtype | None) -> None
         model.to(dtype)
     quantizer = get_quantizer(source.config.quantization_config)
     quantizer.prepare(model)
-    load_into(model, torch.load(buffer), dtype=dtype, take=functools.partial(quantizer.place, model))
+    load_into(model, torch.load(buffer), dtype=dtype, on_tensor=functools.partial(quantizer.load_tensor, model))
     quantizer.finish(model)
     with torch.inference_mode():
         assert torch.equal(model(torch.arange(9)), source(torch.arange(9)))
@@ -164,9 +166,9 @@ def test_weights_of_another_shape_are_refused() -> None:
     quantizer = get_quantizer("int8")
     quantizer.prepare(model)
     with pytest.raises(SizeMismatchError, match=r"\(256, 64\).*\(256, 128\)"):
-        quantizer.place(model, "c_fc.weight", torch.randn(64, 256))
+        quantizer.load_tensor(model, "c_fc.weight", torch.randn(64, 256))
     with pytest.raises(SizeMismatchError, match="int8"):
-        quantizer.place(model, "c_fc.weight", torch.zeros(256, 64, dtype=torch.int8))
+        quantizer.load_tensor(model, "c_fc.weight", torch.zeros(256, 64, dtype=torch.int8))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptrio.kernels import GROUP_SIZES
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
-from gptrio.kernels.formats import GROUPS, UNIT
+from gptrio.kernels.formats import UNIT
 from gptrio.nn.blocks import MLP, BlockParts
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import Conv1D, Linear
@@ -262,7 +263,7 @@ def _lies_plainly(tensor: Tensor) -> bool:
 def _known_codes(name: str, layer: QuantizedLinear) -> Problems:
     """Codes and scales of the types and shapes that the kernels read."""
     group, rows, inputs = layer.group, layer.out_features, layer.in_features
-    if group is not None and (group not in GROUPS or inputs % max(group, UNIT)):
+    if group is not None and (group not in GROUP_SIZES or inputs % max(group, UNIT)):
         yield f"{name} has {inputs} inputs in groups of {group}"
         return
     found = [(tensor.dtype, tuple(tensor.shape)) for tensor in (layer.weight, layer.weight_scale)]

@@ -13,7 +13,6 @@ from torch import nn
 
 from gptrio.errors import MissingDependencyError, OptionError
 
-Place = torch.device | Callable[[str], torch.device]
 DeviceMap = str | int | torch.device | dict[str, Any]
 _PLANNED = ("auto", "balanced", "balanced_low_0", "sequential")
 _DISK = "disk"
@@ -47,7 +46,7 @@ class Placement:
         )
 
     def resolve(self, model: nn.Module, dtype: torch.dtype) -> DeviceMap | None:
-        """The device map, with "auto" replaced by accelerate's choice where memory or a folder is told of.
+        """The device map, with "auto" replaced by accelerate's choice where `max_memory` or `offload_folder` is given.
 
         Args:
             model: on the meta device, its layers in the form in which they will be filled.
@@ -83,7 +82,7 @@ class Placement:
         """
         if device_map is None:
             return
-        model.hf_device_map = device_map = _as_told(device_map)
+        model.hf_device_map = device_map = _as_dictionary(device_map)
         devices = {str(device) if device == _DISK else torch.device(device) for device in device_map.values()}
         if devices == {torch.device("cpu")} or (len(devices) == 1 and _DISK not in devices):
             return
@@ -104,18 +103,17 @@ class Placement:
         )
 
 
-def places_of(device_map: DeviceMap | None) -> Place:
-    """Where each tensor is put as it is read; what goes to "disk" passes through the CPU.
+def device_function(device_map: DeviceMap | None) -> Callable[[str], torch.device]:
+    """A function of a tensor's name: the device it is put on as it is read; what goes to "disk" passes through the CPU.
 
-    Raises:
-        OptionError: a tensor that the map names no device for, when it is asked for.
+    The function raises OptionError for a tensor that the map names no device for.
     """
     if device_map is None:
-        return torch.get_default_device()
-    if device_map in _PLANNED:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device_map = torch.get_default_device()
+    elif device_map in _PLANNED:
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
     if not isinstance(device_map, dict):
-        return torch.device(device_map)
+        device_map = {"": device_map}
     prefixes = {name: torch.device("cpu" if device == _DISK else device) for name, device in device_map.items()}
 
     def device_of(key: str) -> torch.device:
@@ -127,7 +125,7 @@ def places_of(device_map: DeviceMap | None) -> Place:
     return device_of
 
 
-def _as_told(device_map: DeviceMap) -> dict[str, Any]:
+def _as_dictionary(device_map: DeviceMap) -> dict[str, Any]:
     """A device map as the dictionary that Transformers keeps on a model."""
     if isinstance(device_map, dict):
         return device_map

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -26,6 +27,9 @@ class FlagsMixin(nn.Module):
         model_parallel: it has done so.
         model_tags: see `add_model_tags`.
         hf_device_map: {name of a module: device}; only on models that were loaded with a `device_map`.
+        key_aliases: {pattern of a name in a checkpoint: replacement}, for names that the model lacks.
+        computed_buffers: patterns of names in checkpoints that hold what the model computes itself.
+        full_precision_modules: names of modules that quantization leaves as they are: small heads, trained anew.
     """
 
     config: Any
@@ -34,6 +38,9 @@ class FlagsMixin(nn.Module):
     model_parallel: bool = False
     model_tags: list[str] | None = None
     hf_device_map: dict[str, Any]
+    key_aliases: ClassVar[Mapping[str, str]] = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}  # of layer norms
+    computed_buffers: ClassVar[Sequence[str]] = ()
+    full_precision_modules: ClassVar[Sequence[str]] = ("score", "classifier", "qa_outputs")
 
     _auto_class: ClassVar[str | None] = None
     _no_split_modules: ClassVar[list[str]] = []

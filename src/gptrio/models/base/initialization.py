@@ -75,6 +75,34 @@ def mark_initialised(module: nn.Module) -> None:
     setattr(module, _MARK, True)
 
 
+def initialize_missing(model: Any, device_of: Callable[[str], torch.device]) -> None:
+    """Give storage and new values to parameters that a checkpoint lacks, and move buffers to their device.
+
+    Args:
+        model: its missing parameters are on the meta device.
+        device_of: the device of a key of the state dict.
+    """
+    missing: dict[nn.Module, dict[str, nn.Parameter]] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None and not buffer.is_meta:
+                module._buffers[leaf] = buffer.to(device_of(prefix + leaf))
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_meta:
+                data = torch.empty_like(parameter, device=device_of(prefix + leaf))
+                missing.setdefault(module, {})[leaf] = nn.Parameter(data, parameter.requires_grad)
+    for module, parameters in missing.items():
+        loaded = {leaf: p for leaf, p in module._parameters.items() if p is not None and leaf not in parameters}
+        for leaf, parameter in loaded.items():  # `_init_weights` overwrites these stand-ins, not what was loaded
+            module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
+        module._parameters.update(parameters)
+        model._init_weights(module)
+        module._parameters.update(loaded)
+    model.apply(mark_initialised)
+    model.tie_weights()
+
+
 def _visit(module: nn.Module, initialise: Callable[[nn.Module], None]) -> None:
     """Call on a module after all below it; what is below a model inside the model is that model's own affair."""
     for child in module.children():

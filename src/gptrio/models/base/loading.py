@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from gptrio.checkpoint.keys import IGNORED_BUFFERS
+from gptrio.checkpoint.keys import KeyRules
 from gptrio.checkpoint.load import LoadReport, TensorReader, load_into, open_checkpoint
+from gptrio.checkpoint.torch_files import TensorDict
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.config.serialization import CONFIG_NAME
-from gptrio.errors import ConfigError, OptionError
-from gptrio.generation.options.config import CONFIG_FILE as GENERATION_CONFIG_NAME
+from gptrio.errors import CheckpointNotFoundError, ConfigError, OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.resolve import as_own_config as as_own_generation_config
-from gptrio.hub import HubOptions
+from gptrio.hub import HubOptions, local_folder
 from gptrio.models.base.arguments import check_constructor_takes, drop_arguments_without_effect
-from gptrio.models.base.device_map import DeviceMap, Place, Placement, places_of
-from gptrio.models.base.initialization import mark_initialised
-from gptrio.models.base.loading_report import loading_info, warn_of_differences
+from gptrio.models.base.building import build, keep_in_float32
+from gptrio.models.base.device_map import DeviceMap, Placement, device_function
+from gptrio.models.base.initialization import initialize_missing
+from gptrio.models.base.loading_report import loading_info, warn_key_mismatch
 from gptrio.models.base.pretrained import PreTrainedModel
-from gptrio.nn.attention import check_implementation
-
-if TYPE_CHECKING:
-    from gptrio.quantization import QuantizationConfig, Quantizer
+from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-Source = TensorReader | Mapping[str, Tensor]
+TensorSource = TensorReader | TensorDict
+_MOST_NEW_LAYERS = 1000  # that a configuration may have beyond those of its weights, to be drawn anew
 
 
 def load_model(
@@ -95,79 +93,78 @@ def load_model(
     options = HubOptions.pop_from(kwargs)
     drop_arguments_without_effect(cls.__name__, kwargs)
     placement = Placement.pop_from(device_map, kwargs)
-    quantization = quantization_config or load_in or _bitsandbytes(kwargs)
-    settings, unknown = _read_config(cls, config, name_or_path, options, kwargs)
+    quantization = quantization_config or load_in or _pop_bitsandbytes(kwargs)
+    config, unknown = _read_config(cls, config, name_or_path, options, kwargs)
     check_constructor_takes(cls, unknown)
     if attn_implementation is not None:
-        settings._attn_implementation = attn_implementation
-    options = _pinned(options, settings, name_or_path)
+        config._attn_implementation = attn_implementation
+    options = _pinned(options, config, name_or_path)
     source = _open(name_or_path, state_dict, use_safetensors, variant, options)
-    quantizer = _quantizer(quantization or getattr(settings, "quantization_config", None))
-    wanted = torch_dtype if dtype is None else dtype
-    if wanted is None and quantizer is not None:
-        wanted = quantizer.default_dtype
-    number_format = _number_format(wanted, settings, source)
-    _hold_layers_against(source, settings)
-    model = build(cls, settings, *model_args, dtype=number_format, device="meta", arguments=unknown)
-    _keep_in_float32(model, number_format)
+    _check_layer_count(source, config)
+    quantization = quantization or getattr(config, "quantization_config", None)
+    quantizer = get_quantizer(quantization) if quantization else None
+    default = None if quantizer is None else quantizer.default_dtype
+    dtype = _weight_dtype(next((d for d in (dtype, torch_dtype, default) if d is not None), None), config, source)
+    model = build(cls, config, *model_args, dtype=dtype, device="meta", arguments=unknown)
+    keep_in_float32(model, dtype)
     if quantizer is not None:
         quantizer.prepare(model)
-    device_map = placement.resolve(model, number_format)
-    place = places_of(device_map)
-    report = _fill(model, source, quantizer, place, ignore_mismatched_sizes, key_mapping)
-    warn_of_differences(report, cls.__name__, name_or_path)
-    _take_generation_config(model, generation_config, name_or_path, options, kwargs)
+    device_map = placement.resolve(model, dtype)
+    report = load_weights(model, source, quantizer, device_map, ignore_mismatched_sizes, key_mapping)
+    warn_key_mismatch(report, cls.__name__, name_or_path)
+    _set_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
     model.eval()
     placement.dispatch(model, device_map)
     return (model, loading_info(report)) if output_loading_info else model
 
 
-_SPARE_LAYERS = 1000  # that a configuration may have beyond those of its weights, to be drawn anew
-
-
-def _hold_layers_against(source: Source, config: PretrainedConfig) -> None:
-    """Raise ConfigError for many more layers than there are weights of, before building any."""
-    numbers = (part for key in source.keys() for part in key.split(".") if part.isdecimal())  # noqa: SIM118 - a reader is no mapping
-    stored = max(map(int, numbers), default=-1) + 1
-    promised = getattr(config, "num_hidden_layers", 0)
-    if promised > stored + _SPARE_LAYERS:
-        raise ConfigError(
-            f"{type(config).__name__}: num_hidden_layers={promised} is not possible; the weights have {stored} layers"
-        )
-
-
-def _bitsandbytes(kwargs: dict[str, Any]) -> dict[str, Any] | None:
-    """Take the short forms of bitsandbytes out of the arguments."""
-    chosen: dict[str, Any] = {name: kwargs.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in kwargs}
-    return {"quant_method": "bitsandbytes", **chosen} if any(chosen.values()) else None
-
-
-def _quantizer(config: QuantizationConfig | Mapping[str, Any] | str | None) -> Quantizer | None:
-    if not config:
-        return None
-    from gptrio.quantization import get_quantizer
-
-    return get_quantizer(config)
-
-
-def _fill(
+def load_weights(
     model: PreTrainedModel,
-    source: Source,
+    source: TensorSource,
     quantizer: Quantizer | None,
-    place: Place,
+    device_map: DeviceMap | None,
     ignore_mismatched_sizes: bool,
     key_mapping: Mapping[str, str] | None,
 ) -> LoadReport:
-    """Give a model without storage its weights: those of the checkpoint, and new ones where it has none."""
-    tensors = model.state_dict()
-    kinds = {name: t.dtype for name, t in tensors.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    """Give a model without storage its weights: those of the checkpoint, and new ones where it has none.
+
+    Args:
+        model: its parameters are on the meta device, its layers prepared by `quantizer`.
+        source: the open checkpoint.
+        quantizer: quantizes while tensors are read, on the CPU, or None.
+        device_map: where tensors go.
+        ignore_mismatched_sizes: draw tensors of other shapes anew instead of raising.
+        key_mapping: see `load_model`.
+    """
+    state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}
+    device_of = device_function(device_map)
     report = load_into(
         model,
         source,
+        _key_rules(model, quantizer),
+        dtype={name: tensor.dtype for name, tensor in state.items() if tensor.is_floating_point()}.get,
+        device=device_of,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        on_tensor=functools.partial(quantizer.load_tensor, model) if quantizer else None,
+        key_mapping=key_mapping,
+    )
+    model.tie_weights()
+    initialize_missing(model, device_of)
+    if quantizer is not None:
+        quantizer.finish(model)
+        devices = {device_of(name) for name in state}
+        if len(devices) == 1 and devices != {torch.device("cpu")}:
+            model.to(devices.pop())
+    return report
+
+
+def _key_rules(model: PreTrainedModel, quantizer: Quantizer | None) -> KeyRules:
+    return KeyRules(
         base_model_prefix=model.base_model_prefix,
+        aliases=model.key_aliases,
         ignore_unexpected=(
-            *IGNORED_BUFFERS,
+            *model.computed_buffers,
             *(model._keys_to_ignore_on_load_unexpected or ()),
             *(quantizer.ignore_unexpected if quantizer else ()),
         ),
@@ -175,123 +172,32 @@ def _fill(
             *(model._keys_to_ignore_on_load_missing or ()),
             *(quantizer.ignore_missing if quantizer else ()),
         ),
-        tied={**_shared(model), **model.tied_weights()},
-        dtype=kinds.get,
-        device=place,
-        ignore_mismatched_sizes=ignore_mismatched_sizes,
-        take=functools.partial(quantizer.place, model) if quantizer else None,
-        key_mapping=key_mapping,
+        tied={**_shared_parameters(model), **model.tied_weights()},
     )
-    model.tie_weights()
-    _initialise_rest(model, place)
-    if quantizer is not None:
-        quantizer.finish(model)
-        if isinstance(place, torch.device) and place.type != "cpu":  # where weights are quantized
-            model.to(place)
-    return report
 
 
-def _keep_in_float32(model: PreTrainedModel, number_format: torch.dtype) -> None:
-    """Let modules that the class names be of float32 in a model of half precision, float16 alone or either."""
-    names: list[str] = []
-    if number_format is torch.float16:
-        names += model._keep_in_fp32_modules or ()
-    if number_format in (torch.float16, torch.bfloat16):
-        names += model._keep_in_fp32_modules_strict or ()
-    for path, parameter in model.named_parameters():
-        if any(re.search(rf"(^|\.){name}($|\.)", path) for name in names):
-            parameter.data = parameter.data.float()
-
-
-def _shared(model: nn.Module) -> dict[str, str]:
-    """Names of parameters that are one with another of an earlier name: name -> earlier name."""
+def _shared_parameters(model: nn.Module) -> dict[str, str]:
+    """Parameters with several names: name -> the first of them."""
     first: dict[int, str] = {}
     names = ((name, first.setdefault(id(p), name)) for name, p in model.named_parameters(remove_duplicate=False))
     return {name: earlier for name, earlier in names if name != earlier}
 
 
-def build(
-    cls: type[Model],
-    config: PretrainedConfig,
-    *model_args: Any,
-    dtype: torch.dtype | str | None = None,
-    torch_dtype: torch.dtype | str | None = None,
-    attn_implementation: str | None = None,
-    device: torch.device | str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-) -> Model:
-    """Build a model with new weights; on the meta device parameters have no storage, and all else its values.
-
-    Args:
-        cls: class of the model.
-        config: its configuration.
-        model_args: further positional arguments of the class.
-        dtype: type of the weights; torch's default type if None.
-        torch_dtype: older name of `dtype`.
-        attn_implementation: attention back end.
-        device: where the weights are; torch's default device if None.
-        arguments: further named arguments of the class.
-    """
-    config = as_own_config(config)
-    if attn_implementation is not None:
-        config._attn_implementation = attn_implementation
-    check_implementation(config._attn_implementation or "sdpa")
-    chosen = torch_dtype if dtype is None else dtype
-    number_format = getattr(torch, chosen) if isinstance(chosen, str) else chosen
-    number_format = number_format or torch.get_default_dtype()
-    without_storage = device == "meta"
-    device = torch.get_default_device() if device is None or without_storage else device
-    with torch.device(device), _Building(number_format, without_storage):
-        model = cls(config, *model_args, **arguments or {})
-    config.dtype = number_format
-    return model
+def _pop_bitsandbytes(kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Take the short forms of bitsandbytes out of the arguments."""
+    chosen: dict[str, Any] = {name: kwargs.pop(name) for name in ("load_in_4bit", "load_in_8bit") if name in kwargs}
+    return {"quant_method": "bitsandbytes", **chosen} if any(chosen.values()) else None
 
 
-_FILLED = (
-    torch.empty,
-    torch.empty_strided,
-    torch.zeros,
-    torch.ones,
-    torch.rand,
-    torch.randn,
-    torch.eye,
-    torch.linspace,
-)
-_INFERRED = (torch.tensor, torch.full, torch.arange)  # whose type follows from their values
-
-
-class _Building(TorchFunctionMode):
-    """In this thread, makes tensors of a type where none is named, and draws nothing for those without storage.
-
-    Without storage are parameters alone, which modules make empty: a buffer, the weights of a loss or any other tensor
-    that a constructor makes is in no checkpoint, and has the value that the constructor gives it.
-
-    torch's default type is one for all threads, of which others may be building models of other types. To draw without
-    storage, torch would load its compiler, which takes a second.
-    """
-
-    def __init__(self, dtype: torch.dtype, without_storage: bool) -> None:
-        super().__init__()
-        self._dtype, self._without_storage = dtype, without_storage
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run a function of torch, `normal_` on the meta device excepted."""
-        kwargs = kwargs or {}
-        if self._without_storage and func is torch.empty and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": "meta"}
-        if func in _FILLED and kwargs.get("dtype") is None:
-            return func(*args, **{**kwargs, "dtype": self._dtype})
-        if func in _INFERRED and kwargs.get("dtype") is None:
-            made = func(*args, **kwargs)
-            is_free = made.is_floating_point() and not (args and isinstance(args[0], Tensor))
-            return func(*args, **{**kwargs, "dtype": self._dtype}) if is_free else made
-        if getattr(func, "__name__", "") == "normal_":
-            tensor = args[0] if args else kwargs["tensor"]
-            if tensor.is_meta:
-                return tensor
-        return func(*args, **kwargs)
+def _check_layer_count(source: TensorSource, config: PretrainedConfig) -> None:
+    """Raise ConfigError for many more layers than the weights have, before building any."""
+    numbers = (part for key in list(source.keys()) for part in key.split(".") if part.isdecimal())
+    stored = max(map(int, numbers), default=-1) + 1
+    promised = getattr(config, "num_hidden_layers", 0)
+    if promised > stored + _MOST_NEW_LAYERS:
+        raise ConfigError(
+            f"{type(config).__name__}: num_hidden_layers={promised} is not possible; the weights have {stored} layers"
+        )
 
 
 def _read_config(
@@ -318,7 +224,7 @@ def _read_config(
 
 def _pinned(options: HubOptions, config: PretrainedConfig, name_or_path: str | os.PathLike[str] | None) -> HubOptions:
     """The lookup options for the commit that the configuration was read from, or else that of the repository's own."""
-    if name_or_path is None or os.path.exists(name_or_path):
+    if name_or_path is None or os.path.isfile(name_or_path) or local_folder(name_or_path) is not None:
         return options
     if config._commit_hash is not None and config.name_or_path == os.fspath(name_or_path):
         return replace(options, revision=config._commit_hash)
@@ -332,62 +238,36 @@ def _open(
     use_safetensors: bool | None,
     variant: str | None,
     options: HubOptions,
-) -> Source:
+) -> TensorSource:
     if state_dict is not None:
-        return state_dict
+        return TensorDict(state_dict)
     if name_or_path is None:
         raise OptionError("from_pretrained needs a name or folder to read weights from, or state_dict")
     return open_checkpoint(name_or_path, use_safetensors=use_safetensors, variant=variant, options=options)
 
 
-def _number_format(dtype: torch.dtype | str | None, config: PretrainedConfig, source: Source) -> torch.dtype:
+def _weight_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, source: TensorSource) -> torch.dtype:
     """Type of the weights; "auto" is the configuration's, or else that of the first floating-point tensor."""
     if dtype is None:
         return torch.get_default_dtype()
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype != "auto":
-        found = getattr(torch, dtype, None)
-        if not isinstance(found, torch.dtype):
-            raise OptionError(f"dtype={dtype!r} is no type; expected float32, bfloat16, float16 or 'auto'")
-        return found
-    if config.dtype is not None:
-        return config.dtype
-    stored = (source.dtype(k) if isinstance(source, TensorReader) else source[k].dtype for k in source.keys())  # noqa: SIM118 - a reader is no mapping
-    return next((kind for kind in stored if kind.is_floating_point), torch.get_default_dtype())
+    if dtype == "auto":
+        stored = (source.dtype(name) for name in list(source.keys()))
+        first = next((kind for kind in stored if kind.is_floating_point), None) if config.dtype is None else None
+        return config.dtype or first or torch.get_default_dtype()
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise OptionError(f"dtype={dtype!r} is not a type; expected float32, bfloat16, float16 or 'auto'")
+    return found
 
 
-def _initialise_rest(model: PreTrainedModel, place: Place) -> None:
-    """Give storage and new values to parameters that the checkpoint did not have, and buffers their place."""
-    empty: dict[nn.Module, dict[str, nn.Parameter]] = {}
-    for path, module in model.named_modules():
-        for leaf, buffer in module._buffers.items():
-            if buffer is not None and not buffer.is_meta:
-                module._buffers[leaf] = buffer.to(place(f"{path}.{leaf}") if callable(place) else place)
-        for leaf, parameter in module._parameters.items():
-            if parameter is not None and parameter.is_meta:
-                device = place(f"{path}.{leaf}") if callable(place) else place
-                data = torch.empty_like(parameter, device=device)
-                empty.setdefault(module, {})[leaf] = nn.Parameter(data, parameter.requires_grad)
-    for module, parameters in empty.items():
-        loaded = {leaf: p for leaf, p in module._parameters.items() if p is not None and leaf not in parameters}
-        for leaf, parameter in loaded.items():  # stands in, so that what was loaded is not drawn anew
-            module._parameters[leaf] = nn.Parameter(torch.empty_like(parameter), parameter.requires_grad)
-        module._parameters.update(parameters)
-        model._init_weights(module)
-        module._parameters.update(loaded)
-    model.apply(mark_initialised)
-    model.tie_weights()
-
-
-def _take_generation_config(
+def _set_generation_config(
     model: PreTrainedModel,
     given: GenerationConfig | None,
     name_or_path: str | os.PathLike[str] | None,
     options: HubOptions,
     overrides: Mapping[str, Any],
 ) -> None:
-    """Take the options that are given, or those beside the weights; without either those of the configuration stay.
+    """Set the options that are given, or those beside the weights; without either those of the configuration stay.
 
     Overrides of the configuration that are options of `generate` win over those beside the weights.
     """
@@ -395,12 +275,9 @@ def _take_generation_config(
         return
     given = as_own_generation_config(given)
     if given is not None:
-        model.generation_config = GenerationConfig.from_dict(
-            dict(given) if isinstance(given, Mapping) else given.to_dict()
-        )
-        return
-    if name_or_path is None or os.path.isfile(name_or_path):
-        return
-    if options.find(name_or_path, GENERATION_CONFIG_NAME) is not None:
+        content = dict(given) if isinstance(given, Mapping) else given.to_dict()
+        model.generation_config = GenerationConfig.from_dict(content)
+    elif name_or_path is not None and not os.path.isfile(name_or_path):
         own = {field.name: overrides[field.name] for field in fields(GenerationConfig) if field.name in overrides}
-        model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs(), **own)
+        with contextlib.suppress(CheckpointNotFoundError):
+            model.generation_config = GenerationConfig.from_pretrained(name_or_path, **options.as_kwargs(), **own)

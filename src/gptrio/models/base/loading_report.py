@@ -1,4 +1,4 @@
-"""What loading tells of a checkpoint that does not fit its model to the letter."""
+"""What loading reports of a checkpoint whose keys are not those of its model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gptrio.checkpoint.load import LoadReport
 from gptrio.errors import warn
 
 
-def warn_of_differences(report: LoadReport, class_name: str, name_or_path: str | os.PathLike[str] | None) -> None:
+def warn_key_mismatch(report: LoadReport, class_name: str, name_or_path: str | os.PathLike[str] | None) -> None:
     """One warning that names what did not fit."""
     mismatched = [f"{key} {stored} instead of {expected}" for key, stored, expected in report.mismatched]
     parts = {
@@ -16,13 +16,13 @@ def warn_of_differences(report: LoadReport, class_name: str, name_or_path: str |
         "drawn at random, because their shapes differ": mismatched,
         "in the checkpoint but not in the model": report.unexpected,
     }
-    told = [
+    clauses = [
         f"{len(keys)} {what}: {', '.join(keys[:8])}{', ...' * (len(keys) > 8)}" for what, keys in parts.items() if keys
     ]
-    if told:
+    if clauses:
         where = f" from {os.fspath(name_or_path)}" if name_or_path else ""
         trained = "; train the model before you rely on it" if report.missing or mismatched else ""
-        warn(f"{class_name}{where}: {'; '.join(told)}{trained}")
+        warn(f"{class_name}{where}: {'; '.join(clauses)}{trained}")
 
 
 def loading_info(report: LoadReport) -> dict[str, list[str]]:

@@ -71,7 +71,7 @@ class PreTrainedModel(
     @classmethod
     def _from_config(cls: type[Model], config: PretrainedConfig, **kwargs: Any) -> Model:
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
-        from gptrio.models.base.loading import build
+        from gptrio.models.base.building import build
 
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = config.dtype
