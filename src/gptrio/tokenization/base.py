@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -77,8 +78,12 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         self._special_tokens_map.update(self.extra_special_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: the settings, nothing of the calls so far."""
-        return {name: value for name, value in vars(self).items() if name != "_warned"}
+        """What a copy or a pickle keeps: the settings, nothing of the calls so far.
+
+        Names are interned, as a pickle depends on which of its equal strings are one object.
+        """
+        state = {sys.intern(name): value for name, value in vars(self).items() if name != "_warned"}
+        return {**state, "init_kwargs": {sys.intern(name): value for name, value in self.init_kwargs.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, with every warning still to come."""
