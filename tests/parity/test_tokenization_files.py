@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -100,3 +101,53 @@ def test_older_special_token_files(folders, tmp_path):
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
     for name in GPT2:
         assert_same(*(getattr(library, name).from_pretrained(tmp_path) for library in LIBRARIES.values()))
+
+
+WAYS = [(name, way) for name in GPT2 for way in ("vocabulary files", "folder")] + [(GPT2[1], "tokenizer file")]
+
+
+def rules_of(tokenizer: Any) -> dict[int, tuple[Any, ...]]:
+    """Id -> text and matching rules of each added token."""
+    return {
+        index: (token.content, token.normalized, token.special, token.lstrip, token.rstrip, token.single_word)
+        for index, token in tokenizer.added_tokens_decoder.items()
+    }
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize(
+    "special",
+    [
+        {},
+        {"pad_token": "[PAD]", "bos_token": "<B>"},
+        {"sep_token": "<S>", "additional_special_tokens": ["<X>"]},
+        {"bos_token": gptrio.AddedToken("<B>"), "sep_token": gptrio.AddedToken("<S>", lstrip=True)},
+        {"bos_token": gptrio.AddedToken("<B>", normalized=False)},
+    ],
+    ids=["none", "texts", "others", "objects", "not normalized"],
+)
+def test_special_tokens_have_the_same_rules(folders, tmp_path, name, special, way):
+    folder = folders[name]
+    made = []
+    for library in (gptrio, transformers):
+        cls = getattr(library, name)
+        given = {key: copy.deepcopy(token) for key, token in special.items()}
+        if way == "vocabulary files":
+            made.append(cls(str(folder / "vocab.json"), str(folder / "merges.txt"), **given))
+        elif way == "folder":
+            made.append(cls.from_pretrained(folder, **given))
+        else:
+            cls.from_pretrained(folder).backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+            made.append(cls(tokenizer_file=str(tmp_path / "tokenizer.json"), **given))
+    assert rules_of(made[0]) == rules_of(made[1])
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+@pytest.mark.parametrize("given", ["the cat", "", " x", ["the", "cat"], [["the", "cat"], ["a", ""]]])
+def test_lists_of_words_take_spaces_and_plain_texts_do_not(folders, given, prefix):
+    ours, theirs = (
+        library.GPT2Tokenizer.from_pretrained(folders["GPT2Tokenizer"], add_prefix_space=prefix)
+        for library in (gptrio, transformers)
+    )
+    for options in ({"is_split_into_words": True}, {"is_split_into_words": True, "text_pair": given}):
+        assert ours(given, **options)["input_ids"] == theirs(given, **options)["input_ids"]

@@ -103,8 +103,8 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             **options: `split_special_tokens`, `is_split_into_words`, `add_prefix_space` of `EncodeOptions`.
         """
         parsed = EncodeOptions.of(options)
-        tokens = self._split(text, parsed)
-        pair_tokens = None if pair is None else self._split(pair, parsed)
+        tokens = self._split(text, parsed, parsed.is_split_into_words)
+        pair_tokens = None if pair is None else self._split(pair, parsed, parsed.is_split_into_words)
         if not add_special_tokens:
             return tokens + (pair_tokens or [])
         pair_ids = None if pair_tokens is None else self._known_ids(pair_tokens)
@@ -126,13 +126,13 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         """
         return text, kwargs
 
-    def _split(self, text: str, options: EncodeOptions) -> list[str]:
-        """Cut added tokens out, and split what lies between them."""
+    def _split(self, text: str, options: EncodeOptions, is_word: bool) -> list[str]:
+        """Cut added tokens out, and split what lies between them; `is_word`: the text is one of a list of words."""
         whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
         given = dict(options.others)
         if options.add_prefix_space is not None:
             given["add_prefix_space"] = options.add_prefix_space
-        prepared, unknown = self.prepare_for_tokenization(text, options.is_split_into_words, **given)
+        prepared, unknown = self.prepare_for_tokenization(text, is_word, **given)
         if unknown:
             self._warn_once(f"unknown {sorted(unknown)}", f"{unknown_arguments(unknown)}; it changes nothing")
         pieces = [prepared]
@@ -217,12 +217,16 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
 
     def _text_ids(self, text: Text, options: EncodeOptions) -> Ids:
         if isinstance(text, str):
-            return self._known_ids(self._split(text, options))
+            return self._known_ids(self._split(text, options, is_word=False))
         if isinstance(text, (list, tuple)):
             if all(isinstance(item, int) for item in text):
                 return list(text)
             if all(isinstance(item, str) for item in text):
-                words = (self._split(word, options) for word in text) if options.is_split_into_words else [text]
+                words = (
+                    (self._split(word, options, is_word=True) for word in text)
+                    if options.is_split_into_words
+                    else [text]
+                )
                 return self._known_ids(list(chain.from_iterable(words)))
         raise TokenizationError(f"{text!r} is no text; expected a string, a list of strings or a list of ids")
 
