@@ -27,6 +27,7 @@ _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
+_MOST_SETTINGS = 1000  # entries of a table that is no vocabulary
 
 
 class PreTrainedTokenizerBase(PrepareMixin, Pushable):
@@ -78,12 +79,9 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         self._special_tokens_map.update(self.extra_special_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: the settings, nothing of the calls so far.
-
-        Names are interned, as a pickle depends on which of its equal strings are one object.
-        """
-        state = {sys.intern(name): value for name, value in vars(self).items() if name != "_warned"}
-        return {**state, "init_kwargs": {sys.intern(name): value for name, value in self.init_kwargs.items()}}
+        """What a copy or a pickle keeps: the settings, nothing of the calls so far."""
+        state: dict[str, Any] = _interned({name: value for name, value in vars(self).items() if name != "_warned"})
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore, with every warning still to come."""
@@ -293,3 +291,14 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
             f"clean_up_tokenization_spaces={self.clean_up_tokenization_spaces}, "
             f"added_tokens_decoder={{\n\t{added}\n}}\n)"
         )
+
+
+def _interned(value: Any) -> Any:
+    """The same settings with one object for equal strings, as a pickle depends on which are one; long tables stay."""
+    if type(value) is str:
+        return sys.intern(value)
+    if type(value) not in (list, tuple, dict) or len(value) > _MOST_SETTINGS:
+        return value
+    if isinstance(value, dict):
+        return {_interned(name): _interned(item) for name, item in value.items()}
+    return type(value)(map(_interned, value))
