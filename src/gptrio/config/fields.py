@@ -8,9 +8,10 @@ import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Union, get_args, get_origin
+from difflib import get_close_matches
+from typing import Any, Union, get_args, get_origin, overload
 
-from gptrio.errors import ConfigError
+from gptrio.errors import ConfigError, OptionError
 
 LARGEST_COUNT = 2**31 - 1
 LARGEST_WIDTH = 2**24  # of a weight with that many inputs and any count of outputs, torch can still count the elements
@@ -149,3 +150,36 @@ def divides(config: Any, part: str, whole: str) -> None:
     size, parts = getattr(config, whole), getattr(config, part)
     if size % parts:
         raise ConfigError(f"{type(config).__name__}: {whole}={size} is not divisible by {part}={parts}")
+
+
+@overload
+def check_number(name: str, value: object, kind: type[int], **bounds: float) -> int: ...
+@overload
+def check_number(name: str, value: object, kind: type[float], **bounds: float) -> float: ...
+def check_number(name: str, value: Any, kind: type[int] | type[float], **bounds: float) -> int | float:
+    """Return `value` as an int or float; raise OptionError, naming the argument and its range, for other values."""
+    allowed = Bounds(**bounds)
+    if not has_type(value, kind) or not allowed.hold(value):
+        noun = "an integer" if kind is int else "a number"
+        raise OptionError(f"{name}={value!r} must be {noun} {allowed}".rstrip())
+    return kind(value)
+
+
+def check_token_ids(name: str, ids: Any) -> list[int]:
+    """Return a token id or several as a list; raise OptionError for other values, or for an id past 64 bits."""
+    several = as_list(ids)
+    if not has_type(several, list[int]) or not all(-(1 << 63) <= token < 1 << 63 for token in several):
+        raise OptionError(f"{name}={ids!r} must be a token id or a list of them")
+    return several
+
+
+def as_list(ids: Any) -> list[Any]:
+    """Return token ids that are given as one, several or None as a list."""
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+
+def unknown_option(name: str, known: Iterable[str], owner: str) -> OptionError:
+    """Return the error for an option that does not exist; it names the nearest one that does."""
+    near = get_close_matches(name, list(known), n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return OptionError(f"{owner} has no option {name!r}{hint}")

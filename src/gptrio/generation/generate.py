@@ -142,7 +142,7 @@ def generate(
             prompt = align(prompt)
         if config.token_healing:
             prompt = heal(model, prompt, tokenizer, config)
-        prompt = settle_lengths(model, prompt, config, kwargs, overflow)
+        prompt, config = settle_lengths(model, prompt, config, kwargs, overflow)
         mode = config.get_generation_mode(assistant_model)
         call = prepare_generation(model, prompt, config, mode, extras)
         if streamer is not None:

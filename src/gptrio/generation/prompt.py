@@ -13,8 +13,9 @@ from torch import Tensor
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.cache.protocol import windows_of
 from gptrio.cache.transformers import as_own_cache
+from gptrio.config.fields import as_list
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
-from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 
 if TYPE_CHECKING:
     from gptrio.generation.columns import Moved
@@ -213,8 +214,7 @@ def _start(
 def _from_bos(empty: Tensor, bos_token_id: int | list[int] | None) -> Tensor:
     if bos_token_id is None:
         raise OptionError("the prompt is empty and there is no bos_token_id to start from; pass input_ids")
-    ids = [bos_token_id] if isinstance(bos_token_id, int) else bos_token_id
-    return empty.new_tensor(ids).expand(empty.shape[0], -1)
+    return empty.new_tensor(as_list(bos_token_id)).expand(empty.shape[0], -1)
 
 
 def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _attention_mask(prompt: Prompt, mask: Tensor | None, config: GenerationConfi
         ids, pad = prompt.ids, config.pad_token_id
         if prompt.embeds is not None and ids.shape[1] != prompt.length:
             return None
-        ends = ends_of(config)
+        ends = eos_ids(config)
         if pad is None or pad in ends:
             _warn_of_unseen_padding(ids, next(iter(ends), None) if pad is None else pad)
             return None

@@ -12,7 +12,7 @@ from torch import Tensor
 from gptrio.cache import DynamicCache, make_cache
 from gptrio.config.fields import has_type
 from gptrio.errors import OptionError
-from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.max_length import context_length, last_column, no_more_positions, positions
 from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
@@ -66,7 +66,7 @@ def prepare_generation(
     rows = prompt.repeated(copies)
     beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)
-    pads = ends_of(config) if config.pad_token_id is None else [config.pad_token_id]
+    pads = eos_ids(config) if config.pad_token_id is None else [config.pad_token_id]
     return GenerationState(
         model, config, rows, step, processors, criteria, next(iter(pads), None), OutputRecorder(config),
         prompt.ids.shape[0], generators, extras.streamer, extras.synced_gpus, extras.on_finish,

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
+from gptrio.config.fields import check_number
 from gptrio.errors import warn
 from gptrio.generation.merge import merge
-from gptrio.generation.options.config import GenerationConfig, ends_of
-from gptrio.generation.options.fields import check_number
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.stop_strings import StopStringMatcher, Tokenizer
 
@@ -189,7 +189,7 @@ def build_stopping(
         built.append(MaxTimeCriteria(config.max_time))
     if config.stop_strings is not None:
         built.append(StopStringCriteria(tokenizer, config.stop_strings))
-    if ends := ends_of(config):
+    if ends := eos_ids(config):
         built.append(EosTokenCriteria(ends))
     if config.is_assistant and config.assistant_confidence_threshold:
         built.append(ConfidenceCriteria(config.assistant_confidence_threshold))

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptrio.config.fields import as_list
 from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.prompt import Prompt, keeping
@@ -39,7 +40,7 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
     for ids, mask in zip(prompt.ids, real, strict=True):
         text = tokenizer.decode(ids[mask].tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         tokens = tokenizer.encode(text.strip()) or ids[mask].tolist()
-        rows.append(_healed(model, tokens, vocabulary, tokenizer, _listed(config.bos_token_id)))
+        rows.append(_healed(model, tokens, vocabulary, tokenizer, as_list(config.bos_token_id)))
     return _padded(prompt, rows, config)
 
 
@@ -55,10 +56,6 @@ def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer
     scores[last] += FAVOUR
     choices = torch.tensor(longer, device=scores.device)
     return [*before, int(choices[scores[choices].argmax()])]
-
-
-def _listed(bos: int | list[int] | None) -> list[int]:
-    return [bos] if isinstance(bos, int) else list(bos or ())
 
 
 def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> Prompt:

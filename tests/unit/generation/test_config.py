@@ -1,6 +1,7 @@
 """GenerationConfig: wrong options are named, files are whole, updates are all or nothing."""
 
 import copy
+import inspect
 import json
 import pickle
 import subprocess
@@ -8,10 +9,24 @@ import sys
 import warnings
 
 import pytest
+import torch
 
-from gptrio import CompileConfig, GenerationConfig, GenerationMode, GptrioWarning, OptionError, PhrasalConstraint
+from gptrio import (
+    CompileConfig,
+    GenerationConfig,
+    GenerationMode,
+    GPT2LMHeadModel,
+    GptrioWarning,
+    OptionError,
+    PhrasalConstraint,
+)
 from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
+from gptrio.generation.generate import generate
+from gptrio.generation.options.max_length import settle_lengths
+from gptrio.generation.options.schema import GENERATE_ARGUMENTS
+from gptrio.generation.prompt import Prompt
 from gptrio.generation.stopping import build_stopping
+from gptrio.testing.tiny import tiny_config
 
 
 @pytest.mark.parametrize(
@@ -33,7 +48,7 @@ from gptrio.generation.stopping import build_stopping
         ({"num_assistant_tokens_schedule": "random"}, "num_assistant_tokens_schedule='random'"),
         ({"num_return_sequences": 2}, "num_return_sequences=2 would be 2 copies"),
         ({"num_return_sequences": 3, "num_beams": 2}, "num_return_sequences=3 is more than num_beams=2"),
-        ({"num_beams": 3, "num_beam_groups": 2, "diversity_penalty": 1.0}, "num_beams=3 is no multiple"),
+        ({"num_beams": 3, "num_beam_groups": 2, "diversity_penalty": 1.0}, "num_beams=3 is not a multiple"),
         ({"num_beams": 4, "num_beam_groups": 2}, "diversity_penalty must be above 0"),
         ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0, "do_sample": True}, "does not sample"),
         ({"num_beams": 4, "force_words_ids": [[1]], "do_sample": True}, "constrained beam search .* does not sample"),
@@ -193,3 +208,20 @@ def test_options_load_no_torch():
 def test_an_end_token_past_all_tensors_is_named(tokens):
     with pytest.raises(OptionError, match="must be a token id"):
         build_stopping(GenerationConfig(eos_token_id=tokens))
+
+
+def test_the_arguments_of_generate_are_listed_beside_the_options():
+    parameters = inspect.signature(generate).parameters
+    assert set(GENERATE_ARGUMENTS) == set(parameters) - {"model", "kwargs"}
+    with pytest.raises(OptionError, match="no option 'steamer'; did you mean 'streamer'"):
+        GPT2LMHeadModel(tiny_config("gpt2")).generate(torch.tensor([[1]]), steamer=None)
+
+
+def test_lengths_are_settled_in_a_config_of_their_own():
+    model = GPT2LMHeadModel(tiny_config("gpt2"))
+    prompt = Prompt(torch.tensor([[1, 2, 3]]))
+    config = GenerationConfig(max_new_tokens=4, min_new_tokens=2)
+    same_prompt, settled = settle_lengths(model, prompt, config, {}, "error")
+    assert same_prompt is prompt
+    assert (settled.max_length, settled.min_length) == (7, 5)
+    assert (config.max_length, config.min_length) == (20, 0)

@@ -40,7 +40,7 @@ NO_ENDS = model_of(eos_token_id=None)
         ({"max_length": 3}, "the prompt has 3 tokens and max_length=3"),
         ({"num_return_sequences": 2}, "would be 2 copies"),
         ({"num_beams": 2, "num_return_sequences": 3}, "more than num_beams"),
-        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "no multiple"),
+        ({"num_beams": 4, "num_beam_groups": 3, "diversity_penalty": 1.0}, "not a multiple"),
         ({"num_beams": 4, "num_beam_groups": 2}, "diversity_penalty must be above 0"),
         ({"force_words_ids": [[1]], "num_beams": 1}, "need beams"),
         ({"force_words_ids": [], "num_beams": 2}, "are empty"),

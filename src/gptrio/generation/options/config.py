@@ -1,21 +1,29 @@
-"""Every option of `generate`, declared once with type, default and help, and its files. No torch is loaded here."""
+"""`GenerationConfig`: values of the options of `generate`, their checks and their files. No torch is loaded here."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
+from collections.abc import Callable
 from difflib import get_close_matches
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_type_hints, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
+from gptrio.config.fields import as_list, unknown_option
 from gptrio.config.serialization import FORMAT_VERSION
 from gptrio.errors import CheckpointError, OptionError, warn
-from gptrio.generation.options.fields import check_option, unknown_option
-from gptrio.generation.options.schema import GenerationMode, GenerationOptions
-from gptrio.generation.options.validation import check_conflicts, ignored_options
-from gptrio.generation.options.values import json_text, jsonable, plain_value, with_dtype_names
+from gptrio.generation.options.schema import (
+    CALL_ARGUMENTS,
+    GenerationMode,
+    GenerationOptions,
+    check_conflicts,
+    check_option,
+    convert,
+    ignored_options,
+    option_types,
+)
 from gptrio.hub import HubOptions, commit_of, locate_file, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 
@@ -27,10 +35,6 @@ if TYPE_CHECKING:
 CONFIG_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
 _NOT_IN_FILES = ("compile_config", "_commit_hash", "_original_object_hash")
-_CALL_ARGUMENTS = (
-    "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
-    "negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(init=False, eq=False, repr=False)
@@ -44,7 +48,7 @@ class GenerationConfig(GenerationOptions, Pushable):
     def __init__(self, **options: Any) -> None:
         """Take options by name; the others have their defaults. Options without effect give one warning."""
         for field in dataclasses.fields(self):
-            vars(self)[field.name] = plain_value(field.name, options.pop(field.name, field.default))
+            vars(self)[field.name] = convert(field.name, options.pop(field.name, field.default))
         self._from_model_config: bool = options.pop("_from_model_config", False)
         self._commit_hash: str | None = options.pop("_commit_hash", None)
         self._original_object_hash: int | None = None
@@ -64,22 +68,21 @@ class GenerationConfig(GenerationOptions, Pushable):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an option or any other attribute, with a warning if its name is nearly an option's."""
         if name not in vars(self) and not name.startswith("_"):
-            near = get_close_matches(name, _types(), n=1, cutoff=0.85)
-            if near and name not in _types():
+            near = get_close_matches(name, option_types(), n=1, cutoff=0.85)
+            if near and name not in option_types():
                 warn(f"{name!r} is no option of generate, and is only kept; did you mean {near[0]!r}?")
         super().__setattr__(name, value)
 
     # checks
     def check(self) -> None:
         """Raise OptionError for arguments of `generate`, wrong types, values out of range and contradictions."""
-        hints = _types()
-        for name in _CALL_ARGUMENTS:
+        for name in CALL_ARGUMENTS:
             if name in vars(self):
                 raise _unknown(name)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if value is not field.default:
-                check_option(field, value, hints[field.name])
+                check_option(field, value)
         if self.watermarking_config is not None:
             self.watermarking_config.validate()
         check_conflicts(self)
@@ -127,7 +130,7 @@ class GenerationConfig(GenerationOptions, Pushable):
     def update(self, **options: Any) -> dict[str, Any]:
         """Set the attributes that exist and return the arguments that do not; an error leaves the config unchanged."""
         changed = copy.copy(self)
-        used = {name: plain_value(name, value) for name, value in options.items() if name in vars(self)}
+        used = {name: convert(name, value) for name, value in options.items() if name in vars(self)}
         vars(changed).update(used)
         changed.validate()
         vars(self).update(used)
@@ -137,7 +140,7 @@ class GenerationConfig(GenerationOptions, Pushable):
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as a new dictionary (without `compile_config`, which is of this machine)."""
         held = {name: value for name, value in vars(self).items() if name not in _NOT_IN_FILES}
-        result: dict[str, Any] = with_dtype_names(copy.deepcopy(held))
+        result: dict[str, Any] = _with_dtype_names(copy.deepcopy(held))
         return result | {"transformers_version": FORMAT_VERSION}
 
     def to_diff_dict(self) -> dict[str, Any]:
@@ -148,7 +151,7 @@ class GenerationConfig(GenerationOptions, Pushable):
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
         """Return the options as JSON; raise OptionError for values that it cannot hold, such as Constraint objects."""
         options = self.to_diff_dict() if use_diff else self.to_dict()
-        return json_text(_without_metadata(options) if ignore_metadata else options, jsonable)
+        return _json_text(_without_metadata(options) if ignore_metadata else options, _jsonable)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Write the options to a JSON file, all of it or nothing."""
@@ -190,11 +193,11 @@ class GenerationConfig(GenerationOptions, Pushable):
         Impossible ones are left out with a warning: a model of theirs is not used by `generate` alone.
         """
         held = model_config.to_dict().items()
-        options = {name: value for name, value in held if name in _types() and value is not None}
+        options = {name: value for name, value in held if name in option_types() and value is not None}
         for field in dataclasses.fields(cls):
             if field.name in options:
                 try:
-                    check_option(field, plain_value(field.name, options[field.name]), _types()[field.name])
+                    check_option(field, convert(field.name, options[field.name]))
                 except OptionError as error:
                     warn(f"{type(model_config).__name__}: {error}; generate leaves it out")
                     del options[field.name]
@@ -304,27 +307,48 @@ class GenerationConfig(GenerationOptions, Pushable):
 
     def __repr__(self) -> str:
         """Return the class name and the options that differ from the defaults."""
-        return f"{type(self).__name__} {json_text(_without_metadata(self.to_diff_dict()), repr)}"
+        return f"{type(self).__name__} {_json_text(_without_metadata(self.to_diff_dict()), repr)}"
 
 
-def ends_of(config: GenerationConfig) -> list[int]:
+def eos_ids(config: GenerationConfig) -> list[int]:
     """The tokens that end a row: none, one or several."""
-    ends = config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-@lru_cache(maxsize=1)
-def _types() -> dict[str, Any]:
-    """Option -> type, in order of declaration."""
-    hints = get_type_hints(GenerationOptions)
-    return {field.name: hints[field.name] for field in dataclasses.fields(GenerationOptions)}
+    return as_list(config.eos_token_id)
 
 
 def _unknown(name: str) -> OptionError:
-    if name in _CALL_ARGUMENTS:
+    if name in CALL_ARGUMENTS:
         return OptionError(f"{name!r} is an argument of generate(), not an option of GenerationConfig; pass it there")
-    return unknown_option(name, _types(), "GenerationConfig")
+    return unknown_option(name, option_types(), "GenerationConfig")
 
 
 def _without_metadata(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in _METADATA}
+
+
+def _with_dtype_names(value: Any) -> Any:
+    """Return `value` with the dtypes that its dictionaries hold under "dtype" as names such as "float16"."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _dtype_name(v) if key == "dtype" else _with_dtype_names(v) for key, v in value.items()}
+
+
+def _dtype_name(value: Any) -> Any:
+    """Return the name of a torch dtype without "torch."; other values as they are."""
+    return str(value).removeprefix("torch.") if str(value).startswith("torch.") else value
+
+
+def _json_text(options: dict[str, Any], fallback: Callable[[Any], Any]) -> str:
+    """Return options as sorted JSON text; `fallback` converts the values that JSON cannot hold."""
+    bias = options.get("sequence_bias")
+    if isinstance(bias, dict):  # JSON has no tuple keys
+        options = options | {"sequence_bias": [[list(ids), value] for ids, value in bias.items()]}
+    return json.dumps(options, indent=2, sort_keys=True, default=fallback) + "\n"
+
+
+def _jsonable(value: Any) -> Any:
+    """Return what stands for `value` in JSON; raise OptionError for values such as Constraint objects."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if _dtype_name(value) is not value:  # in cache_config
+        return _dtype_name(value)
+    raise OptionError(f"{value!r} of type {type(value).__name__} cannot be written to a file; pass it to generate()")

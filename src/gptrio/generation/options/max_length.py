@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from gptrio.config.fields import LARGEST_COUNT
@@ -14,20 +15,20 @@ OVERFLOWS = ("error", "truncate_left")
 
 def settle_lengths(
     model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], overflow: str
-) -> Prompt:
-    """Set `max_length` and `min_length` of the config for this prompt, and return the prompt, cut if need be.
+) -> tuple[Prompt, GenerationConfig]:
+    """Return the prompt, cut if it has to be, and the options with `max_length` and `min_length` for this prompt.
 
     Lengths count columns of the ids: a prompt of embeddings without ids has none.
 
     Args:
-        model: says how many positions it has.
+        model: gives the number of positions.
         prompt: the rows to continue.
-        config: the options of this call; changed.
+        config: the options of this call; not changed.
         given: the options that the caller named in this call.
-        overflow: "error", or "truncate_left" to drop the first tokens of a prompt that leaves no room.
+        overflow: "error", or "truncate_left" to drop the first tokens of a prompt that fills the context.
 
     Raises:
-        OptionError: there is no room for a new token, or a length is impossible.
+        OptionError: no new token fits, or a length is impossible.
     """
     if overflow not in OVERFLOWS:
         raise OptionError(f"overflow={overflow!r} is not known; expected one of {list(OVERFLOWS)}")
@@ -37,65 +38,69 @@ def settle_lengths(
         prompt = _truncated(model, prompt, config, given)
     _check_context(model, prompt)
     columns = prompt.ids.shape[1]
-    hidden = prompt.length - columns - prompt.skipped  # positions of embeddings that have no column
-    context = context_length(model)
-    if config.max_new_tokens is not None:
-        config.max_length = columns + config.max_new_tokens
-    elif config.max_length is None:
-        config.max_length = columns + context - prompt.longest_row
-    elif _is_default(config, given):
-        config.max_length = min(columns + config.max_length, columns + max(context - prompt.longest_row, 0))
-    else:
-        config.max_length -= hidden
-    if config.max_length <= columns:
+    embedded = prompt.length - columns - prompt.skipped  # positions of embeddings, which have no column
+    max_length = _max_length(model, prompt, config, given, embedded)
+    if max_length <= columns:
         raise OptionError(
-            f"the prompt has {prompt.length} tokens and max_length={config.max_length + hidden} counts them; raise it, "
+            f"the prompt has {prompt.length} tokens and max_length={max_length + embedded} counts them; raise it, "
             "or pass max_new_tokens"
         )
-    _settle_shortest(config, columns, hidden, given)
-    return prompt
+    min_length = _min_length(config, columns, given, embedded)
+    if min_length is not None and min_length > max_length:
+        warn(f"at least {min_length} tokens were asked for and at most {max_length}; generation ends at {max_length}")
+    config = copy.copy(config)
+    config.max_length, config.min_length = max_length, min_length
+    return prompt, config
 
 
-def _settle_shortest(config: GenerationConfig, columns: int, hidden: int, given: dict[str, Any]) -> None:
+def _max_length(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], embedded: int) -> int:
+    columns = prompt.ids.shape[1]
+    if config.max_new_tokens is not None:
+        return columns + config.max_new_tokens
+    free = context_length(model) - prompt.longest_row
+    if config.max_length is None:
+        return columns + free
+    if _is_default(config, given):
+        return columns + min(config.max_length, max(free, 0))
+    return config.max_length - embedded
+
+
+def _min_length(config: GenerationConfig, columns: int, given: dict[str, Any], embedded: int) -> int | None:
     if config.min_new_tokens is not None:
         if given.get("min_length") is not None:
             warn(f"min_new_tokens={config.min_new_tokens} wins over min_length={config.min_length}; pass one of them")
-        config.min_length = columns + config.min_new_tokens
-    elif config.min_length:
-        config.min_length = max(config.min_length - hidden, 0)
-    fewest, most = config.min_length, config.max_length
-    if fewest is not None and most is not None and fewest > most:
-        warn(f"at least {fewest} tokens were asked for and at most {most}; generation ends at {most}")
+        return columns + config.min_new_tokens
+    return max(config.min_length - embedded, 0) if config.min_length else config.min_length
 
 
 def context_length(model: Any) -> int:
-    """Positions that the model was made for; of a model that does not say, as many as there can be."""
+    """Number of positions that the model was trained with; the largest count if its config does not name one."""
     return int(getattr(model.config, "max_position_embeddings", LARGEST_COUNT))
 
 
 def positions(model: Any) -> int | None:
-    """Positions that the model has a table for, or None if it can go on beyond those it was made for."""
+    """Size of the model's table of positions, or None for a model without one, which accepts any position."""
     return getattr(getattr(model, "base_model", model), "max_positions", None)
 
 
 def _check_context(model: Any, prompt: Prompt) -> None:
     """Raise OptionError for a prompt that is longer than the model's table of positions."""
-    room, longest = positions(model), prompt.longest_row
-    if room is not None and longest > room:
+    limit, longest = positions(model), prompt.longest_row
+    if limit is not None and longest > limit:
         raise OptionError(
-            f"the prompt has {longest} tokens and the model {room} positions; shorten it, or pass "
+            f"the prompt has {longest} tokens and the model {limit} positions; shorten it, or pass "
             "overflow='truncate_left' to drop its first tokens"
         )
 
 
 def last_column(model: Any, prompt: Prompt) -> int | None:
-    """Most columns of ids that the model has positions for; None without limit."""
-    room = positions(model)
-    return None if room is None else prompt.ids.shape[1] + room - prompt.longest_row
+    """Largest number of columns of ids that the model has positions for; None if there is no limit."""
+    limit = positions(model)
+    return None if limit is None else prompt.ids.shape[1] + limit - prompt.longest_row
 
 
 def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
-    """The error for going on after all positions are used."""
+    """Return the error for a sequence that needs more positions than the model has."""
     return OptionError(
         f"{prompt.longest_row} tokens of prompt and {columns - prompt.ids.shape[1]} new ones are more than the model's "
         f"{positions(model)} positions; pass a smaller max_new_tokens, or overflow='truncate_left'"
@@ -103,7 +108,7 @@ def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
 
 
 def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any]) -> Prompt:
-    """The prompt without the first tokens that leave no room for the new ones."""
+    """Return the prompt without as many first tokens as must go for the new tokens to fit."""
     context = context_length(model)
     most = context + 1  # the last token is never fed
     new_tokens = config.max_new_tokens
@@ -123,5 +128,5 @@ def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict
 
 
 def _is_default(config: GenerationConfig, given: dict[str, Any]) -> bool:
-    """Whether nobody asked for a `max_length`; the default counts new tokens only."""
+    """Whether `max_length` was left at its default, which counts new tokens only."""
     return config.max_length == GenerationConfig.max_length and given.get("max_length") is None

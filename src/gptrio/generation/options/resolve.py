@@ -1,19 +1,18 @@
-"""The options of one call: the caller's, over the given config's, over the model's."""
+"""The options of one call: arguments of the call first, then the given config, then the model's config."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 from collections.abc import Hashable
 from functools import lru_cache
 from typing import Any, cast
 
+from gptrio.config.fields import check_token_ids, unknown_option
 from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.options.config import GenerationConfig
-from gptrio.generation.options.fields import check_token_ids, unknown_option
-from gptrio.generation.options.schema import GenerationOptions
+from gptrio.generation.options.schema import GENERATE_ARGUMENTS, option_types
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
@@ -24,9 +23,9 @@ def merge_config(
     """Return the options of this call in a new config, and the arguments of the model's forward.
 
     Args:
-        model: its `generation_config` gives what is not said otherwise.
+        model: its `generation_config` gives the options that neither `given` nor `kwargs` set.
         given: the caller's config, or None.
-        use_model_defaults: options at their default in `given` are the model's own.
+        use_model_defaults: take the model's value of every option that `given` leaves at its default.
         kwargs: options and arguments of the model's forward.
 
     Raises:
@@ -42,7 +41,7 @@ def merge_config(
     names = _forward_arguments(cast(Hashable, type(model)))
     for name in arguments:
         if name not in names:
-            raise unknown_option(name, sorted(names | _option_names() | _generate_arguments()), "generate()")
+            raise unknown_option(name, sorted({*names, *option_types(), *GENERATE_ARGUMENTS}), "generate()")
     for name in _TOKENS:
         if getattr(config, name, None) is not None:
             check_token_ids(name, getattr(config, name))
@@ -50,7 +49,7 @@ def merge_config(
 
 
 def as_own_config(given: Any) -> Any:
-    """A `GenerationConfig` of Transformers as ours; everything else as it is."""
+    """Return a `GenerationConfig` of Transformers as one of this package; any other object unchanged."""
     if isinstance(given, GenerationConfig) or not is_foreign(given, GENERATION_CONFIG):
         return given
     own = GenerationConfig.from_dict(content_of(given))
@@ -58,9 +57,10 @@ def as_own_config(given: Any) -> Any:
 
 
 def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
-    """The model's options, replaced by those of its configuration where older code has set some there since.
+    """Return the model's options, or newer ones of its configuration.
 
-    That is so while they are as they were made from the configuration.
+    Older code sets options on `model.config`. These count while `model.generation_config`, which was made from
+    `model.config`, has not been changed itself.
     """
     base: GenerationConfig = as_own_config(model.generation_config)
     if not (obeys_model_config and base._from_model_config and model.config._get_non_default_generation_parameters()):
@@ -78,20 +78,19 @@ def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
 
 
 def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: bool | None) -> None:
-    """Replace defaults by the model's own values: all of them, or special tokens only."""
+    """Replace options that are unset in `config` by the model's: all of them, or special tokens only."""
     if use_model_defaults is None:
         use_model_defaults = not _is_old(base)
-    defaults = {field.name: field.default for field in dataclasses.fields(GenerationOptions)}
     for name, value in vars(base).items():
-        unset = vars(config).get(name) == defaults.get(name)
-        if unset and not name.startswith("_") and (use_model_defaults or name in _TOKENS):
+        is_unset = vars(config).get(name) == getattr(GenerationConfig, name, None)
+        if is_unset and not name.startswith("_") and (use_model_defaults or name in _TOKENS):
             setattr(config, name, value)
-    if config.temperature == 0:  # that means greedy, whatever the model prefers
+    if config.temperature == 0:  # the caller asks for greedy search, whatever the model's own options are
         config.do_sample = False
 
 
 def _is_old(base: GenerationConfig) -> bool:
-    """Whether a model's file was written before 4.50, when its values were not yet taken for defaults."""
+    """Whether a model's file is older than release 4.50, before which its values were not taken as defaults."""
     version = str(base.transformers_version or "5").split(".")
     numbers = [int(part) if part.isdigit() else 0 for part in [*version, "0"][:2]]
     return numbers < [4, 50]
@@ -103,15 +102,3 @@ def _forward_arguments(model_class: Hashable) -> frozenset[str]:
     parameters = inspect.signature(model_class.forward).parameters.values()  # type: ignore[attr-defined]  # a module
     named = {item.name for item in parameters if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
     return frozenset(named - {"self", "labels", "return_dict", "use_cache"})
-
-
-@lru_cache
-def _option_names() -> frozenset[str]:
-    return frozenset(field.name for field in dataclasses.fields(GenerationOptions))
-
-
-@lru_cache
-def _generate_arguments() -> frozenset[str]:
-    from gptrio.generation.generate import generate
-
-    return frozenset(inspect.signature(generate).parameters) - {"model", "kwargs"}

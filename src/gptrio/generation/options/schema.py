@@ -1,14 +1,29 @@
-"""Every option of `generate`, declared once with type, default, bounds and help."""
+"""Every option of `generate`, declared once with type, default, bounds and help, and the rules that options keep.
+
+No torch is loaded here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
 from enum import Enum
-from typing import Any, ClassVar
+from functools import lru_cache
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from gptrio.generation.options.fields import option
-from gptrio.generation.watermark.config import BaseWatermarkingConfig
+from gptrio.config.fields import Bounds, declare, has_type
+from gptrio.errors import OptionError
+from gptrio.generation.watermark.config import BaseWatermarkingConfig, watermarking_from
+
+# the arguments of `generate` that Transformers has too; a GenerationConfig refuses these names
+CALL_ARGUMENTS = (
+    "logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "synced_gpus", "assistant_model", "streamer",
+    "negative_prompt_ids", "negative_prompt_attention_mask", "use_model_defaults",
+)  # fmt: skip
+GENERATE_ARGUMENTS = (
+    "inputs", "generation_config", *CALL_ARGUMENTS, "custom_generate", "tokenizer", "assistant_tokenizer", "seed",
+    "generator", "overflow", "on_finish", "trust_remote_code",
+)  # fmt: skip
 
 CACHE_NAMES = (
     "dynamic", "dynamic_full", "static", "offloaded", "offloaded_static", "quantized",
@@ -51,6 +66,18 @@ class CompileConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the arguments for `torch.compile`."""
         return dataclasses.asdict(self)
+
+
+def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: float) -> Any:
+    """Declare an option as a dataclass field.
+
+    Args:
+        default: the value when the option is not given.
+        help: one line for command lines and documentation.
+        choices: the accepted values besides None; empty for any value.
+        **bounds: see `Bounds`.
+    """
+    return declare(default, help=help, choices=choices, bounds=Bounds(**bounds))
 
 
 @dataclasses.dataclass(init=False, eq=False, repr=False)
@@ -145,3 +172,111 @@ class GenerationOptions:
     # compilation
     compile_config: CompileConfig | None = option(None, "How to compile the decoding step.")
     disable_compile: bool = option(False, "Never compile or record a step, even where a cache would allow it.")
+
+
+@lru_cache(maxsize=1)
+def option_types() -> dict[str, Any]:
+    """Type of each option by name, in order of declaration."""
+    hints = get_type_hints(GenerationOptions)
+    return {field.name: hints[field.name] for field in dataclasses.fields(GenerationOptions)}
+
+
+def convert(name: str, value: Any) -> Any:
+    """Return the value of an option in the option's own type; files and callers may write it in another one.
+
+    None becomes the default of an option that cannot be None.
+    """
+    hint = option_types().get(name)
+    accepted = get_args(hint)
+    if value is None:
+        return None if hint is None or type(None) in accepted else getattr(GenerationOptions, name)
+    if hasattr(value, "tolist"):  # arrays and tensors of token ids
+        return value.tolist()
+    if isinstance(value, float) and value.is_integer() and (hint is int or int in accepted):
+        return int(value)
+    if isinstance(value, dict):
+        if name == "watermarking_config":
+            return watermarking_from(value)
+        if name == "compile_config":
+            return CompileConfig(**value)
+        if name == "sequence_bias":  # JSON turns the key (1, 2) into "(1, 2)"
+            return {_token_ids(key) if isinstance(key, str) else key: bias for key, bias in value.items()}
+    return value
+
+
+def _token_ids(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.strip("()").split(",") if part.strip())
+    except ValueError as error:
+        raise OptionError(f"sequence_bias has the key {text!r}; expected token ids such as '(1, 2)'") from error
+
+
+def check_option(field: dataclasses.Field[Any], value: object) -> None:
+    """Raise OptionError for a value of the wrong type, out of bounds, or not among the choices."""
+    hint = option_types()[field.name]
+    if not has_type(value, hint):
+        readable = str(hint) if get_origin(hint) else hint.__name__
+        raise OptionError(f"{field.name}={value!r} has the wrong type; expected {readable}: {field.metadata['help']}")
+    if value is None:
+        return
+    choices, bounds = field.metadata["choices"], field.metadata["bounds"]
+    if choices and value not in choices:
+        raise OptionError(f"{field.name}={value!r} is not known; expected one of {list(choices)}")
+    if isinstance(value, (int, float)) and not bounds.hold(value):
+        raise OptionError(f"{field.name}={value!r} is out of range; expected a number {bounds}")
+
+
+def check_conflicts(options: GenerationOptions) -> None:
+    """Raise OptionError for options that contradict each other."""
+    beams, groups, returned = options.num_beams, options.num_beam_groups, options.num_return_sequences
+    constrained = options.constraints is not None or options.force_words_ids is not None
+    mode = (
+        "constrained beam search (constraints or force_words_ids)"
+        if constrained
+        else "group beam search (num_beam_groups > 1)"
+    )
+    for is_wrong, message in (
+        (constrained and groups > 1, f"{mode} has no groups; leave num_beam_groups={groups} out"),
+        (beams % groups, f"num_beams={beams} is not a multiple of num_beam_groups={groups}"),
+        (
+            groups > 1 and not options.diversity_penalty,
+            "diversity_penalty must be above 0 with num_beam_groups, or all groups are the same",
+        ),
+        (options.do_sample and (constrained or groups > 1), f"{mode} does not sample; pass do_sample=False"),
+        (returned > beams, f"num_return_sequences={returned} is more than num_beams={beams}"),
+    ):
+        if beams > 1 and is_wrong:
+            raise OptionError(message)
+    if beams == 1 and returned > 1 and not options.do_sample:
+        raise OptionError(
+            f"num_return_sequences={returned} would be {returned} copies; pass do_sample=True or num_beams={returned} "
+            "or more"
+        )
+    if isinstance(options.dola_layers, str) and options.dola_layers not in ("low", "high"):
+        raise OptionError(f"dola_layers={options.dola_layers!r} is not known; expected 'low', 'high' or layer indices")
+
+
+def ignored_options(options: GenerationOptions) -> list[str]:
+    """Return one phrase for each option, or group of options, that has no effect beside the others."""
+    contrastive = bool(options.penalty_alpha) and options.num_beams == 1  # takes its candidates by top_k
+    sampling = ["temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
+    if not contrastive:
+        sampling.insert(1, "top_k")
+    returned = [name for name in options.extra_output_flags if getattr(options, name)]
+    issues = []
+    for names, has_effect, way_out in (
+        (sampling, options.do_sample, "without do_sample=True"),
+        (("early_stopping", "num_beam_groups", "length_penalty"), options.num_beams > 1, "without num_beams > 1"),
+        (("diversity_penalty",), options.num_beams > 1 and options.num_beam_groups > 1, "without num_beam_groups > 1"),
+        (("cache_implementation", "cache_config", "return_legacy_cache"), options.use_cache, "with use_cache=False"),
+        (returned, options.return_dict_in_generate, "without return_dict_in_generate=True"),
+    ):
+        values = {} if has_effect else {name: getattr(options, name) for name in names}
+        given = [f"{name}={v!r}" for name, v in values.items() if v is not None and v != getattr(type(options), name)]
+        if given:
+            issues.append(f"{', '.join(given)} {way_out}")
+    if options.pad_token_id is not None and options.pad_token_id < 0:
+        issues.append(f"pad_token_id={options.pad_token_id}, which is not a token id")
+    if options.constraints is not None and options.num_beams == 1:
+        issues.append("constraints without num_beams > 1")
+    return issues

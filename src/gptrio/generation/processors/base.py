@@ -10,8 +10,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from gptrio.config.fields import check_token_ids
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options.fields import check_token_ids
 
 NEG_INF = float("-inf")
 

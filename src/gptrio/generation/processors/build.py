@@ -9,7 +9,7 @@ import torch
 
 from gptrio.errors import InputError, OptionError
 from gptrio.generation.merge import merge
-from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.processors import forcing, guidance, penalties, sampling, sequences
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 
@@ -86,7 +86,7 @@ def _penalties(config: GenerationConfig, prompt_ids: torch.Tensor | None) -> Ite
         prompts = _required(prompt_ids, "encoder_no_repeat_ngram_size")
         yield sequences.EncoderNoRepeatNGramLogitsProcessor(config.encoder_no_repeat_ngram_size, prompts)
     if config.bad_words_ids is not None:
-        yield sequences.NoBadWordsLogitsProcessor(config.bad_words_ids, ends_of(config) or None)
+        yield sequences.NoBadWordsLogitsProcessor(config.bad_words_ids, eos_ids(config) or None)
 
 
 def _lengths(
@@ -94,7 +94,7 @@ def _lengths(
     prompt_length: int,
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None,
 ) -> Iterator[Processor]:
-    if ends := ends_of(config):
+    if ends := eos_ids(config):
         if config.min_length:
             yield forcing.MinLengthLogitsProcessor(config.min_length, ends)
         if config.min_new_tokens:
@@ -112,7 +112,7 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
     if config.remove_invalid_values:
         yield sampling.InfNanRemoveLogitsProcessor()
     if config.exponential_decay_length_penalty is not None:
-        ends = ends_of(config)
+        ends = eos_ids(config)
         if not ends:
             raise OptionError("exponential_decay_length_penalty needs eos_token_id, whose score it raises")
         yield penalties.ExponentialDecayLengthPenalty(config.exponential_decay_length_penalty, ends, prompt_length)
@@ -124,7 +124,7 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
 
 
 def _truncations(config: GenerationConfig) -> Iterator[Processor]:
-    ends = max(1, len(ends_of(config)))
+    ends = max(1, len(eos_ids(config)))
     keep = 1 if config.num_beams == 1 else ends + 1  # beams need a token that goes on beside every end
     if config.temperature == 0:
         raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from gptrio.config.fields import check_number
 from gptrio.errors import OptionError
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, TokenIdsAttribute, only
 
 Ids = int | Sequence[int] | torch.Tensor

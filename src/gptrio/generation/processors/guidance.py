@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from gptrio.cache.protocol import real_positions_last
+from gptrio.config.fields import check_number
 from gptrio.errors import InputError
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor, one_row_each
 
 

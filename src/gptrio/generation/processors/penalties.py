@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gptrio.config.fields import has_type
+from gptrio.config.fields import check_number, has_type
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, one_row_each
 
 

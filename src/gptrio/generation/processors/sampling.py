@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptrio.generation.options.fields import check_number
+from gptrio.config.fields import check_number
 from gptrio.generation.processors.base import NEG_INF, LogitsProcessor
 
 _HEAD = 512  # likeliest tokens that top-p looks at before it sorts a large vocabulary

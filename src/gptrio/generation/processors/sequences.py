@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 
-from gptrio.config.fields import has_type
+from gptrio.config.fields import check_number, has_type
 from gptrio.errors import OptionError, TokenIdError
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, one_row_each
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.generation.loop import await_others, draw
-from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
 from gptrio.generation.state import GenerationState
 
@@ -94,7 +94,7 @@ def beam_search(call: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput
 
 def _fill(call: GenerationState) -> int:
     """What follows the end of a beam; token 0 as padding counts as none, as it does upstream."""
-    ends = ends_of(call.config)
+    ends = eos_ids(call.config)
     if not ends:
         return -1 if call.pad is None else call.pad
     return call.pad or ends[0]
@@ -120,7 +120,7 @@ def _candidates(call: GenerationState, running: Beams, scores: Tensor) -> Beams:
         scores: (P * K, V) log-probabilities of the next token.
     """
     vocabulary, count = scores.shape[-1], call.config.num_beams
-    number = max(2, 1 + len(ends_of(call.config))) * count
+    number = max(2, 1 + len(eos_ids(call.config))) * count
     sums = (scores.view(call.prompts, count, -1) + running.scores[..., None]).flatten(1)  # (P, K * V)
     if call.config.do_sample:
         chosen = draw(sums.softmax(-1), number, call.generators)

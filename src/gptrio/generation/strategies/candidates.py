@@ -15,7 +15,7 @@ from torch import Tensor
 from gptrio.cache import DynamicCache
 from gptrio.errors import OptionError
 from gptrio.generation.loop import draw
-from gptrio.generation.options.config import GenerationConfig, ends_of
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.max_length import context_length, last_column
 from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.state import Generators
@@ -162,7 +162,7 @@ class LookupDraft:
         """Return up to `number` tokens (B, n); rows that have found fewer are filled with their last token."""
         config = self._config
         lookup = PromptLookupCandidateGenerator(
-            ends_of(config) or None, number, config.max_matching_ngram_size, max_length=ids.shape[1] + number + 1
+            eos_ids(config) or None, number, config.max_matching_ngram_size, max_length=ids.shape[1] + number + 1
         )
         found = [lookup.get_candidates(row[None])[0][0, ids.shape[1] :] for row in ids]
         longest = max(len(tokens) for tokens in found)

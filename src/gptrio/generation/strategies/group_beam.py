@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gptrio.generation.loop import await_others
-from gptrio.generation.options.config import ends_of
+from gptrio.generation.options.config import eos_ids
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
 from gptrio.generation.state import GenerationState
 from gptrio.generation.strategies.beam import BEAM_PENALTY, finish
@@ -126,7 +126,7 @@ def _advance(
     call: GenerationState, members: list[Group], scores: Tensor, rerank: Rerank | None, accept: Accept | None
 ) -> list[BeamCandidate]:
     """Take one step in a group of every prompt, given its processed scores (P * G, V), and return the beams' steps."""
-    ends, size, vocabulary = ends_of(call.config), members[0].size, scores.shape[-1]
+    ends, size, vocabulary = eos_ids(call.config), members[0].size, scores.shape[-1]
     before = torch.tensor([group.scores for group in members], dtype=torch.float32, device=scores.device)  # (P, G)
     with call.step.on_one_thread():
         totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
@@ -189,7 +189,7 @@ def _close(group: Group, wanted: int, accept: Accept | None) -> None:
 
 def _as_tensors(call: GenerationState, best: list[Hypothesis]) -> Tensor | GenerateBeamDecoderOnlyOutput:
     """Sequences with an end token where it fits, padded."""
-    ends, limit = ends_of(call.config), call.criteria.max_length
+    ends, limit = eos_ids(call.config), call.criteria.max_length
     longest = max(len(item.ids) for item in best)
     width = longest + bool(ends) if limit is None else min(longest + bool(ends), limit)
     pad = -1 if call.pad is None else call.pad

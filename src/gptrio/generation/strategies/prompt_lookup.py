@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gptrio.generation.options.fields import check_number
+from gptrio.config.fields import check_number
 from gptrio.generation.processors.base import TokenIds
 
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptrio.config.fields import check_number, unknown_option
 from gptrio.errors import OptionError
-from gptrio.generation.options.fields import check_number, unknown_option
 
 if TYPE_CHECKING:
     import torch

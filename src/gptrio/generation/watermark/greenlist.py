@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import torch
 
+from gptrio.config.fields import check_number
 from gptrio.errors import OptionError, warn
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor
 
 _TABLE_SIZE = 1_000_003

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from gptrio.config.fields import check_number
 from gptrio.errors import InputError
-from gptrio.generation.options.fields import check_number
 from gptrio.generation.processors.base import LogitsProcessor
 
 _MULTIPLIER, _INCREMENT = 6364136223846793005, 1  # a linear congruential step; int64 wraps around
