@@ -14,6 +14,7 @@ from tests.architecture.source import PACKAGE, Source, sources
 ORDER = (
     ("memory",),
     ("__init__", "errors"),
+    ("downloads",),
     ("outputs", "hub", "foreign"),
     ("uploads",),
     ("utils",),
@@ -38,6 +39,7 @@ JAX_MAY_USE = {
     "memory",
     "outputs",
     "uploads",
+    "downloads",
     "hub",
     "foreign",
     "utils",
@@ -51,6 +53,7 @@ WITHOUT_TORCH = {
     "memory",
     "outputs",
     "uploads",
+    "downloads",
     "hub",
     "foreign",
     "utils",

@@ -85,34 +85,6 @@ def test_required_file_missing_in_the_cache_names_everything(cached_repo: Path) 
         locate_file("someone/tiny", "merges.txt", cache_dir=cached_repo, local_files_only=True, revision="v2")
 
 
-@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
-def test_impossible_repository_id(name: str) -> None:
-    with pytest.raises(CheckpointNotFoundError, match="neither an existing folder nor a possible hub repository id"):
-        locate_file(name, "config.json")
-
-
-def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import huggingface_hub
-    import requests
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
-
-    def refuse(kind: type[Exception]) -> None:
-        def download(*args: object, **kwargs: object) -> None:
-            raise kind("404 from the hub", response=requests.Response())
-
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_why_unreachable", lambda url, options: None)
-    refuse(RepositoryNotFoundError)
-    with pytest.raises(CheckpointNotFoundError, match=r"config\.json of 'x/y' \(revision main\).*404.*token"):
-        locate_file("x/y", "config.json", required=False)
-    refuse(EntryNotFoundError)
-    with pytest.raises(CheckpointNotFoundError, match=r"'x/y' \(revision main\) has no file config\.json"):
-        locate_file("x/y", "config.json")
-    assert locate_file("x/y", "config.json", required=False) is None
-
-
 def test_options_are_taken_out_of_kwargs() -> None:
     kwargs = {"revision": "v1", "token": None, "subfolder": None, "num_labels": 3}
     assert HubOptions.pop_from(kwargs) == HubOptions(revision="v1")

@@ -1,1 +1,1 @@
-"""Weights from files into models and back: locate, read, match names, place; and write."""
+"""Weights from files into models and back: locate, read, match names, load; and write."""

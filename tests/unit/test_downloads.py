@@ -1,0 +1,37 @@
+"""Files of hub repositories: impossible names, and what the hub's answers become."""
+
+from __future__ import annotations
+
+import pytest
+
+from gptrio import downloads
+from gptrio.errors import CheckpointNotFoundError
+from gptrio.hub import locate_file
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
+def test_impossible_repository_id(name: str) -> None:
+    with pytest.raises(CheckpointNotFoundError, match="neither an existing folder nor a possible hub repository id"):
+        locate_file(name, "config.json")
+
+
+def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+    import requests
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
+
+    def refuse(kind: type[Exception]) -> None:
+        def download(*args: object, **kwargs: object) -> None:
+            raise kind("404 from the hub", response=requests.Response())
+
+        monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(downloads, "_why_unreachable", lambda url, options: None)
+    refuse(RepositoryNotFoundError)
+    with pytest.raises(CheckpointNotFoundError, match=r"config\.json of 'x/y' \(revision main\).*404.*token"):
+        locate_file("x/y", "config.json", required=False)
+    refuse(EntryNotFoundError)
+    with pytest.raises(CheckpointNotFoundError, match=r"'x/y' \(revision main\) has no file config\.json"):
+        locate_file("x/y", "config.json")
+    assert locate_file("x/y", "config.json", required=False) is None
