@@ -61,7 +61,7 @@ def download(repo_id: str, filename: str, options: HubOptions, required: bool) -
 
 
 def _offline_reason(options: HubOptions, is_offline: bool) -> str:
-    """Why the network is not to be used, or "" if it is."""
+    """Why the network must not be used, or "" if it may be."""
     if options.local_files_only:
         return "local_files_only=True was given"
     return "HF_HUB_OFFLINE is set" if is_offline else ""
@@ -105,7 +105,7 @@ def _fetch(repo_id: str, filename: str, options: HubOptions, required: bool) -> 
     """Download a file, if the cache has not the hub's newest version of it; None if the repository lacks it.
 
     Raises:
-        CheckpointNotFoundError: there is no such repository, revision or (if required) file, or it is not to be read.
+        CheckpointNotFoundError: there is no such repository, revision or (if required) file, or access is refused.
         HubUnreachableError: the connection broke.
     """
     from huggingface_hub import hf_hub_download

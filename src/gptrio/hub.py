@@ -34,7 +34,7 @@ class HubOptions:
         subfolder: folder inside the repository or local folder.
         revision: branch, tag or commit of a hub repository (its main branch when None).
         cache_dir: where the hub's files are cached (huggingface_hub's default when None).
-        token: hub access token; True takes the stored one, None takes it if there is one.
+        token: hub access token; True means the stored one, None the stored one if there is one.
         local_files_only: never reach for the network.
         force_download: fetch again what is cached.
     """
@@ -182,7 +182,7 @@ def read_json(path: str | os.PathLike[str], error_class: type[GptrioError] = Che
 
 
 def _is_nested_deeper(content: Any, levels: int) -> bool:
-    """Return whether objects and lists stand in each other more than so many levels deep."""
+    """Return whether objects and lists are nested more than so many levels deep."""
     nodes = [content]
     for _ in range(levels + 1):
         inner = (node.values() if isinstance(node, dict) else node for node in nodes if isinstance(node, (dict, list)))
@@ -198,7 +198,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary path beside `path`, which takes its place when the block ends well and vanishes when not."""
+    """Yield a temporary path beside `path`; it replaces `path` when the block ends well, and is deleted if it fails."""
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -22,7 +22,7 @@ tags: []
 
 Written by gptrio, which saved these files. Say here what they are for, and what they were trained on.
 """
-_NOUNS = ("Model", "Config", "Tokenizer")  # in the names of classes, as Transformers' commit messages tell them
+_NOUNS = ("Model", "Config", "Tokenizer")  # in the names of classes, for commit messages as in Transformers
 
 
 class Saves(Protocol):
@@ -170,8 +170,8 @@ class Pushable:
         token = pop_token({"token": token, "use_auth_token": use_auth_token})
         name = repo_id.split("/")[-1]
         temporary = not Path(name).is_dir() if use_temp_dir is None else use_temp_dir
-        place: AbstractContextManager[str] = TemporaryDirectory() if temporary else nullcontext(name)
-        with place as folder:
+        context: AbstractContextManager[str] = TemporaryDirectory() if temporary else nullcontext(name)
+        with context as folder:
             upload = Upload(folder, repo_id, private, token, organization)
             self.save_pretrained(
                 folder, max_shard_size=max_shard_size, safe_serialization=safe_serialization, **save_options

@@ -117,10 +117,10 @@ def _renamed(key: str, mapping: Mapping[str, str]) -> str:
 
 
 def _prefixing(model_keys: Iterable[str], keys: list[str], prefix: str) -> Callable[[str], list[str]]:
-    """How names of the checkpoint become names of the model, one way for all: the best first.
+    """A function from a name in the checkpoint to its possible names in the model, the likeliest first.
 
-    A head may have a part that is named like one of the backbone's. So the names of a backbone's checkpoint are those
-    of the model's backbone, and of a head's checkpoint a backbone takes its own alone.
+    A head may have a part of the same name as one of the backbone's. So names in a checkpoint of a backbone are always
+    the backbone's, and a backbone loads from a checkpoint with a head only the names that have the prefix.
     """
     start = f"{prefix}."
     backbone = [key.removeprefix(start) for key in model_keys if prefix and key.startswith(start)]

@@ -204,5 +204,5 @@ def _mismatch_message(report: LoadReport) -> str:
     ]
     return (
         f"{len(rows)} tensors have other shapes than the model's: {'; '.join(rows[:5])}{'; ...' * (len(rows) > 5)}. "
-        "Check the configuration, or pass ignore_mismatched_sizes=True to initialise them anew"
+        "Check the configuration, or pass ignore_mismatched_sizes=True to initialise them at random"
     )

@@ -40,7 +40,7 @@ def locate_weights(
 
     Args:
         name_or_path: folder, packaged name or hub id; or a single weight file of any name.
-        use_safetensors: True refuses torch files, False passes safetensors over, None takes what there is.
+        use_safetensors: True refuses torch files, False ignores safetensors files, None reads either.
         variant: middle part of the file names, such as "fp16" in `model.fp16.safetensors`.
         options: lookup options.
 
@@ -60,9 +60,9 @@ def locate_weights(
         index = options.find(name_or_path, variant_name(f"{name}.index.json", variant))
         if index is not None:
             return _read_index(name_or_path, index, Path(name).suffix, options)
-    wanted = " or ".join(f"{variant_name(name, variant)} (or its .index.json)" for name in names)
+    expected = " or ".join(f"{variant_name(name, variant)} (or its .index.json)" for name in names)
     folder = local_folder(name_or_path)
-    place = f"hub repository {os.fspath(name_or_path)!r}" if folder is None else f"folder {folder / options.subfolder}"
+    where = f"hub repository {os.fspath(name_or_path)!r}" if folder is None else f"folder {folder / options.subfolder}"
     foreign = [name for name in FOREIGN_NAMES if options.find(name_or_path, name) is not None]
     makers = " and ".join(FOREIGN_NAMES[name] for name in foreign)
     way_out = (
@@ -72,7 +72,7 @@ def locate_weights(
         if foreign
         else "check variant, subfolder, use_safetensors"
     )
-    raise CheckpointNotFoundError(f"no weights in {place}: expected {wanted}; {way_out}")
+    raise CheckpointNotFoundError(f"no weights in {where}: expected {expected}; {way_out}")
 
 
 def variant_name(name: str, variant: str | None) -> str:

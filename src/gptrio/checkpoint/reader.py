@@ -121,7 +121,7 @@ class CheckpointReader(Generic[File]):
     def keys_by_file(self) -> Iterator[tuple[Path, list[str]]]:
         """Files with the tensors in them: the order in which reading all tensors opens each file once."""
         for path in self.files.paths:
-            yield path, [name for name, place in self._paths.items() if place == path]
+            yield path, [name for name, holder in self._paths.items() if holder == path]
 
     def file_of(self, name: str) -> File:
         """The open file that holds a tensor; raises CheckpointFormatError if the index names a wrong one."""

@@ -24,7 +24,7 @@ class TensorDict:
         self._tensors = tensors
 
     def __contains__(self, name: str) -> bool:
-        """Tell whether there is such a tensor."""
+        """Return whether there is such a tensor."""
         return name in self._tensors
 
     def keys(self) -> list[str]:

@@ -63,7 +63,7 @@ def save_state_dict(
     header = dict(metadata or {"format": "pt"})
     with ExitStack() as replaced_at_the_end:
         written = []
-        if len(shards) > 1:  # first in, so that it is the last to take its place
+        if len(shards) > 1:  # entered first, so that it is replaced last
             index = folder / variant_name(f"{base}.index.json", variant)
             temporary = replaced_at_the_end.enter_context(replace_file(index))
             temporary.write_text(_index_text(tensors, shards), encoding="utf-8")
@@ -96,12 +96,12 @@ def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, t
     for name, tensor in state_dict.items():
         if not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{name} is a {type(tensor).__name__}; checkpoints hold tensors alone: let get_extra_state return one"
+                f"{name} is a {type(tensor).__name__}; checkpoints hold tensors only; make get_extra_state return one"
             )
         if tensor.is_meta:
             raise CheckpointError(f"tensor {name} is on the meta device: it has no data to save")
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        first = names.setdefault(place, name) if tensor.numel() else name
+        memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        first = names.setdefault(memory, name) if tensor.numel() else name
         if first == name:
             unique[name] = tensor.detach()
         else:

@@ -73,7 +73,7 @@ class AutoConfig:
         """
         kwargs.pop("code_revision", None)
         values, kwargs = PretrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-        if not values.get("model_type"):  # as Transformers does: the name tells, the longest match first
+        if not values.get("model_type"):  # as in Transformers: the family that the name contains, the longest first
             name = os.fspath(pretrained_model_name_or_path)
             values["model_type"] = next(
                 (key for key in sorted(CONFIG_CLASSES, key=len, reverse=True) if key in name), None

@@ -32,8 +32,8 @@ _ALWAYS_IN_FILES = ("model_type", "transformers_version")
 class PretrainedConfig(SerializableConfig):
     """What a checkpoint says about its model; the families add their own fields.
 
-    Every field is also an attribute under each of its aliases (`attribute_map`). Keys that no field claims are kept as
-    attributes and written back. Values are checked at construction and by `validate`.
+    Every field is also an attribute under each of its aliases (`attribute_map`). Other keys become attributes and are
+    written back. Values are checked at construction and by `validate`.
 
     Args:
         return_dict: forward returns a `ModelOutput` rather than a tuple.
@@ -172,7 +172,7 @@ class PretrainedConfig(SerializableConfig):
 
     @property
     def num_labels(self) -> int:
-        """Number of classes, the length of `id2label`; setting it names them anew if it differs."""
+        """Number of classes, the length of `id2label`; setting another number gives them default names."""
         return len(self.id2label)
 
     @num_labels.setter
@@ -219,7 +219,7 @@ class PretrainedConfig(SerializableConfig):
         """Set fields from text such as "n_embd=10,resid_pdrop=0.2,scale_attn_weights=false", in the types they have.
 
         Raises:
-            ConfigError: a name that the configuration lacks, a text that is no value of its type, or an impossible one.
+            ConfigError: the configuration lacks a name, or a text is not a possible value of the field.
         """
         values = {}
         for pair in update_str.split(","):

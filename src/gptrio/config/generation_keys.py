@@ -10,7 +10,7 @@ from typing import Any, cast
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
 class GenerationKeys:
-    """Options of `generate` kept on a model's configuration, for old checkpoints; `GenerationConfig` validates them."""
+    """Options of `generate` on a model's configuration, for old checkpoints; `GenerationConfig` validates them."""
 
     max_length: int = 20
     min_length: int = 0

@@ -33,7 +33,7 @@ class GPT2Config(PretrainedConfig):
         use_cache: forward returns keys and values when the call does not say.
         bos_token_id, eos_token_id: special tokens.
         scale_attn_by_inverse_layer_idx: also divide scores by layer index + 1.
-        reorder_and_upcast_attn: take scores in float32.
+        reorder_and_upcast_attn: compute attention scores in float32.
         kwargs: fields of `PretrainedConfig`, aliases, and keys to keep.
     """
 

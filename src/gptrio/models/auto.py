@@ -13,41 +13,26 @@ from gptrio.hub import HubOptions, refuse_remote_code
 from gptrio.models.base.adapters import load_with_adapter
 from gptrio.models.base.pretrained import PreTrainedModel
 
-# model_type -> module and, per kind of model, the class in it
-_FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
-    "gpt2": (
-        "gptrio.models.gpt2",
-        {
-            "base": "GPT2Model",
-            "causal_lm": "GPT2LMHeadModel",
-            "sequence_classification": "GPT2ForSequenceClassification",
-            "token_classification": "GPT2ForTokenClassification",
-            "question_answering": "GPT2ForQuestionAnswering",
-        },
-    ),
-    "gpt_neo": (
-        "gptrio.models.gpt_neo",
-        {
-            "base": "GPTNeoModel",
-            "causal_lm": "GPTNeoForCausalLM",
-            "sequence_classification": "GPTNeoForSequenceClassification",
-            "token_classification": "GPTNeoForTokenClassification",
-            "question_answering": "GPTNeoForQuestionAnswering",
-        },
-    ),
-    "gpt_neox": (
-        "gptrio.models.gpt_neox",
-        {
-            "base": "GPTNeoXModel",
-            "causal_lm": "GPTNeoXForCausalLM",
-            "sequence_classification": "GPTNeoXForSequenceClassification",
-            "token_classification": "GPTNeoXForTokenClassification",
-            "question_answering": "GPTNeoXForQuestionAnswering",
-        },
-    ),
-}
 
-_OF_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")  # that configurations know too
+def _classes(prefix: str, causal_lm: str = "") -> dict[str, str]:
+    """Names of a family's classes: what kind of model it is -> its class."""
+    return {
+        "base": f"{prefix}Model",
+        "causal_lm": causal_lm or f"{prefix}ForCausalLM",
+        "sequence_classification": f"{prefix}ForSequenceClassification",
+        "token_classification": f"{prefix}ForTokenClassification",
+        "question_answering": f"{prefix}ForQuestionAnswering",
+    }
+
+
+# model_type, which is also the name of the module -> classes
+_FAMILIES = {
+    "gpt2": _classes("GPT2", causal_lm="GPT2LMHeadModel"),
+    "gpt_neo": _classes("GPTNeo"),
+    "gpt_neox": _classes("GPTNeoX"),
+}
+# arguments for the model that configurations have, too
+_FOR_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 
 
 class _AutoModel:
@@ -78,17 +63,17 @@ class _AutoModel:
 
     @classmethod
     def _load(cls, name_or_path: str | os.PathLike[str], model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        arguments = dict(kwargs)
-        config = as_own_config(arguments.pop("config", None))
+        config = as_own_config(kwargs.get("config"))
+        arguments = {name: value for name, value in kwargs.items() if name != "config"}
         if not isinstance(config, PretrainedConfig):
             options = HubOptions.pop_from(arguments).as_kwargs()
-            held = {name: arguments.pop(name) for name in _OF_THE_MODEL if name in arguments}
+            of_model = {name: arguments.pop(name) for name in _FOR_THE_MODEL if name in arguments}
             config, unused = AutoConfig.from_pretrained(
                 config or name_or_path, return_unused_kwargs=True, **options, **arguments
             )
-            arguments = {**options, **held, **unused}
-        arguments["config"] = config
-        return cls._class_for(cast(PretrainedConfig, config)).from_pretrained(name_or_path, *model_args, **arguments)
+            arguments = {**options, **of_model, **unused}
+        model_class = cls._class_for(cast(PretrainedConfig, config))
+        return model_class.from_pretrained(name_or_path, *model_args, config=config, **arguments)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
@@ -119,13 +104,14 @@ class _AutoModel:
     def _class_for(cls, config: PretrainedConfig) -> type[PreTrainedModel]:
         if type(config) in cls._registered:
             return cls._registered[type(config)]
-        module, classes = _FAMILIES.get(config.model_type, ("", {}))
+        classes = _FAMILIES.get(config.model_type, {})
         if cls._kind not in classes:
             raise UnsupportedError(
                 f"{cls.__name__} has no class for model_type={config.model_type!r}; it has: {', '.join(_FAMILIES)} "
                 f"({cls.__name__}.register adds your own)"
             )
-        model_class: type[PreTrainedModel] = getattr(importlib.import_module(module), classes[cls._kind])
+        module = importlib.import_module(f"gptrio.models.{config.model_type}")
+        model_class: type[PreTrainedModel] = getattr(module, classes[cls._kind])
         return model_class
 
 
@@ -175,7 +161,7 @@ def check_auto_class(model_class: type[PreTrainedModel], auto_class: str | type)
     if name not in kinds:
         raise OptionError(f"{name} is not an auto class; expected one of {', '.join(kinds)}")
     config = model_class.config_class
-    if kinds[name]._kind not in _FAMILIES.get(config.model_type, ("", {}))[1] or (
+    if kinds[name]._kind not in _FAMILIES.get(config.model_type, {}) or (
         kinds[name]._class_for(config()) is not model_class
     ):
         raise UnsupportedError(

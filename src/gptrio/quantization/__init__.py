@@ -67,7 +67,7 @@ class Quantizer(Protocol):
         """
 
     def finish(self, model: nn.Module) -> None:
-        """Share what is tied, after all tensors are in place."""
+        """Tie what is tied, after all tensors are loaded."""
 
     def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Put layers in full precision, of the type, in place of the quantized ones."""

@@ -130,7 +130,7 @@ class BitsAndBytesQuantizer:
 
     def _dequantized(self, layer: Any) -> Tensor:
         """The weight (out, in) that a layer's codes stand for."""
-        layer.state_dict()  # has bitsandbytes put codes that it has packed for the processor back in order
+        layer.state_dict()  # makes bitsandbytes unpack codes that it has packed for the processor
         weight = layer.weight
         if isinstance(layer, self._bnb.nn.Linear4bit):
             full: Tensor = self._bnb.functional.dequantize_4bit(weight.data, weight.quant_state)

@@ -1,4 +1,4 @@
-"""Arguments of Transformers' `from_pretrained` that change nothing here, or that ask for what gptrio does not have."""
+"""Arguments of Transformers' `from_pretrained` that change nothing here, or ask for something that gptrio lacks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = (
     "resume_download",
     "weights_only",  # torch files are always read without running their code
 )
-# name -> the value that asks for nothing, beside None, and what to do instead
+# name -> the value without effect, beside None, and what to do instead
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "from_tf": (False, "convert the TensorFlow weights with Transformers' from_tf=True and save_pretrained"),
     "from_flax": (False, "convert the Flax weights with Transformers' from_flax=True and save_pretrained"),
@@ -43,7 +43,7 @@ def drop_arguments_without_effect(class_name: str, kwargs: dict[str, Any]) -> No
         kwargs: of `from_pretrained`.
 
     Raises:
-        UnsupportedError: the value of one asks for what gptrio does not have.
+        UnsupportedError: the value of one asks for something that gptrio lacks.
     """
     for name in _WITHOUT_EFFECT:
         kwargs.pop(name, None)

@@ -37,7 +37,7 @@ class CountingMixin(nn.Module):
                 yield layer.weight, layer.out_features * layer.in_features
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of parameters, and of buffers unless told otherwise."""
+        """Bytes of parameters, and of buffers if `return_buffers`."""
         tensors = [*self.parameters(), *(self.buffers() if return_buffers else ())]
         return sum(tensor.nelement() * tensor.element_size() for tensor in tensors)
 

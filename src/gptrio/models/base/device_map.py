@@ -20,7 +20,7 @@ _DISK = "disk"
 
 @dataclass(frozen=True)
 class Placement:
-    """What a caller says of where a model's tensors go.
+    """Where a caller puts a model's tensors.
 
     Args:
         device_map: a device, "auto" (or "balanced", "balanced_low_0", "sequential"), or {name of a module: device or

@@ -181,7 +181,7 @@ class EmbeddingsMixin(FastCallModule):
 
 
 def _check_resizable(part: nn.Module) -> None:
-    """Refuse a table or head whose rows cannot be told apart.
+    """Check that the rows of a table or head can be resized.
 
     Raises:
         UnsupportedError: it is of another kind than linear layers, embeddings and native codes, or has no storage.

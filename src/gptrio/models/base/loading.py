@@ -33,7 +33,7 @@ from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 TensorSource = TensorReader | TensorDict
-_MOST_NEW_LAYERS = 1000  # that a configuration may have beyond those of its weights, to be drawn anew
+_MOST_NEW_LAYERS = 1000  # layers that a configuration may have beyond those of its weights
 
 
 def load_model(
@@ -58,8 +58,8 @@ def load_model(
 ) -> Model | tuple[Model, dict[str, Any]]:
     """Load a model in evaluation mode.
 
-    Tensors go from the memory-mapped files straight to their place: there is no second copy of the model, and what the
-    files hold is never initialised at random first.
+    Tensors go from the memory-mapped files straight to their device: there is no second copy of the model, and weights
+    that the files hold are not initialised at random first.
 
     Args:
         cls: class of the model.
@@ -71,9 +71,9 @@ def load_model(
         torch_dtype: older name of `dtype`.
         device_map: a device, "auto", or {name of a module: device}.
         attn_implementation: "eager", "sdpa" or "flash_attention_2".
-        use_safetensors: True refuses torch files, False passes safetensors over.
+        use_safetensors: True refuses torch files, False ignores safetensors files.
         variant: middle part of the file names, such as "fp16".
-        ignore_mismatched_sizes: draw tensors of other shapes anew instead of raising.
+        ignore_mismatched_sizes: initialise tensors of other shapes at random instead of raising.
         output_loading_info: also return a dictionary of missing, unexpected and mismatched keys.
         quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
             its name; what the checkpoint says if None.
@@ -82,12 +82,12 @@ def load_model(
         key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
         kwargs: lookup options (see `gptrio.hub.HubOptions`); `max_memory`, `offload_folder` and `offload_buffers` (see
             `gptrio.models.base.device_map.Placement`); overrides of the configuration such as `num_labels`; further
-            named arguments of the class; `load_in_8bit` or `load_in_4bit` for bitsandbytes; and what Transformers takes
-            that changes nothing here.
+            named arguments of the class; `load_in_8bit` or `load_in_4bit` for bitsandbytes; and arguments
+            of Transformers that change nothing here.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
-        OptionError: an argument that is none of these and no configuration key.
+        OptionError: an argument is unknown.
         UnsupportedError: an argument of Transformers that asks for what gptrio does not have.
     """
     options = HubOptions.pop_from(kwargs)
@@ -134,7 +134,7 @@ def load_weights(
         source: the open checkpoint.
         quantizer: quantizes while tensors are read, on the CPU, or None.
         device_map: where tensors go.
-        ignore_mismatched_sizes: draw tensors of other shapes anew instead of raising.
+        ignore_mismatched_sizes: initialise tensors of other shapes at random instead of raising.
         key_mapping: see `load_model`.
     """
     state = {name: tensor for name, tensor in model.state_dict().items() if isinstance(tensor, Tensor)}

@@ -24,12 +24,12 @@ from gptrio.models.base.initialization import InitialisingMixin
 from gptrio.models.base.losses import LossMixin, loss_type_of
 from gptrio.models.base.masking import MaskingMixin
 from gptrio.models.base.pruning import prune
-from gptrio.models.base.pytree import register_trees
+from gptrio.models.base.pytree import register_pytrees
 from gptrio.nn.attention import check_implementation
 from gptrio.uploads import Pushable
 
 Model = TypeVar("Model", bound="PreTrainedModel")
-register_trees()
+register_pytrees()
 
 
 class PreTrainedModel(

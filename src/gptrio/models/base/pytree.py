@@ -12,8 +12,8 @@ from gptrio.cache import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from gptrio.outputs import ModelOutput
 
 
-def register_trees() -> None:
-    """Tell torch how every result class, and the cache in it, is taken apart and put together."""
+def register_pytrees() -> None:
+    """Register every result class, and the cache in it, as a pytree node."""
     _pytree.register_pytree_node(
         DynamicCache,
         _flatten_cache,
