@@ -44,17 +44,17 @@ def test_the_configuration_is_located_and_read_once(
         (snapshot.parents[1] / "refs" / "main").write_text(commit)
         name, options = "someone/tiny", {"cache_dir": tmp_path, "local_files_only": True}
     located, read, read_text = [], [], Path.read_text
-    real = hub.locate_file
+    real = hub._locate
 
-    def locate(name_or_path: Any, filename: str, **kwargs: Any) -> Any:
+    def locate(name_or_path: Any, filename: str, *args: Any, **kwargs: Any) -> Any:
         located.append(filename)
-        return real(name_or_path, filename, **kwargs)
+        return real(name_or_path, filename, *args, **kwargs)
 
     def count(path: Path, *args: Any, **kwargs: Any) -> str:
         read.append(path.name)
         return read_text(path, *args, **kwargs)
 
-    monkeypatch.setattr(hub, "locate_file", locate)
+    monkeypatch.setattr(hub, "_locate", locate)
     monkeypatch.setattr(Path, "read_text", count)
     model = loader.from_pretrained(name, **options)
     assert isinstance(model, GPT2LMHeadModel)
