@@ -1,4 +1,4 @@
-"""Sampled tokens against the exact probabilities after processing (chi-square), seeds and generators."""
+"""Sampled tokens against the exact probabilities (chi-square); seeds, generators, and parameters for each row."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 
 import gptrio
 from gptrio.errors import OptionError
+from gptrio.generation.sampling import SamplingParams, draw, truncate
+from gptrio.generation.sampling import sample as sample_rows
 from gptrio.testing import tiny_config
 
 PROMPT = torch.tensor([[5, 9, 33]])
@@ -136,3 +138,98 @@ def test_seeds_that_no_generator_takes_are_named(seed):
         sample(1, seed=seed)
     first, second = sample(3, seed=2**64 - 1), sample(3, seed=2**64 - 1)
     assert first.tolist() == second.tolist()
+
+
+ROWS = [  # temperature, top_k, top_p, min_p
+    (1.0, 0, 1.0, 0.0),
+    (0.7, 5, 1.0, 0.0),
+    (1.3, 0, 0.9, 0.0),
+    (1.0, 1, 0.5, 0.2),
+    (2.0, 40, 0.75, 0.05),
+    (0.0, 7, 0.3, 0.0),
+]
+
+
+def params_of(rows, dtype=torch.float64):
+    """Parameters with a value for each row."""
+    temperature, top_k, top_p, min_p = (torch.tensor(values)[:, None] for values in zip(*rows, strict=True))
+    return SamplingParams(temperature.to(dtype), top_k, top_p.to(dtype), min_p.to(dtype))
+
+
+def processed(scores, temperature, top_k, top_p, min_p):
+    """Scores (1, V) after the processors of one row's options."""
+    processors = gptrio.LogitsProcessorList()
+    if temperature not in (0, 1):
+        processors.append(gptrio.TemperatureLogitsWarper(temperature))
+    if top_k:
+        processors.append(gptrio.TopKLogitsWarper(top_k))
+    if top_p < 1:
+        processors.append(gptrio.TopPLogitsWarper(top_p))
+    if min_p:
+        processors.append(gptrio.MinPLogitsWarper(min_p))
+    return processors(torch.zeros(1, 1, dtype=torch.long), scores)
+
+
+@pytest.mark.parametrize("spread", [0.5, 4.0])
+@pytest.mark.parametrize("vocabulary", [50, 9000])
+def test_parameters_of_each_row_are_its_processors(vocabulary, spread):
+    scores = torch.randn(len(ROWS), vocabulary, generator=torch.Generator().manual_seed(0)) * spread
+    expected = torch.cat([processed(scores[i : i + 1], *row) for i, row in enumerate(ROWS)])
+    assert torch.equal(truncate(scores, params_of(ROWS)), expected)
+    numbers = [truncate(scores[i : i + 1], SamplingParams(*row)) for i, row in enumerate(ROWS) if row[0]]
+    assert torch.equal(torch.cat(numbers), expected[:-1])
+    assert (expected > -torch.inf).sum(-1).tolist()[3] == 1, "the rows are to differ"
+
+
+def test_tied_scores_are_kept_or_removed_together():
+    scores = torch.tensor([[3.0, 1.0, 3.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
+    kept = truncate(scores, SamplingParams(top_k=torch.tensor([[1], [2]]))) > -torch.inf
+    assert kept.tolist() == [[True, False, True, False], [True, True, True, True]]
+
+
+def test_a_row_is_drawn_by_its_own_parameters_and_generator():
+    scores = torch.randn(len(ROWS), 300, generator=torch.Generator().manual_seed(1)) * 3
+    for seed in range(20):
+        generators = [torch.Generator().manual_seed(seed + row) for row in range(len(ROWS))]
+        tokens = sample_rows(scores, params_of(ROWS), generators)
+        for i, row in enumerate(ROWS):
+            probabilities = processed(scores[i : i + 1], *row).softmax(-1)
+            generator = torch.Generator().manual_seed(seed + i)
+            own = torch.multinomial(probabilities, 1, generator=generator) if row[0] else scores[i].argmax()
+            assert int(tokens[i]) == int(own), row
+
+
+def test_temperature_0_takes_the_most_likely_token_and_no_random_number():
+    scores = torch.randn(4, 300, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(5)
+    before = generator.get_state()
+    assert torch.equal(sample_rows(scores, SamplingParams(temperature=0, top_k=3), generator), scores.argmax(-1))
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_one_generator_draws_all_rows_at_once():
+    scores = torch.randn(5, 300, generator=torch.Generator().manual_seed(1))
+    tokens = sample_rows(scores, SamplingParams(), torch.Generator().manual_seed(7))
+    expected = torch.multinomial(scores.softmax(-1), 1, generator=torch.Generator().manual_seed(7))[:, 0]
+    assert torch.equal(tokens, expected)
+
+
+def test_rows_without_a_generator_of_their_own_are_drawn_together():
+    probabilities = torch.randn(5, 300, generator=torch.Generator().manual_seed(1)).softmax(-1)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        rows = draw(
+            probabilities, 2, [None, torch.Generator().manual_seed(1), None, None, torch.Generator().manual_seed(2)]
+        )
+        torch.manual_seed(3)
+        shared = torch.multinomial(probabilities[[0, 2, 3]], 2)
+    assert torch.equal(rows[[0, 2, 3]], shared)
+    for row, seed in ((1, 1), (4, 2)):
+        assert torch.equal(
+            rows[row], torch.multinomial(probabilities[row], 2, generator=torch.Generator().manual_seed(seed))
+        )
+
+
+def test_generators_fewer_than_rows_are_refused():
+    with pytest.raises(ValueError, match="argument"):
+        draw(torch.ones(2, 3), 1, [torch.Generator()])

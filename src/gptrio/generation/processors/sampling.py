@@ -10,9 +10,59 @@ from gptrio.generation.processors.base import NEG_INF, LogitsProcessor
 _HEAD = 512  # likeliest tokens that top-p looks at before it sorts a large vocabulary
 
 
+def outside_top_k(scores: torch.Tensor, top_k: int | torch.Tensor) -> torch.Tensor:
+    """Tokens (B, V) with lower scores (B, V) than the k-th; k may be (B, 1), where 0 keeps all tokens of a row."""
+    if not isinstance(top_k, torch.Tensor):
+        return scores < scores.topk(min(top_k, scores.shape[-1])).values[:, -1:]
+    most = min(max(int(top_k.max()), 1), scores.shape[-1])
+    last = scores.topk(most).values.gather(1, (top_k - 1).clamp(0, most - 1))
+    return (scores < last) & (top_k > 0)
+
+
+def outside_top_p(scores: torch.Tensor, top_p: float | torch.Tensor, keep: int = 1) -> torch.Tensor:
+    """Tokens (B, V) that follow the fewest likeliest ones whose probabilities reach p, save the `keep` likeliest.
+
+    Args:
+        scores: (B, V).
+        top_p: p, or one for each row (B, 1), where 1 keeps all tokens of the row.
+        keep: kept whatever their probability.
+    """
+    rest = 1 - top_p
+    if isinstance(top_p, torch.Tensor) and isinstance(rest, torch.Tensor):
+        top_p, rest = top_p.to(scores.dtype), rest.to(scores.dtype)
+    tail = _tail_by_head(scores, top_p, keep) if _sorts_slowly(scores) else None
+    if tail is None:
+        ascending, order = scores.sort(dim=-1)
+        in_tail = ascending.softmax(-1).cumsum(-1) <= rest
+        in_tail[:, -keep:] = False
+        tail = in_tail.scatter(1, order, in_tail)
+    return tail & (top_p < 1) if isinstance(top_p, torch.Tensor) else tail
+
+
+def below_min_p(scores: torch.Tensor, min_p: float | torch.Tensor, keep: int = 1) -> torch.Tensor:
+    """Tokens (B, V) less than p times as likely as the likeliest, save the `keep` likeliest; p may be (B, 1)."""
+    probabilities = scores.softmax(-1)
+    unlikely = probabilities < min_p * probabilities.amax(-1, keepdim=True)
+    if keep > 1:  # the likeliest one passes anyway
+        unlikely = unlikely.scatter(1, scores.topk(min(keep, scores.shape[-1])).indices, False)
+    return unlikely
+
+
 def _sorts_slowly(scores: torch.Tensor) -> bool:
     """Whether sorting scores (B, V) takes longer than looking at their head, and precision allows the latter."""
     return scores.device.type == "cpu" and scores.shape[-1] > 16 * _HEAD and scores.dtype is torch.float32
+
+
+def _tail_by_head(scores: torch.Tensor, top_p: float | torch.Tensor, keep: int) -> torch.Tensor | None:
+    """Find the tail (B, V) by sorting the likeliest tokens only; None if they do not reach p in every row."""
+    head = scores.topk(max(_HEAD, keep))
+    reached = (head.values - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
+    if not bool((reached[:, -1:] >= top_p).all()):
+        return None
+    in_tail = torch.ones_like(head.indices, dtype=torch.bool)
+    in_tail[:, 1:] = reached[:, :-1] >= top_p
+    in_tail[:, :keep] = False
+    return torch.ones_like(scores, dtype=torch.bool).scatter_(1, head.indices, in_tail)
 
 
 class TemperatureLogitsWarper(LogitsProcessor):
@@ -59,8 +109,7 @@ class TopKLogitsWarper(_Truncation):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with all but the best k filled."""
-        last = scores.topk(min(self.top_k, scores.shape[-1])).values[:, -1:]
-        return scores.masked_fill(scores < last, self.filter_value)
+        return scores.masked_fill(outside_top_k(scores, self.top_k), self.filter_value)
 
 
 class TopPLogitsWarper(_Truncation):
@@ -80,24 +129,7 @@ class TopPLogitsWarper(_Truncation):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the tail filled."""
-        tail = self._tail_by_head(scores) if _sorts_slowly(scores) else None
-        if tail is None:
-            ascending, order = scores.sort(dim=-1)
-            in_tail = ascending.softmax(-1).cumsum(-1) <= 1 - self.top_p
-            in_tail[:, -self.min_tokens_to_keep :] = False
-            tail = in_tail.scatter(1, order, in_tail)
-        return scores.masked_fill(tail, self.filter_value)
-
-    def _tail_by_head(self, scores: torch.Tensor) -> torch.Tensor | None:
-        """Find the tail (B, V) by sorting the likeliest tokens only; None if they do not reach `top_p` in every row."""
-        head = scores.topk(max(_HEAD, self.min_tokens_to_keep))
-        reached = (head.values - scores.logsumexp(-1, keepdim=True)).exp().cumsum(-1)
-        if not bool((reached[:, -1] >= self.top_p).all()):
-            return None
-        in_tail = torch.ones_like(head.indices, dtype=torch.bool)
-        in_tail[:, 1:] = reached[:, :-1] >= self.top_p
-        in_tail[:, : self.min_tokens_to_keep] = False
-        return torch.ones_like(scores, dtype=torch.bool).scatter_(1, head.indices, in_tail)
+        return scores.masked_fill(outside_top_p(scores, self.top_p, self.min_tokens_to_keep), self.filter_value)
 
 
 class MinPLogitsWarper(_Truncation):
@@ -117,12 +149,7 @@ class MinPLogitsWarper(_Truncation):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the unlikely tokens filled."""
-        probabilities = scores.softmax(-1)
-        unlikely = probabilities < self.min_p * probabilities.amax(-1, keepdim=True)
-        if self.min_tokens_to_keep > 1:  # the likeliest one passes anyway
-            best = scores.topk(min(self.min_tokens_to_keep, scores.shape[-1])).indices
-            unlikely = unlikely.scatter(1, best, False)
-        return scores.masked_fill(unlikely, self.filter_value)
+        return scores.masked_fill(below_min_p(scores, self.min_p, self.min_tokens_to_keep), self.filter_value)
 
 
 class TypicalLogitsWarper(_Truncation):
