@@ -76,11 +76,11 @@ from gptrio.generation.stopping import StoppingCriteria as StoppingCriteria
 from gptrio.generation.stopping import StoppingCriteriaList as StoppingCriteriaList
 from gptrio.generation.stopping import StopStringCriteria as StopStringCriteria
 from gptrio.generation.stopping import validate_stopping_criteria as validate_stopping_criteria
+from gptrio.generation.strategies.candidates import PromptLookupCandidateGenerator as PromptLookupCandidateGenerator
 from gptrio.generation.strategies.constraints import Constraint as Constraint
 from gptrio.generation.strategies.constraints import ConstraintListState as ConstraintListState
 from gptrio.generation.strategies.constraints import DisjunctiveConstraint as DisjunctiveConstraint
 from gptrio.generation.strategies.constraints import PhrasalConstraint as PhrasalConstraint
-from gptrio.generation.strategies.prompt_lookup import PromptLookupCandidateGenerator as PromptLookupCandidateGenerator
 from gptrio.generation.streamers import AsyncTextIteratorStreamer as AsyncTextIteratorStreamer
 from gptrio.generation.streamers import BaseStreamer as BaseStreamer
 from gptrio.generation.streamers import BatchTextIteratorStreamer as BatchTextIteratorStreamer

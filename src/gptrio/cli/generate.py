@@ -241,5 +241,5 @@ def describe(
     ids: list[int], reason: FinishReason, number: int, tokenizer: Any, decoding: dict[str, Any]
 ) -> dict[str, Any]:
     """Text, number of tokens and why it is finished, of one row of new tokens and padding."""
-    name = "stop" if reason.value.startswith("stop") else reason.value
-    return {"text": tokenizer.decode(ids[:number], **decoding), "tokens": number, "finish_reason": name}
+    text = tokenizer.decode(ids[:number], **decoding)
+    return {"text": text, "tokens": number, "finish_reason": reason.api_name}

@@ -12,7 +12,7 @@ from gptrio.cache import Cache
 from gptrio.cache.transformers import as_given
 from gptrio.errors import UnsupportedError
 from gptrio.generation.columns import align
-from gptrio.generation.loop import decode
+from gptrio.generation.loop import decode, stream
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.max_length import settle_lengths
 from gptrio.generation.options.resolve import merge_config
@@ -20,10 +20,10 @@ from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
 from gptrio.generation.prompt import build_prompt, keeping
+from gptrio.generation.sampling import Generators
 from gptrio.generation.setup import GenerateArguments, prepare_generation
-from gptrio.generation.state import GenerationState, Generators
-from gptrio.generation.stop_strings import Tokenizer
-from gptrio.generation.stopping import Criterion, OnFinish
+from gptrio.generation.state import GenerationState
+from gptrio.generation.stopping import Criterion, OnFinish, Tokenizer
 from gptrio.generation.strategies.assisted import assisted_search
 from gptrio.generation.strategies.beam import beam_search
 from gptrio.generation.strategies.constrained_beam import constrained_beam_search
@@ -144,16 +144,15 @@ def generate(
             prompt = heal(model, prompt, tokenizer, config)
         prompt, config = settle_lengths(model, prompt, config, kwargs, overflow)
         mode = config.get_generation_mode(assistant_model)
-        call = prepare_generation(model, prompt, config, mode, extras)
-        if streamer is not None:
-            given = call.ids if prompt.moved is None else prompt.moved.ids_for(len(call.ids))
-            call.put(given)
+        state = prepare_generation(model, prompt, config, mode, extras)
+        given = prompt.ids if prompt.moved is None else prompt.moved.ids
+        stream(state, given.repeat_interleave(config.num_return_sequences, dim=0))
         if custom_generate is not None:
-            return _run_own_loop(custom_generate, call)
+            return _run_own_loop(custom_generate, state)
         if mode is GenerationMode.ASSISTED_GENERATION:
-            result: Result = assisted_search(call, assistant_model, tokenizer, assistant_tokenizer)
+            result: Result = assisted_search(state, assistant_model, tokenizer, assistant_tokenizer)
         else:
-            result = _LOOPS[mode](call)
+            result = _LOOPS[mode](state)
     if prompt.moved is not None:
         result = prompt.moved.restore(result)
     if isinstance(result, Tensor):
@@ -171,27 +170,27 @@ def _is_private(config: GenerationConfig, extras: GenerateArguments, forward_arg
     return not (extras.logits_processor or extras.stopping_criteria or extras.prefix_allowed_tokens_fn)
 
 
-def _run_own_loop(loop: Callable[..., Any], call: GenerationState) -> Any:
-    """GenerationState the caller's decoding loop as upstream does."""
-    prompt = call.prompt
+def _run_own_loop(loop: Callable[..., Any], state: GenerationState) -> Any:
+    """Call the caller's decoding loop as upstream does."""
+    prompt = state.prompt
     length, mask = prompt.length, prompt.attention_mask
     arguments = {
-        "attention_mask": call.ids.new_ones(call.ids.shape[0], length) if mask is None else mask.long(),
-        "past_key_values": call.step.cache,
-        "use_cache": call.step.cache is not None,
-        **keeping(call.model, 1),
+        "attention_mask": state.ids.new_ones(state.ids.shape[0], length) if mask is None else mask.long(),
+        "past_key_values": state.step.cache,
+        "use_cache": state.step.cache is not None,
+        **keeping(state.model, 1),
         "inputs_embeds": prompt.embeds,
         "position_ids": prompt.position_ids,
         "token_type_ids": prompt.token_type_ids,
         **prompt.constants,
     }
     return loop(
-        call.model,
-        call.ids,
-        logits_processor=call.processors,
-        stopping_criteria=call.criteria,
-        generation_config=call.config,
-        synced_gpus=call.synced_gpus,
-        streamer=call.streamer,
+        state.model,
+        state.ids,
+        logits_processor=state.processors,
+        stopping_criteria=state.criteria,
+        generation_config=state.config,
+        synced_gpus=state.synced_gpus,
+        streamer=state.streamer,
         **{name: value for name, value in arguments.items() if value is not None},
     )

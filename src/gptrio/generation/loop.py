@@ -1,63 +1,82 @@
-"""Greedy search and sampling: one token after the other."""
+"""Greedy search and sampling: one token after the other, as a generator of steps, and what consumes the steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
-from gptrio.generation.state import GenerationState, Generators, SequenceStatus
+from gptrio.generation.sampling import choose
+from gptrio.generation.state import GenerationState, SequenceStatus, StepOutput
+from gptrio.nn.fast_call import for_the_caller
+
+Refine = Callable[[Any, Tensor], Tensor]
 
 
-def decode(
-    call: GenerationState, refine: Callable[[Any, Tensor], Tensor] | None = None, **flags: Any
-) -> Tensor | GenerateDecoderOnlyOutput:
-    """Append the most likely token, or one drawn from the distribution, until every row is finished.
+def decode(state: GenerationState, refine: Refine | None = None, **flags: Any) -> Tensor | GenerateDecoderOnlyOutput:
+    """Greedy search or sampling until every row is finished; see `decode_steps`."""
+    return drain(state, decode_steps(state, refine, **flags))
+
+
+def decode_steps(state: GenerationState, refine: Refine | None = None, **flags: Any) -> Iterator[StepOutput]:
+    """Append the most likely token of each row, or one drawn from the distribution, until every row is finished.
 
     Args:
-        call: the call.
+        state: the call.
         refine: maps the model's output and its logits (B, V) to the logits to go on with.
         **flags: further arguments of the model's forward.
     """
-    ids, record = call.ids, call.record
-    rows = SequenceStatus(call, ids.shape[0])
+    status = SequenceStatus(state, state.ids)
     while True:
-        output = call.step(ids, **flags)
+        output = state.step(status.ids, **flags)
         logits = output.logits[:, -1].float()  # (B, V)
-        scores = call.process(ids, logits if refine is None else refine(output, logits))
-        record.add(output, logits, scores)
-        with call.step.on_one_thread():
-            tokens = rows.fill(choose(scores, call.config.do_sample, call.generators))
-        ids = torch.cat([ids, tokens[:, None]], dim=1)
-        call.put(tokens)
-        finished = rows.all_finished(ids, record.scores)
-        if call.synced_gpus:
-            await_others(call.model, ids, finished)
-        if finished:
-            return call.finish(ids)
+        scores = state.process(status.ids, logits if refine is None else refine(output, logits))
+        status.record.add(output, logits, scores)
+        with state.step.on_one_thread():
+            tokens = choose(scores, state.config.do_sample, state.generators)
+            step = status.append(tokens, scores)
+        yield step
+        if step.is_last:
+            return
 
 
-def choose(scores: Tensor, do_sample: bool, generators: Generators = None) -> Tensor:
-    """The most likely token of each row of scores (B, V), or one drawn from their softmax: (B,)."""
-    return draw(scores.softmax(-1), 1, generators)[:, 0] if do_sample else most_likely(scores)
+def drain(state: GenerationState, steps: Iterable[StepOutput]) -> Tensor | GenerateDecoderOnlyOutput:
+    """Run steps to their end, hand each to the streamer and the caller, and return what the caller asked for."""
+    for step in steps:
+        stream(state, step.tokens)
+        if step.finished and (state.on_finish or state.streamer) is not None:
+            report_finished(state, step)
+        if state.synced_gpus:
+            await_others(state.model, step.ids, step.is_last)
+    if state.streamer is not None:
+        with for_the_caller():
+            state.streamer.end()
+    record = step.status.record
+    if not record.is_active:
+        return step.ids
+    return GenerateDecoderOnlyOutput(step.ids, past_key_values=state.step.cache, **record.tuples())
 
 
-def most_likely(scores: Tensor) -> Tensor:
-    """The first largest of each row of scores (B, V): (B,). On a CPU numpy finds it in a tenth of torch's time."""
-    if type(scores) is Tensor and scores.is_cpu and scores.dtype is torch.float32:
-        return torch.from_numpy(scores.detach().numpy().argmax(-1))
-    return scores.argmax(-1)
+def stream(state: GenerationState, tokens: Tensor) -> None:
+    """Hand tokens (B,) or (B, n) to the streamer, if there is one."""
+    if state.streamer is not None:
+        with for_the_caller():
+            state.streamer.put(tokens.clone().cpu())  # a clone can be trained on
 
 
-def draw(probabilities: Tensor, number: int, generators: Generators) -> Tensor:
-    """Draw tokens (B, number) without replacement from probabilities (B, V)."""
-    if generators is None or isinstance(generators, torch.Generator):
-        return torch.multinomial(probabilities, number, generator=generators)
-    rows = zip(probabilities, generators, strict=True)
-    return torch.stack([torch.multinomial(row, number, generator=own) for row, own in rows])
+def report_finished(state: GenerationState, step: StepOutput) -> None:
+    """Hand the rows that a step finishes to the caller's `on_finish`, and to the streamer where others go on."""
+    end_row = None if step.is_last else getattr(state.streamer, "end_row", None)
+    number = step.ids.shape[1] - state.ids.shape[1]
+    with for_the_caller():
+        for row, reason in step.finished.items():
+            if state.on_finish is not None:
+                state.on_finish(row, reason, number)
+            if end_row is not None:
+                end_row(row)
 
 
 def await_others(model: Any, ids: Tensor, finished: bool) -> None:

@@ -18,10 +18,17 @@ from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 from gptrio.generation.processors.build import build_processors
 from gptrio.generation.prompt import Prompt
-from gptrio.generation.state import GenerationState, Generators, OutputRecorder
+from gptrio.generation.sampling import Generators
+from gptrio.generation.state import GenerationState
 from gptrio.generation.step import Stepper
-from gptrio.generation.stop_strings import Tokenizer
-from gptrio.generation.stopping import Criterion, MaxLengthCriteria, OnFinish, StoppingCriteriaList, build_stopping
+from gptrio.generation.stopping import (
+    Criterion,
+    MaxLengthCriteria,
+    OnFinish,
+    StoppingCriteriaList,
+    Tokenizer,
+    build_stopping,
+)
 from gptrio.generation.streamers import Streamer
 from gptrio.utils.seed import check_seed
 
@@ -68,8 +75,8 @@ def prepare_generation(
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)
     pads = eos_ids(config) if config.pad_token_id is None else [config.pad_token_id]
     return GenerationState(
-        model, config, rows, step, processors, criteria, next(iter(pads), None), OutputRecorder(config),
-        prompt.ids.shape[0], generators, extras.streamer, extras.synced_gpus, extras.on_finish,
+        model, config, rows, step, processors, criteria, next(iter(pads), None), prompt.ids.shape[0], generators,
+        extras.streamer, extras.synced_gpus, extras.on_finish,
         not (extras.logits_processor or extras.prefix_allowed_tokens_fn),
     )  # fmt: skip
 

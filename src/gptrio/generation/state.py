@@ -1,62 +1,64 @@
-"""One call of `generate`, made ready: what every decoding loop is handed, and the chores they share."""
+"""One call of `generate`: what is fixed once it is set up, and what changes while its rows are decoded."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptrio.generation.options.config import GenerationConfig
-from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 from gptrio.generation.processors.base import LogitsProcessorList
 from gptrio.generation.prompt import Prompt
+from gptrio.generation.sampling import Generators
 from gptrio.generation.step import Stepper
 from gptrio.generation.stopping import (
     EosTokenCriteria,
+    FinishReason,
     MaxLengthCriteria,
     OnFinish,
     StoppingCriteriaList,
-    finish_reason,
+    finish_reasons,
 )
 from gptrio.generation.streamers import Streamer
-from gptrio.nn.fast_call import for_the_caller
-
-Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class OutputRecorder:
-    """What the caller asked to see of every step."""
+    """What the caller asked to see of every step.
+
+    Attributes:
+        is_active: the caller asked for more than ids.
+    """
 
     def __init__(self, config: GenerationConfig) -> None:
-        self.wanted = bool(config.return_dict_in_generate)
+        self.is_active = bool(config.return_dict_in_generate)
         names = ("scores", "logits", "attentions", "hidden_states")
-        self.kept: dict[str, list[Any]] = {
-            name: [] for name in names if self.wanted and getattr(config, f"output_{name}")
+        self._kept: dict[str, list[Any]] = {
+            name: [] for name in names if self.is_active and getattr(config, f"output_{name}")
         }
 
     def add(self, output: Any, logits: Tensor, scores: Tensor) -> None:
         """Keep a step's output of the model, and the logits (B, V) before and after processing."""
         values = {"scores": scores, "logits": logits}
-        for name, steps in self.kept.items():
+        for name, steps in self._kept.items():
             steps.append(values[name] if name in values else getattr(output, name))
 
     def tuples(self) -> dict[str, tuple[Any, ...]]:
         """What was kept, a tuple with one entry for each step."""
-        return {name: tuple(steps) for name, steps in self.kept.items()}
+        return {name: tuple(steps) for name, steps in self._kept.items()}
 
     @property
     def scores(self) -> tuple[Tensor, ...] | None:
         """Processed scores so far, for stopping criteria that look at them."""
-        return tuple(self.kept["scores"]) if "scores" in self.kept else None
+        return tuple(self._kept["scores"]) if "scores" in self._kept else None
 
 
-@dataclass
+@dataclass(frozen=True)
 class GenerationState:
-    """What a decoding loop needs.
+    """What a decoding loop needs; fixed once it is set up.
 
     Attributes:
         model: the language model.
@@ -66,13 +68,12 @@ class GenerationState:
         processors: change the scores.
         criteria: say which rows are finished.
         pad: token that fills finished rows, or None.
+        num_prompts: number of prompts.
         generators: where random numbers come from: torch's own, one for all rows, or one for each.
         streamer: is handed the tokens, or None.
         synced_gpus: go on with other processes until all have finished.
-        on_finish: is told of rows that are finished, or None.
-        record: what the result shall hold.
-        prompts: number of prompts.
-        own_processors: no processor is the caller's, or calls a function of the caller's.
+        on_finish: is called when a row is finished, or None.
+        has_own_processors_only: no processor is the caller's, or calls a function of the caller's.
     """
 
     model: Any
@@ -82,13 +83,12 @@ class GenerationState:
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     pad: int | None
-    record: OutputRecorder
-    prompts: int
+    num_prompts: int
     generators: Generators = None
     streamer: Streamer | None = None
     synced_gpus: bool = False
     on_finish: OnFinish | None = None
-    own_processors: bool = False
+    has_own_processors_only: bool = False
 
     @property
     def ids(self) -> Tensor:
@@ -104,84 +104,102 @@ class GenerationState:
 
     def processing(self) -> AbstractContextManager[None]:
         """A context to call the processors in; those of a caller find torch as the caller left it."""
-        return self.step.on_one_thread() if self.own_processors else nullcontext()
-
-    def put(self, tokens: Tensor) -> None:
-        """Hand tokens (B,) or (B, n) to the streamer, if there is one."""
-        if self.streamer is not None:
-            with for_the_caller():
-                self.streamer.put(tokens.clone().cpu())  # a clone can be trained on
-
-    def finish(self, ids: Tensor) -> Tensor | GenerateDecoderOnlyOutput:
-        """End the stream and return what the caller asked for."""
-        if self.streamer is not None:
-            with for_the_caller():
-                self.streamer.end()
-        if not self.record.wanted:
-            return ids
-        return GenerateDecoderOnlyOutput(ids, past_key_values=self.step.cache, **self.record.tuples())
-
-    def tell_finished(self, row: int, ids: Tensor) -> None:
-        """Tell the caller, if asked to, that a row is finished: ids (T,) up to the token that finished it."""
-        if self.on_finish is not None:
-            reason = finish_reason(self.criteria, ids[None])
-            with for_the_caller():
-                self.on_finish(row, reason, len(ids) - self.ids.shape[1])
+        return self.step.on_one_thread() if self.has_own_processors_only else nullcontext()
 
 
 class SequenceStatus:
-    """Which rows go on.
+    """What changes while the rows of a batch are decoded.
 
     Lengths and end tokens are looked at without a tensor call; they are all there is to look at in most calls.
 
+    Attributes:
+        ids: (B, T) the tokens so far.
+        running: (B,) bool, the rows that go on; None while all do.
+        finish_reasons: row -> why it is finished.
+        record: what the result will hold besides ids.
+
     Args:
-        call: its criteria say which rows are finished, its `pad` fills these, its streamer is told of them.
-        count: B.
+        state: its criteria say which rows are finished, its `pad` fills these.
+        ids: (B, T) the prompts.
     """
 
-    def __init__(self, call: GenerationState, count: int) -> None:
-        criteria, pad = call.criteria, call.pad
+    def __init__(self, state: GenerationState, ids: Tensor) -> None:
+        self.ids = ids
+        self.running: Tensor | None = None
+        self.finish_reasons: dict[int, FinishReason] = {}
+        self.record = OutputRecorder(state.config)
+        criteria = state.criteria
         limits = [item for item in criteria if type(item) is MaxLengthCriteria and item.max_position_embeddings is None]
         ends = [item for item in criteria if type(item) is EosTokenCriteria]
         self._limit = min((item.max_length for item in limits), default=None)
         self._ends = frozenset(token for item in ends for token in item.eos_token_id.tolist())
-        self._others = StoppingCriteriaList(item for item in criteria if item not in limits and item not in ends)
+        self._others = [item for item in criteria if item not in limits and item not in ends]
         known = [item.eos_token_id for item in criteria if hasattr(item, "eos_token_id")]
-        self.pad = pad if pad is not None or not known else int(torch.as_tensor(known[0]).flatten()[0])
-        self._pads = bool(known)
-        self._end_row = getattr(call.streamer, "end_row", None) if count > 1 else None
-        self._call = call
-        self._flags = [True] * count
-        self.running: Tensor | None = None  # (B,) bool, None while all are
+        self._fill: int | None = None  # rows are filled where a criterion looks at end tokens
+        if known:
+            self._fill = int(torch.as_tensor(known[0]).flatten()[0]) if state.pad is None else state.pad
 
-    def fill(self, tokens: Tensor) -> Tensor:
-        """Put padding in place of the tokens (B,) of finished rows."""
-        if self.running is None or not self._pads or self.pad is None:
-            return tokens
-        return tokens.masked_fill(~self.running, self.pad)
+    def append(self, tokens: Tensor, scores: Tensor, start: int | None = None) -> StepOutput:
+        """Append a token to each row, padding to finished ones.
 
-    def all_finished(self, ids: Tensor, scores: Any) -> bool:
-        """Look at the newest tokens of ids (B, T) and tell whether no row goes on."""
-        flags = self._flags
-        if self._ends:
-            flags = [on and token not in self._ends for on, token in zip(flags, ids[:, -1].tolist(), strict=True)]
+        Args:
+            tokens: (B,) chosen tokens.
+            scores: (B, V) what they were chosen from.
+            start: first column of the step's tokens; by default the new one, which is then its only one.
+        """
+        if self.running is not None and self._fill is not None:
+            tokens = tokens.masked_fill(~self.running, self._fill)
+        self.ids = torch.cat([self.ids, tokens[:, None]], dim=1)
+        if start is not None and start < self.ids.shape[1] - 1:
+            tokens = self.ids[:, start:]
+        return StepOutput(tokens, scores, self.ids, self)
+
+    def finish_rows(self) -> dict[int, FinishReason]:
+        """Call the stopping criteria for the newest tokens; returns the rows that these finish, and why."""
+        ids, count = self.ids, self.ids.shape[0]
+        reasons: list[FinishReason | None] = [None] * count
         if self._others:
-            done = self._others(ids, scores).tolist()
-            flags = [on and not ended for on, ended in zip(flags, done, strict=True)]
-        if not any(flags) or (self._limit is not None and ids.shape[1] >= self._limit):
-            self._tell(ids, [False] * len(flags), is_last=True)
-            return True
-        if flags != self._flags:
-            self._tell(ids, flags)
-            self._flags = flags
-            self.running = torch.tensor(flags, device=ids.device)
-        return False
+            reasons = finish_reasons(self._others, ids, self.record.scores)
+        if self._limit is not None and ids.shape[1] >= self._limit:
+            strings = FinishReason.STOP_STRING
+            reasons = [reason if reason is strings else FinishReason.LENGTH for reason in reasons]
+        if self._ends:
+            ended = [token in self._ends for token in ids[:, -1].tolist()]
+            reasons = [FinishReason.STOP_TOKEN if end else why for end, why in zip(ended, reasons, strict=True)]
+        known = self.finish_reasons
+        new = {row: why for row, why in enumerate(reasons) if why is not None and row not in known}
+        known.update(new)
+        if new:
+            self.running = torch.tensor([row not in known for row in range(count)], device=ids.device)
+        return new
 
-    def _tell(self, ids: Tensor, flags: list[bool], is_last: bool = False) -> None:
-        """Tell the caller and the streamer (which ends by itself at last) of rows of ids (B, T) just finished."""
-        for row, (ran, runs) in enumerate(zip(self._flags, flags, strict=True)):
-            if ran and not runs:
-                self._call.tell_finished(row, ids[row])
-                if self._end_row is not None and not is_last:
-                    with for_the_caller():
-                        self._end_row(row)
+
+@dataclass(frozen=True, eq=False)
+class StepOutput:
+    """One step of decoding.
+
+    Attributes:
+        tokens: (B,) the new token of each row, padding in finished ones; (B, n) where n drafted tokens were accepted.
+        scores: (B, V) processed scores that the last of them was chosen from.
+        ids: (B, T) all tokens so far.
+        status: of the rows.
+    """
+
+    tokens: Tensor
+    scores: Tensor
+    ids: Tensor
+    status: SequenceStatus
+
+    @cached_property
+    def finished(self) -> dict[int, FinishReason]:
+        """Rows that this step finishes, and why.
+
+        The stopping criteria are called when this is first read, before the next step at the latest. Whoever reads the
+        tokens first has them before a criterion of the caller's looks, as streamers of Transformers have.
+        """
+        return self.status.finish_rows()
+
+    @cached_property
+    def is_last(self) -> bool:
+        """Whether all rows are finished; as `finished`, found out before the next step."""
+        return bool(self.finished) and len(self.status.finish_reasons) == len(self.ids)

@@ -1,4 +1,4 @@
-"""When a row is finished: length, time, end tokens, stop strings, low confidence, and the caller's own rules."""
+"""When a row is finished, and why: length, time, end tokens, stop strings, low confidence, the caller's own rules."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import copy
 import time
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from gptrio.config.fields import check_number
-from gptrio.errors import warn
+from gptrio.errors import OptionError, warn
 from gptrio.generation.merge import merge
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.processors.base import TokenIds
-from gptrio.generation.stop_strings import StopStringMatcher, Tokenizer
 
 Criterion = Callable[..., "torch.Tensor | bool"]
 
@@ -29,8 +28,20 @@ class FinishReason(str, Enum):
     TIME = "time"
     CRITERION = "criterion"  # a rule of the caller's
 
+    @property
+    def api_name(self) -> str:
+        """The reason as servers of OpenAI's kind name it: "stop" for tokens and strings, else the value ("length")."""
+        return "stop" if self in (FinishReason.STOP_TOKEN, FinishReason.STOP_STRING) else self.value
+
 
 OnFinish = Callable[[int, FinishReason, int], object]  # row, reason, number of new tokens
+
+
+class Tokenizer(Protocol):
+    """What generation needs of a tokenizer, to find stop strings and to stream text."""
+
+    def decode(self, token_ids: list[int], **kwargs: Any) -> str:
+        """Return the text of token ids."""
 
 
 class StoppingCriteria:
@@ -125,24 +136,41 @@ class StopStringCriteria(StoppingCriteria):
     A string may begin and end inside tokens. It must end in the newest token: text before that was seen at its time.
 
     Args:
-        tokenizer: the model's tokenizer; its `decode` is used.
+        tokenizer: the model's tokenizer; its `decode` is used. One token's text must not depend on far ones.
         stop_strings: one string or several.
 
     Raises:
-        OptionError: there is no tokenizer, or a stop string is empty.
+        OptionError: there is no tokenizer, no stop string, or an empty one.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, stop_strings: str | Sequence[str]) -> None:
         self.stop_strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        self._matcher = StopStringMatcher(tokenizer, self.stop_strings)
+        if tokenizer is None:
+            raise OptionError(f"stop_strings={list(self.stop_strings)} need the model's tokenizer; pass tokenizer=...")
+        if not self.stop_strings or any(not isinstance(text, str) or not text for text in self.stop_strings):
+            raise OptionError(f"stop_strings={list(self.stop_strings)} must be strings, none of them empty")
+        self._tokenizer = tokenizer
         self.num_stop_strings = len(self.stop_strings)
         self.target_lens = torch.tensor([len(text) for text in self.stop_strings], dtype=torch.int32, device="cpu")
         self.maximum_token_len = max(len(text) for text in self.stop_strings)
+        longest = max(len(text.encode()) for text in self.stop_strings)
+        self._window = longest + 1  # a token has a byte at least; one more, since some decoders strip the first
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return (B,) whether the newest token completed a stop string."""
-        rows = input_ids[:, -self._matcher.window :].tolist()
-        return torch.tensor([self._matcher.completed(row) for row in rows], device=input_ids.device)
+        rows = input_ids[:, -self._window :].tolist()
+        return torch.tensor([self._is_completed(row) for row in rows], device=input_ids.device)
+
+    def _is_completed(self, token_ids: list[int]) -> bool:
+        """Whether a stop string ends in the last token's part of the text."""
+        before, text = self._decode(token_ids[:-1]), self._decode(token_ids)
+        if not text.startswith(before):
+            before = before.rstrip("\ufffd")  # the last token completes a character
+        settled = len(before)
+        return any(text.find(stop, max(0, settled - len(stop) + 1)) >= 0 for stop in self.stop_strings)
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 class ConfidenceCriteria(StoppingCriteria):
@@ -196,28 +224,39 @@ def build_stopping(
     return StoppingCriteriaList(merge(built, stopping_criteria, "stopping_criteria"))
 
 
-def finish_reason(criteria: Iterable[Criterion], ids: torch.Tensor) -> FinishReason:
-    """Say why a finished row is finished.
+def finish_reasons(criteria: Iterable[Criterion], ids: torch.Tensor, scores: Any = None) -> list[FinishReason | None]:
+    """Why each row of ids (B, T) is finished by its newest token; None for rows that go on.
+
+    Every criterion is called once. Where several hold, the first in the order of `FinishReason` is the reason.
 
     Args:
-        criteria: the rules of the call.
-        ids: (1, T) the row, its newest token the one that finished it.
+        criteria: the rules.
+        ids: (B, T) the tokens so far.
+        scores: see `StoppingCriteria`.
     """
-    met = set()
-    for rule in criteria:
-        if isinstance(rule, MaxLengthCriteria):
-            if ids.shape[1] >= rule.max_length:
-                met.add(FinishReason.LENGTH)
-            continue
-        for kind, reason in _REASONS.items():
-            if isinstance(rule, kind) and rule(ids, None).all():
-                met.add(reason)
-    return next((reason for reason in FinishReason if reason in met), FinishReason.CRITERION)
+    found: list[set[FinishReason]] = [set() for _ in ids]
+    for criterion in criteria:
+        done = torch.as_tensor(criterion(ids, scores)).expand(len(found)).tolist()
+        for reasons, is_done in zip(found, done, strict=True):
+            if is_done:
+                reasons.add(_reason_of(criterion))
+    return [next((reason for reason in FinishReason if reason in reasons), None) for reasons in found]
+
+
+def sequence_finish_reason(criteria: Iterable[Criterion], ids: torch.Tensor) -> FinishReason:
+    """Why a whole sequence ids (T,), found by beam search, ends where it does; no rule of the caller's is called."""
+    known = [criterion for criterion in criteria if _reason_of(criterion) is not FinishReason.CRITERION]
+    return finish_reasons(known, ids[None])[0] or FinishReason.CRITERION
+
+
+def _reason_of(criterion: Criterion) -> FinishReason:
+    return next((reason for kind, reason in _REASONS.items() if isinstance(criterion, kind)), FinishReason.CRITERION)
 
 
 _REASONS: dict[type[StoppingCriteria], FinishReason] = {
     EosTokenCriteria: FinishReason.STOP_TOKEN,
     StopStringCriteria: FinishReason.STOP_STRING,
+    MaxLengthCriteria: FinishReason.LENGTH,
     MaxTimeCriteria: FinishReason.TIME,
 }
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from gptrio.errors import InputError
-from gptrio.generation.stop_strings import Tokenizer
+from gptrio.generation.stopping import Tokenizer
 
 _WINDOW, _CONTEXT = 48, 16  # tokens decoded at most, and kept when the window slides
 _HALF_CHARACTER = "\ufffd"

@@ -9,7 +9,7 @@ import torch
 
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, TokenIdError, UnsupportedError
-from gptrio.generation.loop import most_likely
+from gptrio.generation.sampling import most_likely
 from gptrio.testing import byte_tokenizer, tiny_config
 
 IDS = torch.tensor([[5, 9, 36]])  # is not soon ended by the model below

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import gptrio
-from gptrio import GenerationConfig, GptrioWarning, OptionError
-from gptrio.generation.stopping import build_stopping
+from gptrio import FinishReason, GenerationConfig, GptrioWarning, OptionError
+from gptrio.generation.stopping import build_stopping, finish_reasons, sequence_finish_reason
 
 IDS = torch.tensor([[1, 2], [1, 3]])
 
@@ -83,3 +83,35 @@ def test_criteria_gain_a_length_or_warn_of_another():
     criteria = gptrio.StoppingCriteriaList([gptrio.MaxLengthCriteria(4)])
     with pytest.warns(GptrioWarning, match="stop at 4 tokens, max_length=5"):
         assert gptrio.validate_stopping_criteria(criteria, 5).max_length == 4
+
+
+def test_the_first_reason_in_their_order_counts(tokenizer):
+    end, length, late = gptrio.EosTokenCriteria(3), gptrio.MaxLengthCriteria(2), gptrio.MaxTimeCriteria(0.0, 0.0)
+    own = [lambda ids, scores: ids[:, -1] == 2]
+    assert finish_reasons(own, IDS) == [FinishReason.CRITERION, None]
+    assert finish_reasons([*own, late], IDS) == [FinishReason.TIME, FinishReason.TIME]
+    assert finish_reasons([late, *own, length], IDS) == [FinishReason.LENGTH, FinishReason.LENGTH]
+    assert finish_reasons([length, end], IDS) == [FinishReason.LENGTH, FinishReason.STOP_TOKEN]
+    text = gptrio.StopStringCriteria(tokenizer, tokenizer.decode([2]))
+    assert finish_reasons([length, late, text], IDS) == [FinishReason.STOP_STRING, FinishReason.LENGTH]
+
+
+@pytest.mark.parametrize("done", [True, torch.tensor(True), torch.tensor([True])], ids=["bool", "scalar", "one row"])
+def test_a_criterion_may_answer_for_all_rows(done):
+    assert finish_reasons([lambda ids, scores: done], IDS) == [FinishReason.CRITERION] * 2
+
+
+def test_a_sequence_of_beam_search_ends_by_a_known_rule_or_the_callers():
+    def never(ids, scores):
+        raise AssertionError("the caller's rules are not called after the search")
+
+    criteria = [never, gptrio.EosTokenCriteria(2), gptrio.MaxLengthCriteria(3)]
+    found = [sequence_finish_reason(criteria, torch.tensor(ids)) for ids in ([1, 2], [1, 5, 4], [1, 5])]
+    assert found == [FinishReason.STOP_TOKEN, FinishReason.LENGTH, FinishReason.CRITERION]
+
+
+def test_reasons_have_the_names_of_servers():
+    names = {reason.value: reason.api_name for reason in FinishReason}
+    assert names == {
+        "stop_token": "stop", "stop_string": "stop", "length": "length", "time": "time", "criterion": "criterion",
+    }  # fmt: skip

@@ -1,4 +1,8 @@
-"""Beam search and beam sampling, for all prompts at once.
+"""Beam search and beam sampling, for all prompts at once, in tensors.
+
+`group_beam` is a second beam search, because Transformers has two that return different numbers: this one adds and
+compares scores in float32 on the device, fills a fixed number of places with finished beams and divides by lengths that
+count the end token; the other one keeps Python lists of hypotheses and decides when to stop by other rules.
 
 Shapes: `P` prompts, `K` beams, `N` candidates kept for each prompt, `T` length so far, `V` vocabulary.
 """
@@ -11,10 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.generation.loop import await_others, draw
+from gptrio.generation.loop import await_others
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
-from gptrio.generation.state import GenerationState
+from gptrio.generation.sampling import draw
+from gptrio.generation.state import GenerationState, OutputRecorder
+from gptrio.generation.stopping import sequence_finish_reason
+from gptrio.nn.fast_call import for_the_caller
 
 BEAM_PENALTY = -1.0e9  # added to scores of what must not be chosen
 
@@ -51,27 +58,27 @@ class Beams:
         return Beams(ids, self.scores, F.pad(self.origins, (0, columns), value=-1), self.finished)
 
 
-def beam_search(call: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
+def beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
     """Keep the `num_beams` likeliest beginnings of each prompt, or a sample of them, and return the best that ended."""
-    config, record = call.config, call.record
-    count, prompt = config.num_beams, call.ids.shape[1]
-    fill = _fill(call)
-    running, ended = _start(call, fill), _start(call, fill)
+    config, record = state.config, OutputRecorder(state.config)
+    count, prompt = config.num_beams, state.ids.shape[1]
+    fill = _fill(state)
+    running, ended = _start(state, fill), _start(state, fill)
     ended.scores.fill_(BEAM_PENALTY)
     running.scores[:, 1:] = BEAM_PENALTY  # the beams of a prompt are still the same: go on with the first
-    improvable = running.finished.new_ones(call.prompts, 1)
+    improvable = running.finished.new_ones(state.num_prompts, 1)
     some_ended = False
     while True:
         flat = running.ids.flatten(0, 1)
-        output = call.step(flat)
+        output = state.step(flat)
         logits = output.logits[:, -1].float()  # (P * K, V)
-        with call.step.on_one_thread():
+        with state.step.on_one_thread():
             likelihoods = logits.log_softmax(-1)
-        scores = call.process(flat, likelihoods)
+        scores = state.process(flat, likelihoods)
         record.add(output, logits, scores)
-        with call.step.on_one_thread():
-            candidates = _candidates(call, running, scores)
-        stops = call.criteria(candidates.ids.flatten(0, 1), record.scores).view(call.prompts, -1)  # (P, N)
+        with state.step.on_one_thread():
+            candidates = _candidates(state, running, scores)
+        stops = state.criteria(candidates.ids.flatten(0, 1), record.scores).view(state.num_prompts, -1)  # (P, N)
         alive = candidates.scores + stops.float() * BEAM_PENALTY
         places = alive.topk(count).indices
         length = candidates.ids.shape[-1] - prompt
@@ -80,28 +87,28 @@ def beam_search(call: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput
             ended = _merge(config, ended.as_long_as(candidates, fill), candidates, stops, improvable, length)
         running = candidates.best(places)
         running.scores = alive.gather(1, places)
-        call.step.reorder(running.origins[..., -1].flatten().long())
+        state.step.reorder(running.origins[..., -1].flatten().long())
         finished = False
         if some_ended:
             improvable = improvable & _can_improve(config, running.scores, ended, length, prompt)
             full = config.early_stopping is True and bool(ended.finished.all())
             finished = full or not bool(improvable.any()) or bool(stops.all())
-        if call.synced_gpus:
-            await_others(call.model, flat, finished)
+        if state.synced_gpus:
+            await_others(state.model, flat, finished)
         if finished:
-            return _finish(call, ended)
+            return finish(state, record, *_best(state, ended))
 
 
-def _fill(call: GenerationState) -> int:
+def _fill(state: GenerationState) -> int:
     """What follows the end of a beam; token 0 as padding counts as none, as it does upstream."""
-    ends = eos_ids(call.config)
+    ends = eos_ids(state.config)
     if not ends:
-        return -1 if call.pad is None else call.pad
-    return call.pad or ends[0]
+        return -1 if state.pad is None else state.pad
+    return state.pad or ends[0]
 
 
-def _start(call: GenerationState, fill: int) -> Beams:
-    ids = call.ids.view(call.prompts, call.config.num_beams, -1)
+def _start(state: GenerationState, fill: int) -> Beams:
+    ids = state.ids.view(state.num_prompts, state.config.num_beams, -1)
     places = ids.shape[:2]
     none = torch.zeros(places, dtype=torch.bool, device=ids.device)
     return Beams(
@@ -112,24 +119,24 @@ def _start(call: GenerationState, fill: int) -> Beams:
     )
 
 
-def _candidates(call: GenerationState, running: Beams, scores: Tensor) -> Beams:
+def _candidates(state: GenerationState, running: Beams, scores: Tensor) -> Beams:
     """The N likeliest continuations by one token (or a sample of them), best first, enough for all K to go on.
 
     Args:
         running: the K beams that go on.
         scores: (P * K, V) log-probabilities of the next token.
     """
-    vocabulary, count = scores.shape[-1], call.config.num_beams
-    number = max(2, 1 + len(eos_ids(call.config))) * count
-    sums = (scores.view(call.prompts, count, -1) + running.scores[..., None]).flatten(1)  # (P, K * V)
-    if call.config.do_sample:
-        chosen = draw(sums.softmax(-1), number, call.generators)
+    vocabulary, count = scores.shape[-1], state.config.num_beams
+    number = max(2, 1 + len(eos_ids(state.config))) * count
+    sums = (scores.view(state.num_prompts, count, -1) + running.scores[..., None]).flatten(1)  # (P, K * V)
+    if state.config.do_sample:
+        chosen = draw(sums.softmax(-1), number, state.generators)
         best = sums.gather(1, chosen)
     else:
         best, chosen = sums.topk(number)
     places, tokens = chosen // vocabulary, chosen % vocabulary  # (P, N)
     result = running.best(places)
-    first = torch.arange(call.prompts, device=sums.device)[:, None] * count
+    first = torch.arange(state.num_prompts, device=sums.device)[:, None] * count
     rows = (places + first).to(result.origins.dtype)
     result.ids = torch.cat([result.ids, tokens[..., None]], dim=-1)
     result.origins = torch.cat([result.origins, rows[..., None]], dim=-1)
@@ -175,35 +182,37 @@ def _exponent(config: GenerationConfig) -> float:
     return 1.0 if config.length_penalty is None else config.length_penalty
 
 
-def _finish(call: GenerationState, ended: Beams) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """The best beams of each prompt, as long as the longest of them."""
-    number = call.config.num_return_sequences
+def _best(state: GenerationState, ended: Beams) -> tuple[Tensor, Tensor, Tensor]:
+    """The best beams of each prompt, as long as the longest: ids, scores and origins, as `finish` takes them."""
+    number = state.config.num_return_sequences
     ids, origins = ended.ids[:, :number].flatten(0, 1), ended.origins[:, :number].flatten(0, 1)
     length = int((origins >= 0).sum(-1).max())
-    ids, origins = ids[:, : call.ids.shape[1] + length], origins[:, :length]
-    scores = ended.scores[:, :number].flatten()
-    return finish(call, ids, scores, origins)
+    return ids[:, : state.ids.shape[1] + length], ended.scores[:, :number].flatten(), origins[:, :length]
 
 
 def finish(
-    call: GenerationState, ids: Tensor, scores: Tensor, origins: Tensor
+    state: GenerationState, record: OutputRecorder, ids: Tensor, scores: Tensor, origins: Tensor
 ) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Return what the caller asked for.
+    """Report why each sequence ends, and return what the caller asked for.
 
     Args:
-        call: the call.
+        state: the call.
+        record: what the caller asked to see of every step.
         ids: (rows, T).
         scores: (rows,).
         origins: (rows, new tokens) row of the scores that each token was taken from.
     """
-    for row, new in enumerate((origins >= 0).sum(-1).tolist()):
-        call.tell_finished(row, ids[row, : call.ids.shape[1] + new])
-    if not call.record.wanted:
+    if state.on_finish is not None:
+        for row, new in enumerate((origins >= 0).sum(-1).tolist()):
+            reason = sequence_finish_reason(state.criteria, ids[row, : state.ids.shape[1] + new])
+            with for_the_caller():
+                state.on_finish(row, reason, new)
+    if not record.is_active:
         return ids
     return GenerateBeamDecoderOnlyOutput(
         ids,
-        sequences_scores=scores if call.config.output_scores else None,
+        sequences_scores=scores if state.config.output_scores else None,
         beam_indices=origins,
-        past_key_values=call.step.cache,
-        **call.record.tuples(),
+        past_key_values=state.step.cache,
+        **record.tuples(),
     )

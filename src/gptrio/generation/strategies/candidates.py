@@ -6,27 +6,27 @@ A draft never changes what is generated, only how fast. Shapes: `B` rows, `n` dr
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from gptrio.cache import DynamicCache
+from gptrio.config.fields import check_number
 from gptrio.errors import OptionError
-from gptrio.generation.loop import draw
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.max_length import context_length, last_column
+from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.prompt import Prompt, keeping
-from gptrio.generation.state import Generators
+from gptrio.generation.sampling import Generators, draw
 from gptrio.generation.step import Stepper
-from gptrio.generation.strategies.prompt_lookup import PromptLookupCandidateGenerator
 
 Process = Callable[[Tensor, Tensor], Tensor]
-MOST_WAITING = 256
-PROBE = 3  # tokens drafted to find out
-CHECKING = 0.2  # what checking a token more takes, in steps
-FADING = 0.8
+MAX_PAUSE = 256  # most steps without a draft after drafts that did not pay
+PROBE = 3  # tokens drafted after a pause, to find out whether drafts pay again
+CHECKING_COST = 0.2  # of one more drafted token in a run of the model, in steps
+DECAY = 0.8  # of earlier drafts' weight, at each draft
 
 
 class Draft(Protocol):
@@ -54,8 +54,8 @@ class DraftLengthPolicy:
     def __init__(self, most: int, schedule: str, cost: float) -> None:
         self.most = most
         self._steady = schedule == "constant"
-        self._cost = CHECKING + cost
-        self._right, self._tried = 2.0, 3.0  # fading counts of tokens
+        self._cost = CHECKING_COST + cost
+        self._num_accepted, self._num_tried = 2.0, 3.0  # decaying counts; they start at an acceptance rate of 2/3
         self._pause = self._waiting = 0
         self._probing = True
 
@@ -71,23 +71,23 @@ class DraftLengthPolicy:
             return min(self.most, PROBE)
         number = max(range(self.most + 1), key=self._worth)
         if number == 0:
-            self._pause = self._waiting = min(max(2 * self._pause, 8), MOST_WAITING)
+            self._pause = self._waiting = min(max(2 * self._pause, 8), MAX_PAUSE)
             self._probing = True
         return number
 
     def _worth(self, number: int) -> float:
         """Tokens that a draft of `number` is expected to yield, for each step's time."""
-        rate = self._right / self._tried
+        rate = self._num_accepted / self._num_tried
         return sum(rate**i for i in range(number + 1)) / (1 + number * self._cost)
 
     def learn(self, drafted: int, matched: int, ended: bool = False) -> None:
-        """Take note that `matched` of `drafted` tokens were right, and whether a row `ended` among these."""
+        """Take note that `matched` of `drafted` tokens were accepted, and whether all rows `ended` among these."""
         if not self._steady:
             self.most = self.most + 2 if matched == drafted and not ended else max(1, self.most - 1)
         if drafted == 0:
             return
-        self._right = FADING * self._right + matched
-        self._tried = FADING * self._tried + min(matched + 1, drafted)
+        self._num_accepted = DECAY * self._num_accepted + matched
+        self._num_tried = DECAY * self._num_tried + min(matched + 1, drafted)
         if matched:
             self._pause //= 2
 
@@ -150,6 +150,65 @@ class ModelDraft:
             if self._threshold and bool((probabilities.gather(1, tokens) < self._threshold).any()):
                 break
         return ids[:, start:], torch.stack(distributions, dim=1) if distributions else None
+
+
+def find_continuation(input_ids: Tensor, length: int, longest_ngram: int) -> Tensor:
+    """Return up to `length` tokens that followed the first earlier occurrence of the longest n-gram that ends the row.
+
+    Args:
+        input_ids: (T,) the tokens so far.
+        length: most tokens to return.
+        longest_ngram: longest n-gram to look for; shorter ones follow down to a single token.
+
+    Returns:
+        (n,) tokens, none if no n-gram occurs twice.
+    """
+    for size in range(min(longest_ngram, input_ids.shape[0] - 1), 0, -1):
+        earlier = input_ids[:-1].unfold(0, size, 1)  # (N, size)
+        found = (earlier == input_ids[-size:]).all(-1).nonzero()
+        if len(found):
+            start = int(found[0]) + size
+            return input_ids[start : start + length]
+    return input_ids[:0]
+
+
+class PromptLookupCandidateGenerator:
+    """Draft tokens for assisted generation by looking n-grams up in the row itself.
+
+    Source: Saxena, "Prompt Lookup Decoding" (2023).
+
+    Args:
+        eos_token_id: token or tokens that end a row; a draft stops before them.
+        num_output_tokens: most tokens to draft.
+        max_matching_ngram_size: longest n-gram to look up (2 by default).
+        max_length: most tokens of the row with its draft.
+    """
+
+    def __init__(
+        self,
+        eos_token_id: int | Sequence[int] | Tensor | None = None,
+        num_output_tokens: int = 10,
+        max_matching_ngram_size: int | None = None,
+        max_length: int = 20,
+    ) -> None:
+        self.num_output_tokens = check_number("num_output_tokens", num_output_tokens, int, ge=1)
+        size = 2 if max_matching_ngram_size is None else max_matching_ngram_size
+        self.max_matching_ngram_size = check_number("max_matching_ngram_size", size, int, ge=1)
+        self.max_length = max_length
+        self._ends = frozenset(() if eos_token_id is None else TokenIds("eos_token_id", eos_token_id).ids)
+
+    def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, None]:
+        """Return ids (1, T) with drafted tokens appended, (1, T + n), and no scores for them."""
+        room = self.max_length - input_ids.shape[1] - 1  # the model itself adds a token to every draft
+        if room <= 0:
+            return input_ids, None
+        draft = find_continuation(input_ids[0], min(self.num_output_tokens, room), self.max_matching_ngram_size)
+        tokens = draft.tolist()
+        kept = next((index for index, token in enumerate(tokens) if token in self._ends), len(tokens))
+        return torch.cat([input_ids, draft[None, :kept]], dim=1), None
+
+    def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
+        """Take note of how many drafted tokens were right; lookup does not adapt."""
 
 
 class LookupDraft:

@@ -6,6 +6,7 @@ Source: Post & Vilar, "Fast Lexically Constrained Decoding with Dynamic Beam All
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import groupby, zip_longest
 from typing import Any
 
 import torch
@@ -24,16 +25,16 @@ from gptrio.generation.strategies.constraints import (
 from gptrio.generation.strategies.group_beam import BeamCandidate, Group, grouped_beam_search
 
 
-def constrained_beam_search(call: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
+def constrained_beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
     """Search for the likeliest sequences that hold what `constraints` and `force_words_ids` ask for."""
-    if call.config.num_beams == 1:
+    if state.config.num_beams == 1:
         raise OptionError("constraints and force_words_ids need beams to choose among; pass num_beams=2 or more")
-    constraints = constraints_of(call.config)
+    constraints = constraints_of(state.config)
 
     def state_of(ids: list[int]) -> ConstraintListState:
-        state = ConstraintListState(constraints)
-        state.reset(ids)
-        return state
+        progress = ConstraintListState(constraints)
+        progress.reset(ids)
+        return progress
 
     def accept(ids: list[int]) -> bool:
         return state_of(ids).completed
@@ -41,7 +42,7 @@ def constrained_beam_search(call: GenerationState) -> Tensor | GenerateBeamDecod
     def rerank(group: Group, steps: list[BeamCandidate], totals: Tensor) -> list[BeamCandidate]:
         return _rerank(group, steps, totals, state_of)
 
-    return grouped_beam_search(call, rerank, accept)
+    return grouped_beam_search(state, rerank, accept)
 
 
 def constraints_of(config: GenerationConfig) -> list[Constraint]:
@@ -72,29 +73,19 @@ def _rerank(
         totals: (G, V) scores of all continuations.
         state_of: how far a sequence has come.
     """
+    candidates = list(steps)
     sequences = [[*group.ids[step.beam], step.token] for step in steps]
-    banks = [state_of(sequence).get_bank() for sequence in sequences]
-    added: list[BeamCandidate] = []
     for beam, ids in enumerate(group.ids):
-        state = state_of(ids)
-        for token in [] if state.completed else state.advance() or []:
-            sequence = [*ids, token]
-            if sequence in sequences:
-                continue
-            sequences.append(sequence)
-            further = state.copy(stateful=True)
-            further.add(token)
-            banks.append(further.get_bank())
-            added.append(BeamCandidate(float(totals[beam, token]), token, beam))
-    if not added:
+        progress = state_of(ids)
+        for token in [] if progress.completed else progress.advance() or []:
+            if [*ids, token] not in sequences:
+                sequences.append([*ids, token])
+                candidates.append(BeamCandidate(float(totals[beam, token]), token, beam))
+    if len(candidates) == len(steps):
         return steps
-    every = steps + added
-    values = torch.tensor(banks, device="cpu") * 100
-    values = values + torch.tensor([step.score for step in every], dtype=torch.float32, device="cpu")
-    order = values.sort(descending=True).indices.tolist()
-    ranked: list[tuple[int, int]] = []
-    for index, place in enumerate(order):
-        same = index > 0 and banks[place] == banks[order[index - 1]]
-        ranked.append((ranked[-1][0] + 1 if same else 0, place))
-    ranked.sort(key=lambda pair: pair[0])  # stable: higher banks first among equal ranks
-    return [every[place] for _, place in ranked[: group.size]]
+    banks = [state_of(sequence).get_bank() for sequence in sequences]
+    scores = torch.tensor([candidate.score for candidate in candidates], dtype=torch.float32, device="cpu")
+    order = (torch.tensor(banks, device="cpu") * 100 + scores).sort(descending=True).indices.tolist()
+    by_bank = [list(indices) for _, indices in groupby(order, key=banks.__getitem__)]
+    in_turn = [index for turn in zip_longest(*by_bank) for index in turn if index is not None]
+    return [candidates[index] for index in in_turn[: group.size]]

@@ -21,16 +21,16 @@ RELATIVE_TOP = 0.1  # tokens below this share of the likeliest one's probability
 BELOW = -1e-3  # what stands for such a token's early score, as in the authors' code
 
 
-def dola_decode(call: GenerationState) -> Tensor | GenerateDecoderOnlyOutput:
+def dola_decode(state: GenerationState) -> Tensor | GenerateDecoderOnlyOutput:
     """Greedy search or sampling from contrasted scores."""
-    layers = early_layers(call.model.config, call.config.dola_layers)
-    head = call.model.get_output_embeddings()
+    layers = early_layers(state.model.config, state.config.dola_layers)
+    head = state.model.get_output_embeddings()
 
     def refine(output: Any, logits: Tensor) -> Tensor:
         states = torch.stack([output.hidden_states[layer][:, -1] for layer in layers])  # (E, B, C)
         return contrast(logits, head(states).float())
 
-    return decode(call, refine, output_hidden_states=True)
+    return decode(state, refine, output_hidden_states=True)
 
 
 def early_layers(config: Any, asked: str | list[int] | None) -> list[int]:

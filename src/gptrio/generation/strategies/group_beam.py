@@ -1,5 +1,8 @@
 """Diverse beam search, in groups that are kept different, and constrained beam search, which has a single group.
 
+It works on Python lists, prompt by prompt, as Transformers' older beam search does. Its results differ from those of
+`beam` in which sequences it keeps and when it stops, so that one cannot stand in for the other.
+
 Shapes: `P` prompts, `K` beams, `G` beams of a group, `V` vocabulary.
 """
 
@@ -12,14 +15,78 @@ import torch
 from torch import Tensor
 
 from gptrio.generation.loop import await_others
-from gptrio.generation.options.config import eos_ids
+from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.outputs import GenerateBeamDecoderOnlyOutput
-from gptrio.generation.state import GenerationState
+from gptrio.generation.state import GenerationState, OutputRecorder
 from gptrio.generation.strategies.beam import BEAM_PENALTY, finish
-from gptrio.generation.strategies.hypotheses import Hypotheses, Hypothesis
 
 Rerank = Callable[["Group", list["BeamCandidate"], Tensor], list["BeamCandidate"]]
 Accept = Callable[[list[int]], bool]
+
+
+@dataclass
+class Hypothesis:
+    """A sequence that has ended.
+
+    Attributes:
+        score: sum of log-probabilities over a power of the length.
+        ids: the tokens, the end left out.
+        origins: row of the scores that each new token was taken from, the end included.
+    """
+
+    score: float
+    ids: list[int]
+    origins: list[int]
+
+
+class Hypotheses:
+    """Up to `size` sequences, of which better ones displace the worst.
+
+    Args:
+        size: number of places.
+        config: gives length penalty and early stopping.
+        prompt: length of the prompt.
+    """
+
+    def __init__(self, size: int, config: GenerationConfig, prompt: int) -> None:
+        self.size = size
+        self.kept: list[Hypothesis] = []
+        self._early_stopping = config.early_stopping
+        self._exponent = 1.0 if config.length_penalty is None else config.length_penalty
+        self._longest = None if config.max_length is None else config.max_length - prompt
+
+    def add(self, ids: list[int], total: float, origins: list[int], length: int) -> None:
+        """Keep a sequence if there is room or a worse one.
+
+        Args:
+            ids: its tokens.
+            total: sum of log-probabilities.
+            origins: see `Hypothesis`.
+            length: number of new tokens that the score is divided by.
+        """
+        new = Hypothesis(total / length**self._exponent, ids, origins)
+        if len(self.kept) == self.size:
+            worst = min(self.kept, key=lambda item: item.score)
+            if new.score <= worst.score:
+                return
+            self.kept.remove(worst)
+        self.kept.append(new)
+
+    def is_done(self, best: float, length: int) -> bool:
+        """Whether no running beam can displace a sequence any more.
+
+        Args:
+            best: best sum of log-probabilities of a running beam.
+            length: its new tokens.
+        """
+        if len(self.kept) < self.size:
+            return False
+        if self._early_stopping is True:
+            return True
+        if self._early_stopping == "never" and self._exponent > 0 and self._longest is not None:
+            length = self._longest
+        reachable: float = best / length**self._exponent
+        return min(item.score for item in self.kept) >= reachable
 
 
 @dataclass
@@ -73,49 +140,49 @@ class Group:
 
 
 def grouped_beam_search(
-    call: GenerationState, rerank: Rerank | None = None, accept: Accept | None = None
+    state: GenerationState, rerank: Rerank | None = None, accept: Accept | None = None
 ) -> Tensor | GenerateBeamDecoderOnlyOutput:
     """Search in groups, one after the other in every step, so that processors can keep a group off the others' tokens.
 
     Args:
-        call: the call.
+        state: the call.
         rerank: replaces the beams that a group would go on with, given the scores (G, V) of all its continuations.
         accept: whether a sequence may end where it wants to.
     """
-    config, record = call.config, call.record
+    config, record = state.config, OutputRecorder(state.config)
     size = config.num_beams // config.num_beam_groups
-    groups = _start(call, size)  # of all prompts, the groups of a prompt side by side
-    ids = call.ids
+    groups = _start(state, size)  # of all prompts, the groups of a prompt side by side
+    ids = state.ids
     while True:
-        output = call.step(ids)
+        output = state.step(ids)
         logits = output.logits[:, -1].float()  # (P * K, V)
-        with call.step.on_one_thread():
+        with state.step.on_one_thread():
             processed = logits.log_softmax(-1)
         parents, tokens = torch.arange(len(ids), device=ids.device), torch.zeros_like(ids[:, -1])
         for number in range(config.num_beam_groups):
             members = groups[number :: config.num_beam_groups]
             rows = torch.tensor([group.first + i for group in members for i in range(size)], device=ids.device)
-            with call.processing():
-                scores = call.processors(ids[rows], processed[rows], current_tokens=tokens, beam_group_idx=number)
+            with state.processing():
+                scores = state.processors(ids[rows], processed[rows], current_tokens=tokens, beam_group_idx=number)
                 processed[rows] = scores
-            steps = _advance(call, members, scores, rerank, accept)
+            steps = _advance(state, members, scores, rerank, accept)
             first = torch.tensor([group.first for group in members for _ in range(size)], device=ids.device)
             parents[rows] = first + torch.tensor([step.beam for step in steps], device=ids.device)
             tokens[rows] = torch.tensor([step.token for step in steps], device=ids.device)
         record.add(output, logits, processed)
-        call.step.reorder(parents)
+        state.step.reorder(parents)
         ids = torch.cat([ids[parents], tokens[:, None]], dim=1)
-        finished = all(group.done for group in groups) or bool(call.criteria(ids, record.scores).all())
-        if call.synced_gpus:
-            await_others(call.model, ids, finished)
+        finished = all(group.done for group in groups) or bool(state.criteria(ids, record.scores).all())
+        if state.synced_gpus:
+            await_others(state.model, ids, finished)
         if finished:
-            return _finish(call, groups, accept)
+            return finish(state, record, *_as_tensors(state, _best(state, groups, accept)))
 
 
-def _start(call: GenerationState, size: int) -> list[Group]:
-    rows = call.ids.tolist()
+def _start(state: GenerationState, size: int) -> list[Group]:
+    rows = state.ids.tolist()
     scores = [0.0] + [BEAM_PENALTY] * (size - 1)  # the beams of a group are still the same: go on with the first
-    config, prompt = call.config, call.ids.shape[1]
+    config, prompt = state.config, state.ids.shape[1]
     return [
         Group(first, rows[first : first + size], list(scores), Hypotheses(size, config, prompt))
         for first in range(0, len(rows), size)
@@ -123,18 +190,18 @@ def _start(call: GenerationState, size: int) -> list[Group]:
 
 
 def _advance(
-    call: GenerationState, members: list[Group], scores: Tensor, rerank: Rerank | None, accept: Accept | None
+    state: GenerationState, members: list[Group], scores: Tensor, rerank: Rerank | None, accept: Accept | None
 ) -> list[BeamCandidate]:
     """Take one step in a group of every prompt, given its processed scores (P * G, V), and return the beams' steps."""
-    ends, size, vocabulary = eos_ids(call.config), members[0].size, scores.shape[-1]
+    ends, size, vocabulary = eos_ids(state.config), members[0].size, scores.shape[-1]
     before = torch.tensor([group.scores for group in members], dtype=torch.float32, device=scores.device)  # (P, G)
-    with call.step.on_one_thread():
+    with state.step.on_one_thread():
         totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
         best, chosen = totals.flatten(1).topk(max(2, 1 + len(ends)) * size)
     result = []
     for group, own, sums, places in zip(members, totals, best.tolist(), chosen.tolist(), strict=True):
         if group.done:
-            steps = [BeamCandidate(0.0, call.pad or 0, beam) for beam in range(size)]
+            steps = [BeamCandidate(0.0, state.pad or 0, beam) for beam in range(size)]
         else:
             candidates = [BeamCandidate(s, p % vocabulary, p // vocabulary) for s, p in zip(sums, places, strict=True)]
             steps = _next_steps(group, candidates, ends, accept)
@@ -162,20 +229,17 @@ def _next_steps(
     return steps
 
 
-def _finish(
-    call: GenerationState, groups: list[Group], accept: Accept | None
-) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """The best sequences of each prompt; beams that still run count as ended."""
-    wanted, per_prompt = call.config.num_return_sequences, call.config.num_beam_groups
+def _best(state: GenerationState, groups: list[Group], accept: Accept | None) -> list[Hypothesis]:
+    """The best sequences of each prompt, best first, the later of equal ones; beams that still run count as ended."""
+    number, per_prompt = state.config.num_return_sequences, state.config.num_beam_groups
     for group in groups:
         if not group.done:
-            _close(group, wanted, accept)
+            _close(group, number, accept)
     best: list[Hypothesis] = []
     for first in range(0, len(groups), per_prompt):
-        members = groups[first : first + per_prompt]
-        kept = [item for group in members for item in group.ended.kept]
-        best += sorted(kept, key=lambda item: item.score)[::-1][:wanted]
-    return _as_tensors(call, best)
+        kept = [item for group in groups[first : first + per_prompt] for item in group.ended.kept]
+        best += sorted(kept, key=lambda item: item.score)[::-1][:number]
+    return best
 
 
 def _close(group: Group, wanted: int, accept: Accept | None) -> None:
@@ -187,16 +251,15 @@ def _close(group: Group, wanted: int, accept: Accept | None) -> None:
         group.ended.add(ids, score, origins, group.new_tokens)
 
 
-def _as_tensors(call: GenerationState, best: list[Hypothesis]) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Sequences with an end token where it fits, padded."""
-    ends, limit = eos_ids(call.config), call.criteria.max_length
+def _as_tensors(state: GenerationState, best: list[Hypothesis]) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequences with an end token where it fits, padded, their scores and origins, as `finish` takes them."""
+    ends, limit = eos_ids(state.config), state.criteria.max_length
     longest = max(len(item.ids) for item in best)
     width = longest + bool(ends) if limit is None else min(longest + bool(ends), limit)
-    pad = -1 if call.pad is None else call.pad
+    pad = -1 if state.pad is None else state.pad
     rows = [[*item.ids, *ends[:1]][:width] for item in best]
-    device = call.ids.device
+    device = state.ids.device
     ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
     new = max(len(item.origins) for item in best)
     origins = torch.tensor([item.origins + [-1] * (new - len(item.origins)) for item in best], device=device)
-    scores = torch.tensor([item.score for item in best], dtype=torch.float32, device=device)
-    return finish(call, ids, scores, origins)
+    return ids, torch.tensor([item.score for item in best], dtype=torch.float32, device=device), origins
