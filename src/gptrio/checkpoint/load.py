@@ -89,7 +89,8 @@ def open_checkpoint(
     return TensorReader(location)
 
 
-OnTensor = Callable[[str, torch.Tensor, str, TensorReader | TensorDict], bool]
+TensorSource = TensorReader | TensorDict
+OnTensor = Callable[[str, torch.Tensor, str, TensorSource], bool]
 
 
 @dataclass
@@ -109,7 +110,7 @@ class LoadReport:
 
 def load_into(
     module: nn.Module,
-    source: TensorReader | TensorDict | Mapping[str, torch.Tensor],
+    source: TensorSource | Mapping[str, torch.Tensor],
     rules: KeyRules = AS_NAMED,
     *,
     dtype: torch.dtype | Callable[[str], torch.dtype | None] | None = None,
@@ -169,7 +170,7 @@ def load_into(
     return report
 
 
-def _in_file_order(reader: TensorReader | TensorDict) -> Iterator[str]:
+def _in_file_order(reader: TensorSource) -> Iterator[str]:
     """Yield the keys file by file, with a progress bar over shards if someone is watching."""
     if isinstance(reader, TensorDict):
         yield from reader.keys()

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from gptrio.checkpoint.load import TensorSource
+
 QuantizationConfig = Int8Config | Int4Config | BitsAndBytesConfig
 
 __all__ = ["BitsAndBytesConfig", "Int4Config", "Int8Config", "Quantizer", "dequantize", "get_quantizer", "quantize"]
@@ -60,10 +62,12 @@ class Quantizer(Protocol):
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
 
-    def load_tensor(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: Any = None) -> bool:
+    def load_tensor(
+        self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: TensorSource | None = None
+    ) -> bool:
         """Load a checkpoint's tensor for the model key `name` if its layer is quantized; else return False.
 
-        `key` is its name in the checkpoint `source`, which has `keys()` and `tensor(name)`.
+        `key` is the tensor's name in the checkpoint `source`.
         """
 
     def finish(self, model: nn.Module) -> None:

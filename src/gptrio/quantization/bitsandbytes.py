@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,17 +15,10 @@ from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 from gptrio.quantization.heads import full_precision_modules, output_head, tied_head
 
+if TYPE_CHECKING:
+    from gptrio.checkpoint.load import TensorSource
+
 _STATISTICS = r"\.weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.bitsandbytes__\w+)$"
-
-
-class TensorSource(Protocol):
-    """What a checkpoint offers beside the tensor at hand."""
-
-    def keys(self) -> list[str]:
-        """Names of all tensors."""
-
-    def tensor(self, name: str) -> Tensor:
-        """One of them."""
 
 
 def load_bitsandbytes() -> Any:
@@ -88,7 +81,7 @@ class BitsAndBytesQuantizer:
     def load_tensor(
         self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: TensorSource | None = None
     ) -> bool:
-        """Take a checkpoint's tensor for the model key `name`, full precision or codes; False if another layer's.
+        """Load a checkpoint's tensor, full precision or codes, if its layer is quantized; else return False.
 
         Args:
             model: the prepared model.

@@ -210,7 +210,7 @@ class NativeQuantizer:
             owner.config.quantization_config = self.config.to_dict()
 
     def load_tensor(self, model: nn.Module, name: str, tensor: Tensor, key: str = "", source: object = None) -> bool:
-        """Take a checkpoint's tensor for the model key `name`, codes or full precision; False if another layer's."""
+        """Load a checkpoint's tensor, full precision or codes, if its layer is quantized; else return False."""
         path, _, leaf = name.rpartition(".")
         owner = model.get_submodule(path)
         if leaf not in ("weight", "weight_scale") or not isinstance(owner, _QuantizedWeight):

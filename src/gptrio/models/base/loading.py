@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.checkpoint.keys import KeyRules
-from gptrio.checkpoint.load import LoadReport, TensorReader, load_into, open_checkpoint
+from gptrio.checkpoint.load import LoadReport, TensorSource, load_into, open_checkpoint
 from gptrio.checkpoint.torch_files import TensorDict
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
@@ -32,7 +32,6 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-TensorSource = TensorReader | TensorDict
 _MOST_NEW_LAYERS = 1000  # layers that a configuration may have beyond those of its weights
 
 
