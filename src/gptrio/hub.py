@@ -62,7 +62,7 @@ class HubOptions:
         return cls(**{name: value for name, value in found.items() if value is not None})
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Return the options as keyword arguments, for `locate_file` and `from_pretrained`."""
+        """Return the options as keyword arguments of `from_pretrained`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def pinned_to(self, path: Path) -> HubOptions:
@@ -74,12 +74,22 @@ class HubOptions:
         return self if commit is None else replace(self, revision=commit)
 
     def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
-        """Return the path of a file of a model, or None if the model lacks it (see `locate_file`)."""
-        return locate_file(name_or_path, filename, **self.as_kwargs(), required=False)
+        """Return the path of a file of a model, or None if the model lacks it; else as `locate`."""
+        return _locate(name_or_path, filename, self, required=False)
 
     def locate(self, name_or_path: str | os.PathLike[str], filename: str) -> Path:
-        """Return the path of a file that a model must have (see `locate_file`)."""
-        return cast(Path, locate_file(name_or_path, filename, **self.as_kwargs()))  # None only if not required
+        """Return the path of a file that a model must have, downloading it if need be.
+
+        Args:
+            name_or_path: a folder, the name of a packaged model ("gptrio/stdlib-gpt2") or a hub repository id.
+            filename: file in that folder, with "/" between its parts.
+
+        Raises:
+            CheckpointNotFoundError: the file, the folder or the repository does not exist.
+            HubUnreachableError: the hub does not answer, and its cache does not know the file either.
+            UnsafeCheckpointError: `filename` or `subfolder` points outside the folder.
+        """
+        return cast(Path, _locate(name_or_path, filename, self, required=True))
 
 
 def refuse_remote_code(kwargs: MutableMapping[str, Any]) -> None:
@@ -106,42 +116,17 @@ def commit_of(path: Path) -> str | None:
     return commits[-1] if commits and COMMIT.fullmatch(commits[-1]) else None
 
 
-def locate_file(
-    name_or_path: str | os.PathLike[str],
-    filename: str,
-    *,
-    subfolder: str = "",
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    token: str | bool | None = None,
-    local_files_only: bool = False,
-    force_download: bool = False,
-    required: bool = True,
-) -> Path | None:
-    """Return the path of one file of a model, downloading it if need be.
-
-    Args:
-        name_or_path: a folder, the name of a packaged model ("gptrio/stdlib-gpt2") or a hub repository id.
-        filename: file in that folder, with "/" between its parts.
-        subfolder, revision, cache_dir, token, local_files_only, force_download: see `HubOptions`.
-        required: raise when the file is missing, instead of returning None.
-
-    Raises:
-        CheckpointNotFoundError: the file is missing and required, or the folder or repository does not exist.
-        HubUnreachableError: the hub does not answer, and its cache does not know the file either.
-        UnsafeCheckpointError: `filename` or `subfolder` points outside the folder.
-    """
-    relative = _relative_path(subfolder, filename)
+def _locate(name_or_path: str | os.PathLike[str], filename: str, options: HubOptions, *, required: bool) -> Path | None:
+    relative = _relative_path(options.subfolder, filename)
     folder = local_folder(name_or_path)
-    if folder is not None:
-        path = folder / relative
-        if path.is_file():
-            return path
-        if required:
-            raise CheckpointNotFoundError(f"no file {relative} in folder {folder}; it holds: {_listing(path.parent)}")
-        return None
-    options = HubOptions(subfolder, revision, cache_dir, token, local_files_only, force_download)
-    return download(os.fspath(name_or_path), str(relative), options, required)
+    if folder is None:
+        return download(os.fspath(name_or_path), str(relative), options, required)
+    path = folder / relative
+    if path.is_file():
+        return path
+    if required:
+        raise CheckpointNotFoundError(f"no file {relative} in folder {folder}; it holds: {_listing(path.parent)}")
+    return None
 
 
 def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:

@@ -6,13 +6,13 @@ import pytest
 
 from gptrio import downloads
 from gptrio.errors import CheckpointNotFoundError
-from gptrio.hub import locate_file
+from gptrio.hub import HubOptions
 
 
 @pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
 def test_impossible_repository_id(name: str) -> None:
     with pytest.raises(CheckpointNotFoundError, match="neither an existing folder nor a possible hub repository id"):
-        locate_file(name, "config.json")
+        HubOptions().locate(name, "config.json")
 
 
 def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,8 +30,8 @@ def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(downloads, "_why_unreachable", lambda url, options: None)
     refuse(RepositoryNotFoundError)
     with pytest.raises(CheckpointNotFoundError, match=r"config\.json of 'x/y' \(revision main\).*404.*token"):
-        locate_file("x/y", "config.json", required=False)
+        HubOptions().find("x/y", "config.json")
     refuse(EntryNotFoundError)
     with pytest.raises(CheckpointNotFoundError, match=r"'x/y' \(revision main\) has no file config\.json"):
-        locate_file("x/y", "config.json")
-    assert locate_file("x/y", "config.json", required=False) is None
+        HubOptions().locate("x/y", "config.json")
+    assert HubOptions().find("x/y", "config.json") is None

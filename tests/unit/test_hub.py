@@ -10,7 +10,7 @@ import pytest
 
 from gptrio import hub
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
-from gptrio.hub import HubOptions, local_folder, locate_file, read_json, replace_file
+from gptrio.hub import HubOptions, local_folder, read_json, replace_file
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -36,37 +36,39 @@ def cached_repo(tmp_path: Path) -> Path:
 
 
 def test_file_of_a_folder(model_folder: Path) -> None:
-    assert locate_file(model_folder, "config.json") == model_folder / "config.json"
-    assert locate_file(str(model_folder), "config.json", subfolder="inner") == model_folder / "inner" / "config.json"
+    assert HubOptions().locate(model_folder, "config.json") == model_folder / "config.json"
+    assert (
+        HubOptions(subfolder="inner").locate(str(model_folder), "config.json") == model_folder / "inner" / "config.json"
+    )
 
 
 def test_optional_file_missing_in_a_folder_is_none(model_folder: Path) -> None:
-    assert locate_file(model_folder, "merges.txt", required=False) is None
+    assert HubOptions().find(model_folder, "merges.txt") is None
 
 
 def test_required_file_missing_in_a_folder_names_file_and_content(model_folder: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"no file merges\.txt in folder .*it holds: config\.json, inner"):
-        locate_file(model_folder, "merges.txt")
+        HubOptions().locate(model_folder, "merges.txt")
 
 
 @pytest.mark.parametrize("name", ["../config.json", "/etc/passwd", "inner/../../config.json"])
 def test_file_outside_the_folder_is_refused(model_folder: Path, name: str) -> None:
     with pytest.raises(UnsafeCheckpointError, match="outside"):
-        locate_file(model_folder, name)
+        HubOptions().locate(model_folder, name)
     with pytest.raises(UnsafeCheckpointError, match="outside"):
-        locate_file(model_folder, "config.json", subfolder="..")
+        HubOptions(subfolder="..").locate(model_folder, "config.json")
 
 
 def test_packaged_name(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_ASSETS", model_folder)
-    assert locate_file("gptrio/inner", "config.json") == model_folder / "inner" / "config.json"
+    assert HubOptions().locate("gptrio/inner", "config.json") == model_folder / "inner" / "config.json"
     for name in ("gptrio/..", "gptrio/absent", "gptrio/"):
         with pytest.raises(CheckpointNotFoundError, match=f"no packaged model '{name}'; there are: inner"):
             local_folder(name)
 
 
 def test_cached_repository_opens_offline(cached_repo: Path) -> None:
-    path = locate_file("someone/tiny", "config.json", cache_dir=cached_repo, local_files_only=True)
+    path = HubOptions(cache_dir=cached_repo, local_files_only=True).locate("someone/tiny", "config.json")
     assert path is not None
     assert path.read_text() == '{"cached": true}'
     pinned = HubOptions(cache_dir=cached_repo).pinned_to(path)
@@ -77,12 +79,12 @@ def test_cached_repository_opens_offline(cached_repo: Path) -> None:
 
 def test_optional_file_missing_in_the_cache_is_none(cached_repo: Path) -> None:
     arguments = {"cache_dir": cached_repo, "local_files_only": True}
-    assert locate_file("someone/tiny", "merges.txt", required=False, **arguments) is None
+    assert HubOptions(**arguments).find("someone/tiny", "merges.txt") is None
 
 
 def test_required_file_missing_in_the_cache_names_everything(cached_repo: Path) -> None:
     with pytest.raises(CheckpointNotFoundError, match=r"merges\.txt of 'someone/tiny' \(revision v2\).*local_files"):
-        locate_file("someone/tiny", "merges.txt", cache_dir=cached_repo, local_files_only=True, revision="v2")
+        HubOptions(cache_dir=cached_repo, local_files_only=True, revision="v2").locate("someone/tiny", "merges.txt")
 
 
 def test_options_are_taken_out_of_kwargs() -> None:

@@ -26,7 +26,10 @@ VOCAB_FILES_NAMES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 def _as_added_tokens(special: dict[str, Token | None]) -> dict[str, AddedToken | None]:
     """Special tokens with their rules of matching, `normalized` as it is of a token that is not yet special."""
     tokens = {name: AddedToken(token) if isinstance(token, str) else token for name, token in special.items()}
-    return {name: None if token is None else AddedToken(**token.__getstate__()) for name, token in tokens.items()}
+    return {
+        name: AddedToken(**token.__getstate__()) if isinstance(token, AddedToken) else token
+        for name, token in tokens.items()
+    }
 
 
 class GPT2Tokenizer(PreTrainedTokenizer):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gptrio import AddedToken, GPT2Tokenizer, PreTrainedTokenizer, TokenizationError
+from gptrio import AddedToken, GPT2Tokenizer, GPT2TokenizerFast, PreTrainedTokenizer, TokenizationError
 
 
 def test_attributes_follow_each_other(tokenizer):
@@ -137,3 +137,10 @@ def test_a_tokenizer_of_ones_own():
         "attention_mask": [[1, 1], [1, 0]],
     }
     assert letters.decode([0, 1, 26], skip_special_tokens=True) == "ab"
+
+
+@pytest.mark.parametrize("cls", [GPT2Tokenizer, GPT2TokenizerFast])
+@pytest.mark.parametrize("value", [5, True, 1.5, [], ["a"], {"a": 1}], ids=str)
+def test_a_special_token_of_another_type_is_named(gpt2_folder, cls, value):
+    with pytest.raises(TokenizationError, match=r"^bos_token is .*; expected a string, an AddedToken or None"):
+        cls(gpt2_folder / "vocab.json", gpt2_folder / "merges.txt", bos_token=value)

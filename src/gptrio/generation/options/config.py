@@ -24,7 +24,7 @@ from gptrio.generation.options.schema import (
     ignored_options,
     option_types,
 )
-from gptrio.hub import HubOptions, commit_of, locate_file, read_json, write_text
+from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 
 if TYPE_CHECKING:
@@ -259,8 +259,7 @@ class GenerationConfig(GenerationOptions, Pushable):
             CheckpointFormatError: the file is not JSON, or not a dictionary.
         """
         name = config_file_name or CONFIG_FILE
-        path = locate_file(pretrained_model_name, name, **HubOptions.pop_from(kwargs).as_kwargs())
-        assert path is not None  # required files raise
+        path = HubOptions.pop_from(kwargs).locate(pretrained_model_name, name)
         content = {**read_json(path), "_commit_hash": commit_of(path)}
         config, unused = cls.from_dict(content, return_unused_kwargs=True, **kwargs)
         config.as_made()
