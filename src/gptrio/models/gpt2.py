@@ -19,7 +19,7 @@ from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import overridable
 from gptrio.models.base.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
+from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
@@ -55,11 +55,11 @@ class GPT2Attention(MultiHeadAttention):
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         if self.is_cross_attention:
             q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values
-            out, weights = context.attend_to_encoder(q, encoder, self.layer_idx, self.options(context))
+            out, weights = context.attend_to_encoder(q, encoder, self.layer_idx, self.options())
         else:
             qkv = self.c_attn(x).view(*x.shape[:2], 3, -1, self.head_dim)
             q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, H, T, D)
-            out, weights = self.attend(q, k, v, context)
+            out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.c_proj(out)), weights
 
     def _encoder_keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,15 +112,31 @@ class GPT2Attention(MultiHeadAttention):
 
 
 class GPT2Block(PreNormBlock):
-    """Pre-norm block, with attention to an encoder's states between the two parts if the configuration has it."""
+    """Attention, attention to an encoder's states if the configuration has it, and an MLP, each after a norm."""
 
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
         """Create block `layer_idx`."""
-        attn = GPT2Attention(config, layer_idx)
-        cross = GPT2Attention(config, layer_idx, is_cross_attention=True) if config.add_cross_attention else None
-        mlp = MLP(config.n_embd, config.n_inner, config.activation_function, config.resid_pdrop, Conv1D)
-        mlp.c_proj.init_gain = attn.c_proj.init_gain
-        super().__init__(attn, mlp, config.n_embd, config.layer_norm_epsilon, cross)
+        super().__init__()
+        width, eps = config.n_embd, config.layer_norm_epsilon
+        self.ln_1 = LayerNorm(width, eps)
+        self.attn = GPT2Attention(config, layer_idx)
+        self.ln_2 = LayerNorm(width, eps)
+        if config.add_cross_attention:
+            self.crossattention = GPT2Attention(config, layer_idx, is_cross_attention=True)
+            self.ln_cross_attn = LayerNorm(width, eps)
+        self.mlp = MLP(width, config.n_inner, config.activation_function, config.resid_pdrop, Conv1D)
+        self.mlp.c_proj.init_gain = self.attn.c_proj.init_gain
+
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
+        """Map (B, T, C) to (B, T, C) at the selected positions; if needed, weights of both attentions follow."""
+        attended, *weights = self.attn(self.ln_1(x), context)
+        x = context.select(x) + attended
+        if context.cross is not None:
+            attended, cross_weights = self.crossattention(self.ln_cross_attn(x), context)
+            x = x + attended
+            weights.append(cross_weights)
+        x = x + self.mlp(self.ln_2(x))
+        return (x, *weights) if context.need_weights else (x,)
 
 
 class GPT2PreTrainedModel(PreTrainedModel):

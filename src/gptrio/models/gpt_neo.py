@@ -16,7 +16,7 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import arguments
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import MLP, MultiHeadAttention, PreNormBlock
+from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
@@ -47,7 +47,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
-        out, weights = self.attend(q, k, v, context)
+        out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.out_proj(out)), weights
 
     @property
@@ -94,16 +94,23 @@ class GPTNeoAttention(FastCallModule):
 
 
 class GPTNeoBlock(PreNormBlock):
-    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))`."""
-
-    always_shows_weights = True
+    """Attention and an MLP, each after a norm."""
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
         """Create block `layer_idx`."""
-        width = config.hidden_size
-        attn = GPTNeoAttention(config, layer_idx)
-        mlp = MLP(width, config.intermediate_size, config.activation_function, config.resid_dropout, Linear)
-        super().__init__(attn, mlp, width, config.layer_norm_epsilon)
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_epsilon
+        self.ln_1 = LayerNorm(width, eps)
+        self.attn = GPTNeoAttention(config, layer_idx)
+        self.ln_2 = LayerNorm(width, eps)
+        self.mlp = MLP(width, config.intermediate_size, config.activation_function, config.resid_dropout, Linear)
+
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
+        """Map (B, T, C) to (B, T, C) at the selected positions; the weights, or None, follow."""
+        attended, weights = self.attn(self.ln_1(x), context)
+        x = context.select(x) + attended
+        x = x + self.mlp(self.ln_2(x))
+        return x, weights
 
     @property
     def self_attention(self) -> GPTNeoSelfAttention:

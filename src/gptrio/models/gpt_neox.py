@@ -21,7 +21,7 @@ from gptrio.nn.blocks import Block, BlockOutput, BlockParts, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
-from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, rotate
+from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, RotaryTables, rotate
 
 
 class GPTNeoXAttention(MultiHeadAttention):
@@ -42,7 +42,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
         assert context.rotary is not None
         q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
-        out, weights = self.attend(q, k, qkv[..., 2, :], context)
+        out, weights = context.attend(q, k, qkv[..., 2, :], self.layer_idx, self.options())
         return self.dense(out), weights
 
     @property
@@ -119,9 +119,9 @@ class GPTNeoXLayer(Block):
         )
 
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C) or what is wanted of it; the weights of attention follow if they are needed."""
+        """Map (B, T, C) to (B, T, C) at the selected positions; the weights of attention follow if they are needed."""
         attended, weights = self.attention(self.input_layernorm(x), context)
-        attended, x = self.post_attention_dropout(attended), context.wanted(x)
+        attended, x = self.post_attention_dropout(attended), context.select(x)
         if self.use_parallel_residual:
             x = self._mlp(x) + attended + x
         else:
@@ -152,7 +152,7 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
 class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     """The GPT-NeoX backbone: hidden states without a head."""
 
-    strictly_causal = False
+    mask_fully_padded_rows = False
     positions_are_relative = True
 
     def __init__(self, config: GPTNeoXConfig) -> None:
@@ -176,12 +176,12 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         self.post_init()
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """Drop; positions are rotations, and there are no token types."""
+        """Dropout; positions are rotations, and there are no token types."""
         if token_type_ids is not None:
             warn_once("GPT-NeoX has no token types, so token_type_ids have no effect; leave them out")
         return cast(Tensor, self.emb_dropout(x))
 
-    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables:
         """Cosines and sines, each (B or 1, 1, T, 1, R)."""
         cos, sin = self.rotary_emb(x, position_ids)  # (B or 1, T, R)
         return cos[:, None, :, None], sin[:, None, :, None]

@@ -8,9 +8,8 @@ from typing import Any, ClassVar, cast
 from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
-from gptrio.nn.attention import Drop
-from gptrio.nn.context import AttentionContext, AttentionOptions
-from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_dispatch_skipped, is_watched
+from gptrio.nn.attention import AttentionOptions, Drop
+from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
 BlockOutput = tuple[Tensor | None, ...]  # the result; then weights of self- and of cross-attention, as far as shown
@@ -78,14 +77,10 @@ class MultiHeadAttention(FastCallModule):
         if dropout is not None:
             self.attn_dropout = Dropout(dropout)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """Map q, k, v (B, H, T, D) to (B, T, H * D) and the weights, see `AttentionContext.attend`."""
-        return context.attend(q, k, v, self.layer_idx, self.options(context))
-
-    def options(self, context: AttentionContext) -> AttentionOptions:
+    def options(self) -> AttentionOptions:
         """How this layer attends now."""
         return AttentionOptions(
-            self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._shows_weights(context)
+            self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._are_weights_observed()
         )
 
     @property
@@ -103,15 +98,10 @@ class MultiHeadAttention(FastCallModule):
         """Probability of dropping a weight now."""
         return float(getattr(self.attn_dropout, "p", 0.0)) if self.training else 0.0
 
-    def _shows_weights(self, context: AttentionContext) -> bool:
-        """Whether someone may look at the weights, or change them: a hook, or a module put in place of the dropout.
-
-        Layers of the eager back end return weights always, as the reference's do.
-        """
+    def _are_weights_observed(self) -> bool:
+        """Whether a hook, or a module in place of the dropout, may read or change the weights."""
         dropout = self._modules.get("attn_dropout")
-        if type(dropout) not in _DROPOUTS:
-            return True
-        return (context.implementation == "eager" and not is_dispatch_skipped()) or is_watched(self, dropout)
+        return type(dropout) not in _DROPOUTS or is_watched(self, dropout)
 
 
 _DROPOUTS = (Dropout, nn.Dropout, nn.Identity, type(None))  # which leave weights as they are in evaluation
@@ -156,33 +146,12 @@ class Block(FastCallModule):
 
 
 class PreNormBlock(Block):
-    """Pre-norm block: `x + attn(ln_1(x))`, then `x + mlp(ln_2(x))` (Radford et al., 2019).
+    """A block with the parts `ln_1`, `attn`, `ln_2` and `mlp` (Radford et al., 2019); a family writes its forward."""
 
-    Args:
-        attn: maps (x, context) to (B, T, C) and weights.
-        mlp: maps (B, T, C) to (B, T, C).
-        width: C.
-        eps: added to the variance in layer norms.
-        crossattention: maps (x, context) likewise, by what an encoder's states hold; None for no such part.
-
-    Attributes:
-        always_shows_weights: weights are returned even if the context needs none, as far as there are any.
-    """
-
-    always_shows_weights: ClassVar[bool] = False
-
-    def __init__(
-        self, attn: nn.Module, mlp: nn.Module, width: int, eps: float, crossattention: nn.Module | None = None
-    ) -> None:
-        """Put the parts together."""
-        super().__init__()
-        self.ln_1 = LayerNorm(width, eps)
-        self.attn = attn
-        self.ln_2 = LayerNorm(width, eps)
-        if crossattention is not None:
-            self.crossattention = crossattention
-            self.ln_cross_attn = LayerNorm(width, eps)
-        self.mlp = mlp
+    ln_1: LayerNorm
+    attn: nn.Module
+    ln_2: LayerNorm
+    mlp: MLP
 
     @property
     def self_attention(self) -> Any:
@@ -191,7 +160,7 @@ class PreNormBlock(Block):
 
     def parts(self) -> BlockParts:
         """The parts of this block without cross-attention; heads stand side by side in queries, keys and values."""
-        attn, mlp = self.self_attention, cast(MLP, self.mlp)
+        attn, mlp = self.self_attention, self.mlp
         width = attn.all_heads * attn.head_dim
         return BlockParts(
             (self.ln_1, self.ln_2),
@@ -201,14 +170,3 @@ class PreNormBlock(Block):
             attn.output,
             (mlp.c_fc, mlp.act, mlp.c_proj),
         )
-
-    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
-        """Map (B, T, C) to (B, T, C) or what is wanted of it; weights of self- and cross-attention follow if shown."""
-        attended, *weights = self.attn(self.ln_1(x), context)
-        x = context.wanted(x) + attended
-        if context.cross is not None:
-            attended, cross_weights = self.crossattention(self.ln_cross_attn(x), context)
-            x = x + attended
-            weights.append(cross_weights)
-        x = x + self.mlp(self.ln_2(x))
-        return (x, *weights) if context.need_weights or self.always_shows_weights else (x,)

@@ -1,17 +1,22 @@
-"""What one forward tells each of its layers: the past, what may be seen, and how to attend."""
+"""What a block may ask of the forward that it is part of, and the answers for a rectangular batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.nn.attention import Drop, attention
+from gptrio.nn.attention import AttentionOptions, Drop, attention
+from gptrio.nn.fast_call import is_dispatch_skipped
 from gptrio.nn.masks import AttentionMask
+from gptrio.nn.rotary import RotaryTables
+
+KeysAndValues = Callable[[Tensor], tuple[Tensor, Tensor]]
+LAST_POSITION = slice(-1, None)
 
 
 class KeyValueStore(Protocol):
@@ -36,26 +41,6 @@ class KeyValueStore(Protocol):
         ...
 
 
-class AttentionOptions(NamedTuple):
-    """How a layer attends; see `gptrio.nn.attention.attention`.
-
-    Attributes:
-        scale: factor of the scores.
-        window: most positions a query sees, itself included; None for all.
-        dropout: probability of dropping a weight; 0 outside training.
-        float32_scores: take scores in float32 whatever the dtype.
-        drop: what drops weights where they are at hand; None for torch's function.
-        need_weights: return weights even if the context needs none.
-    """
-
-    scale: float
-    window: int | None = None
-    dropout: float = 0.0
-    float32_scores: bool = False
-    drop: Drop | None = None
-    need_weights: bool = False
-
-
 @dataclass
 class CrossAttention:
     """The encoder's side of a forward.
@@ -78,19 +63,79 @@ class CrossAttention:
         return replace(self, states=states, mask=self.mask.to(device, non_blocking))
 
 
-@dataclass
-class AttentionContext:
-    """One forward, as its layers see it.
+class AttentionContext(Protocol):
+    """What a block may ask of the forward that it is part of. Families use these members and no others.
+
+    `DenseContext` answers for rectangular batches over one cache. Another layout (rows of different lengths laid end to
+    end, keys and values in pages) is another class with these members, which `Backbone.run_blocks` takes for every
+    family. So is an observer: queries, keys, values and attention's result pass through `attend`, and the other named
+    activations of a block are inputs and outputs of modules, which hooks see: the input and the output of the block and
+    of its norms, attention's output, and the MLP's layers (see `Block.spec`).
 
     Attributes:
-        mask: what a query may attend to, for a layer that holds the whole past.
+        cache: holds keys and values of the past, or None; a block that stores nothing can be computed again.
+        need_weights: blocks return their attention weights.
+        rotary: cosine and sine tables of the positions, or None.
+        cross: the encoder's side, or None.
+    """
+
+    cache: Any
+    need_weights: bool
+    rotary: RotaryTables | None
+    cross: CrossAttention | None
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, layer_idx: int, options: AttentionOptions
+    ) -> tuple[Tensor, Tensor | None]:
+        """Store the new keys and values of a layer, and attend to all that its queries may see.
+
+        Args:
+            q: queries (B, H, T, D).
+            k: new keys (B, H, T, D).
+            v: new values (B, H, T, D).
+            layer_idx: index of the layer.
+            options: of the layer.
+
+        Returns:
+            The result (B, T', H * D) for the T' selected positions, and the weights (B, H, T', S) or None.
+        """
+        ...
+
+    def attend_to_encoder(
+        self, q: Tensor, keys_and_values: KeysAndValues, layer_idx: int, options: AttentionOptions
+    ) -> tuple[Tensor, Tensor | None]:
+        """Cross-attention of a layer to the encoder's states.
+
+        Args:
+            q: queries (B, H, T, D).
+            keys_and_values: maps the states (B, S, C) to keys and values, each (B, H, S, D); called once per cache.
+            layer_idx: index of the layer.
+            options: of the layer.
+
+        Returns:
+            The result (B, T, H * D), and the weights (B, H, T, S) or None.
+        """
+        ...
+
+    def select(self, x: Tensor) -> Tensor:
+        """Of (..., T, C), the T' positions whose output is needed: all of them, except in the last block."""
+        ...
+
+
+@dataclass
+class DenseContext:
+    """The `AttentionContext` of a rectangular batch, whose rows share one length.
+
+    Attributes:
+        mask: what a query may attend to, in a layer that holds the whole past; its queries are the selected ones.
         implementation: attention back end.
-        need_weights: layers return their attention weights.
+        need_weights: blocks return their attention weights.
         cache: past keys and values, or None.
         head_mask: (L, ...) each broadcastable to (B, H, T, S), or None.
         rotary: cosine and sine tables, each (B or 1, 1, T, 1, R), or None.
         cross: the encoder's side, or None.
-        last_only: nothing but the last position's result is wanted of the layer; its keys and values are those of all.
+        selected: positions whose output is needed, a slice or indices (T',); None for all. Keys and values of all
+            positions are stored.
     """
 
     mask: AttentionMask
@@ -98,16 +143,16 @@ class AttentionContext:
     need_weights: bool = False
     cache: KeyValueStore | None = None
     head_mask: Tensor | None = None
-    rotary: tuple[Tensor, Tensor] | None = None
+    rotary: RotaryTables | None = None
     cross: CrossAttention | None = None
-    last_only: bool = False
+    selected: slice | Tensor | None = None
     _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
-    _elsewhere: dict[torch.device, AttentionContext] = field(default_factory=dict)
+    _copies: dict[torch.device, DenseContext] = field(default_factory=dict)
 
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionContext:
-        """The same forward for layers on another device, whose context is made once and shared by them.
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> DenseContext:
+        """The same forward for layers on another device; all layers there share one context.
 
-        Masks, rotary tables, head masks and the encoder's states go there; the cache is the same, as each layer's keys
+        Masks, rotary tables, head masks and the encoder's states are moved; the cache is shared, as each layer's keys
         and values lie where that layer has computed them. accelerate calls this where it moves a layer's arguments.
 
         Args:
@@ -117,60 +162,78 @@ class AttentionContext:
         device = torch.empty(0, device=device).device  # with its index
         if device == torch.empty(0, device=self.mask.device).device:
             return self
-        if device not in self._elsewhere:
-            heads, rotary, cross = self.head_mask, self.rotary, self.cross
-            if rotary is not None:
-                rotary = (
-                    rotary[0].to(device, non_blocking=non_blocking),
-                    rotary[1].to(device, non_blocking=non_blocking),
-                )
-            self._elsewhere[device] = replace(
+
+        def moved(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=non_blocking)
+
+        if device not in self._copies:
+            self._copies[device] = replace(
                 self,
                 mask=self.mask.to(device, non_blocking),
-                head_mask=None if heads is None else heads.to(device, non_blocking=non_blocking),
-                rotary=rotary,
-                cross=None if cross is None else cross.to(device, non_blocking),
+                head_mask=None if self.head_mask is None else moved(self.head_mask),
+                rotary=None if self.rotary is None else (moved(self.rotary[0]), moved(self.rotary[1])),
+                cross=None if self.cross is None else self.cross.to(device, non_blocking),
+                selected=moved(self.selected) if isinstance(self.selected, Tensor) else self.selected,
                 _masks=[],
-                _elsewhere={},
+                _copies={},
             )
-        return self._elsewhere[device]
+        return self._copies[device]
 
-    def wanted(self, x: Tensor) -> Tensor:
-        """Of one vector for each position (..., T, C), those of the positions whose results are wanted."""
-        return x[..., -1:, :] if self.last_only else x
+    def select(self, x: Tensor) -> Tensor:
+        """See `AttentionContext.select`."""
+        return x if self.selected is None else x[..., self.selected, :]
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, layer: int, options: AttentionOptions
+        self, q: Tensor, k: Tensor, v: Tensor, layer_idx: int, options: AttentionOptions
     ) -> tuple[Tensor, Tensor | None]:
-        """Causal self-attention of layer `layer` over its past and the new keys and values.
-
-        Args:
-            q: queries (B, H, T, D).
-            k: new keys (B, H, T, D).
-            v: new values (B, H, T, D).
-            layer: index of the layer.
-            options: of the layer.
-
-        Returns:
-            The result (B, T, H * D) of the wanted positions, and the weights (B, H, T, S) if they are needed.
-        """
-        mask = self._mask_of(layer, options.window, k.shape[2])
+        """See `AttentionContext.attend`."""
+        mask = self.mask_for_layer(layer_idx, options.window, k.shape[2])
         if self.cache is not None:
-            k, v = self.cache.update(k, v, layer, {"cache_position": self.mask.positions})
+            k, v = self.cache.update(k, v, layer_idx, {"cache_position": self.mask.positions})
         if k.shape[2] > mask.key_length:  # the cache holds more than the window
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
+        options = self._with_weights(options)
         if mask.key_offset and options.need_weights and options.drop is not None:
             options = options._replace(drop=_over_all_keys(options.drop, mask.key_offset))
-        out, weights = self._attention(self.wanted(q), k, v, mask, layer, options)
+        head_mask = None if self.head_mask is None else self.head_mask[layer_idx]
+        out, weights = attention(self.select(q), k, v, mask, options, head_mask, self.implementation)
         if weights is not None and mask.key_offset:
             weights = F.pad(weights, (mask.key_offset, 0))  # positions that the window has left behind
         return out, weights
 
-    def _mask_of(self, layer: int, window: int | None, new_keys: int) -> AttentionMask:
-        """The mask for a layer's own keys, so many of them new; layers of the same geometry share one."""
+    def attend_to_encoder(
+        self, q: Tensor, keys_and_values: KeysAndValues, layer_idx: int, options: AttentionOptions
+    ) -> tuple[Tensor, Tensor | None]:
+        """See `AttentionContext.attend_to_encoder`."""
+        cross = self.cross
+        assert cross is not None
+        if cross.cache is not None and cross.filled.get(layer_idx):
+            k, v = cross.cache[layer_idx]
+        else:
+            k, v = keys_and_values(cross.states)
+            if cross.cache is not None:
+                k, v = cross.cache.update(k, v, layer_idx)
+                cross.filled[layer_idx] = True
+        head_mask = None if self.head_mask is None else self.head_mask[layer_idx]
+        return attention(q, k, v, cross.mask, self._with_weights(options), head_mask, self.implementation)
+
+    def _with_weights(self, options: AttentionOptions) -> AttentionOptions:
+        """The options, with weights if the call needs them; eager layers always return them, as the reference's do."""
+        if self.need_weights or (self.implementation == "eager" and not is_dispatch_skipped()):
+            return options._replace(need_weights=True)
+        return options
+
+    def mask_for_layer(self, layer_idx: int, window: int | None, new_keys: int) -> AttentionMask:
+        """The mask for a layer's own keys; layers with the same number and positions of keys share one.
+
+        Args:
+            layer_idx: index of the layer.
+            window: most positions a query sees, itself included; None for all.
+            new_keys: keys of this forward, which the cache does not hold yet.
+        """
         length, offset, positions = self.mask.key_length, self.mask.key_offset, self.mask.positions
         if self.cache is not None:
-            length, offset = self.cache.get_mask_sizes(new_keys if positions is None else positions, layer)
+            length, offset = self.cache.get_mask_sizes(new_keys if positions is None else positions, layer_idx)
         if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
             return self.mask
         geometry = (length, offset, window)
@@ -179,54 +242,11 @@ class AttentionContext:
                 return mask
         keys = None
         if self.cache is not None and positions is not None:
-            keys = self.cache.key_positions(positions, layer)
-        self._masks.append((geometry, self.mask.over(length, offset, window, keys)))
+            keys = self.cache.key_positions(positions, layer_idx)
+        self._masks.append((geometry, self.mask.for_layer(length, offset, window, keys)))
         return self._masks[-1][1]
-
-    def attend_to_encoder(
-        self,
-        q: Tensor,
-        keys_and_values: Callable[[Tensor], tuple[Tensor, Tensor]],
-        layer: int,
-        options: AttentionOptions,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cross-attention of layer `layer` to the encoder's states.
-
-        Args:
-            q: queries (B, H, T, D).
-            keys_and_values: maps the states (B, S, C) to keys and values, each (B, H, S, D); called once per cache.
-            layer: index of the layer.
-            options: of the layer.
-        """
-        cross = self.cross
-        assert cross is not None
-        if cross.cache is not None and cross.filled.get(layer):
-            k, v = cross.cache[layer]
-        else:
-            k, v = keys_and_values(cross.states)
-            if cross.cache is not None:
-                k, v = cross.cache.update(k, v, layer)
-                cross.filled[layer] = True
-        return self._attention(q, k, v, cross.mask, layer, options)
-
-    def _attention(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, layer: int, options: AttentionOptions
-    ) -> tuple[Tensor, Tensor | None]:
-        return attention(
-            q,
-            k,
-            v,
-            mask,
-            scale=options.scale,
-            dropout=options.dropout,
-            head_mask=None if self.head_mask is None else self.head_mask[layer],
-            float32_scores=options.float32_scores,
-            implementation=self.implementation,
-            need_weights=self.need_weights or options.need_weights,
-            drop=options.drop,
-        )
 
 
 def _over_all_keys(drop: Drop, offset: int) -> Drop:
-    """`drop` for weights (..., S - offset), shown all S of them: the first are those of keys that a window hides."""
+    """`drop` for weights (..., S - offset), called with all S of them: the first `offset` are outside the window."""
     return lambda weights: drop(F.pad(weights, (offset, 0)))[..., offset:]

@@ -1,7 +1,7 @@
 """The `flash_attention_2` back end: the functions of the flash_attn package (Dao, 2023).
 
-They know causality and windows, but no masks: padding is taken out of the batch before the call and put back after it,
-and packed sequences are told by their bounds. What they cannot express goes to another back end.
+They support causality and windows, but not masks: padding is taken out of the batch before the call and put back after
+it, and packed sequences are given by their bounds. A mask that they cannot express goes to another back end.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from torch.nn import functional as F
 from gptrio.errors import MissingDependencyError, UnsupportedError
 from gptrio.nn.masks import AttentionMask
 
+if TYPE_CHECKING:
+    from gptrio.nn.attention import AttentionOptions
+
 NAME = "flash_attention_2"
 
 
@@ -26,7 +29,7 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The package's functions for batches of one length, and of many.
 
     Raises:
-        MissingDependencyError: the package is not there, or too old to know windows.
+        MissingDependencyError: the package is not installed, or too old to support windows.
     """
     try:
         from flash_attn import flash_attn_func, flash_attn_varlen_func
@@ -35,7 +38,7 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]]:
             f"attn_implementation={NAME!r} needs the flash_attn package and an NVIDIA GPU of compute capability 8.0 or "
             "higher (Ampere or newer); pip install flash-attn, or use 'sdpa', which runs everywhere"
         ) from error
-    if not _knows_windows(flash_attn_func):
+    if not _supports_windows(flash_attn_func):
         raise MissingDependencyError(
             f"attn_implementation={NAME!r} needs flash_attn 2.3 or newer; pip install -U flash-attn"
         )
@@ -43,13 +46,13 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 @functools.cache
-def _knows_windows(function: Callable[..., Any]) -> bool:
+def _supports_windows(function: Callable[..., Any]) -> bool:
     return "window_size" in inspect.signature(function).parameters
 
 
 def can_express(mask: AttentionMask) -> bool:
-    """Whether the package's functions can say what a mask means."""
-    if mask.ready is not None or mask.positions is not None:
+    """Whether the package's functions can apply a mask."""
+    if mask.custom is not None or mask.positions is not None:
         return False
     at_end = mask.query_start + mask.query_length == mask.key_offset + mask.key_length
     if mask.causal and not at_end:
@@ -60,25 +63,18 @@ def can_express(mask: AttentionMask) -> bool:
 
 def _is_one_run(mask: AttentionMask) -> bool:
     """True if the real tokens of every row follow each other."""
-    if "one run" not in mask.derived:
+    if "one run" not in mask.memo:
         is_real = mask.attention_mask
         assert is_real is not None
         starts = F.pad(is_real, (1, 0))[:, :-1].logical_not() & is_real  # (B, positions)
-        mask.derived["one run"] = bool((starts.sum(-1) <= 1).all())
-    return bool(mask.derived["one run"])
+        mask.memo["one run"] = bool((starts.sum(-1) <= 1).all())
+    return bool(mask.memo["one run"])
 
 
 def flash(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: AttentionMask,
-    scale: float,
-    dropout: float,
-    head_mask: Tensor | None,
-    float32_scores: bool,
+    q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: AttentionOptions, head_mask: Tensor | None
 ) -> tuple[Tensor, None]:
-    """The formula of `eager`, whose scores the package takes in float32; queries that are padding give zeros.
+    """The formula of `eager`, whose scores the package computes in float32; queries that are padding give zeros.
 
     Raises:
         MissingDependencyError: see `load`.
@@ -86,11 +82,16 @@ def flash(
     """
     dense, varlen = load()
     window = (-1, -1) if mask.window is None else (mask.window - 1, 0 if mask.causal else -1)
-    options = {"dropout_p": dropout, "softmax_scale": scale, "causal": mask.causal, "window_size": window}
-    dtype = _number_format(q)
+    settings = {
+        "dropout_p": options.dropout,
+        "softmax_scale": options.scale,
+        "causal": mask.causal,
+        "window_size": window,
+    }
+    dtype = _call_dtype(q)
     states = tuple(x.transpose(1, 2).to(dtype) for x in (q, k, v))  # (B, T or S, H, D)
     if mask.attention_mask is None and mask.segments is None:
-        out = dense(*states, **options)
+        out = dense(*states, **settings)
     else:
         queries, keys = _layout(mask)
         packed = varlen(
@@ -101,14 +102,14 @@ def flash(
             cu_seqlens_k=keys.bounds,
             max_seqlen_q=queries.longest,
             max_seqlen_k=keys.longest,
-            **options,
+            **settings,
         )
         out = queries.put(packed, states[0])
     out = out.transpose(1, 2).to(v.dtype)
     return (out if head_mask is None else out * head_mask.to(out.dtype)), None
 
 
-def _number_format(q: Tensor) -> torch.dtype:
+def _call_dtype(q: Tensor) -> torch.dtype:
     """Type of the call: autocast's where it is on, for norms and rotations give float32 there."""
     if torch.is_autocast_enabled(q.device.type):
         return torch.get_autocast_dtype(q.device.type)
@@ -149,9 +150,9 @@ class _Ragged:
 
 def _layout(mask: AttentionMask) -> tuple[_Ragged, _Ragged]:
     """How queries and keys are laid end to end, computed once for all layers that share the mask."""
-    if NAME not in mask.derived:
-        mask.derived[NAME] = _of_segments(mask.segments) if mask.segments is not None else _of_padding(mask)
-    layout: tuple[_Ragged, _Ragged] = mask.derived[NAME]
+    if NAME not in mask.memo:
+        mask.memo[NAME] = _of_segments(mask.segments) if mask.segments is not None else _of_padding(mask)
+    layout: tuple[_Ragged, _Ragged] = mask.memo[NAME]
     return layout
 
 

@@ -1,4 +1,4 @@
-"""What a query may attend to, told once per forward; each attention back end derives its own mask from it."""
+"""What a query may attend to, described once for each forward; attention back ends derive their own masks from it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
 
+# A value below this in an additive mask hides a key: scores, and biases that callers add to them, lie far above it.
+_HIDDEN_BELOW = -1000.0
+
 _all_real: ContextVar[bool] = ContextVar("gptrio_tokens_are_real", default=False)
 
 
 @contextmanager
 def tokens_are_real() -> Iterator[None]:
-    """Calls without a mask, in this thread: their tokens are real, padding's id or not, so nobody is to be warned."""
+    """Treat all tokens of calls without a mask, in this thread, as real ones, and do not warn of padding's id."""
     token = _all_real.set(True)
     try:
         yield
@@ -27,7 +30,7 @@ def tokens_are_real() -> Iterator[None]:
 
 
 def are_tokens_real() -> bool:
-    """Whether the caller has said so."""
+    """Whether calls run inside `tokens_are_real`."""
     return _all_real.get()
 
 
@@ -38,9 +41,9 @@ class AttentionMask:
     Key slot `j` holds position `key_offset + j`; query `i` stands at `query_start + i`, or at `positions[i]` when given
     (static caches, whose lengths a compiled graph may only see as tensors).
 
-    A query whose every allowed key is padding attends evenly to those keys (or to all, if `strict` is false), as the
-    reference's eager path does, so that no row is ever NaN. Derived forms are computed once and shared by all layers
-    that share the mask.
+    A query whose every visible key is padding attends evenly to those keys (or to all keys, if
+    `mask_fully_padded_rows` is false), as the reference's eager path does, so that no row is ever NaN. What back ends
+    derive from the mask is computed once and shared by all layers that share the mask.
 
     Attributes:
         query_length: T.
@@ -48,14 +51,14 @@ class AttentionMask:
         query_start: position of the first query.
         key_offset: position of the first key slot.
         causal: a query sees no later position.
-        strict: what causality, window and packing hide is hidden from such a query too.
+        mask_fully_padded_rows: causality, window and packing hold for such a query too.
         window: a query sees at most this many positions, itself included; None for all.
         attention_mask: (B, positions) bool, True for real tokens, indexed by position; None if all are real.
-        ready: (B or 1, H or 1, T, S), a mask given ready-made: bool (True attends) or additive float.
+        custom: (B or 1, H or 1, T, S), the caller's own 4D mask: bool (True attends) or added to the scores.
         segments: (B, T), the packed sequence each token belongs to; queries see only their own.
         positions: (T,) positions of the queries, if they are only known as a tensor.
         key_positions: (S,) positions of the keys where they do not follow each other; negative for empty slots.
-        derived: what back ends have computed from the mask, by name.
+        memo: what back ends have computed from the mask, by a name or dtype of their own.
     """
 
     query_length: int
@@ -64,17 +67,16 @@ class AttentionMask:
     query_start: int = 0
     key_offset: int = 0
     causal: bool = True
-    strict: bool = True
+    mask_fully_padded_rows: bool = True
     window: int | None = None
     attention_mask: Tensor | None = None
-    ready: Tensor | None = None
+    custom: Tensor | None = None
     segments: Tensor | None = None
     positions: Tensor | None = None
     key_positions: Tensor | None = None
-    derived: dict[str, Any] = field(default_factory=dict, repr=False)
-    _additive: dict[torch.dtype, Tensor] = field(default_factory=dict, repr=False)
+    memo: dict[Any, Any] = field(default_factory=dict, repr=False)
 
-    def over(
+    def for_layer(
         self, key_length: int, key_offset: int, window: int | None, key_positions: Tensor | None = None
     ) -> AttentionMask:
         """The same mask for a layer that has other keys, or sees a window of them.
@@ -88,24 +90,23 @@ class AttentionMask:
         if window is not None and self.positions is None:
             unseen = max(self.query_start - window + 1 - key_offset, 0)
             key_length, key_offset = key_length - unseen, key_offset + unseen
-        ready = self.ready
-        if ready is not None and key_positions is not None:
-            ready = ready.index_select(-1, key_positions.clamp(0, ready.shape[-1] - 1))
-        elif ready is not None:
-            ready = ready[..., key_offset - self.key_offset :][..., :key_length]
+        custom = self.custom
+        if custom is not None and key_positions is not None:
+            custom = custom.index_select(-1, key_positions.clamp(0, custom.shape[-1] - 1))
+        elif custom is not None:
+            custom = custom[..., key_offset - self.key_offset :][..., :key_length]
         return replace(
             self,
             key_length=key_length,
             key_offset=key_offset,
             window=window,
-            ready=ready,
+            custom=custom,
             key_positions=key_positions,
-            derived={},
-            _additive={},
+            memo={},
         )
 
     def to(self, device: torch.device, non_blocking: bool = False) -> AttentionMask:
-        """The same mask with its tensors on another device; what back ends have computed is computed anew there."""
+        """The same mask with its tensors on another device, and an empty memo."""
 
         def moved(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=non_blocking)
@@ -114,21 +115,20 @@ class AttentionMask:
             self,
             device=device,
             attention_mask=moved(self.attention_mask),
-            ready=moved(self.ready),
+            custom=moved(self.custom),
             segments=moved(self.segments),
             positions=moved(self.positions),
             key_positions=moved(self.key_positions),
-            derived={},
-            _additive={},
+            memo={},
         )
 
     @property
     def is_causal_only(self) -> bool:
-        """True if nothing but causality (or nothing at all) and the window restricts a query."""
-        return self.attention_mask is None and self.ready is None and self.segments is None and self.positions is None
+        """True if at most causality and the window restrict a query."""
+        return self.attention_mask is None and self.custom is None and self.segments is None and self.positions is None
 
     @property
-    def sees_all(self) -> bool:
+    def is_unmasked(self) -> bool:
         """True if every query attends to every key; never under a window in an export, which is for any length."""
         if not self.is_causal_only or (self.window is not None and is_exporting()):
             return False
@@ -138,7 +138,7 @@ class AttentionMask:
 
     @property
     def is_square_causal(self) -> bool:
-        """True if the mask is the lower triangle of a square, query i sees keys 0..i; as `sees_all` in an export."""
+        """True if the mask is the lower triangle of a square, query i sees keys 0..i; as `is_unmasked` in an export."""
         if self.window is not None and is_exporting():
             return False
         if not (self.is_causal_only and self.causal and self.query_length == self.key_length):
@@ -146,7 +146,7 @@ class AttentionMask:
         return self.query_start == self.key_offset and (self.window is None or self.window >= self.key_length)
 
     def visible(self) -> Tensor:
-        """(1 or B, 1, T, S) bool: positions that causality, window and packing allow, padding left aside."""
+        """(1 or B, 1, T, S) bool: positions that causality, window and packing allow, padding included."""
         keys = self.key_positions
         if keys is None:
             keys = torch.arange(self.key_offset, self.key_offset + self.key_length, device=self.device)
@@ -169,7 +169,7 @@ class AttentionMask:
         return allowed
 
     def real_keys(self) -> Tensor | None:
-        """(B, S) bool, True for keys that are no padding; None if all are real."""
+        """(B, S) bool, True for keys that are not padding; None if all are real."""
         if self.attention_mask is None:
             return None
         if self.key_positions is not None:
@@ -181,9 +181,9 @@ class AttentionMask:
 
     def additive(self, dtype: torch.dtype) -> Tensor:
         """(B or 1, H or 1, T, S) float to add to scores: 0 attends, -inf never, a very low finite value padding."""
-        if dtype not in self._additive:
-            self._additive[dtype] = self._compute_additive(dtype)
-        return self._additive[dtype]
+        if dtype not in self.memo:
+            self.memo[dtype] = self._compute_additive(dtype)
+        return cast(Tensor, self.memo[dtype])
 
     def _compute_additive(self, dtype: torch.dtype) -> Tensor:
         least = torch.finfo(dtype).min / 2  # with room for a score: a row of -inf alone would be NaN
@@ -191,21 +191,21 @@ class AttentionMask:
         real = self.real_keys()
         if real is not None:
             soft = soft.masked_fill(~real[:, None, None, :], least)
-        if self.ready is not None:
-            soft = soft + _as_additive(self.ready, dtype, least)
-        return torch.where(self.visible(), soft, float("-inf") if self.strict else least)
+        if self.custom is not None:
+            soft = soft + _as_additive(self.custom, dtype, least)
+        return torch.where(self.visible(), soft, float("-inf") if self.mask_fully_padded_rows else least)
 
-    def leaves_only_padding(self) -> bool:
-        """Whether the keys that some query may attend to are padding without exception; False while traced."""
-        if torch.compiler.is_compiling() or (self.ready is None and self.real_keys() is None):
+    def has_fully_padded_rows(self) -> bool:
+        """Whether every key that some query may attend to is padding; False while traced."""
+        if torch.compiler.is_compiling() or (self.custom is None and self.real_keys() is None):
             return False
-        if "leaves_only_padding" not in self.derived:
+        if "has_fully_padded_rows" not in self.memo:
             best = self.additive(torch.float32).amax(-1)
-            self.derived["leaves_only_padding"] = bool((best < -1000).any())  # lower than any score
-        return bool(self.derived["leaves_only_padding"])
+            self.memo["has_fully_padded_rows"] = bool((best < _HIDDEN_BELOW).any())
+        return bool(self.memo["has_fully_padded_rows"])
 
 
-def _as_additive(ready: Tensor, dtype: torch.dtype, least: float) -> Tensor:
-    if ready.dtype == torch.bool:
-        return torch.zeros((), dtype=dtype, device=ready.device).masked_fill(~ready, least)
-    return ready.to(dtype).clamp(min=least)
+def _as_additive(custom: Tensor, dtype: torch.dtype, least: float) -> Tensor:
+    if custom.dtype == torch.bool:
+        return torch.zeros((), dtype=dtype, device=custom.device).masked_fill(~custom, least)
+    return custom.to(dtype).clamp(min=least)

@@ -39,6 +39,8 @@ class RotarySettings:
         return torch.arange(0, self.width, 2, device=device).float() / self.width
 
 
+RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
+
 # Each way gives the inverse frequencies (R / 2,) in float32 and the factor of the tables, for sequences of `length`, a
 # tensor without axes: nothing here waits for its value.
 Frequencies = tuple[Tensor, float]
@@ -211,7 +213,7 @@ class RotaryEmbedding(nn.Module):
         return f"{self.settings.kind}, width={self.settings.width}, base={self.settings.base}"
 
 
-def rotate(x: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
     """Turn the first R dimensions of each head by the angles of its position; half-split pairs (i, i + R / 2).
 
     Args:

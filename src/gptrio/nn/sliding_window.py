@@ -65,13 +65,13 @@ class BlockMask(AttentionMask):
         return span(values, 1, first, length).unfold(1, 2 * self.size, self.size)
 
 
-def pays_off(mask: AttentionMask, head_mask: Tensor | None) -> bool:
-    """Whether a call is right and cheaper in blocks: a long sequence under a window, no mask given ready-made."""
+def should_use(mask: AttentionMask, head_mask: Tensor | None) -> bool:
+    """Whether a call is right and cheaper in blocks: a long sequence under a window, no mask of the caller's own."""
     if is_exporting():  # its graph is for any length
         return False
     if mask.window is None or mask.query_length <= 2 * mask.window or not mask.causal:
         return False
-    return mask.ready is None and mask.positions is None and (head_mask is None or head_mask.shape[0] == 1)
+    return mask.custom is None and mask.positions is None and (head_mask is None or head_mask.shape[0] == 1)
 
 
 def to_blocks(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Tensor, Tensor, Tensor, AttentionMask]:
@@ -95,11 +95,11 @@ def to_blocks(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Ten
         span(x, 2, first, (count + 1) * size).unfold(2, 2 * size, size).permute(0, 2, 1, 4, 3).flatten(0, 1)
         for x in (k, v)
     )
-    if "blocks" not in mask.derived:
-        mask.derived["blocks"] = BlockMask(
+    if "blocks" not in mask.memo:
+        mask.memo["blocks"] = BlockMask(
             size, 2 * size, mask.device, window=size, whole=mask, rows=q.shape[0], size=size
         )
-    return queries.flatten(0, 1), keys, values, cast(BlockMask, mask.derived["blocks"])
+    return queries.flatten(0, 1), keys, values, cast(BlockMask, mask.memo["blocks"])
 
 
 def from_blocks(out: Tensor, rows: int, length: int) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio.nn.context import AttentionContext, CrossAttention
+from gptrio.nn.context import LAST_POSITION, CrossAttention, DenseContext
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import tiny_config
 
@@ -78,7 +78,7 @@ def test_the_encoders_side_travels() -> None:
     assert again.logits.shape == (2, 1, model.config.vocab_size)
 
 
-def context() -> AttentionContext:
+def context() -> DenseContext:
     mask = AttentionMask(
         query_length=3,
         key_length=3,
@@ -87,11 +87,11 @@ def context() -> AttentionContext:
         attention_mask=torch.tensor([[False, True, True]]),
     )
     mask.additive(torch.float32)
-    mask.derived["blocks"] = "of the CPU"
+    mask.memo["blocks"] = "of the CPU"
     cross = CrossAttention(torch.ones(1, 4, 8), AttentionMask(3, 4, torch.device("cpu"), causal=False))
     rotary = (torch.rand(1, 1, 3, 1, 4), torch.rand(1, 1, 3, 1, 4))
-    return AttentionContext(
-        mask, "eager", head_mask=torch.rand(2, 1, 1, 1, 1), rotary=rotary, cross=cross, last_only=True
+    return DenseContext(
+        mask, "eager", head_mask=torch.rand(2, 1, 1, 1, 1), rotary=rotary, cross=cross, selected=LAST_POSITION
     )
 
 
@@ -101,7 +101,7 @@ def test_a_context_is_made_once_for_each_device() -> None:
     there = here.to(META)
     assert here.to("meta", non_blocking=True) is there
     assert there.cache is here.cache
-    assert there.last_only
+    assert there.selected == LAST_POSITION
     assert there.head_mask is not None and there.rotary is not None and there.cross is not None
     assert here.cross is not None and there.cross.filled is here.cross.filled
     moved = [
@@ -113,7 +113,7 @@ def test_a_context_is_made_once_for_each_device() -> None:
     ]
     assert {tensor.device for tensor in moved if tensor is not None} == {META}
     assert there.cross.mask.device == there.mask.device == META
-    assert there.mask.derived == {}
+    assert there.mask.memo == {}
 
 
 def test_a_moved_mask_says_the_same() -> None:
@@ -121,4 +121,4 @@ def test_a_moved_mask_says_the_same() -> None:
     moved = mask.to(torch.device("cpu"))
     assert moved is not mask
     assert torch.equal(moved.additive(torch.float32), mask.additive(torch.float32))
-    assert torch.equal(moved.over(2, 1, None).visible(), mask.over(2, 1, None).visible())
+    assert torch.equal(moved.for_layer(2, 1, None).visible(), mask.for_layer(2, 1, None).visible())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import UnsupportedError
-from gptrio.nn.attention import attention, check_implementation, split_heads
+from gptrio.nn.attention import AttentionOptions, attention, check_implementation, split_heads
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import assert_close
 
@@ -72,11 +72,9 @@ def test_formula(case: str, back_end: str, need_weights: bool, head_mask: Tensor
         k,
         v,
         mask,
-        scale=0.7,
+        AttentionOptions(0.7, float32_scores=float32_scores, need_weights=need_weights),
         head_mask=head_mask,
-        float32_scores=float32_scores,
         implementation=back_end,
-        need_weights=need_weights,
     )
     expected, expected_weights = formula(q, k, v, allowed, 0.7, head_mask)
     assert_close(out, expected, 1e-6)
@@ -89,7 +87,9 @@ def test_formula(case: str, back_end: str, need_weights: bool, head_mask: Tensor
 def test_a_head_mask_of_single_places(back_end: str) -> None:
     q, k, v = inputs(S)
     head_mask = torch.rand(B, H, S, S)
-    out, _ = attention(q, k, v, AttentionMask(S, S, CPU), scale=1.0, head_mask=head_mask, implementation=back_end)
+    out, _ = attention(
+        q, k, v, AttentionMask(S, S, CPU), AttentionOptions(1.0), head_mask=head_mask, implementation=back_end
+    )
     expected, _ = formula(q, k, v, torch.ones(S, S).tril().bool().expand(B, -1, -1), 1.0, head_mask)
     assert_close(out, expected, 1e-6)
 
@@ -98,8 +98,8 @@ def test_a_head_mask_of_single_places(back_end: str) -> None:
 def test_dropout_keeps_the_mean_and_drops(back_end: str) -> None:
     q, k, v = (x[:1].expand(5000, -1, -1, -1) for x in inputs(S))
     mask = AttentionMask(S, S, CPU)
-    plain, _ = attention(q[:1], k[:1], v[:1], mask, scale=0.5, implementation=back_end)
-    drawn, _ = attention(q, k, v, mask, scale=0.5, dropout=0.3, implementation=back_end)
+    plain, _ = attention(q[:1], k[:1], v[:1], mask, AttentionOptions(0.5), implementation=back_end)
+    drawn, _ = attention(q, k, v, mask, AttentionOptions(0.5, dropout=0.3), implementation=back_end)
     assert drawn.std(0).min() > 0.01
     assert_close(drawn.mean(0, keepdim=True), plain, 0.05)
 
@@ -115,7 +115,9 @@ def test_gradients_of_queries_that_see_padding_alone(back_end: str, trained: str
     for implementation in ("eager", back_end):
         leaf = tensors[trained].clone().requires_grad_()
         mask = AttentionMask(S, S, CPU, attention_mask=padding)
-        out, _ = attention(**{**tensors, trained: leaf}, mask=mask, scale=0.5, implementation=implementation)
+        out, _ = attention(
+            **{**tensors, trained: leaf}, mask=mask, options=AttentionOptions(0.5), implementation=implementation
+        )
         (out * weight).sum().backward()
         gradients.append(leaf.grad)
     assert_close(gradients[1], gradients[0], 1e-6)

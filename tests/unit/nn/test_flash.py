@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import gptrio
-from gptrio.nn.attention import attention, check_implementation
+from gptrio.nn.attention import AttentionOptions, attention, check_implementation
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import assert_close, tiny_config
 
@@ -173,15 +173,15 @@ def test_head_mask(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_ready_masks_are_computed_without_it(family: str) -> None:
+def test_weights_and_custom_masks_are_computed_without_it(family: str) -> None:
     eager, flash = models(family)
     ids = torch.randint(0, 250, (2, 12))
     for one, other in zip(
         flash(ids, output_attentions=True).attentions, eager(ids, output_attentions=True).attentions, strict=True
     ):
         assert_close(one, other)
-    ready = torch.zeros(2, 1, 12, 12).masked_fill(torch.rand(2, 1, 12, 12) < 0.3, -1e4)
-    assert_close(flash(ids, attention_mask=ready).logits, eager(ids, attention_mask=ready).logits)
+    custom = torch.zeros(2, 1, 12, 12).masked_fill(torch.rand(2, 1, 12, 12) < 0.3, -1e4)
+    assert_close(flash(ids, attention_mask=custom).logits, eager(ids, attention_mask=custom).logits)
     assert CALLS == []
 
 
@@ -206,7 +206,7 @@ def test_all_padding_is_finite() -> None:
     q, k, v = torch.randn(3, 2, 4, 5, 8)
     real = torch.tensor([[False] * 5, [True] * 5])
     mask = AttentionMask(5, 5, q.device, attention_mask=real)
-    out, _ = attention(q, k, v, mask, scale=0.3, implementation="flash_attention_2")
+    out, _ = attention(q, k, v, mask, AttentionOptions(0.3), implementation="flash_attention_2")
     assert torch.equal(out[0], torch.zeros_like(out[0]))
 
 

@@ -27,7 +27,7 @@ def obvious(mask: AttentionMask, row: int, query: int, key: int) -> str:
         return "never"
     if mask.attention_mask is not None and (to >= mask.attention_mask.shape[1] or not mask.attention_mask[row, to]):
         return "padding"
-    if mask.ready is not None and not mask.ready[row, 0, query, key]:
+    if mask.custom is not None and not mask.custom[row, 0, query, key]:
         return "padding"
     return "attend"
 
@@ -40,7 +40,7 @@ def assert_obvious(mask: AttentionMask, rows: int, dtype: torch.dtype = torch.fl
             for key in range(mask.key_length):
                 value, what = float(added[row, 0, query, key]), obvious(mask, row, query, key)
                 assert {"attend": value == 0, "never": value == -torch.inf, "padding": -torch.inf < value < -1e4}[what]
-    if mask.sees_all:
+    if mask.is_unmasked:
         assert (added == 0).all()
     if mask.is_square_causal:
         assert torch.equal(added[0, 0] == 0, torch.ones(mask.query_length, mask.key_length).tril().bool())
@@ -58,12 +58,12 @@ def masks(draw: st.DrawFn) -> tuple[AttentionMask, int]:
         "window": draw(st.none() | st.integers(1, 8)),
     }
     bits = st.lists(st.booleans(), min_size=rows * (past + new), max_size=rows * (past + new))
-    kind = draw(st.sampled_from(["plain", "padding", "ready", "segments"]))
+    kind = draw(st.sampled_from(["plain", "padding", "custom", "segments"]))
     keys = past + new - offset
     if kind == "padding":
         options["attention_mask"] = torch.tensor(draw(bits)).view(rows, past + new)
-    elif kind == "ready":
-        options["ready"] = torch.tensor(draw(bits)).view(rows, 1, 1, past + new)[..., offset:].expand(-1, -1, new, -1)
+    elif kind == "custom":
+        options["custom"] = torch.tensor(draw(bits)).view(rows, 1, 1, past + new)[..., offset:].expand(-1, -1, new, -1)
     elif kind == "segments":
         options |= {"query_start": 0, "key_offset": 0}
         options["segments"] = torch.randint(0, 2, (rows, new)).cumsum(1)
@@ -82,7 +82,7 @@ def test_a_layer_with_a_window_sees_the_last_keys_only(mask_and_rows: tuple[Atte
     mask, rows = mask_and_rows
     if mask.segments is not None or mask.window is not None:
         return
-    local = mask.over(mask.key_length, mask.key_offset, window)
+    local = mask.for_layer(mask.key_length, mask.key_offset, window)
     assert local.key_offset + local.key_length == mask.key_offset + mask.key_length
     assert local.key_length <= window - 1 + mask.query_length
     assert_obvious(local, rows)
@@ -92,7 +92,7 @@ def test_positions_known_as_a_tensor_only() -> None:
     positions = torch.tensor([3, 4])
     mask = AttentionMask(2, 8, CPU, positions=positions, attention_mask=torch.tensor([[False, True, True, True, True]]))
     assert_obvious(mask, 1)
-    assert not mask.sees_all
+    assert not mask.is_unmasked
     assert not mask.is_square_causal
 
 
@@ -108,14 +108,14 @@ def test_forms_are_computed_once() -> None:
 )
 def test_queries_that_see_padding_alone(padding: list[int], only_padding: bool) -> None:
     mask = AttentionMask(3, 3, CPU, attention_mask=torch.tensor([[1, 1, 1], padding]).bool())
-    assert mask.leaves_only_padding() == only_padding
+    assert mask.has_fully_padded_rows() == only_padding
     added = torch.zeros(2, 1, 3, 3).masked_fill(~torch.tensor([[1, 1, 1], padding]).bool()[:, None, None], -10_000.0)
-    assert AttentionMask(3, 3, CPU, ready=added).leaves_only_padding() == only_padding
+    assert AttentionMask(3, 3, CPU, custom=added).has_fully_padded_rows() == only_padding
 
 
 def test_plain_masks_leave_no_query_without_a_key() -> None:
-    assert not AttentionMask(3, 3, CPU).leaves_only_padding()
-    assert not AttentionMask(3, 5, CPU, causal=False).leaves_only_padding()
+    assert not AttentionMask(3, 3, CPU).has_fully_padded_rows()
+    assert not AttentionMask(3, 5, CPU, causal=False).has_fully_padded_rows()
 
 
 def as_weights(added: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ def test_a_query_that_sees_padding_alone_attends_evenly(dtype: torch.dtype) -> N
     assert torch.equal(weights, expected)
 
 
-def test_a_query_that_sees_padding_alone_attends_to_all_where_the_mask_is_not_strict() -> None:
-    mask = AttentionMask(3, 3, CPU, strict=False, attention_mask=torch.tensor([[False, True, True]]))
+def test_a_query_that_sees_padding_alone_attends_to_all_unless_such_rows_are_masked() -> None:
+    mask = AttentionMask(3, 3, CPU, mask_fully_padded_rows=False, attention_mask=torch.tensor([[False, True, True]]))
     weights = as_weights(mask.additive(torch.float32))[0, 0]
     assert torch.equal(weights[1:], torch.tensor([[0, 1, 0], [0, 0.5, 0.5]]))
     torch.testing.assert_close(weights[0], torch.full((3,), 1 / 3))

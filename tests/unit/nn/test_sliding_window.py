@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptrio.nn import sliding_window as local
-from gptrio.nn.attention import attention
+from gptrio.nn.attention import AttentionOptions, attention
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import assert_close
 
@@ -24,7 +24,7 @@ def tensors(queries: int, keys: int, rows: int = ROWS) -> list[Tensor]:
 
 def run(states: list[Tensor], mask: AttentionMask, **options: Any) -> list[Tensor]:
     """The result, and the gradients of q, k, v."""
-    out, _ = attention(*states, mask, scale=1.0, **options)
+    out, _ = attention(*states, mask, AttentionOptions(1.0), **options)
     weights = torch.linspace(-1, 1, out.numel()).view_as(out)
     return [out, *torch.autograd.grad((out * weights).sum(), states)]
 
@@ -33,7 +33,7 @@ def in_one_piece(
     monkeypatch: pytest.MonkeyPatch, states: list[Tensor], mask: AttentionMask, **options: Any
 ) -> list[Tensor]:
     with monkeypatch.context() as patch:
-        patch.setattr(local, "pays_off", lambda *_: False)
+        patch.setattr(local, "should_use", lambda *_: False)
         return run(states, mask, **options)
 
 
@@ -53,7 +53,7 @@ def test_blocks_equal_one_piece(
         given = {"query_start": past, "key_offset": offset, "window": window, "attention_mask": padding}
         mask, again = (AttentionMask(length, states[1].shape[2], torch.device("cpu"), **given) for _ in range(2))
         options = {"implementation": implementation, "head_mask": torch.rand(1, HEADS, 1, 1)}
-        assert local.pays_off(mask, options["head_mask"])
+        assert local.should_use(mask, options["head_mask"])
         for one, other in zip(
             run(states, mask, **options), in_one_piece(monkeypatch, states, again, **options), strict=True
         ):
@@ -78,23 +78,25 @@ def test_packed_sequences(implementation: str, monkeypatch: pytest.MonkeyPatch) 
         {"window": None},
         {"window": 20},
         {"window": 8, "causal": False},
-        {"window": 8, "ready": torch.zeros(1, 1, 40, 40)},
+        {"window": 8, "custom": torch.zeros(1, 1, 40, 40)},
         {"window": 8, "positions": torch.arange(40)},
     ],
     ids=str,
 )
 def test_what_is_left_in_one_piece(given: dict[str, Any]) -> None:
-    assert not local.pays_off(AttentionMask(40, 40, torch.device("cpu"), **given), None)
+    assert not local.should_use(AttentionMask(40, 40, torch.device("cpu"), **given), None)
     plain = AttentionMask(40, 40, torch.device("cpu"), window=8)
-    assert local.pays_off(plain, None)
-    assert not local.pays_off(plain, torch.ones(ROWS, HEADS, 1, 1))
+    assert local.should_use(plain, None)
+    assert not local.should_use(plain, torch.ones(ROWS, HEADS, 1, 1))
 
 
 def test_dropout_keeps_the_mean() -> None:
     q, k, _ = (x.detach() for x in tensors(64, 64, rows=64))
     mask = AttentionMask(64, 64, torch.device("cpu"), window=8)
     for implementation in ("eager", "sdpa"):
-        out, _ = attention(q, k, torch.ones_like(k), mask, scale=0.1, dropout=0.5, implementation=implementation)
+        out, _ = attention(
+            q, k, torch.ones_like(k), mask, AttentionOptions(0.1, dropout=0.5), implementation=implementation
+        )
         assert out.mean().item() == pytest.approx(1.0, abs=0.05)
         assert out.std().item() > 0.1
 

@@ -13,8 +13,9 @@ from gptrio.errors import InputError
 from gptrio.models.base import inputs
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import overridable
-from gptrio.nn.context import AttentionContext, CrossAttention
+from gptrio.nn.context import LAST_POSITION, AttentionContext, CrossAttention, DenseContext
 from gptrio.nn.masks import AttentionMask
+from gptrio.nn.rotary import RotaryTables
 from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
 
 if TYPE_CHECKING:
@@ -22,36 +23,38 @@ if TYPE_CHECKING:
 
 
 class Backbone(PreTrainedModel):
-    """A stack of blocks over embeddings; a family names its parts and says how to embed.
+    """A stack of blocks over embeddings; a family names its parts and defines the embedding.
+
+    A forward is `embed_inputs`, then `run_blocks`. `forward_last` and the compiled step share them with `forward`.
 
     Attributes:
-        strictly_causal: causality is a rule beside the mask. It holds under a 4D mask given ready-made, and for queries
-            that see padding alone; elsewhere it is a part of the mask that the model makes, as in the reference.
+        mask_fully_padded_rows: apply the causal mask also when the caller passes a 4D mask, and to rows whose visible
+            keys are all padding.
         packs_by_position: positions that start anew, without a mask or cache, start another sequence.
         positions_are_relative: a sequence gives the same when all its positions are shifted.
     """
 
-    strictly_causal = True
+    mask_fully_padded_rows = True
     packs_by_position = True
     positions_are_relative = False
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
-        raise NotImplementedError(f"{type(self).__name__} must say how to embed")
+        raise NotImplementedError(f"{type(self).__name__} must define embed")
 
-    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor] | None:
+    def rotary_tables(self, x: Tensor, position_ids: Tensor) -> RotaryTables | None:
         """Cosine and sine tables for the blocks, for families with rotary positions."""
         return None
 
     @property
     def blocks(self) -> nn.ModuleList:
         """The L blocks."""
-        raise NotImplementedError(f"{type(self).__name__} must name its blocks")
+        raise NotImplementedError(f"{type(self).__name__} must define blocks")
 
     @property
     def final_norm(self) -> nn.Module:
         """The norm after the last block."""
-        raise NotImplementedError(f"{type(self).__name__} must name its final norm")
+        raise NotImplementedError(f"{type(self).__name__} must define final_norm")
 
     @overridable
     def forward(
@@ -77,8 +80,8 @@ class Backbone(PreTrainedModel):
             input_ids: (B, T) token ids; (..., T) is flattened and restored.
             past_key_values: a cache, or a tuple of (keys, values) per layer, of the positions before these.
             cache_position: (T,) positions of the new tokens; a static cache writes there.
-            attention_mask: (B, past + T), 1 for real tokens; or (B or 1, H or 1, T, S) ready-made, bool (True attends)
-                or added to the scores.
+            attention_mask: (B, past + T), 1 for real tokens; or (B or 1, H or 1, T, S), bool (True attends) or
+                added to the scores.
             token_type_ids: (B, T) ids looked up in the token embedding and added (families with learned positions).
             position_ids: (B, T); counted from the past's length if not given.
             head_mask: (H,) or (L, H), 1 keeps a head and 0 removes it.
@@ -99,90 +102,127 @@ class Backbone(PreTrainedModel):
         need_weights = config.output_attentions if output_attentions is None else output_attentions
         need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
-        table = cast(nn.Embedding, self.get_input_embeddings())
+        leading = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
         if inputs_embeds is None:
-            ids = cast(Tensor, input_ids)
-            leading, x = ids.shape, inputs.embed_tokens(table, ids.flatten(0, -2))
+            x = self._embed_tokens(cast(Tensor, input_ids).flatten(0, -2))
         else:
-            leading, x = inputs_embeds.shape[:-1], inputs_embeds.flatten(0, -3)  # (B, T, C)
+            x = inputs_embeds.flatten(0, -3)  # (B, T, C)
         cache = inputs.as_cache(past_key_values, use_cache, config)
         inputs.warn_of_missing_mask(input_ids, attention_mask, config)
         mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)
-        context = AttentionContext(
+        context = DenseContext(
             mask,
             self.attn_implementation,
             need_weights,
             cache,
             inputs.per_layer_head_mask(head_mask, config, x.dtype),
-            None,
-            self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
+            cross=self._cross(x, cache, encoder_hidden_states, encoder_attention_mask),
         )
-        types = token_type_ids
-        if types is not None:
-            types = inputs.rows_of(types, x.shape[0], x.shape[1], "token_type_ids")
-        x = self.embed(x, position_ids, types)
-        context.rotary = self.rotary_tables(x, position_ids)
-        x, states, weights, cross = self._run(x, context, need_states)
+        if token_type_ids is not None:
+            token_type_ids = inputs.rows_of(token_type_ids, x.shape[0], x.shape[1], "token_type_ids")
+        x, context.rotary = self.embed_inputs(None, position_ids, token_type_ids, inputs_embeds=x)
+        states: list[Tensor] | None = [] if need_states else None
+        weights: list[tuple[Tensor, ...]] = []
+        x = self.run_blocks(x, context, states=states, weights=weights if need_weights else None)
         result: dict[str, Any] = {
             "last_hidden_state": x.view(*leading, x.shape[-1]),
             "past_key_values": as_given(cache) if use_cache else None,
-            "hidden_states": (*states, x.view(*leading, x.shape[-1])) if need_states else None,
-            "attentions": weights if need_weights else None,
+            "hidden_states": None if states is None else (*states, x.view(*leading, x.shape[-1])),
+            "attentions": tuple(own[0] for own in weights) if need_weights else None,
         }
         if self.has_cross_attention:
+            cross = tuple(own[1] for own in weights if len(own) > 1)
             result["cross_attentions"] = cross if need_weights and cross else None
             output: BaseModelOutputWithPast = BaseModelOutputWithPastAndCrossAttentions(**result)
         else:
             output = BaseModelOutputWithPast(**result)
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
-    def advance(self, input_ids: Tensor, cache: Cache) -> Tensor:
-        """Hidden state (B, 1, C) of the last of the next tokens of unpadded rows: the forward with nothing to decide.
+    def forward_last(self, input_ids: Tensor, cache: Cache) -> Tensor:
+        """Hidden state (B, 1, C) of the last of the next tokens of unpadded rows: the forward without options.
 
-        The last block computes keys and values of all tokens, and all else of the last one.
+        The last block stores keys and values of all tokens, and computes its output for the last one only.
 
         Args:
             input_ids: (B, T) ids inside the vocabulary, without padding before them.
-            cache: what came before; grows as it is fed.
+            cache: what came before; the new keys and values are appended.
 
         Raises:
-            InputError: there are not so many positions.
+            InputError: the model has fewer positions.
         """
         past, length = cache.get_seq_length(), input_ids.shape[1]
-        x, rotary = self.enter(input_ids, past)
+        x, rotary = self.embed_inputs(input_ids, self.next_positions(past, length, input_ids.device))
 
-        def context(queries: int) -> AttentionContext:
+        def context(queries: int, selected: slice | None = None) -> DenseContext:
             mask = AttentionMask(queries, past + length, x.device, query_start=past + length - queries)
-            return AttentionContext(
-                mask, self.attn_implementation, cache=cache, rotary=rotary, last_only=queries < length
-            )
+            return DenseContext(mask, self.attn_implementation, cache=cache, rotary=rotary, selected=selected)
 
-        *blocks, last = self.blocks
-        of_all = context(length)
-        for block in blocks:
-            x = block(x, of_all)[0]
-        x = last(x, context(1))[0]
-        return cast(Tensor, self.final_norm(x))
+        return self.run_blocks(x, context(length), context(1, LAST_POSITION) if length > 1 else None)
 
-    def enter(
-        self, input_ids: Tensor, past: int, left_padding: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Input of the first block (B, T, C), and rotary tables, of ids (B, T) after `past` positions.
+    def next_positions(self, past: int, length: int, device: torch.device) -> Tensor:
+        """Position ids (1, T) of `length` tokens after `past` others; raises InputError if the model has fewer."""
+        self._check_length(past + length)
+        return torch.arange(past, past + length, device=device).unsqueeze(0)
+
+    def embed_inputs(
+        self,
+        input_ids: Tensor | None,
+        position_ids: Tensor,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+    ) -> tuple[Tensor, RotaryTables | None]:
+        """Input of the first block (B, T, C), and the rotary tables of a family that has them.
 
         Args:
-            input_ids: (B, T) ids inside the vocabulary.
-            past: columns before them.
-            left_padding: (B,) how many of those are padding; None for none.
+            input_ids: (B, T) token ids; None if `inputs_embeds` are given.
+            position_ids: (B or 1, T).
+            token_type_ids: (B or 1, T), for families with learned positions.
+            inputs_embeds: (B, T, C) rows of the token table.
+
+        Raises:
+            TokenIdError: ids or positions outside their tables.
         """
-        length = input_ids.shape[1]
-        positions = torch.arange(past, past + length, device=input_ids.device).unsqueeze(0)
-        if left_padding is None:
-            self._check_length(past + length)
-        else:
-            positions = positions - left_padding.unsqueeze(1)
-        x = self.get_input_embeddings()(input_ids)
-        x = self.embed(x, positions, None)
-        return x, self.rotary_tables(x, positions)
+        x = self._embed_tokens(cast(Tensor, input_ids)) if inputs_embeds is None else inputs_embeds
+        x = self.embed(x, position_ids, token_type_ids)
+        return x, self.rotary_tables(x, position_ids)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        last_context: AttentionContext | None = None,
+        *,
+        states: list[Tensor] | None = None,
+        weights: list[tuple[Tensor, ...]] | None = None,
+    ) -> Tensor:
+        """All blocks and the final norm: hidden states (B, T', C) of the positions that the last context selects.
+
+        Args:
+            x: (B, T, C), see `embed_inputs`.
+            context: what the blocks attend to.
+            last_context: the same for the last block, where fewer positions' output is needed; `context` if None.
+            states: a list that the input of every block is appended to.
+            weights: a list that the attention weights a block returns are appended to, cross-attention's second.
+        """
+        may_recompute = self.training and context.cache is None  # a cache would be appended to twice
+        blocks = self.blocks
+        last = len(blocks) - 1
+        for i, block in enumerate(blocks):
+            if states is not None:
+                states.append(x)
+            if i == last and last_context is not None:
+                context = last_context
+            if may_recompute and _is_checkpointed(block):
+                outputs = cast(Any, block)._gradient_checkpointing_func(block, x, context)
+            else:
+                outputs = block(x, context)
+            x = outputs[0]
+            if weights is not None:
+                weights.append(outputs[1:])
+        return cast(Tensor, self.final_norm(x))
+
+    def _embed_tokens(self, ids: Tensor) -> Tensor:
+        return inputs.embed_tokens(cast(nn.Embedding, self.get_input_embeddings()), ids)
 
     def _may_cache(self, use_cache: bool) -> bool:
         if use_cache and self.training and (self.gradient_checkpointing or any(map(_is_checkpointed, self.blocks))):
@@ -205,11 +245,11 @@ class Backbone(PreTrainedModel):
         positions = inputs.written_positions(cache, cache_position, length, x.device)
         past = 0 if cache is None or positions is not None else cache.get_seq_length()
         keys = past + length if cache is None or positions is None else cache.max_cache_len
-        strict = self.strictly_causal
-        mask = AttentionMask(length, keys, x.device, query_start=past, strict=strict, positions=positions)
+        strict = self.mask_fully_padded_rows
+        mask = AttentionMask(length, keys, x.device, past, mask_fully_padded_rows=strict, positions=positions)
         if attention_mask is not None and attention_mask.dim() == 4:
             heads = self.config.num_attention_heads
-            mask.ready = inputs.ready_mask(attention_mask, rows, heads, length, keys)
+            mask.custom = inputs.checked_custom_mask(attention_mask, rows, heads, length, keys)
             mask.causal = strict
         elif attention_mask is not None:
             exact = cache is None or not cache.is_compileable
@@ -222,13 +262,11 @@ class Backbone(PreTrainedModel):
             mask.segments = inputs.packed_segments(position_ids, rows)
         if position_ids is not None:
             return mask, position_ids
-        self._check_length(past + length)
-        if positions is None:
-            positions = torch.arange(past, past + length, device=x.device)
-        return mask, positions.unsqueeze(0)
+        next_positions = self.next_positions(past, length, x.device)
+        return mask, next_positions if positions is None else positions.unsqueeze(0)
 
     def _check_length(self, length: int) -> None:
-        """Raise InputError if so many positions are more than the model has; rotary models have no such limit."""
+        """Raise InputError if the model has fewer positions; rotary models have no such limit."""
 
     def _cross(
         self, x: Tensor, cache: Cache | None, states: Tensor | None, mask: Tensor | None
@@ -251,31 +289,10 @@ class Backbone(PreTrainedModel):
             is_real = inputs.checked_attention_mask(mask, x.shape[0], states.shape[1], True)
         visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, attention_mask=is_real)
         if mask is not None and mask.dim() > 2:
-            visible.ready = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
+            visible.custom = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
         if not isinstance(cache, EncoderDecoderCache):
             return CrossAttention(states, visible)
         return CrossAttention(states, visible, cache.cross_attention_cache, cache.is_updated)
-
-    def _run(
-        self, x: Tensor, context: AttentionContext, need_states: bool
-    ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """All blocks and the final norm, with what they were asked to show."""
-        states: list[Tensor] = []
-        weights: list[Tensor] = []
-        cross: list[Tensor] = []
-        may_recompute = self.training and context.cache is None  # a cache would be appended to twice
-        for block in self.blocks:
-            if need_states:
-                states.append(x)
-            if may_recompute and _is_checkpointed(block):
-                outputs = cast(Any, block)._gradient_checkpointing_func(block, x, context)
-            else:
-                outputs = block(x, context)
-            x = outputs[0]
-            if context.need_weights:
-                weights += outputs[1:2]
-                cross += outputs[2:]
-        return self.final_norm(x), states, tuple(weights), tuple(cross)
 
 
 def _is_checkpointed(block: nn.Module) -> bool:

@@ -133,8 +133,8 @@ class CompiledStep:
             GuardError: guard words are on, and one has changed.
         """
         past, rows = cache.get_seq_length(), input_ids.shape[0]
-        entered, rotary = self._backbone.enter(input_ids, past, self._padding)
-        x = entered.float().contiguous()
+        embedded, rotary = self._backbone.embed_inputs(input_ids, self._positions(past))
+        x = embedded.float().contiguous()
         shape = (rows, 1, self._vocabulary)
         if self._guarded:
             x = guards.guarded_empty(x.shape, torch.float32).copy_(x)
@@ -154,6 +154,12 @@ class CompiledStep:
             self._team.step(self._table_address)
         self._next = past + 1
         return logits
+
+    def _positions(self, past: int) -> Tensor:
+        """Position ids (B or 1, 1) of the next token, which do not count left padding."""
+        if self._padding is None:
+            return self._backbone.next_positions(past, 1, torch.device("cpu"))
+        return past - self._padding.unsqueeze(1)
 
     def _run_guarded(self, cache: Cache, x: Tensor, logits: Tensor) -> None:
         """Run a step, and look at all memory that it must not have changed."""

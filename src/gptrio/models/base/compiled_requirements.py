@@ -29,8 +29,8 @@ Problems = Iterator[str]
 FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 _HOMES = ("gptrio.", "torch.nn.modules.")
 _METHODS = frozenset(
-    {"forward", "__call__", "_call_impl", "parts", "attend", "advance", "enter", "embed", "rotary_tables"}
-    | {"next_logits", "get_input_embeddings", "get_output_embeddings"}
+    {"forward", "__call__", "_call_impl", "parts", "options", "forward_last", "embed", "rotary_tables"}
+    | {"embed_inputs", "run_blocks", "next_positions", "next_logits", "get_input_embeddings", "get_output_embeddings"}
 )
 _EMBEDDINGS = (Embedding, nn.Embedding, QuantizedEmbedding)
 _DROPOUTS = (Dropout, nn.Dropout, nn.Identity)

@@ -129,8 +129,8 @@ class CausalLMHead(HeadModel):
         return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)
 
     def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
-        """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.advance`."""
-        states = self.base_model.advance(input_ids, cache)
+        """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.forward_last`."""
+        states = self.base_model.forward_last(input_ids, cache)
         return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states))
 
     def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | Reason:

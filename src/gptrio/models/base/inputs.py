@@ -146,8 +146,8 @@ def checked_attention_mask(mask: Tensor, rows: int, length: int, exact: bool) ->
     return is_real
 
 
-def ready_mask(mask: Tensor, rows: int, heads: int, queries: int, keys: int) -> Tensor:
-    """A mask given ready-made, (B or 1, H or 1, T, S), cut to the keys there are; raises InputError."""
+def checked_custom_mask(mask: Tensor, rows: int, heads: int, queries: int, keys: int) -> Tensor:
+    """The caller's 4D mask (B or 1, H or 1, T, S), cut to the keys there are; raises InputError if it does not fit."""
     fits = mask.shape[0] in (1, rows) and mask.shape[1] in (1, heads) and mask.shape[2] == queries
     if not fits or mask.shape[3] < keys:
         raise InputError(
