@@ -5,18 +5,17 @@ Shapes: `B` batch, `T` query length, `S` key length, `H` heads, `D` head width, 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from gptrio.cache import Cache
 from gptrio.config import GPT2Config
 from gptrio.models.base import heads, inputs
 from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
-from gptrio.models.base.signatures import overridable
+from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
 from gptrio.models.base.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
@@ -25,6 +24,9 @@ from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class GPT2Attention(MultiHeadAttention):
@@ -171,6 +173,10 @@ class GPT2LMHeadModel(heads.CausalLMHead, GPT2PreTrainedModel):
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
 
 
+@positional_order(
+    "input_ids past_key_values cache_position attention_mask token_type_ids position_ids head_mask inputs_embeds "
+    "mc_token_ids labels mc_labels use_cache output_attentions output_hidden_states return_dict **loss_kwargs"
+)
 class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
     """GPT-2 that predicts the next token and chooses among several continuations."""
 
@@ -187,53 +193,30 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
     @overridable
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        cache_position: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         mc_token_ids: Tensor | None = None,
         labels: Tensor | None = None,
         mc_labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
-        **loss_kwargs: Any,
+        loss_kwargs: dict[str, Any] | None = None,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> heads.Result:
         """Scores of every next token and of every choice.
 
         Args:
-            input_ids: (B, choices, T); the other inputs likewise, see the backbone.
             mc_token_ids: (B, choices) place of the token that the choice is read from; the last one by default.
             labels: (B, choices, T) the input itself, shifted inside; -100 does not count.
             mc_labels: (B,) the right choice.
-            past_key_values, cache_position, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
-            loss_kwargs: see `CausalLMHead.forward`.
+            return_dict: return a `ModelOutput` rather than a tuple.
+            loss_kwargs: other keywords, see `CausalLMHead.forward`.
+            backbone_inputs: see `Backbone.forward`; `input_ids` are (B, choices, T), and the others likewise.
 
         Returns:
             logits (B, choices, T, V), mc_logits (B, choices), the losses whose labels were given, and what the backbone
             returned.
         """
+        loss_kwargs = loss_kwargs or {}
         inputs.only_loss_options(loss_kwargs)
-        out = self.base_model(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            cache_position=cache_position,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        out = self.base_model(**backbone_inputs, return_dict=True)
         logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
         loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)

@@ -14,7 +14,7 @@ from gptrio.models.base import heads
 from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
-from gptrio.models.base.signatures import arguments
+from gptrio.models.base.signatures import positional_order
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
@@ -127,7 +127,7 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     computed_buffers = (r"(^|\.)attention\.(masked_)?bias$",)  # causal masks
 
 
-@arguments(
+@positional_order(
     "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds use_cache "
     "output_attentions output_hidden_states return_dict cache_position"
 )
@@ -148,7 +148,7 @@ class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
         self.post_init()
 
 
-@arguments(
+@positional_order(
     "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds labels use_cache "
     "output_attentions output_hidden_states return_dict cache_position logits_to_keep"
 )

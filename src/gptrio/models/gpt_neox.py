@@ -15,7 +15,7 @@ from gptrio.models.base.backbone import Backbone
 from gptrio.models.base.inputs import warn_once
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
-from gptrio.models.base.signatures import arguments
+from gptrio.models.base.signatures import positional_order
 from gptrio.nn.activations import activation
 from gptrio.nn.blocks import Block, BlockOutput, BlockParts, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
@@ -145,7 +145,7 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
     key_aliases: ClassVar[dict[str, str]] = {**PreTrainedModel.key_aliases, r"^lm_head\.": "embed_out."}
 
 
-@arguments(
+@positional_order(
     "input_ids attention_mask position_ids head_mask inputs_embeds past_key_values use_cache output_attentions "
     "output_hidden_states cache_position return_dict"
 )
@@ -205,7 +205,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         self.embed_in = cast(Embedding, value)
 
 
-@arguments(
+@positional_order(
     "input_ids attention_mask position_ids inputs_embeds head_mask past_key_values labels use_cache output_attentions "
     "output_hidden_states cache_position logits_to_keep return_dict"
 )
@@ -217,7 +217,7 @@ class GPTNeoXForCausalLM(heads.CausalLMHead, GPTNeoXPreTrainedModel):
     _tied_weights_keys: ClassVar[list[str]] = ["embed_out.weight"]
 
 
-@arguments(
+@positional_order(
     "input_ids attention_mask position_ids inputs_embeds head_mask past_key_values labels use_cache output_attentions "
     "output_hidden_states return_dict"
 )

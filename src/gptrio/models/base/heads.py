@@ -12,7 +12,7 @@ from gptrio.errors import InputError
 from gptrio.kernels.cpu_decode import Reason, is_ready
 from gptrio.models.base import inputs
 from gptrio.models.base.pretrained import PreTrainedModel
-from gptrio.models.base.signatures import overridable
+from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
 from gptrio.nn.linear import Linear
 from gptrio.outputs import (
     CausalLMOutputWithCrossAttentions,
@@ -24,7 +24,8 @@ from gptrio.outputs import (
 )
 
 if TYPE_CHECKING:
-    from gptrio.cache.protocol import LegacyCache
+    from typing_extensions import Unpack
+
     from gptrio.config import PretrainedConfig
     from gptrio.models.base.compiled import CompiledStep
 
@@ -56,6 +57,11 @@ class HeadModel(PreTrainedModel):
         return output if self._wants_dict(return_dict) else output.to_tuple()
 
 
+@positional_order(
+    "input_ids past_key_values cache_position attention_mask token_type_ids position_ids head_mask inputs_embeds "
+    "encoder_hidden_states encoder_attention_mask labels use_cache output_attentions output_hidden_states return_dict "
+    "logits_to_keep **loss_kwargs"
+)
 class CausalLMHead(HeadModel):
     """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
 
@@ -68,56 +74,29 @@ class CausalLMHead(HeadModel):
     @overridable
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        cache_position: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        encoder_hidden_states: Tensor | None = None,
-        encoder_attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        **loss_kwargs: Any,
+        loss_kwargs: dict[str, Any] | None = None,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
         """Scores of every next token.
 
         Args:
-            input_ids, past_key_values, cache_position, attention_mask, token_type_ids, position_ids, head_mask,
-                inputs_embeds, encoder_hidden_states, encoder_attention_mask, use_cache, output_attentions,
-                output_hidden_states, return_dict: see the backbone.
             labels: (B, T) the input itself, shifted inside; -100 does not count.
+            return_dict: return a `ModelOutput` rather than a tuple.
             logits_to_keep: compute only the last so many positions (0: all), or those at the indices (n,).
-            loss_kwargs: `num_items_in_batch`, `ignore_index` or `shift_labels` of `gptrio.nn.losses.next_token_loss`;
-                what else a `loss_function` of the caller's own takes.
+            loss_kwargs: other keywords: `num_items_in_batch`, `ignore_index` or `shift_labels` of
+                `gptrio.nn.losses.next_token_loss`; what else a `loss_function` of the caller's own takes.
+            backbone_inputs: see `Backbone.forward`.
 
         Returns:
             logits (B, T, V), loss if labels were given, and what the backbone returned.
         """
+        loss_kwargs = loss_kwargs or {}
         if self._loss_function is None:
             inputs.only_loss_options(loss_kwargs)
-        out = self.base_model(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            cache_position=cache_position,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        out = self.base_model(**backbone_inputs, return_dict=True)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
         loss = None
@@ -147,8 +126,12 @@ class CausalLMHead(HeadModel):
         return compiled_step(self, rows, left_padding)
 
 
+@positional_order(
+    "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds labels use_cache "
+    "output_attentions output_hidden_states return_dict"
+)
 class SequenceClassificationHead(HeadModel):
-    """Classifies a sequence by the state of its last token that is no padding."""
+    """Classifies a sequence by the state of its last token that is not padding."""
 
     def build_head(self) -> None:
         """Create the linear layer (num_labels, C)."""
@@ -157,47 +140,26 @@ class SequenceClassificationHead(HeadModel):
     @overridable
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
         """Scores of every label.
 
         Args:
-            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
             labels: (B,) class ids or values, or (B, num_labels); the loss follows `config.problem_type`.
+            return_dict: return a `ModelOutput` rather than a tuple.
+            backbone_inputs: see `Backbone.forward`.
 
         Returns:
             logits (B, num_labels), loss if labels were given, and what the backbone returned.
 
         Raises:
-            InputError: several rows without a `pad_token_id` to tell where each ends.
+            InputError: several rows without a `pad_token_id`, by which the end of each is found.
         """
-        out = self.base_model(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        out = self.base_model(**backbone_inputs, return_dict=True)
         states = out.last_hidden_state
-        last = self._last_tokens(input_ids, states.shape[0])
+        last = self._last_tokens(backbone_inputs.get("input_ids"), states.shape[0])
         scores = self.score(states)  # (B, T, num_labels)
         logits = scores[torch.arange(states.shape[0], device=states.device), last]  # (B, num_labels)
         loss = None
@@ -207,7 +169,7 @@ class SequenceClassificationHead(HeadModel):
         return self._finish(output, return_dict)
 
     def _last_tokens(self, input_ids: Tensor | None, rows: int) -> Tensor | int:
-        """Place (B,) of the last token of each row that is no padding."""
+        """Place (B,) of the last token of each row that is not padding."""
         pad = self.config.pad_token_id
         if pad is None and rows > 1:
             raise InputError(
@@ -227,6 +189,10 @@ class SequenceClassificationHead(HeadModel):
         return last
 
 
+@positional_order(
+    "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds labels use_cache "
+    "output_attentions output_hidden_states return_dict"
+)
 class TokenClassificationHead(HeadModel):
     """Classifies every token."""
 
@@ -239,47 +205,30 @@ class TokenClassificationHead(HeadModel):
     @overridable
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        past_key_values: Cache | LegacyCache | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
         """Scores of every label for every token.
 
         Args:
-            input_ids, past_key_values, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds,
-                use_cache, output_attentions, output_hidden_states, return_dict: see the backbone.
             labels: (B, T) class ids; -100 does not count.
+            return_dict: return a `ModelOutput` rather than a tuple.
+            backbone_inputs: see `Backbone.forward`.
 
         Returns:
             logits (B, T, num_labels), loss if labels were given, and what the backbone returned.
         """
-        out = self.base_model(
-            input_ids=input_ids,
-            past_key_values=past_key_values,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        out = self.base_model(**backbone_inputs, return_dict=True)
         logits = self.classifier(self.dropout(out.last_hidden_state))
         loss = None if labels is None else self.loss_function(logits, labels, self.config)
         return self._finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
 
 
+@positional_order(
+    "input_ids attention_mask token_type_ids position_ids head_mask inputs_embeds start_positions end_positions "
+    "output_attentions output_hidden_states return_dict"
+)
 class QuestionAnsweringHead(HeadModel):
     """Finds the first and the last token of an answer."""
 
@@ -290,40 +239,23 @@ class QuestionAnsweringHead(HeadModel):
     @overridable
     def forward(
         self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
         """Scores of every token as first and as last of the answer.
 
         Args:
-            input_ids, attention_mask, token_type_ids, position_ids, head_mask, inputs_embeds, output_attentions,
-                output_hidden_states, return_dict: see the backbone.
             start_positions: (B,) first tokens; outside the sequence does not count.
             end_positions: (B,) last tokens, likewise.
+            return_dict: return a `ModelOutput` rather than a tuple.
+            backbone_inputs: see `Backbone.forward`.
 
         Returns:
             start_logits and end_logits (B, T), loss if both positions were given, and what the backbone returned.
         """
-        out = self.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            head_mask=head_mask,
-            inputs_embeds=inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        out = self.base_model(**backbone_inputs, return_dict=True)
         start, end = (logits.contiguous() for logits in self.qa_outputs(out.last_hidden_state).unbind(-1))  # (B, T)
         loss = None
         if start_positions is not None and end_positions is not None:

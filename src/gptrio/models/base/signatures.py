@@ -1,15 +1,36 @@
-"""The order of a family's arguments: heads and backbones are written once, but each family has its own order."""
+"""The arguments of forwards: heads and backbones are written once, but each family has its own positional order."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from gptrio.cache.protocol import Cache, LegacyCache
 
 ModelClass = TypeVar("ModelClass", bound=type[nn.Module])
+
+
+class BackboneInputs(TypedDict, total=False):
+    """Arguments that a head passes on to its backbone; see `Backbone.forward`."""
+
+    input_ids: Tensor | None
+    past_key_values: Cache | LegacyCache | None
+    cache_position: Tensor | None
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+    position_ids: Tensor | None
+    head_mask: Tensor | None
+    inputs_embeds: Tensor | None
+    encoder_hidden_states: Tensor | None
+    encoder_attention_mask: Tensor | None
+    use_cache: bool | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
 
 
 def overridable(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -20,18 +41,26 @@ def overridable(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def arguments(order: str) -> Callable[[ModelClass], ModelClass]:
-    """Decorate a model class whose forward takes its positional arguments in another order than the shared one.
+def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
+    """Decorate a model class with the order in which its forward takes positional arguments.
 
-    Arguments are the same by name; those that are not listed can still be given by name.
+    `inspect.signature` then shows these arguments, those of `BackboneInputs` included. Other arguments of the class or
+    its base can still be given by name. A head hands on to its backbone, and to hooks there, every one of the
+    `BackboneInputs` that it accepts: None where one is not given.
 
     Args:
-        order: names of the arguments, which is also what `inspect.signature` shows.
+        order: names of the arguments. `**name` at the end accepts other keywords: the forward that the class defines
+            gets them as a dictionary `name`.
     """
-    names = tuple(order.split())
+    names = tuple(name for name in order.split() if not name.startswith("**"))
 
     def decorate(cls: ModelClass) -> ModelClass:
-        shared = cls.forward
+        shared = getattr(cls.forward, "positional", cls.forward)  # without the order of a base class
+        known = _parameters(cls.forward, order)
+        rest = [name for name, parameter in known.items() if parameter.kind is parameter.VAR_KEYWORD]
+        accepted = frozenset(known) - {"self", *rest}
+        is_head = "backbone_inputs" in inspect.signature(shared).parameters
+        handed_on = [name for name in BackboneInputs.__annotations__ if is_head and name in accepted]
 
         @functools.wraps(shared)
         def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -41,13 +70,34 @@ def arguments(order: str) -> Callable[[ModelClass], ModelClass]:
                 if name in kwargs:
                     raise TypeError(f"{cls.__name__}.forward got {name} twice, by its place and by its name")
                 kwargs[name] = value
-            return shared(self, **kwargs)
+            others = [name for name in kwargs if name not in accepted]
+            if others and not rest:
+                raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {others[0]!r}")
+            if others:
+                kwargs[rest[0]] = {name: kwargs.pop(name) for name in others}
+            backbone_inputs = {name: kwargs.pop(name, None) for name in handed_on}  # all, in one order, for hooks
+            return shared(self, **backbone_inputs, **kwargs)
 
-        known = inspect.signature(shared).parameters
-        rest = [parameter for parameter in known.values() if parameter.kind is inspect.Parameter.VAR_KEYWORD]
-        shown = [known["self"], *(known[name] for name in names), *rest]
-        forward.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]  # read by inspect
+        shown = [known[name] for name in ("self", *names, *rest)]
+        returned = inspect.signature(cls.forward).return_annotation
+        forward.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]  # read by inspect
+        forward.positional = shared  # type: ignore[attr-defined]
         cls.forward = forward
         return cls
 
     return decorate
+
+
+def _parameters(forward: Callable[..., Any], order: str) -> dict[str, inspect.Parameter]:
+    """Parameters of a forward by name; `order` names those that it takes as `BackboneInputs`, or as other keywords."""
+    known = dict(inspect.signature(forward).parameters)
+    if not hasattr(forward, "positional"):
+        known = {name: each for name, each in known.items() if each.kind is not each.VAR_KEYWORD}
+    for name in order.split():
+        if name.startswith("**"):
+            known[name[2:]] = inspect.Parameter(name[2:], inspect.Parameter.VAR_KEYWORD, annotation="Any")
+        elif name not in known:
+            hint = BackboneInputs.__annotations__[name].__forward_arg__
+            kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+            known[name] = inspect.Parameter(name, kind, default=None, annotation=hint)
+    return known
