@@ -102,11 +102,11 @@ class Backbone(PreTrainedModel):
         need_weights = config.output_attentions if output_attentions is None else output_attentions
         need_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         use_cache = self._may_cache(config.use_cache if use_cache is None else use_cache)
-        leading = input_ids.shape if inputs_embeds is None else inputs_embeds.shape[:-1]  # type: ignore[union-attr]
         if inputs_embeds is None:
-            x = self._embed_tokens(cast(Tensor, input_ids).flatten(0, -2))
+            ids = cast(Tensor, input_ids)
+            leading, x = ids.shape, self._embed_tokens(ids.flatten(0, -2))
         else:
-            x = inputs_embeds.flatten(0, -3)  # (B, T, C)
+            leading, x = inputs_embeds.shape[:-1], inputs_embeds.flatten(0, -3)  # (B, T, C)
         cache = inputs.as_cache(past_key_values, use_cache, config)
         inputs.warn_of_missing_mask(input_ids, attention_mask, config)
         mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)

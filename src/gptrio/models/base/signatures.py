@@ -81,7 +81,7 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
         shown = [known[name] for name in ("self", *names, *rest)]
         returned = inspect.signature(cls.forward).return_annotation
         forward.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]  # read by inspect
-        forward.positional = shared  # type: ignore[attr-defined]
+        forward.positional = shared  # type: ignore[attr-defined]  # read above
         cls.forward = forward
         return cls
 
