@@ -1,4 +1,4 @@
-"""Keys and values of past tokens, kept between calls; a model never knows which cache it holds."""
+"""Caches of keys and values of past positions; a model uses all of them through one protocol (`cache.protocol`)."""
 
 from gptrio.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, OffloadedCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache

@@ -1,4 +1,4 @@
-"""The cache of a decoder with cross-attention: its own past, and the encoder's keys and values, computed once."""
+"""The cache of a decoder with cross-attention: its own past, and keys and values of the encoder, computed once."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LegacyCrossCache = tuple[tuple[Tensor, ...], ...]
 
 
 class EncoderDecoderCache(Cache):
-    """Two caches: `self_attention_cache` grows, `cross_attention_cache` is filled by the first call.
+    """Two caches: every call appends to `self_attention_cache`; the first call fills `cross_attention_cache`.
 
     Args:
-        self_attention_cache: the decoder's past; or (keys, values, cross keys, cross values) for each layer, of both.
+        self_attention_cache: the decoder's past; or (keys, values, cross keys, cross values) of each layer, for both.
         cross_attention_cache: keys and values of the encoder's states; empty if None.
     """
 
@@ -27,7 +27,7 @@ class EncoderDecoderCache(Cache):
         self_attention_cache: Cache | Iterable[tuple[Tensor, ...]],
         cross_attention_cache: Cache | None = None,
     ) -> None:
-        """Join two caches; layers that the second already holds are not computed again."""
+        """Use two caches; layers that are not empty in the second are not computed again."""
         if not isinstance(self_attention_cache, Cache):
             held = list(self_attention_cache)
             self_attention_cache = DynamicCache((layer[0], layer[1]) for layer in held)
@@ -54,15 +54,15 @@ class EncoderDecoderCache(Cache):
         return self.self_attention_cache.update(key_states, value_states, layer_idx, cache_kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions of the decoder's past."""
+        """Length of the decoder's past."""
         return self.self_attention_cache.get_seq_length(layer_idx)
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Geometry of the decoder's past."""
+        """Number of keys that an update returns, and the position of the first, in the decoder's past."""
         return self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
 
     def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
-        """Positions of the keys of the decoder's past, where they do not follow each other."""
+        """Positions of the keys of the decoder's past; None if they are consecutive."""
         return self.self_attention_cache.key_positions(cache_position, layer_idx)
 
     def next_positions(self, length: int, device: torch.device) -> Tensor:
@@ -71,11 +71,11 @@ class EncoderDecoderCache(Cache):
 
     @property
     def max_cache_len(self) -> int:
-        """Limit of the decoder's past."""
+        """Capacity of the decoder's past."""
         return self.self_attention_cache.max_cache_len
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """Limit of the decoder's past."""
+        """Capacity of the decoder's past."""
         return self.self_attention_cache.get_max_cache_shape(layer_idx)
 
     def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
@@ -89,7 +89,7 @@ class EncoderDecoderCache(Cache):
         self.cross_attention_cache.batch_repeat_interleave(repeats)
 
     def move_positions(self, order: Tensor, is_real: Tensor) -> None:
-        """Put the decoder's positions in another order."""
+        """Permute the positions of the decoder's past."""
         self.self_attention_cache.move_positions(order, is_real)
         self.real_positions_last = True
 
@@ -98,7 +98,7 @@ class EncoderDecoderCache(Cache):
         self.self_attention_cache.crop(max_length)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all positions of both caches."""
         self.real_positions_last = False
         self.self_attention_cache.reset()
         self.cross_attention_cache.reset()

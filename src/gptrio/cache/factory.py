@@ -1,4 +1,4 @@
-"""Caches by the names that `cache_implementation` takes."""
+"""Makes a cache by its name, the value of `cache_implementation`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from gptrio.errors import OptionError
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """What a cache is made for.
+    """The sizes of a cache to make.
 
     Attributes:
         config: the model's configuration.
         batch_size: rows.
-        max_cache_len: most positions.
-        device: where the model computes.
-        dtype: type of keys and values.
+        max_cache_len: capacity in positions.
+        device: the model's device.
+        dtype: dtype of keys and values.
     """
 
     config: PretrainedConfig
@@ -46,15 +46,15 @@ def make_cache(
     dtype: torch.dtype,
     options: Mapping[str, Any] | None = None,
 ) -> Cache:
-    """The cache that `cache_implementation` names.
+    """Make the cache that `cache_implementation` names.
 
     Args:
         name: one of `cache_names()`; None for "dynamic".
-        config: the model's configuration; with `add_cross_attention` the cache has room for the encoder's side.
+        config: the model's configuration; with `add_cross_attention` an `EncoderDecoderCache` is made.
         batch_size: rows.
-        max_cache_len: most positions, for caches of a fixed size.
-        device: where the model computes.
-        dtype: type of keys and values.
+        max_cache_len: capacity in positions, for caches of a fixed size.
+        device: the model's device.
+        dtype: dtype of keys and values.
         options: `cache_config`, further arguments of the cache.
 
     Raises:
@@ -77,7 +77,7 @@ def make_cache(
 
 
 def cache_names() -> tuple[str, ...]:
-    """The names that `make_cache` knows."""
+    """The names that `make_cache` accepts."""
     return tuple(_MAKERS)
 
 
@@ -86,7 +86,7 @@ def _dynamic(request: CacheRequest) -> Cache:
 
 
 def _dynamic_full(request: CacheRequest) -> Cache:
-    """Local layers keep the whole past too."""
+    """Sliding-window layers store the whole past too."""
     return DynamicCache()
 
 

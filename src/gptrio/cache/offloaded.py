@@ -1,4 +1,4 @@
-"""Layers whose keys and values wait in the memory of the host, and come to the device one layer ahead of their use."""
+"""Layers that store keys and values in host memory and copy them to the device while the layer before is computed."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptrio.cache.protocol import CacheLayer, as_positions, check_fit, check_room, count_of
+from gptrio.cache.protocol import CacheLayer, check_capacity, check_fit, cropped_length, num_queries
 
 new_stream: Callable[[torch.device], torch.cuda.Stream] = torch.cuda.Stream
 
 
 class Transfers:
-    """What the offloaded layers of one cache share: their order, and a stream on which they are moved."""
+    """What the offloaded layers of one cache share: their order, and a CUDA stream for the copies."""
 
     def __init__(self) -> None:
         """Start without layers."""
@@ -26,11 +26,11 @@ class Transfers:
         return {"layers": self.layers, "_streams": {}}
 
     def after(self, layer: OffloadedLayer) -> OffloadedLayer:
-        """The layer that is used next: the one after it, or the first."""
+        """The layer that is computed next: the one after `layer`, or the first."""
         return self.layers[(self.layers.index(layer) + 1) % len(self.layers)]
 
     def stream(self, device: torch.device) -> torch.cuda.Stream | None:
-        """The stream for moves to and from `device`, or None where moves wait for each other anyway."""
+        """The stream for copies to and from `device`; None where copies are synchronous."""
         if device.type != "cuda":
             return None
         if device not in self._streams:
@@ -38,20 +38,20 @@ class Transfers:
         return self._streams[device]
 
     def finish(self) -> None:
-        """Wait until everything is where it shall be."""
+        """Wait until all copies are done."""
         for stream in self._streams.values():
             stream.synchronize()
 
 
 class OffloadedLayer(CacheLayer):
-    """The past of one layer in the memory of the host; only what an update returns is on the device.
+    """The past of one layer in host memory; only the tensors that an update returns are on the device.
 
-    For inference: no gradient reaches positions of earlier calls.
+    For inference only: no gradient reaches positions of earlier calls.
 
     Args:
         transfers: shared by the layers of a cache.
-        window: most positions that a query sees, itself included; None for all.
-        max_cache_len: most positions, whose room is then made at once; None for no limit.
+        window: number of positions that a query attends to, its own included; None for all.
+        max_cache_len: capacity in positions, allocated at once; None for no limit.
     """
 
     def __init__(self, transfers: Transfers, window: int | None = None, max_cache_len: int | None = None) -> None:
@@ -60,8 +60,9 @@ class OffloadedLayer(CacheLayer):
         self.max_cache_len = max_cache_len
         self.is_sliding = window is not None
         self._transfers = transfers
-        self._host: tuple[Tensor, Tensor] | None = None  # (room, B, H, D) each: a call's positions lie side by side
-        self._fetched: tuple[Tensor, Tensor] | None = None  # (kept, B, H, D) each, on the device
+        # (capacity, B, H, D) each: the positions of a call are contiguous
+        self._host: tuple[Tensor, Tensor] | None = None
+        self._fetched: tuple[Tensor, Tensor] | None = None  # (visible, B, H, D) each, on the device
         self._device = torch.device("cpu")
         self._stored = 0
         transfers.layers.append(self)
@@ -86,22 +87,22 @@ class OffloadedLayer(CacheLayer):
         return None if self._host is None else self._host[which][: self._stored].permute(1, 2, 0, 3).clone()
 
     def lazy_initialization(self, key_states: Tensor) -> None:
-        """Make the room that `max_cache_len` asks for, for the batch, heads, head width and type of (B, H, any, D)."""
+        """Allocate `max_cache_len` positions for the batch, heads, head width and dtype of (B, H, any, D)."""
         self._device = key_states.device
-        self._make_room(key_states, self.max_cache_len or 0)
+        self._allocate(key_states, self.max_cache_len or 0)
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) and return what this call's queries may see, on the device of `keys`.
+        """Append (B, H, T, D) and return the keys and values that this call's queries may attend to, on their device.
 
         Raises:
-            InputError: the keys do not fit what is held, or are too many.
+            InputError: shapes do not fit the stored keys, or the capacity is exceeded.
         """
         self._device = keys.device
         end = self._stored + keys.shape[-2]
         if self._host is not None:
             check_fit(self._host[0].permute(1, 2, 0, 3), keys)
         if self.max_cache_len is not None:
-            check_room(end, self.max_cache_len)
+            check_capacity(end, self.max_cache_len)
         past = self._take() if self._stored else None
         following = self._transfers.after(self)
         if following is not self:
@@ -112,10 +113,10 @@ class OffloadedLayer(CacheLayer):
         return seen[0].permute(1, 2, 0, 3), seen[1].permute(1, 2, 0, 3)
 
     def prefetch(self, device: torch.device) -> None:
-        """Start to bring what the next update will return to the device."""
+        """Start to copy to the device the past that the next update returns."""
         if self._fetched is not None or self._host is None or not self._stored:
             return
-        part = slice(self._stored - self._kept(), self._stored)
+        part = slice(self._stored - self._visible(), self._stored)
         stream = self._transfers.stream(device)
         if stream is None:
             self._fetched = self._host[0][part].to(device), self._host[1][part].to(device)
@@ -125,7 +126,7 @@ class OffloadedLayer(CacheLayer):
         self._fetched = keys, values
 
     def _take(self) -> tuple[Tensor, Tensor]:
-        """What `prefetch` brings, once it has arrived."""
+        """Wait for `prefetch` and return what it has copied."""
         self.prefetch(self._device)
         assert self._fetched is not None
         fetched, self._fetched = self._fetched, None
@@ -138,10 +139,10 @@ class OffloadedLayer(CacheLayer):
         return fetched
 
     def _store(self, keys: Tensor, values: Tensor, end: int) -> None:
-        """Copy (T, B, H, D) to the host, as positions up to `end`."""
+        """Copy (T, B, H, D) to the host, as the positions before `end`."""
         buffers = self._host
         if buffers is None or buffers[0].shape[0] < end:
-            buffers = self._make_room(keys.permute(1, 2, 0, 3), self.max_cache_len or end + max(64, end // 4))
+            buffers = self._allocate(keys.permute(1, 2, 0, 3), self.max_cache_len or end + max(64, end // 4))
         start, self._stored = self._stored, end
         stream = self._transfers.stream(self._device)
         if stream is None:
@@ -154,11 +155,11 @@ class OffloadedLayer(CacheLayer):
                 host[start:end].copy_(new, non_blocking=True)
                 new.record_stream(stream)
 
-    def _make_room(self, like: Tensor, room: int) -> tuple[Tensor, Tensor]:
-        """Move to buffers of `room` positions, for the batch, heads, head width and type of (B, H, any, D)."""
+    def _allocate(self, like: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
+        """Move to buffers of `capacity` positions for the batch, heads, head width and dtype of (B, H, any, D)."""
         self._transfers.finish()
-        shape = (room, *like.shape[:2], like.shape[3])
-        with torch.inference_mode(False):  # tensors of inference mode could not be written outside of it
+        shape = (capacity, *like.shape[:2], like.shape[3])
+        with torch.inference_mode(False):  # inference tensors could not be written outside of inference mode
             keys, values = (
                 torch.empty(shape, dtype=like.dtype, device="cpu", pin_memory=self._device.type == "cuda")
                 for _ in range(2)
@@ -168,19 +169,19 @@ class OffloadedLayer(CacheLayer):
         self._host = keys, values
         return self._host
 
-    def _kept(self) -> int:
+    def _visible(self) -> int:
         return self._stored if self.window is None else min(self._stored, self.window - 1)
 
     def get_seq_length(self) -> int:
-        """Positions stored."""
+        """Number of positions stored."""
         return self._stored
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them."""
-        return self._kept() + count_of(query_length), self._stored - self._kept()
+        return self._visible() + num_queries(query_length), self._stored - self._visible()
 
     def get_max_cache_shape(self) -> int:
-        """Most positions that fit, or -1 if there is no limit."""
+        """Capacity in positions, or -1 if there is no limit."""
         return -1 if self.max_cache_len is None else self.max_cache_len
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -189,15 +190,15 @@ class OffloadedLayer(CacheLayer):
         if keys is None or values is None:
             return
         keys, values, self._host = function(keys), function(values), None
-        host = self._make_room(keys, self.max_cache_len or self._stored)
+        host = self._allocate(keys, self.max_cache_len or self._stored)
         for buffer, states in zip(host, (keys, values), strict=True):
             buffer[: self._stored] = states.permute(2, 0, 1, 3)
 
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
-        self._stored = as_positions(max_length, self._stored)
+        """Remove all positions from `max_length` on; a negative number removes that many from the end."""
+        self._stored = cropped_length(max_length, self._stored)
         self._fetched = None
 
     def reset(self) -> None:
-        """Forget everything, keeping the room."""
+        """Remove all positions; the buffers stay."""
         self.crop(0)

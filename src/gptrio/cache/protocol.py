@@ -1,4 +1,4 @@
-"""The cache protocol: append and return for a layer, length, reorder, crop, mask geometry.
+"""The cache protocol: what models and `generate` call on any cache, and what each kind of layer implements.
 
 Shapes: keys and values (B, H, S, D); `S` counts stored positions, `T` those of one call.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError
 
-CROP_MARGIN = 64  # positions beyond its window that a local layer keeps, so that a crop can go back as far
+CROP_MARGIN = 64  # extra positions that a sliding-window layer keeps, so that up to as many can be cropped
 LegacyCache = tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -23,8 +23,8 @@ class CacheLayer(ABC):
     """Keys and values of one layer.
 
     Attributes:
-        is_compileable: a compiled graph may hold this layer: it writes in place where `cache_position` says.
-        is_sliding: it keeps a window of the past only.
+        is_compileable: whether a compiled graph may use this layer, which writes in place at `cache_position`.
+        is_sliding: whether the layer stores the last positions only.
     """
 
     is_compileable = False
@@ -33,35 +33,35 @@ class CacheLayer(ABC):
     @property
     @abstractmethod
     def keys(self) -> Tensor | None:
-        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
+        """(B, H, S, D), or None before the first update; a static layer returns its whole buffer."""
 
     @property
     @abstractmethod
     def values(self) -> Tensor | None:
-        """(B, H, S, D), or None before the first update; a static layer shows its whole buffer."""
+        """(B, H, S, D), or None before the first update; a static layer returns its whole buffer."""
 
-    def stored(self) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the positions that are there, oldest first, or None if there are none."""
+    def get_states(self) -> tuple[Tensor, Tensor] | None:
+        """Keys and values of the stored positions, oldest first, or None if there are none."""
         keys, values = self.keys, self.values
         return None if keys is None or values is None or not self.get_seq_length() else (keys, values)
 
     @abstractmethod
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) and return all keys and values that this call's queries may see.
+        """Append (B, H, T, D) and return all keys and values that this call's queries may attend to.
 
         Args:
             keys: (B, H, T, D).
             values: (B, H, T, D).
-            cache_kwargs: `cache_position` (T,), or None, for compileable layers: where to write.
+            cache_kwargs: `cache_position` (T,), the positions that a compileable layer writes to, or None.
         """
 
-    def hold(self, keys: Tensor, values: Tensor) -> None:
-        """Start from given keys and values (B, H, S, D)."""
+    def set_states(self, keys: Tensor, values: Tensor) -> None:
+        """Store given keys and values (B, H, S, D) in an empty layer."""
         self.update(keys, values)
 
     @abstractmethod
     def get_seq_length(self) -> int:
-        """Positions seen so far, those that a window has let go included."""
+        """Number of positions appended so far, including those that a sliding window has dropped."""
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them.
@@ -69,35 +69,35 @@ class CacheLayer(ABC):
         Args:
             query_length: T of an update without `cache_position`, or the `cache_position` (T,) of one with it.
         """
-        return self.get_seq_length() + count_of(query_length), 0
+        return self.get_seq_length() + num_queries(query_length), 0
 
     def key_positions(self, cache_position: Tensor) -> Tensor | None:
-        """(S,) positions of the keys that an update at `cache_position` (T,) returns; None if they follow each other.
+        """(S,) positions of the keys that an update at `cache_position` (T,) returns; None if they are consecutive.
 
-        Negative numbers mark slots that hold nothing.
+        Empty slots have negative numbers.
         """
         return None
 
     def next_positions(self, length: int, device: torch.device) -> Tensor:
-        """(length,) positions after those seen so far."""
+        """(length,) the next positions."""
         past = self.get_seq_length()
         return torch.arange(past, past + length, device=device)
 
     def get_max_cache_shape(self) -> int:
-        """Most positions that fit, or -1 if there is no limit."""
+        """Capacity in positions, or -1 if there is no limit."""
         return -1
 
     def move_positions(self, order: Tensor, is_real: Tensor) -> None:
-        """Put position `order[b, s]` (B, S) of row b at s; what is not real at s may hold anything.
+        """Permute the positions of each row: position s of row b becomes what `order[b, s]` (B, S) was.
 
         Args:
-            order: of the positions seen so far; a number beyond them only where nothing is real.
-            is_real: (B, S), padding before the real positions of each row.
+            order: old position of each new one; may be out of range where `is_real` is False.
+            is_real: (B, S), False for padding, whose states do not matter; padding comes first in each row.
 
         Raises:
-            InputError: the states are of other rows, or a window has let go what would have to move.
+            InputError: the number of rows differs, or a sliding window has dropped a position that has to move.
         """
-        pair, length = self.stored(), self.get_seq_length()
+        pair, length = self.get_states(), self.get_seq_length()
         if pair is None:
             return
         count = pair[0].shape[2]
@@ -105,25 +105,33 @@ class CacheLayer(ABC):
         if len(own) != len(pair[0]) or bool(((own < 0) & is_real[:, -count:]).any()):
             raise InputError(
                 "padding stands between tokens that past_key_values hold, and they cannot be moved together: the cache "
-                "has other rows, or a local layer has let go some of them; pass the prompt without past_key_values"
+                "has other rows, or a local layer has dropped some of them; pass the prompt without past_key_values"
             )
         index = own.clamp(0, count - 1)[:, None, :, None]
         moved = [states.gather(2, index.expand_as(states)) for states in pair]
         self.reset()
-        self.hold(*moved)
+        self.set_states(*moved)
         if length > count:
-            self.skip_to(length)
+            self.set_seq_length(length)
 
-    def skip_to(self, length: int) -> None:
-        """Count what is stored as the last of `length` positions.
+    def set_seq_length(self, length: int) -> None:
+        """Set the number of positions appended so far; the stored ones become the last of them.
 
         Raises:
-            InputError: this kind of layer cannot.
+            InputError: this kind of layer does not support it.
         """
         raise InputError(
-            f"the positions of a {type(self).__name__} that has let go its oldest cannot be moved; pass the prompt "
+            f"the positions of a {type(self).__name__} that has dropped its oldest cannot be moved; pass the prompt "
             "without past_key_values, or a DynamicCache"
         )
+
+    def can_reserve(self, rows: int, heads: int, width: int, dtype: torch.dtype) -> bool:
+        """Whether a compiled step may append (rows, heads, 1, width) itself (see `DynamicLayer.reserve`)."""
+        return False
+
+    def is_unchanged(self, keys: Tensor, values: Tensor, length: int) -> bool:
+        """Whether the layer still has the buffers that `reserve` returned, and this length."""
+        return False
 
     @abstractmethod
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -148,27 +156,27 @@ class CacheLayer(ABC):
 
     @abstractmethod
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+        """Remove all positions from `max_length` on; a negative number removes that many from the end."""
 
     @abstractmethod
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all positions."""
 
 
 class ExtensibleClass:
-    """A class below which others may be given a further base later; Python refuses that right below `object`."""
+    """An empty base: Python can change the bases of a class at run time only if it does not derive from `object`."""
 
 
 class Cache(ExtensibleClass):
     """A list of layers with the operations of Transformers' `Cache`.
 
     Attributes:
-        real_positions_last: each row's padding was moved before its real positions, whatever the attention mask of the
-            caller says; a mask for this cache is put in the same order.
+        real_positions_last: whether `move_positions` has moved each row's padding before its real positions; the
+            caller's attention mask keeps its own order, and `mask_in_order` reorders it.
 
     Args:
-        layers: the layers that are known beforehand.
-        layer_class_to_replicate: makes the further layers, when they are first used; None if there are none.
+        layers: the first layers.
+        layer_class_to_replicate: makes each further layer at its first use; None if there are no further ones.
     """
 
     real_positions_last = False
@@ -183,7 +191,7 @@ class Cache(ExtensibleClass):
         self.layer_class_to_replicate = layer_class_to_replicate
 
     def layer(self, layer_idx: int) -> CacheLayer:
-        """The layer at `layer_idx`, made if it is not there yet.
+        """Return the layer at `layer_idx`; make it if it does not exist yet.
 
         Raises:
             InputError: the cache was made for a model of fewer layers.
@@ -200,18 +208,18 @@ class Cache(ExtensibleClass):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) to a layer and return all keys and values that this call's queries may see.
+        """Append (B, H, T, D) to a layer and return all keys and values that this call's queries may attend to.
 
         Args:
             key_states: (B, H, T, D).
             value_states: (B, H, T, D).
             layer_idx: index of the layer.
-            cache_kwargs: `cache_position` (T,) for layers that write in place.
+            cache_kwargs: `cache_position` (T,), the positions that a compileable layer writes to.
         """
         return self.layer(layer_idx).update(key_states, value_states, cache_kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Positions seen so far."""
+        """Number of positions appended so far."""
         return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
@@ -224,15 +232,15 @@ class Cache(ExtensibleClass):
         return self.layer(layer_idx).get_mask_sizes(query_length)
 
     def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
-        """(S,) positions of the keys of an update at `cache_position` (T,); None if they follow each other."""
+        """(S,) positions of the keys of an update at `cache_position` (T,); None if they are consecutive."""
         return self.layer(layer_idx).key_positions(cache_position)
 
     def next_positions(self, length: int, device: torch.device) -> Tensor:
-        """(length,) positions after those seen so far."""
+        """(length,) the next positions."""
         return self.layer(0).next_positions(length, device)
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """Most positions that fit, or -1 if there is no limit."""
+        """Capacity in positions, or -1 if there is no limit."""
         return self.layer(layer_idx).get_max_cache_shape()
 
     @property
@@ -243,17 +251,17 @@ class Cache(ExtensibleClass):
 
     @property
     def max_cache_len(self) -> int:
-        """Most positions that fit in the roomiest layer, or -1 if there is no limit."""
+        """Largest capacity of a layer in positions, or -1 if there is no limit."""
         return max([-1, *[layer.get_max_cache_shape() for layer in self.layers]])
 
     @property
     def is_sliding(self) -> list[bool]:
-        """For each layer, whether it keeps a window of the past only."""
+        """For each layer, whether it stores the last positions only."""
         return [layer.is_sliding for layer in self.layers]
 
     @property
     def is_compileable(self) -> bool:
-        """True if a compiled graph may hold this cache."""
+        """Whether a compiled graph may use this cache, which then writes in place at `cache_position`."""
         return bool(self.layers) and all(layer.is_compileable for layer in self.layers)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -271,33 +279,33 @@ class Cache(ExtensibleClass):
             layer.batch_repeat_interleave(repeats)
 
     def move_positions(self, order: Tensor, is_real: Tensor) -> None:
-        """Put position `order[b, s]` (B, S) of row b at s, so that padding stands before all that `is_real` (B, S)."""
+        """Permute the positions of each row by `order` (B, S), so that padding comes first; see `CacheLayer`."""
         if not bool((order == torch.arange(order.shape[1], device=order.device)).all()):
             for layer in self.layers:
                 layer.move_positions(order, is_real)
         self.real_positions_last = True
 
     def mask_in_order(self, attention_mask: Tensor) -> Tensor:
-        """A mask (B, S) of this cache's positions and those after them, bool, in the order that the cache has them."""
+        """Return an attention mask (B, S) in the order of the cache's positions; columns after these stay in place."""
         if not self.real_positions_last:
             return attention_mask
         held = self.get_seq_length()
         return torch.cat([attention_mask[:, :held].sort(dim=-1).values, attention_mask[:, held:]], dim=1)
 
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+        """Remove all positions from `max_length` on; a negative number removes that many from the end."""
         for layer in self.layers:
             layer.crop(max_length)
 
     def reset(self) -> None:
-        """Forget everything, keeping the layers."""
+        """Remove all positions from every layer."""
         self.real_positions_last = False
         for layer in self.layers:
             layer.reset()
 
     def to_legacy_cache(self) -> LegacyCache:
-        """A tuple of (keys, values) for each layer that holds something, each (B, H, S, D)."""
-        return tuple(pair for layer in self.layers if (pair := layer.stored()) is not None)
+        """A tuple of (keys, values), each (B, H, S, D), of every layer that is not empty."""
+        return tuple(pair for layer in self.layers if (pair := layer.get_states()) is not None)
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor, Tensor]:
         """(keys, values) of a layer, each (B, H, S, D).
@@ -312,55 +320,55 @@ class Cache(ExtensibleClass):
         return keys, values
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """(keys, values) of each layer that holds something."""
+        """(keys, values) of each layer that is not empty."""
         return (self[i] for i, layer in enumerate(self.layers) if layer.get_seq_length())
 
     def __len__(self) -> int:
-        """Number of layers that hold something."""
+        """Number of layers that are not empty."""
         return sum(layer.get_seq_length() > 0 for layer in self.layers)
 
     def __repr__(self) -> str:
-        """Class, layers and length."""
+        """Name the class, the number of layers and the length."""
         return f"{type(self).__name__}({len(self)} layers, {self.get_seq_length()} positions)"
 
 
 def real_positions_last(attention_mask: Tensor) -> Tensor:
-    """(B, S) order of the columns of a mask (B, S) that puts padding first; both kinds keep their own order."""
+    """(B, S) stable order of the columns of a mask (B, S) that puts padding first."""
     return attention_mask.to(torch.uint8).argsort(dim=-1, stable=True)
 
 
-def as_positions(max_length: int, length: int) -> int:
-    """How many of `length` positions `crop(max_length)` keeps."""
+def cropped_length(max_length: int, length: int) -> int:
+    """Number of positions that `crop(max_length)` leaves of `length`."""
     return min(max_length, length) if max_length >= 0 else max(length + max_length, 0)
 
 
-def count_of(query_length: int | Tensor) -> int:
-    """T, given as a number or as the positions (T,) themselves."""
+def num_queries(query_length: int | Tensor) -> int:
+    """T, from T itself or from the positions (T,)."""
     return query_length if isinstance(query_length, int) else query_length.shape[0]
 
 
-def check_room(end: int, room: int) -> None:
-    """Raise InputError unless `end` positions fit into a cache of a fixed size."""
-    if end > room:
+def check_capacity(end: int, capacity: int) -> None:
+    """Raise InputError if `end` positions exceed the capacity of a cache of a fixed size."""
+    if end > capacity:
         raise InputError(
-            f"the sequence has {end} positions, but the cache was made for {room}; make it with max_cache_len={end} or "
-            "more, or use a dynamic one"
+            f"the sequence has {end} positions, but the cache was made for {capacity}; make it with "
+            f"max_cache_len={end} or more, or use a dynamic one"
         )
 
 
 def windows_of(config: PretrainedConfig) -> list[int | None]:
-    """For each layer, most positions that a query sees, itself included; None for all."""
+    """For each layer, how many positions a query attends to, its own included; None for all."""
     windows: list[int | None] | None = getattr(config, "layer_windows", None)
     return [None] * config.num_hidden_layers if windows is None else list(windows)
 
 
-def joined(past: Tensor | None, new: Tensor) -> Tensor:
-    """The past (B, H, S, D), if there is one, and the new positions (B, H, T, D), one after the other."""
+def concat(past: Tensor | None, new: Tensor) -> Tensor:
+    """Concatenate past positions (B, H, S, D), if there are any, and new ones (B, H, T, D)."""
     return new if past is None else torch.cat([past, new], dim=-2)
 
 
 def check_fit(held: Tensor | None, new: Tensor) -> None:
-    """Raise InputError unless `new` (B, H, T, D) can follow what is `held` (B, H, S, D)."""
+    """Raise InputError unless `new` (B, H, T, D) can be appended to `held` (B, H, S, D)."""
     if held is not None and (held.shape[:2] != new.shape[:2] or held.shape[3] != new.shape[3]):
         raise InputError(
             f"past_key_values hold (batch, heads, _, head width) = {(*held.shape[:2], held.shape[3])}, but this call "

@@ -1,9 +1,9 @@
-"""A cache whose older positions are kept in 8, 4 or 2 bits.
+"""A cache that stores older positions in 8, 4 or 2 bits.
 
 As in KIVI (Liu et al., 2024, "KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache"): keys are quantized per
-channel over a group of positions, since some channels of keys are large throughout; values per token; and the newest
-positions stay as they are. Every number is stored as `low + step * code`, so that it is off by half a step at most:
-`(high - low) / (2 * (2**nbits - 1))` of its group.
+channel over a group of positions, since some channels of keys are large at every position; values per token; and the
+newest positions are not quantized. A number is stored as `low + step * code`; its error is half a step at most, which
+is `(high - low) / (2 * (2**nbits - 1))` of its group.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from gptrio.cache.dynamic import DynamicLayer, DynamicSlidingWindowLayer
-from gptrio.cache.protocol import Cache, CacheLayer, as_positions, check_fit, windows_of
+from gptrio.cache.protocol import Cache, CacheLayer, check_fit, cropped_length, windows_of
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import OptionError
 
 BITS = (2, 4, 8)
 BACKENDS = ("native", "quanto", "hqq")
-GROUP_AXIS = {"channel": -2, "token": -1}  # the axis of (B, H, groups, G, D) that shares a range
+GROUP_AXIS = {"channel": -2, "token": -1}  # the axis of (B, H, groups, G, D) whose numbers share a range
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class Codes:
 
     Attributes:
         packed: (B, H, groups, G, bytes) uint8; byte `j` holds the channels `j`, `j + bytes`, `j + 2 * bytes`, ...
-        low: (B, H, groups, 1, D) or (B, H, groups, G, 1), the least number of each range.
-        step: of the same shape, the distance of neighbouring codes.
-        nbits: bits of a number.
+        low: (B, H, groups, 1, D) or (B, H, groups, G, 1), the smallest number of each range.
+        step: of the same shape, the difference of the numbers of neighbouring codes.
+        nbits: bits of a code.
         width: D.
     """
 
@@ -49,7 +49,7 @@ class Codes:
         return self.packed.shape[2] * self.packed.shape[3]
 
     def numbers(self, more: Tensor | None = None) -> Tensor:
-        """(B, H, groups * G + S, D): what is stored, and `more` (B, H, S, D) after it."""
+        """Dequantize to (B, H, groups * G, D), and concatenate `more` (B, H, S, D)."""
         rows, heads, groups, group, _ = self.packed.shape
         extra = 0 if more is None else more.shape[2]
         out = self.low.new_empty(rows, heads, self.length + extra, self.width)
@@ -62,7 +62,7 @@ class Codes:
         return out
 
     def _parts(self) -> Iterator[tuple[Tensor, slice]]:
-        """The codes (B, H, groups, G, n) that stand at the same place of every byte, and which channels they are."""
+        """Yield the codes (B, H, groups, G, n) at each bit offset of the bytes, and their channels."""
         size = self.packed.shape[-1]
         for i in range(8 // self.nbits):
             channels = slice(i * size, min((i + 1) * size, self.width))
@@ -75,7 +75,7 @@ class Codes:
         return Codes(function(self.packed), function(self.low), function(self.step), self.nbits, self.width)
 
     def followed_by(self, more: Codes) -> Codes:
-        """These groups, and those of `more` after them."""
+        """Concatenate these groups and those of `more`."""
         packed, low, step = (
             torch.cat(pair, dim=2)
             for pair in ((self.packed, more.packed), (self.low, more.low), (self.step, more.step))
@@ -90,14 +90,14 @@ def quantize(states: Tensor, nbits: int, group: int, per: Literal["channel", "to
         states: keys or values.
         nbits: bits of a number: 2, 4 or 8.
         group: positions G that are quantized together.
-        per: "channel": each channel of a group has a range; "token": each position of it has.
+        per: "channel" for one range for each channel of a group, "token" for one for each position of it.
     """
     rows, heads, length, width = states.shape
     x = states.detach().float().reshape(rows, heads, length // group, group, width)
     low, high = (bound.to(states.dtype) for bound in x.aminmax(dim=GROUP_AXIS[per], keepdim=True))
     levels = 2**nbits - 1
     step = ((high.float() - low.float()) / levels).to(states.dtype)
-    safe = torch.where(step > 0, step, 1).float()  # one number throughout: code 0 stands for it
+    safe = torch.where(step > 0, step, 1).float()  # a range of a single number: its code is 0
     codes = ((x - low.float()) / safe).round().clamp(0, levels).to(torch.uint8)
     return Codes(_pack(codes, nbits), low, step, nbits, width)
 
@@ -113,15 +113,15 @@ def _pack(codes: Tensor, nbits: int) -> Tensor:
 
 
 class QuantizedLayer(CacheLayer):
-    """The past of one layer: whole groups of old positions quantized, the newest positions as they are.
+    """The past of one layer: whole groups of old positions quantized, the newest positions unquantized.
 
-    A call attends to its own keys and values as they are, whatever is quantized after it. For inference: no gradient
-    reaches quantized positions.
+    A call attends to its own keys and values before they are quantized. For inference only: no gradient reaches
+    quantized positions.
 
     Args:
         nbits: bits of a number: 2, 4 or 8.
         q_group_size: positions that are quantized together.
-        residual_length: newest positions that are never quantized, at least.
+        residual_length: least number of newest positions that are not quantized.
     """
 
     def __init__(self, nbits: int = 4, q_group_size: int = 64, residual_length: int = 128) -> None:
@@ -145,7 +145,7 @@ class QuantizedLayer(CacheLayer):
         return tail if self._codes is None or tail is None else self._codes[1].numbers(tail)
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) and return the whole past, its old part as it is known from the codes."""
+        """Append (B, H, T, D) and return the whole past, its quantized part dequantized."""
         check_fit(self._tail.keys, keys)
         seen = self._tail.update(keys, values)
         if self._codes is not None:
@@ -166,13 +166,13 @@ class QuantizedLayer(CacheLayer):
         )
         old = self._codes
         self._codes = new if old is None else (old[0].followed_by(new[0]), old[1].followed_by(new[1]))
-        self._tail.hold(keys[:, :, count:].clone(), values[:, :, count:].clone())
+        self._tail.set_states(keys[:, :, count:].clone(), values[:, :, count:].clone())
 
     def _quantized_length(self) -> int:
         return 0 if self._codes is None else self._codes[0].length
 
     def get_seq_length(self) -> int:
-        """Positions stored."""
+        """Number of positions stored."""
         return self._quantized_length() + self._tail.get_seq_length()
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -182,38 +182,38 @@ class QuantizedLayer(CacheLayer):
             self._codes = self._codes[0].map(function), self._codes[1].map(function)
 
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
-        length = as_positions(max_length, self.get_seq_length())
+        """Remove all positions from `max_length` on; a negative number removes that many from the end."""
+        length = cropped_length(max_length, self.get_seq_length())
         if self._codes is None or length >= self._quantized_length():
             self._tail.crop(length - self._quantized_length())
             return
         groups, rest = divmod(length, self.q_group_size)
         cut = tuple(codes.map(lambda tensor: tensor[:, :, groups : groups + 1]) for codes in self._codes)
-        self._tail.hold(cut[0].numbers()[:, :, :rest], cut[1].numbers()[:, :, :rest])
-        kept = tuple(codes.map(lambda tensor: tensor[:, :, :groups].clone()) for codes in self._codes)
-        self._codes = (kept[0], kept[1]) if groups else None
+        self._tail.set_states(cut[0].numbers()[:, :, :rest], cut[1].numbers()[:, :, :rest])
+        whole = tuple(codes.map(lambda tensor: tensor[:, :, :groups].clone()) for codes in self._codes)
+        self._codes = (whole[0], whole[1]) if groups else None
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all positions."""
         self._codes = None
         self._tail.reset()
 
 
 class QuantizedCache(Cache):
-    """A cache that keeps the older past in few bits; local layers keep their window as it is.
+    """A cache that quantizes older positions; sliding-window layers store their window unquantized.
 
-    What it costs, measured on the packaged model (4 layers, 256 units) over 512 tokens, the second half read one by
+    The error, measured on the packaged model (4 layers, 256 units) over 512 tokens, the second half read one by
     one, in groups of 32: the largest error of a logit is 0.005 standard deviations of the logits in 8 bits, 0.13 in 4
     and 0.6 in 2; the most likely token stays the same at 100, 99.6 and 95 percent of positions.
 
     Args:
-        backend: "native". The names of the reference's back ends, "quanto" and "hqq", mean the same implementation.
+        backend: "native". The names of Transformers' back ends, "quanto" and "hqq", select the same implementation.
         config: the model's configuration.
         nbits: bits of a number: 2, 4 or 8.
-        axis_key: taken for the reference's sake; keys are always quantized per channel.
-        axis_value: taken for the reference's sake; values are always quantized per token.
+        axis_key: accepted for compatibility; keys are always quantized per channel.
+        axis_value: accepted for compatibility; values are always quantized per token.
         q_group_size: positions that are quantized together.
-        residual_length: newest positions that are never quantized, at least.
+        residual_length: least number of newest positions that are not quantized.
 
     Raises:
         OptionError: there is no such back end, or a number is not possible.

@@ -1,4 +1,4 @@
-"""Caches of a fixed size, written in place: a compiled step over one is compiled once."""
+"""Caches of a fixed size, written in place, so that a step is compiled only once."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from gptrio.errors import InputError
 
 
 class StaticCache(Cache):
-    """A cache for `max_cache_len` positions, written in place; a compiled step over it is compiled once.
+    """A cache of `max_cache_len` positions, written in place, so that a step is compiled only once.
 
-    Compiled steps take `cache_position` (T,), and an attention mask, if any, of `max_cache_len` columns.
+    Compiled steps need `cache_position` (T,); an attention mask has `max_cache_len` columns.
 
     Args:
         config: the model's configuration.
-        max_cache_len: most positions.
-        offloading: keep keys and values in the memory of the host; such a cache is not for compiled steps.
-        offload_only_non_sliding: local layers stay on the device.
+        max_cache_len: capacity in positions.
+        offloading: store keys and values in host memory; compiled steps do not support such a cache.
+        offload_only_non_sliding: with `offloading`, store sliding-window layers on the device.
         max_batch_size: rows; with `device` and `dtype`, the buffers are made at once rather than by the first update.
-        device: where the buffers are.
-        dtype: type of keys and values.
+        device: device of the buffers.
+        dtype: dtype of keys and values.
     """
 
     def __init__(
@@ -59,26 +59,26 @@ class StaticCache(Cache):
 
     @property
     def max_cache_len(self) -> int:
-        """Most positions."""
+        """Capacity in positions."""
         return self._max_cache_len
 
     def early_initialization(
         self, batch_size: int, num_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        """Make the buffers of all layers now, (batch_size, num_heads, max_cache_len, head_dim) each."""
+        """Make the buffers of all layers, (batch_size, num_heads, max_cache_len, head_dim) each."""
         like = torch.empty(batch_size, num_heads, 0, head_dim, dtype=dtype, device=device)
         for layer in self.layers:
             assert isinstance(layer, StaticLayer | OffloadedLayer)
             layer.lazy_initialization(like)
 
     def set_seq_length(self, length: int) -> None:
-        """Take note that a replayed step, of which Python sees nothing, has made the cache hold `length` positions."""
+        """Record the length that a replayed CUDA graph has already written on the device."""
         for layer in self.layers:
             assert isinstance(layer, StaticLayer)
-            layer.set_seq_length(length)
+            layer.sync_seq_length(length)
 
     def __len__(self) -> int:
-        """Number of layers, whether they hold something or not."""
+        """Number of layers, empty ones included."""
         return len(self.layers)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +95,7 @@ class OffloadedStaticCache(StaticCache):
 
     Args:
         config: the model's configuration.
-        max_cache_len: most positions.
+        max_cache_len: capacity in positions.
         options: further arguments of `StaticCache`.
     """
 
@@ -105,7 +105,7 @@ class OffloadedStaticCache(StaticCache):
 
 
 def _fixed_layer(max_cache_len: int, window: int | None) -> StaticLayer:
-    """A ring where that is smaller than the whole."""
+    """A ring buffer if it is smaller than the whole past, else a plain layer."""
     if window is None or max_cache_len <= window + CROP_MARGIN:
         return StaticLayer(max_cache_len)
     return SlidingWindowLayer(max_cache_len, window)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache.dynamic import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from gptrio.cache.protocol import Cache, CacheLayer, as_positions, check_fit, joined, windows_of
+from gptrio.cache.protocol import Cache, CacheLayer, check_fit, concat, cropped_length, windows_of
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from gptrio.hub import replace_file
@@ -86,8 +86,8 @@ class PromptPrefix:
         if window is None:
             return PrefixLayer(keys, values, rows)
         layer = DynamicSlidingWindowLayer(window)
-        layer.hold(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
-        layer.skip_to(len(self))
+        layer.set_states(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1))
+        layer.set_seq_length(len(self))
         return layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -154,7 +154,7 @@ class PrefixLayer(CacheLayer):
         if self._shared is None:
             return own
         shared = self._shared[which].expand(self._rows, -1, -1, -1)
-        return shared if own is None else joined(shared, own)
+        return shared if own is None else concat(shared, own)
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
         """Append (B, H, T, D) and return the whole past."""
@@ -163,11 +163,11 @@ class PrefixLayer(CacheLayer):
         shared = self._shared[0].expand(self._rows, -1, -1, -1), self._shared[1].expand(self._rows, -1, -1, -1)
         check_fit(shared[0], keys)
         if self._rows == 1 and not self._own.get_seq_length():
-            self._own.hold(*self._shared)
+            self._own.set_states(*self._shared)
             self._shared = None
             return self._own.update(keys, values)
         own = self._own.update(keys, values)
-        return joined(shared[0], own[0]), joined(shared[1], own[1])
+        return concat(shared[0], own[0]), concat(shared[1], own[1])
 
     def _shared_length(self) -> int:
         return 0 if self._shared is None else self._shared[0].shape[-2]
@@ -183,7 +183,7 @@ class PrefixLayer(CacheLayer):
 
     def crop(self, max_length: int) -> None:
         """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
-        length = as_positions(max_length, self.get_seq_length())
+        length = cropped_length(max_length, self.get_seq_length())
         self._own.crop(max(length - self._shared_length(), 0))
         if self._shared is not None:
             self._shared = self._shared[0][:, :, :length], self._shared[1][:, :, :length]

@@ -42,7 +42,7 @@ def test_given_tensors_are_used_as_they_are_and_never_changed():
 @pytest.mark.parametrize("layer", (DynamicLayer(), DynamicSlidingWindowLayer(50)))
 def test_tensors_handed_out_are_never_changed(layer: DynamicLayer):
     layer.update(states(6), states(6))
-    shown = layer.stored()
+    shown = layer.get_states()
     assert shown is not None
     before = shown[0].clone(), shown[1].clone()
     layer.crop(3)
@@ -78,7 +78,7 @@ def test_what_inference_mode_stored_can_be_continued_outside_of_it(make: type[Dy
     layer = make()
     with torch.inference_mode():
         layer.update(states(6), states(6))
-    kept = layer.stored()
+    kept = layer.get_states()
     assert kept is not None
     with then():
         keys, _ = layer.update(states(1), states(1))

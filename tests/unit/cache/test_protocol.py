@@ -110,14 +110,14 @@ def test_random_operations_leave_what_the_obvious_layer_has(name: str, told: boo
     for seed in range(8):
         random.seed(seed)
         layer = LAYERS[name]()
-        start = layer.stored() or (states(2, 0), states(2, 0))
+        start = layer.get_states() or (states(2, 0), states(2, 0))
         obvious = ObviousLayer(*(x.clone() for x in start))
         check_update(layer, obvious, random.choice((1, 12, 100)), told)
         for _ in range(30):
             if obvious.keys.shape[2] < ROOM - 70:
                 random_operation(layer, obvious, told)
         check_update(layer, obvious, 3, told)
-        kept = layer.stored()
+        kept = layer.get_states()
         assert kept is not None
         last = obvious.keys[:, :, obvious.keys.shape[2] - kept[0].shape[2] :]
         torch.testing.assert_close(kept[0], last, atol=0.03, rtol=0)

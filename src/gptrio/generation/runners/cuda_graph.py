@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import StaticCache
-from gptrio.cache.protocol import check_room
+from gptrio.cache.protocol import check_capacity
 from gptrio.kernels import cuda_graph as graphs
 from gptrio.nn.fast_call import has_no_hooks
 
@@ -36,7 +36,7 @@ class CudaGraphStep:
     ) -> None:
         """Record, at the cache's next position; what that writes is written again by the first call."""
         start = cache.get_seq_length()
-        check_room(start + 1, cache.max_cache_len)
+        check_capacity(start + 1, cache.max_cache_len)
         self.cache = cache
         self._ids = ids.clone()
         self._position = position = torch.full((1,), start, device=ids.device)
@@ -58,7 +58,7 @@ class CudaGraphStep:
         Raises:
             InputError: the cache is full.
         """
-        check_room(position + 1, self.cache.max_cache_len)
+        check_capacity(position + 1, self.cache.max_cache_len)
         self._ids.copy_(ids)
         self._position.fill_(position)
         logits = self._replay().clone()  # the next replay overwrites them

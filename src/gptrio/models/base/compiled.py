@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from gptrio.cache import Cache, DynamicLayer
-from gptrio.cache.dynamic import DynamicSlidingWindowLayer
 from gptrio.kernels import guards
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.cpu_decode import structs as tables
@@ -103,7 +102,7 @@ class CompiledStep:
         buffers, length = self._buffers, self._next
         for i, layer in enumerate(layers):
             keys, values = buffers[i]
-            if not layer.is_in(keys, values, length):
+            if not layer.is_unchanged(keys, values, length):
                 return False
         return True
 
@@ -115,8 +114,7 @@ class CompiledStep:
         if self._padding is not None and (rows != len(self._padding) or self._most_padding > past):
             return False
         return all(
-            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
-            and layer.holds(rows, *self._heads, self._dtype)
+            layer.can_reserve(rows, *self._heads, self._dtype)
             and layer.get_seq_length() == past
             and getattr(layer, "window", window) >= window
             for layer, window in zip(layers, self._windows.tolist(), strict=True)

@@ -57,7 +57,7 @@ def _unflatten(kind: type[ModelOutput], values: Iterable[Any], names: list[str])
 
 def _flatten_cache(cache: DynamicCache) -> tuple[list[Any], list[Any]]:
     """Keys and values of every layer, or two None; and for each layer its window and length if it has a window."""
-    pairs = [layer.stored() or (None, None) for layer in cache.layers]
+    pairs = [layer.get_states() or (None, None) for layer in cache.layers]
     windows = [
         (layer.window, layer.get_seq_length()) if isinstance(layer, DynamicSlidingWindowLayer) else None
         for layer in cache.layers
@@ -75,8 +75,8 @@ def _unflatten_cache(states: Iterable[Any], windows: list[Any]) -> DynamicCache:
     for window, keys, values in zip(windows, flat[::2], flat[1::2], strict=True):
         layer = DynamicLayer() if window is None else DynamicSlidingWindowLayer(window[0])
         if keys is not None:
-            layer.hold(keys, values)
+            layer.set_states(keys, values)
         if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.skip_to(window[1])
+            layer.set_seq_length(window[1])
         cache.layers.append(layer)
     return cache
