@@ -12,9 +12,8 @@ import torch
 
 from gptrio.config.fields import check_number
 from gptrio.errors import OptionError, warn
-from gptrio.generation.merge import merge
 from gptrio.generation.options.config import GenerationConfig, eos_ids
-from gptrio.generation.processors.base import TokenIds
+from gptrio.generation.processors.base import TokenIds, merge
 
 Criterion = Callable[..., "torch.Tensor | bool"]
 
@@ -55,7 +54,7 @@ class StoppingCriteria:
             scores: the scores that `generate` keeps, a (B, V) tensor for each step, if it keeps any.
             **kwargs: further arguments of the caller.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
 
 class StoppingCriteriaList(list[Criterion]):

@@ -28,7 +28,7 @@ def test_list_gives_each_processor_the_arguments_it_names():
 
 
 def test_base_class_asks_for_a_call():
-    with pytest.raises(NotImplementedError, match="LogitsProcessor defines no __call__"):
+    with pytest.raises(NotImplementedError, match="LogitsProcessor does not define __call__"):
         LogitsProcessor()(IDS, SCORES)
     assert gptrio.LogitsWarper is LogitsProcessor
 

@@ -1,25 +1,25 @@
-"""What a score processor is, lists of them, and the helpers they share."""
+"""Score processors and lists of them, and the helpers that they share."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 
 from gptrio.config.fields import check_token_ids
-from gptrio.errors import InputError, OptionError
+from gptrio.errors import InputError, OptionError, warn
 
 NEG_INF = float("-inf")
 
+Item = TypeVar("Item")
 Processor = Callable[..., torch.Tensor]
 
-_VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-# reading a signature takes longer than most processors
-_ARGUMENTS: WeakKeyDictionary[Processor, tuple[tuple[str, ...], tuple[str, ...] | None]] = WeakKeyDictionary()
+# parameters after ids and scores; reading a signature takes longer than most processors
+_PARAMETERS: WeakKeyDictionary[Processor, list[inspect.Parameter]] = WeakKeyDictionary()
 
 
 class LogitsProcessor:
@@ -32,7 +32,7 @@ class LogitsProcessor:
             input_ids: (B, T) the tokens so far, prompt included.
             scores: (B, V) logits, or log-probabilities in beam search; never changed in place.
         """
-        raise NotImplementedError(f"{type(self).__name__} defines no __call__")
+        raise NotImplementedError(f"{type(self).__name__} does not define __call__")
 
 
 LogitsWarper = LogitsProcessor
@@ -47,44 +47,62 @@ class LogitsProcessorList(list[Processor]):
         Args:
             input_ids: (B, T) the tokens so far.
             scores: (B, V) scores of the next token.
-            **kwargs: arguments that some processors take besides; each is given those that it names.
+            **kwargs: further arguments; each processor is called with those that its signature names.
 
         Raises:
-            InputError: a processor needs an argument that is not there.
+            InputError: a processor has a further argument without a default that is not in `kwargs`.
         """
         for processor in self:
-            needed, accepted = _further_arguments(processor)
-            missing = [name for name in needed if name not in kwargs]
-            if missing:
-                raise InputError(f"{type(processor).__name__} needs the arguments {missing}; pass them by name")
-            taken = kwargs if accepted is None else {name: kwargs[name] for name in accepted if name in kwargs}
-            scores = processor(input_ids, scores, **taken)
+            scores = processor(input_ids, scores, **_further_arguments(processor, kwargs))
         return scores
 
 
-def _further_arguments(processor: Processor) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Return the arguments after ids and scores: those without a default, and all (None: any name)."""
-    plain = inspect.isroutine(processor) or isinstance(processor, partial)
-    call = processor if plain else type(processor).__call__
-    if call not in _ARGUMENTS:
-        further = list(inspect.signature(call).parameters.values())[2 if plain else 3 :]
-        named = [parameter for parameter in further if parameter.kind not in _VARIABLE]
-        any_name = any(parameter.kind is parameter.VAR_KEYWORD for parameter in further)
-        needed = tuple(parameter.name for parameter in named if parameter.default is parameter.empty)
-        _ARGUMENTS[call] = needed, None if any_name else tuple(parameter.name for parameter in named)
-    return _ARGUMENTS[call]
+def _further_arguments(processor: Processor, given: dict[str, Any]) -> dict[str, Any]:
+    """Return those of the `given` arguments that a processor takes after ids and scores."""
+    is_function = inspect.isroutine(processor) or isinstance(processor, partial)
+    call = processor if is_function else type(processor).__call__
+    if call not in _PARAMETERS:
+        _PARAMETERS[call] = list(inspect.signature(call).parameters.values())[2 if is_function else 3 :]
+    parameters = [parameter for parameter in _PARAMETERS[call] if parameter.kind is not parameter.VAR_POSITIONAL]
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        names, parameters = set(given), parameters[:-1]
+    else:
+        names = {parameter.name for parameter in parameters}
+    missing = [item.name for item in parameters if item.default is item.empty and item.name not in given]
+    if missing:
+        raise InputError(f"{type(processor).__name__} needs the arguments {missing}; pass them by name")
+    return {name: value for name, value in given.items() if name in names}
+
+
+def merge(built: Sequence[Item], own: Iterable[Item], name: str) -> list[Item]:
+    """Return the built items, each replaced by the caller's of the same class, then the caller's others.
+
+    Warns once when something is replaced, since an option then has no effect.
+
+    Args:
+        built: made from options.
+        own: the caller's.
+        name: the argument of `generate` that holds the caller's items.
+    """
+    own = list(own)
+    by_type = {type(item): item for item in reversed(own)}
+    merged = [by_type.get(type(item), item) for item in built]
+    replaced = sorted({type(item).__name__ for item in built if type(item) in by_type})
+    if replaced:
+        warn(f"{', '.join(replaced)} from {name}= replaces the one that the options ask for; leave one out")
+    return merged + [item for item in own if not any(item is other for other in merged)]
 
 
 class TokenIds:
-    """Token ids given as one, several or a tensor, ready to index scores on any device.
+    """Token ids, given as an integer, a sequence or a tensor, that index scores on any device.
 
     Args:
         name: the argument, for messages.
         ids: the token ids.
-        device: where they are kept; a tensor stays where it is.
+        device: device of `tensor`; ids that are a tensor stay on theirs.
 
     Raises:
-        OptionError: they are not integers, or there is none.
+        OptionError: the ids are not integers, or empty.
     """
 
     def __init__(self, name: str, ids: int | Sequence[int] | torch.Tensor, device: str | torch.device = "cpu") -> None:
@@ -96,7 +114,7 @@ class TokenIds:
         self._made_for = (-1, -1)
 
     def within(self, scores: torch.Tensor) -> torch.Tensor:
-        """Return the ids below V, as an index tensor beside the scores (B, V); edits of `tensor` count."""
+        """Return the ids below V as an index tensor on the device of the scores (B, V); edits of `tensor` count."""
         made_for = (scores.shape[-1], -1 if self.tensor.is_inference() else self.tensor._version)
         if self._index is None or self._made_for != made_for or self._index.device != scores.device:
             inside = [token for token in self.tensor.tolist() if 0 <= token < scores.shape[-1]]
@@ -106,9 +124,9 @@ class TokenIds:
 
 
 class TokenIdsAttribute:
-    """An attribute of a processor that takes one token id, several or a tensor, and gives a tensor (N,).
+    """A descriptor: set to a token id, several or a tensor, it returns a tensor (N,).
 
-    The `TokenIds` behind it are the attribute of the same name with "_" before it.
+    The processor stores the `TokenIds` as the attribute of the same name with "_" before it.
 
     Args:
         option: the option that the ids come from, for messages.
@@ -118,7 +136,7 @@ class TokenIdsAttribute:
         self._option = option
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Learn the attribute's name."""
+        """Store the attribute's name."""
         self._name = f"_{name}"
 
     def __get__(self, processor: object, owner: type) -> torch.Tensor:
@@ -127,17 +145,17 @@ class TokenIdsAttribute:
         return ids.tensor
 
     def __set__(self, processor: object, ids: int | Sequence[int] | torch.Tensor) -> None:
-        """Check and take the ids."""
+        """Check and store the ids."""
         setattr(processor, self._name, TokenIds(self._option, ids))
 
 
-def only(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def force(scores: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Return scores (B, V) that are 0 for `tokens` and minus infinity for all others."""
     return torch.full_like(scores, NEG_INF).index_fill_(1, tokens, 0.0)
 
 
-def one_row_each(ids: torch.Tensor, rows: int, name: str) -> torch.Tensor:
-    """Repeat the rows of ids (E, T) so that each of `rows` beams or samples has its prompt's: (rows, T)."""
+def repeat_prompts(ids: torch.Tensor, rows: int, name: str) -> torch.Tensor:
+    """Repeat each prompt of ids (E, T) for its beams or samples: (rows, T)."""
     if ids.dim() == 1:
         ids = ids[None]
     if rows % ids.shape[0]:

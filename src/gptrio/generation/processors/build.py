@@ -1,4 +1,4 @@
-"""From options to the processors that they ask for, in the order of Transformers 4.56."""
+"""Builds the processors that the options ask for, in the order of Transformers 4.56."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.merge import merge
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.processors import forcing, guidance, penalties, sampling, sequences
-from gptrio.generation.processors.base import LogitsProcessorList, Processor
+from gptrio.generation.processors.base import LogitsProcessorList, Processor, merge
 
 
 def build_processors(
@@ -28,19 +27,19 @@ def build_processors(
     negative_prompt_ids: torch.Tensor | None = None,
     negative_prompt_attention_mask: torch.Tensor | None = None,
 ) -> LogitsProcessorList:
-    """Return the processors that have an effect under `config`; none when scores stay as they are.
+    """Return the processors that have an effect under `config`; an empty list if no option changes scores.
 
     Args:
         config: the options.
         prompt_length: tokens of the (padded) prompt.
         vocab_size: V, for watermarks.
         max_length: most tokens of a row, prompt included; `config.max_length` by default.
-        device: where random tables of watermarks are drawn.
-        prompt_ids: (B, T) the prompts, for the options that look at them alone.
+        device: device on which the random tables of watermarks are drawn.
+        prompt_ids: (B, T) the prompts, for options that depend on them alone.
         prefix_allowed_tokens_fn: see `PrefixConstrainedLogitsProcessor`.
         logits_processor: the caller's own processors; one of a built-in class replaces the one built here.
-        model: the model that generates, for guidance.
-        negative_prompt_ids, negative_prompt_attention_mask: (B, U) what guidance leads away from.
+        model: the model, for guidance.
+        negative_prompt_ids, negative_prompt_attention_mask: (B, U) the prompt that guidance lowers the scores of.
 
     Raises:
         OptionError: an option is out of range, or needs another one that is not set.
@@ -125,7 +124,7 @@ def _forced(config: GenerationConfig, prompt_length: int, max_length: int | None
 
 def _truncations(config: GenerationConfig) -> Iterator[Processor]:
     ends = max(1, len(eos_ids(config)))
-    keep = 1 if config.num_beams == 1 else ends + 1  # beams need a token that goes on beside every end
+    keep = 1 if config.num_beams == 1 else ends + 1  # a beam needs a candidate that is not an end-of-text token
     if config.temperature == 0:
         raise OptionError("temperature=0 with do_sample=True; pass do_sample=False for the most likely tokens")
     if config.temperature not in (None, 1.0):

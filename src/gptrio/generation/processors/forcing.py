@@ -1,4 +1,4 @@
-"""Processors that forbid or force tokens: lengths, first and last tokens, suppressed and allowed ones."""
+"""Processors that forbid or force tokens: minimum lengths, first and last tokens, suppressed and allowed tokens."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 
 from gptrio.config.fields import check_number
 from gptrio.errors import OptionError
-from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, TokenIdsAttribute, only
+from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, TokenIdsAttribute, force
 
 Ids = int | Sequence[int] | torch.Tensor
 
 
 class MinLengthLogitsProcessor(LogitsProcessor):
-    """Forbid the end before a row, prompt included, has `min_length` tokens.
+    """Forbid end-of-text tokens until a row, prompt included, has `min_length` tokens.
 
     Args:
         min_length: at least 0.
         eos_token_id: token or tokens that end a row.
-        device: where the ids are kept; the computation follows the scores.
+        device: device of the ids; the computation runs on the device of the scores.
     """
 
     eos_token_id = TokenIdsAttribute("eos_token_id")
@@ -36,13 +36,13 @@ class MinLengthLogitsProcessor(LogitsProcessor):
 
 
 class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
-    """Forbid the end before `min_new_tokens` tokens follow the prompt.
+    """Forbid end-of-text tokens until a row has `min_new_tokens` tokens after the prompt.
 
     Args:
         prompt_length_to_skip: length of the prompt.
         min_new_tokens: at least 0.
         eos_token_id: token or tokens that end a row.
-        device: where the ids are kept; the computation follows the scores.
+        device: device of the ids; the computation runs on the device of the scores.
     """
 
     eos_token_id = TokenIdsAttribute("eos_token_id")
@@ -75,16 +75,16 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
         """Return scores (B, V), 0 for the token and minus infinity otherwise, when T is 1."""
         if input_ids.shape[-1] != 1:
             return scores
-        return only(scores, TokenIds("forced_bos_token_id", self.bos_token_id).within(scores))
+        return force(scores, TokenIds("forced_bos_token_id", self.bos_token_id).within(scores))
 
 
 class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
-    """Force the end as the last token that `max_length` allows.
+    """Force an end-of-text token as the last token that `max_length` allows.
 
     Args:
         max_length: most tokens of a row, prompt included.
         eos_token_id: token or tokens to force.
-        device: where the ids are kept; the computation follows the scores.
+        device: device of the ids; the computation runs on the device of the scores.
     """
 
     eos_token_id = TokenIdsAttribute("forced_eos_token_id")
@@ -96,17 +96,17 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
             raise OptionError(f"forced_eos_token_id={self._eos_token_id.ids} must hold token ids of at least 0")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores (B, V), 0 for the end and minus infinity otherwise, at the last position."""
+        """Return scores (B, V), at the last position 0 for the forced tokens and minus infinity otherwise."""
         last = input_ids.shape[-1] == self.max_length - 1
-        return only(scores, self._eos_token_id.within(scores)) if last else scores
+        return force(scores, self._eos_token_id.within(scores)) if last else scores
 
 
 class SuppressTokensLogitsProcessor(LogitsProcessor):
-    """Forbid tokens everywhere.
+    """Forbid tokens at every position.
 
     Args:
         suppress_tokens: the tokens.
-        device: where the ids are kept; the computation follows the scores.
+        device: device of the ids; the computation runs on the device of the scores.
     """
 
     suppress_tokens = TokenIdsAttribute("suppress_tokens")
@@ -125,7 +125,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
     Args:
         begin_suppress_tokens: the tokens.
         begin_index: length of the rows when the first token is chosen.
-        device: where the ids are kept; the computation follows the scores.
+        device: device of the ids; the computation runs on the device of the scores.
     """
 
     begin_suppress_tokens = TokenIdsAttribute("begin_suppress_tokens")
@@ -167,6 +167,6 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
             prompt = row // self.num_beams
             tokens = self.prefix_allowed_tokens_fn(prompt, ids)
             if len(tokens) == 0:
-                raise OptionError(f"prefix_allowed_tokens_fn allows no token for prompt {prompt}; name one at least")
+                raise OptionError(f"prefix_allowed_tokens_fn allows no token for prompt {prompt}; return at least one")
             allowed[row, tokens] = 0
         return scores + allowed

@@ -1,4 +1,4 @@
-"""Classifier-free guidance: push the scores away from those of an unconditional (or negative) prompt."""
+"""Classifier-free guidance: move the scores away from those of an unconditional or negative prompt."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from gptrio.cache.protocol import real_positions_last
 from gptrio.config.fields import check_number
 from gptrio.errors import InputError
-from gptrio.generation.processors.base import LogitsProcessor, one_row_each
+from gptrio.generation.processors.base import LogitsProcessor, repeat_prompts
 
 
 class ClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
     """Guidance for a batch whose second half is unconditional.
 
     Args:
-        guidance_scale: above 1; larger follows the prompt more closely.
+        guidance_scale: above 1; a larger one follows the prompt more closely.
     """
 
     def __init__(self, guidance_scale: float) -> None:
@@ -44,10 +44,10 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         model: called with ids, `attention_mask`, `position_ids`, `use_cache` and `past_key_values`.
         unconditional_ids: (E, U) the negative prompt, B a multiple of E; the prompt's last token by default.
         unconditional_attention_mask: (E, U) 0 for padding.
-        use_cache: keep keys and values of the negative prompt.
+        use_cache: cache keys and values of the negative prompt.
 
     Attributes:
-        unconditional_context: the negative prompt, and after a call the ids and mask of its last forward and its cache.
+        unconditional_context: ids and mask of the negative prompt; after a call, of its last forward, and its cache.
     """
 
     def __init__(
@@ -73,9 +73,9 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         self._seen: torch.Tensor | None = None  # ids of the last call
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return guided log-probabilities (B, V) after ids (B, T), the prompt of the first call being the prompt.
+        """Return guided log-probabilities (B, V) after ids (B, T); the ids of the first call are the prompt.
 
-        The cache is used as long as each call has the rows of the last one with a token more.
+        The cache is used while each call's ids are those of the call before with one more token.
         """
         with_prompt = scores.log_softmax(-1)
         if self.guidance_scale == 1:
@@ -87,23 +87,23 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         """Return the model's scores (B, V) after the negative prompt and the tokens generated so far."""
         if self._seen is None:
             self._start(input_ids)
-        assert self._ids is not None and self._mask is not None  # set by the start
+        assert self._ids is not None and self._mask is not None  # set by `_start`
         generated = input_ids[:, self._prompt_length :]
         ids = torch.cat([self._ids, generated], dim=1)
         mask = torch.cat([self._mask, torch.ones_like(generated)], dim=1)
         context = self.unconditional_context
-        goes_on = (
+        is_next_step = (
             context["past_key_values"] is not None
             and self._seen is not None
             and torch.equal(self._seen, input_ids[:, :-1])
         )
-        new = 1 if goes_on else ids.shape[1]
+        new = 1 if is_next_step else ids.shape[1]
         output = self.model(
             ids[:, -new:],
             attention_mask=mask,
             position_ids=(mask.cumsum(-1) - 1).clamp_(min=0)[:, -new:],
             use_cache=bool(context["use_cache"]),
-            past_key_values=context["past_key_values"] if goes_on else None,
+            past_key_values=context["past_key_values"] if is_next_step else None,
         )
         fed = ids[:, -1:] if context["use_cache"] and not context["first_pass"] else ids
         context.update(input_ids=fed, attention_mask=mask, first_pass=False)
@@ -113,12 +113,12 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         return logits[:, -1]
 
     def _start(self, input_ids: torch.Tensor) -> None:
-        """Give every row its negative prompt: its own last token if there is none."""
+        """Set the negative prompt of every row: the row's last token if none was given."""
         given, real = (self.unconditional_context[name] for name in ("input_ids", "attention_mask"))
         prompt = input_ids[:, -1:] if given is None else given.to(input_ids.device)
         mask = torch.ones_like(prompt) if real is None else real.to(input_ids.device)
-        self._ids = one_row_each(prompt, input_ids.shape[0], "unconditional_ids")
-        self._mask = one_row_each(mask, input_ids.shape[0], "unconditional_attention_mask")
-        order = real_positions_last(self._mask != 0)  # the next token follows the last real one
+        self._ids = repeat_prompts(prompt, input_ids.shape[0], "unconditional_ids")
+        self._mask = repeat_prompts(mask, input_ids.shape[0], "unconditional_attention_mask")
+        order = real_positions_last(self._mask != 0)  # padding first, so that the last column is a real token
         self._ids, self._mask = self._ids.gather(1, order), self._mask.gather(1, order)
         self._prompt_length = input_ids.shape[1]

@@ -1,4 +1,4 @@
-"""Processors that make tokens likelier or less likely by what was written before."""
+"""Processors that change the scores of tokens by the tokens before them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from gptrio.config.fields import check_number, has_type
 from gptrio.errors import InputError, OptionError
-from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, one_row_each
+from gptrio.generation.processors.base import LogitsProcessor, TokenIds, TokenIdsAttribute, repeat_prompts
 
 
 def _penalize(scores: torch.Tensor, tokens: torch.Tensor, penalty: float) -> torch.Tensor:
@@ -18,13 +18,13 @@ def _penalize(scores: torch.Tensor, tokens: torch.Tensor, penalty: float) -> tor
 
 
 class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
-    """Make the tokens that a row already holds less likely, each once however often it occurs.
+    """Lower the scores of the tokens that are in a row already, once each, however often they occur.
 
     Source: Keskar et al., "CTRL", arXiv:1909.05858.
 
     Args:
-        penalty: above 1 punishes repetition, below 1 rewards it.
-        prompt_ignore_length: number of first tokens that do not count, to leave the prompt out.
+        penalty: above 1 lowers the scores of repeated tokens, below 1 raises them.
+        prompt_ignore_length: number of first tokens, such as the prompt's, that are ignored.
     """
 
     def __init__(self, penalty: float, prompt_ignore_length: int | None = None) -> None:
@@ -52,17 +52,17 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the prompt's tokens favoured."""
-        prompts = one_row_each(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
+        prompts = repeat_prompts(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
         return _penalize(scores, prompts, self.penalty)
 
 
 class HammingDiversityLogitsProcessor(LogitsProcessor):
-    """In group beam search, punish tokens that earlier groups have chosen at this step.
+    """In group beam search, lower the scores of tokens that earlier groups have chosen at this step.
 
     Source: Vijayakumar et al., "Diverse Beam Search", arXiv:1610.02424.
 
     Args:
-        diversity_penalty: taken from a token's score for each beam that chose it, above 0.
+        diversity_penalty: subtracted from a token's score for each beam that chose it; above 0.
         num_beams: all beams of a prompt, at least 2.
         num_beam_groups: groups of beams, at least 2.
     """
@@ -103,7 +103,7 @@ class HammingDiversityLogitsProcessor(LogitsProcessor):
 
 
 class ExponentialDecayLengthPenalty(LogitsProcessor):
-    """Make the end likelier, exponentially in the number of tokens after a start.
+    """Raise the score of end-of-text tokens exponentially in the number of new tokens.
 
     Args:
         exponential_decay_length_penalty: (start, factor): after `start` new tokens the score of the end grows by
@@ -128,7 +128,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         self._eos_token_id = TokenIds("eos_token_id", eos_token_id)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Return scores (B, V) with the end's raised."""
+        """Return scores (B, V) with those of end-of-text tokens raised."""
         late = input_ids.shape[-1] - self.regulation_start
         if late <= 0:
             return scores

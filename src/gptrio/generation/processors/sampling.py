@@ -120,7 +120,7 @@ class TopPLogitsWarper(_Truncation):
     Args:
         top_p: from 0 to 1.
         filter_value: score of the removed tokens.
-        min_tokens_to_keep: kept whatever their probability.
+        min_tokens_to_keep: number of likeliest tokens that are never removed.
     """
 
     def __init__(self, top_p: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
@@ -140,7 +140,7 @@ class MinPLogitsWarper(_Truncation):
     Args:
         min_p: from 0 to 1.
         filter_value: score of the removed tokens.
-        min_tokens_to_keep: kept whatever their probability.
+        min_tokens_to_keep: number of likeliest tokens that are never removed.
     """
 
     def __init__(self, min_p: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
@@ -187,7 +187,7 @@ class EpsilonLogitsWarper(_Truncation):
     Args:
         epsilon: between 0 and 1.
         filter_value: score of the removed tokens.
-        min_tokens_to_keep: kept whatever their probability.
+        min_tokens_to_keep: number of likeliest tokens that are never removed.
     """
 
     def __init__(self, epsilon: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1) -> None:
@@ -207,8 +207,8 @@ class EtaLogitsWarper(_Truncation):
     Args:
         epsilon: between 0 and 1.
         filter_value: score of the removed tokens.
-        min_tokens_to_keep: kept whatever their probability.
-        device: taken for compatibility; the computation follows the scores.
+        min_tokens_to_keep: number of likeliest tokens that are never removed.
+        device: accepted for compatibility; the computation runs on the device of the scores.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import torch
 
 from gptrio.config.fields import check_number, has_type
 from gptrio.errors import OptionError, TokenIdError
-from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, one_row_each
+from gptrio.generation.processors.base import NEG_INF, LogitsProcessor, TokenIds, repeat_prompts
 
 
 def _forbid_completions(
@@ -71,7 +71,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
         """Return scores (B, V) without the repeating tokens."""
         if min(self.encoder_input_ids.shape[-1], input_ids.shape[1] + 1) < self.ngram_size:
             return scores
-        prompts = one_row_each(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
+        prompts = repeat_prompts(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
         return _forbid_completions(scores, prompts.unfold(1, self.ngram_size, 1), input_ids, self.ngram_size)
 
 
