@@ -265,7 +265,17 @@ def test_a_text_that_ends_like_a_stop_text_by_chance_was_still_cut_by_length(gen
 def test_a_text_that_reaches_the_end_of_the_context_is_told_what_to_do(generate):
     code, out, err = generate("a" * 60, "-n", "9", "--seed", "0")
     assert (code, out[:60]) == (2, "a" * 60), "the text came as it was written"
-    assert "pass a smaller --max-new-tokens, or --overflow truncate_left" in err and err.count("\n") == 1
+    assert "pass --max-new-tokens 5 or less, or --overflow truncate_left, which drops" in err
+    assert err.endswith("with 64 or less\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("prompt", ["a" * 60, "a" * 65], ids=["within", "past"])
+def test_what_a_message_about_too_many_tokens_advises_works(generate, prompt):
+    """More new tokens than positions: dropping the beginning of the prompt alone would not help."""
+    code, _, err = generate(prompt, "-n", "100", "--greedy", "--json")
+    assert code == 2 and "--overflow truncate_left" in err and "64 or less" in err
+    done = completion(generate, prompt, "-n", "64", "--greedy", "--overflow", "truncate_left")["completions"][0]
+    assert done["tokens"] == 64 or done["finish_reason"] == "stop"
 
 
 def test_a_prompt_past_the_context_loses_its_beginning_on_request(generate):

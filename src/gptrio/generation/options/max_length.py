@@ -36,7 +36,7 @@ def settle_lengths(
         warn(f"max_new_tokens={config.max_new_tokens} wins over max_length={config.max_length}; pass one of them")
     if overflow == "truncate_left":
         prompt = _truncated(model, prompt, config, given)
-    _check_context(model, prompt)
+    _check_context(model, prompt, config)
     columns = prompt.ids.shape[1]
     embedded = prompt.length - columns - prompt.skipped  # positions of embeddings, which have no column
     max_length = _max_length(model, prompt, config, given, embedded)
@@ -83,13 +83,14 @@ def positions(model: Any) -> int | None:
     return getattr(getattr(model, "base_model", model), "max_positions", None)
 
 
-def _check_context(model: Any, prompt: Prompt) -> None:
+def _check_context(model: Any, prompt: Prompt, config: GenerationConfig) -> None:
     """Raise OptionError for a prompt that is longer than the model's table of positions."""
     limit, longest = positions(model), prompt.longest_row
     if limit is not None and longest > limit:
+        also = f", and max_new_tokens={limit} or less" if (config.max_new_tokens or 0) > limit else ""
         raise OptionError(
             f"the prompt has {longest} tokens and the model {limit} positions; shorten it, or pass "
-            "overflow='truncate_left' to drop its first tokens"
+            f"overflow='truncate_left' to drop its first tokens{also}"
         )
 
 
@@ -101,9 +102,13 @@ def last_column(model: Any, prompt: Prompt) -> int | None:
 
 def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
     """Return the error for a sequence that needs more positions than the model has."""
+    limit, length = positions(model) or 0, prompt.longest_row
+    way_out = f"pass max_new_tokens={limit + 1 - length} or less"  # the last token needs no position
+    if prompt.cache is None:
+        way_out += f", or overflow='truncate_left', which drops the first tokens of the prompt, with {limit} or less"
     return OptionError(
-        f"{prompt.longest_row} tokens of prompt and {columns - prompt.ids.shape[1]} new ones are more than the model's "
-        f"{positions(model)} positions; pass a smaller max_new_tokens, or overflow='truncate_left'"
+        f"{length} tokens of prompt and {columns - prompt.ids.shape[1]} new ones are more than the model's {limit} "
+        f"positions; {way_out}"
     )
 
 
@@ -118,7 +123,9 @@ def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict
         else:
             most = min(most, config.max_length)
     if new_tokens is not None and new_tokens > context:
-        raise OptionError(f"max_new_tokens={new_tokens} alone is more than the model's {context} positions")
+        raise OptionError(
+            f"max_new_tokens={new_tokens} alone is more than the model's {context} positions; pass {context} or less"
+        )
     excess = prompt.longest_row + (new_tokens or 1) - most
     if excess <= 0:
         return prompt
