@@ -12,7 +12,7 @@ GptrioError
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
     ├── CheckpointNotFoundError               no such file, folder or hub repository
-    ├── HubUnreachableError (ConnectionError) the hub does not answer, and nobody knows whether the file is there
+    ├── HubUnreachableError (ConnectionError) the hub does not answer, so that it is unknown whether the file exists
     ├── CheckpointFormatError (ValueError)    truncated, tampered with or malformed
     ├── UnsafeCheckpointError (ValueError)    would run code or leave its folder
     └── SizeMismatchError     (RuntimeError)  tensors of other shapes than the model's

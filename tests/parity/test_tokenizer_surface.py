@@ -146,7 +146,7 @@ def test_options_may_be_given_by_place(both):
 def test_an_option_twice_or_too_many_are_refused(both):
     with pytest.raises(TypeError, match="'add_special_tokens' was given twice"):
         both[0].encode("a", None, True, add_special_tokens=True)
-    with pytest.raises(TypeError, match="at most 7 options have a place"):
+    with pytest.raises(TypeError, match="at most 7 options can be positional"):
         both[0].encode("a", None, *range(8))
 
 

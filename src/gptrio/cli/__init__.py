@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command that `sys.argv` asks for and exit with its code.
 
-    0 is success, 1 a failure on the way, 2 a command line that cannot be meant, 130 an interruption from the keyboard.
+    0 is success, 1 an error while running, 2 an impossible command line, 130 an interruption from the keyboard.
     """
     from gptrio.cli.app import run
 

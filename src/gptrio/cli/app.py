@@ -1,4 +1,4 @@
-"""The command group: finds a command's file by its name and turns what goes wrong into one line and an exit code."""
+"""The command group: imports a command by its name; prints an error as one line and returns its exit code."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class LazyGroup(TyperGroup):
 app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-def _print_version(wanted: bool) -> None:
-    """Print the version and leave, when the option is given."""
-    if wanted:
+def _print_version(is_given: bool) -> None:
+    """Print the version and exit if the option is given."""
+    if is_given:
         print(f"gptrio {__version__}")
         raise typer.Exit
 
@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _usage_message(error: typer.TyperException, arguments: list[str]) -> str:
-    """What is wrong with a command line, what may have been meant, and where to read on."""
+    """Return what is wrong with a command line, the nearest command, and where its help is."""
     message = error.format_message().rstrip(".").replace("Value error, ", "").replace("Input should be", "it must be")
     command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else ""
     if not command and arguments and message.startswith("No such command"):

@@ -1,4 +1,4 @@
-"""What a command says on standard error: one line per error or warning, a traceback only on request."""
+"""Errors and warnings of a command on standard error: one line each, with a traceback on request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def report_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
 
     Args:
         context: of the command; messages name its options instead of arguments in Python.
-        verbose: also print the traceback, the warnings of other libraries, and what gptrio's log is told.
+        verbose: also print the traceback, warnings of other libraries, and gptrio's log from level INFO on.
 
     Raises:
         typer.Exit: code 2 for an OptionError, 1 for any other exception. A closed pipe is left to the caller.
@@ -53,7 +53,7 @@ def report_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
 
 
 class _Lines(logging.Handler):
-    """Prints what a log is told as lines of this command."""
+    """Prints log records as lines of this command."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print_error(record.getMessage())

@@ -61,7 +61,7 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
     overflow: Annotated[
         Overflow,
-        typer.Option(help="What to do with a prompt that the model has no room for: stop, or drop its beginning."),
+        typer.Option(help="What to do with a prompt past the model's context: stop, or drop its beginning."),
     ] = "error",
     dtype: Annotated[
         Dtype | None,
@@ -107,10 +107,10 @@ def generate(
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Prompt from the argument, the file or standard input, exactly as it is there but for a byte order mark.
+    """Return the prompt from the argument, the file or standard input, unchanged except for a byte order mark.
 
     Raises:
-        OptionError: none or two of them, no text, or bytes that are no text.
+        OptionError: none or two of them are given, the text is empty, or the bytes cannot be decoded.
     """
     if prompt is not None and file is not None:
         raise OptionError("a prompt and --file were both given; give one of them")
@@ -128,7 +128,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> str:
 
 
 def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[str, Any]:
-    """Arguments of `model.generate` that say how tokens are chosen; what is not given stays the model's own.
+    """Return the arguments of `model.generate` that select how tokens are chosen; others keep the model's values.
 
     Args:
         greedy: always take the likeliest token.
@@ -136,7 +136,7 @@ def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[s
         **given: options of sampling by name, None for those not given.
 
     Raises:
-        OptionError: an option of sampling beside --greedy.
+        OptionError: --greedy and an option of sampling, or several texts, are given.
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     if greedy and chosen:
@@ -159,19 +159,19 @@ def load(
     from gptrio import AutoModelForCausalLM, AutoTokenizer
     from gptrio.kernels.packing import can_pack
 
-    place = choose_device(device)
-    number_format = dtype or ("float32" if quantization and place.type == "cpu" else "auto")
+    target = choose_device(device)
+    number_format = dtype or ("float32" if quantization and target.type == "cpu" else "auto")
     tokenizer = AutoTokenizer.from_pretrained(name)
     given = {"attn_implementation": attention, "load_in": quantization}
     options = {name: value for name, value in given.items() if value is not None}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(place).eval()
-    if dtype is None and place.type == "cpu" and not can_pack(model.dtype):
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(target).eval()
+    if dtype is None and target.type == "cpu" and not can_pack(model.dtype):
         model = model.float()
     return model, tokenizer
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Device of that name; without one, the GPU if there is one, else the CPU."""
+    """Return the device of that name; by default the GPU if there is one, else the CPU."""
     import torch
 
     if name is None:
@@ -179,9 +179,9 @@ def choose_device(name: str | None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise OptionError(f"--device {name!r} is no device; expected cpu, cuda, cuda:1 or the like") from error
+        raise OptionError(f"--device {name!r} is not a device; expected cpu, cuda, cuda:1 or the like") from error
     if device.type == "meta":
-        raise OptionError("--device meta holds no values to compute with; expected cpu, cuda, cuda:1 or the like")
+        raise OptionError("--device meta stores no values to compute with; expected cpu, cuda, cuda:1 or the like")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; try --device cpu")
     return device
@@ -191,7 +191,7 @@ def fix_seed(seed: int | None) -> int:
     """Seed torch's generators, with a fresh number if none is given, and return the seed.
 
     Raises:
-        OptionError: a seed that they do not take.
+        OptionError: the seed does not fit into 64 bits.
     """
     import torch
 
@@ -206,7 +206,7 @@ def fix_seed(seed: int | None) -> int:
 def run(
     model: Any, tokenizer: Any, prompt: str, new_tokens: int | None, options: dict[str, Any], stream: bool
 ) -> list[dict[str, Any]]:
-    """Generate, printing the text as it comes if asked to, and describe each row: text, tokens, finish_reason."""
+    """Generate, printing the text meanwhile if `stream`; return text, tokens and finish_reason of each row."""
     from gptrio import BatchTextStreamer, TextStreamer
 
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
@@ -216,7 +216,7 @@ def run(
     if stream and beams == 1:
         kind = TextStreamer if options["num_return_sequences"] == 1 else BatchTextStreamer
         options = {**options, "streamer": kind(tokenizer, **decoding)}
-    ends: dict[int, tuple[FinishReason, int]] = {}  # row -> why it is finished, and its new tokens
+    ends: dict[int, tuple[FinishReason, int]] = {}  # row -> finish reason and number of new tokens
     output = model.generate(
         **inputs,
         max_new_tokens=limit,
@@ -226,20 +226,20 @@ def run(
     )  # (N, T + new)
     start = output.shape[1] - max(number for _, number in ends.values())  # T, less than the prompt if that was cut
     rows = [describe(output[row, start:].tolist(), *ends[row], tokenizer, decoding) for row in range(len(output))]
-    if stream and beams > 1:  # which tokens they hold is known at the end only
+    if stream and beams > 1:  # the tokens of a beam are final only at the end
         print(*(prompt + row["text"] for row in rows), sep="\n")
     return rows
 
 
 def default_limit(context: int, length: int) -> int:
-    """New tokens for a prompt of some length when no number is given: they fit, unless the prompt does not."""
-    room = context - length
-    return min(DEFAULT_NEW_TOKENS, room if room > 0 else max(context // 2, 1))
+    """Return the default number of new tokens, which fits after a prompt of `length` tokens if that fits itself."""
+    free = context - length
+    return min(DEFAULT_NEW_TOKENS, free if free > 0 else max(context // 2, 1))
 
 
 def describe(
     ids: list[int], reason: FinishReason, number: int, tokenizer: Any, decoding: dict[str, Any]
 ) -> dict[str, Any]:
-    """Text, number of tokens and why it is finished, of one row of new tokens and padding."""
+    """Return text, number of tokens and finish reason of one row of new tokens and padding."""
     text = tokenizer.decode(ids[:number], **decoding)
     return {"text": text, "tokens": number, "finish_reason": reason.api_name}

@@ -1,4 +1,4 @@
-"""Text in and out of a command: bytes, arguments and output streams, whatever the locale."""
+"""Decodes text files and arguments, and sets the encoding of output, independently of the locale."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """Text of bytes in UTF-8, or in UTF-16 that begins with a byte order mark; the mark itself is left out.
+    """Decode UTF-8, or UTF-16 that begins with a byte order mark, without the mark.
 
     Raises:
-        OptionError: the bytes are something else; `name` is what the message calls them.
+        OptionError: the bytes are in another encoding; the message calls them `name`.
     """
     encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
@@ -28,7 +28,7 @@ def decode_text(data: bytes, name: str) -> str:
 
 
 def decode_argument(text: str) -> str:
-    """Text of an argument, which Python hands over with surrogates where the locale could not decode its bytes.
+    """Return the text of an argument; Python has put surrogates where the locale could not decode its bytes.
 
     Raises:
         OptionError: the bytes behind it are not UTF-8.
@@ -41,13 +41,13 @@ def decode_argument(text: str) -> str:
 
 
 def set_output_encoding() -> None:
-    """Write UTF-8, as text is read, unless PYTHONIOENCODING or the terminal's own locale say otherwise.
+    """Write UTF-8 unless PYTHONIOENCODING or the terminal's locale sets another encoding.
 
-    A character that the encoding lacks is shown as "?" on standard output: no reason to stop.
+    A character that the encoding lacks is written as "?" on standard output.
     """
     for stream, errors in ((sys.stdout, "replace"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(encoding=None if _encoding_is_meant(stream) else "utf-8", errors=errors)
+            stream.reconfigure(encoding=None if _has_own_encoding(stream) else "utf-8", errors=errors)
 
 
 def is_unicode(stream: Any) -> bool:
@@ -55,6 +55,6 @@ def is_unicode(stream: Any) -> bool:
     return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name.startswith("utf")
 
 
-def _encoding_is_meant(stream: io.TextIOWrapper) -> bool:
+def _has_own_encoding(stream: io.TextIOWrapper) -> bool:
     asked = os.environ.get("PYTHONIOENCODING", "").partition(":")[0]
     return bool(asked) or (stream.isatty() and codecs.lookup(stream.encoding).name != "ascii")

@@ -1,4 +1,4 @@
-"""Messages of the library in the words of the command line: `top_p=1.5` becomes `--top-p 1.5`."""
+"""Translates messages of the library for the command line: `top_p=1.5` becomes `--top-p 1.5`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 # argument in Python -> parameter of a command that sets it
 ALIASES = {"stop_strings": "stop", "load_in": "quantize"}
 
-# what is said otherwise on a command line, where it is neither an option nor a key of the model's files
+# patterns of what is neither an option of the command nor a key of the model's files, and their translations
 PHRASES = {
     r"do_sample=False": "--greedy",
     r"do_sample=True": "no --greedy",
@@ -31,17 +31,17 @@ _VALUE = r"""=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:)]+)"""
 
 
 def option_names(params: list[Any]) -> dict[str, str]:
-    """Name of an argument in Python to the option that sets it, for the parameters of a command."""
+    """Map the name of each Python argument to the option of a command that sets it."""
     longest = {param.name: max(param.opts, key=len) for param in params if param.opts[0].startswith("-")}
     return longest | {python: longest[name] for python, name in ALIASES.items() if name in longest}
 
 
 def translate(message: str, options: Mapping[str, str]) -> str:
-    """Say a message of the library in the words of a command.
+    """Replace Python arguments in a message of the library by options of a command.
 
     Args:
         message: error or warning.
-        options: name of an argument in Python to option, as `option_names` makes it.
+        options: Python argument to option, see `option_names`.
     """
     for pattern, words in PHRASES.items():
         message = re.sub(pattern, words, message)
@@ -53,7 +53,7 @@ def translate(message: str, options: Mapping[str, str]) -> str:
 
 
 def _with_value(option: str, found: re.Match[str]) -> str:
-    """An option as it is typed."""
+    """Return an option with its value, as one types it."""
     value = found[1]
     if value in ("True", "None"):
         return option

@@ -1,7 +1,7 @@
-"""Prompts with padding anywhere: each row's real tokens are moved together on the right, and back in the result.
+"""Prompts with padding anywhere: each row's padding is moved to the left, and back in the result.
 
-Whatever the attention mask, a row is then decoded as if it stood alone: its next token follows its last real one, its
-positions and a local layer's window count real tokens only. Left padding is that order already and stays as it is.
+A row is then decoded as if it were alone, whatever the attention mask: its next token follows its last real token, and
+positions and sliding windows count real tokens only. Left-padded prompts are not changed.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from gptrio.generation.prompt import COLUMNS, Prompt
 
 @dataclass(frozen=True)
 class Moved:
-    """Where the columns of a prompt went.
+    """The permutation of the columns of a prompt.
 
     Attributes:
-        ids: (B, T) as the caller gave them.
-        order: (B, S) the caller's column that stands at each column now.
+        ids: (B, T) in the caller's order.
+        order: (B, S) the caller's column of each column.
     """
 
     ids: Tensor
     order: Tensor
 
     def ids_for(self, rows: int) -> Tensor:
-        """(rows, T) the caller's ids, each row repeated for all that continue it."""
+        """(rows, T) the caller's ids, each row repeated for its beams or samples."""
         return self.ids.repeat_interleave(rows // len(self.ids), dim=0)
 
     def restore(self, result: Any) -> Any:
-        """Put the prompt's columns of a result (ids, or an output that holds them) back where the caller had them.
+        """Put the prompt's columns of a result (ids, or an output with ids) back into the caller's order.
 
-        Hidden states and attention weights of the prompt go back too, if it was read in one piece.
+        Hidden states and attention weights of the prompt too, if one forward has read it.
         """
         if isinstance(result, Tensor):
             return torch.cat([self.ids_for(len(result)), result[:, self.ids.shape[1] :]], dim=1)
@@ -47,7 +47,7 @@ class Moved:
         return result
 
     def _restored(self, states: Tensor) -> Tensor:
-        """Hidden states (R, S, C) or weights (R, H, T, at least S), on the axes of the prompt's columns."""
+        """Restore the axes of columns of hidden states (R, S, C) or attention weights (R, H, T, at least S)."""
         length = self.order.shape[1]
         back = self.order.argsort(-1).to(states.device)
         back = back.repeat_interleave(states.shape[0] // len(back), dim=0)
@@ -60,19 +60,20 @@ class Moved:
 
 
 def align(prompt: Prompt) -> Prompt:
-    """Move each row's real tokens together on the right, what a cache holds of them included.
+    """Move each row's padding to the left, in the cache too.
 
-    A row whose padding stands after the cache takes as many positions back out of it, and reads these tokens again.
+    A row with padding after the cached positions drops as many of these, and their tokens are read again.
 
     Raises:
-        InputError: a cache has let go what a row would need.
+        InputError: the cache has dropped a position that has to move.
     """
     if prompt.attention_mask is None or prompt.has_left_padding_only or prompt.has_gaps:
         return prompt
     cache, length = prompt.cache, prompt.length
     held = 0 if cache is None else cache.get_seq_length()
     rows = len(prompt.attention_mask)
-    known = torch.arange(length, device=prompt.ids.device).expand(rows, -1)  # the cache's own order
+    # column of each position, in the cache's order
+    known = torch.arange(length, device=prompt.ids.device).expand(rows, -1)
     if held and cache.real_positions_last:
         known = torch.cat([real_positions_last(prompt.attention_mask[:, :held]), known[:, held:]], dim=1)
     step = real_positions_last(prompt.attention_mask.gather(1, known))
@@ -88,7 +89,7 @@ def align(prompt: Prompt) -> Prompt:
 
 
 def _gathered(columns: Tensor, order: Tensor) -> Tensor:
-    """Columns (B or 1, S, ...) in another order (B, S)."""
+    """Permute columns (B or 1, S, ...) by an order (B, S)."""
     columns = columns.expand(len(order), *columns.shape[1:])
     index = order.reshape(*order.shape, *[1] * (columns.dim() - 2))
     return columns.gather(1, index.expand_as(columns))

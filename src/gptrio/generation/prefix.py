@@ -1,4 +1,4 @@
-"""A prompt that many continuations start from: computed once, stored once, and kept on disk if wanted."""
+"""A prompt that many continuations share: computed once, stored once, and saved to a file on request."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from gptrio.hub import replace_file
 from gptrio.kernels.linear import packed_inference
 
 METADATA_KEY = "gptrio_prefix"
-_NO_MATTER = ("drop", "initializer", "use_cache", "token_id", "summary", "tie_word")  # parts of names of fields
+# parts of the names of fields that keys and values do not depend on
+_IRRELEVANT = ("drop", "initializer", "use_cache", "token_id", "summary", "tie_word")
 
 
 class PromptPrefix:
-    """Keys and values of a prompt, which caches share until they must differ.
+    """Keys and values of a prompt, which several caches share.
 
     Example:
         >>> prefix = PromptPrefix.compute(model, prompt_ids)
@@ -34,14 +35,14 @@ class PromptPrefix:
 
     Attributes:
         input_ids: (1, P) the prompt.
-        layers: (keys, values) of each layer, (1, H, P, D); of local layers the last positions only.
-        model: what the model is, in two texts: its configuration, and a sample of its weights.
+        layers: (keys, values) of each layer, (1, H, P, D); of sliding-window layers the last positions only.
+        model: configuration, dtype and a sample of the weights of the model, see `identify`.
     """
 
     def __init__(
         self, input_ids: Tensor, layers: list[tuple[Tensor, Tensor]], windows: list[int | None], model: dict[str, str]
     ) -> None:
-        """Join what `compute` or `load` found."""
+        """Store what `compute` or `load` returns."""
         self.input_ids = input_ids
         self.layers = layers
         self.model = model
@@ -49,14 +50,14 @@ class PromptPrefix:
 
     @classmethod
     def compute(cls, model: Any, input_ids: Tensor) -> PromptPrefix:
-        """Run a prompt.
+        """Run the model over a prompt.
 
         Args:
-            model: of this package, with or without a head.
+            model: a model of this package, with or without a head.
             input_ids: (1, P).
 
         Raises:
-            InputError: more than one row, or no token.
+            InputError: there is not exactly one row, or it is empty.
         """
         if input_ids.dim() != 2 or input_ids.shape[0] != 1 or not input_ids.shape[1]:
             raise InputError(
@@ -74,10 +75,10 @@ class PromptPrefix:
         return self.input_ids.shape[1]
 
     def new_cache(self, batch_size: int = 1) -> Cache:
-        """A cache that holds the prefix for each of `batch_size` rows.
+        """Return a cache of `batch_size` rows that all start with the prefix.
 
-        Rows share its keys and values; each layer joins them with the rows' own when it is used. A single row moves
-        them into its own buffer instead, which is faster, and so do windows, which are small.
+        Rows share keys and values of the prefix; an update concatenates them with those of the rows. A single row, and
+        sliding-window layers, which are small, copy them into a buffer instead, which is faster.
         """
         pairs = zip(self.layers, self._windows, strict=True)
         return Cache(self._layer(keys, values, window, batch_size) for (keys, values), window in pairs)
@@ -91,7 +92,7 @@ class PromptPrefix:
         return layer
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write one safetensors file; an old one stays until the new one is complete."""
+        """Write one safetensors file; an existing one is replaced when the new one is complete."""
         from safetensors.torch import save_file
 
         tensors = {"input_ids": self.input_ids.contiguous()}
@@ -106,8 +107,8 @@ class PromptPrefix:
 
         Raises:
             CheckpointNotFoundError: there is no such file.
-            CheckpointFormatError: it is not a whole file of a prefix.
-            InputError: another model computed it, or this one with other weights or in another type.
+            CheckpointFormatError: it is not a complete file of a prefix.
+            InputError: another model computed it, or this one with other weights or in another dtype.
         """
         tensors, found = _read(Path(path), model.device)
         expected = identify(model)
@@ -122,20 +123,20 @@ class PromptPrefix:
             layers = [(tensors[f"layers.{i}.keys"], tensors[f"layers.{i}.values"]) for i in range(len(windows))]
             return cls(tensors["input_ids"], layers, windows, found)
         except KeyError as error:
-            raise CheckpointFormatError(f"{path} is no whole prefix: {error.args[0]} is missing") from error
+            raise CheckpointFormatError(f"{path} is not a complete prefix: {error.args[0]} is missing") from error
 
 
 class PrefixLayer(CacheLayer):
-    """The past of one layer: positions that all rows share, stored once, and each row's own after them.
+    """The past of one layer: positions that all rows share, stored once, then each row's own positions.
 
     Args:
-        keys: (1, H, P, D), which are never changed.
-        values: (1, H, P, D), which are never changed.
+        keys: (1, H, P, D), never changed.
+        values: (1, H, P, D), never changed.
         rows: B.
     """
 
     def __init__(self, keys: Tensor, values: Tensor, rows: int = 1) -> None:
-        """Start with nothing but what is shared."""
+        """Start with the shared positions only."""
         self._shared: tuple[Tensor, Tensor] | None = (keys, values)
         self._rows = rows
         self._own = DynamicLayer()
@@ -173,35 +174,35 @@ class PrefixLayer(CacheLayer):
         return 0 if self._shared is None else self._shared[0].shape[-2]
 
     def get_seq_length(self) -> int:
-        """Positions of the prefix and of the rows' own past."""
+        """Number of positions: the prefix and the rows' own."""
         return self._shared_length() + self._own.get_seq_length()
 
     def map_batch(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace the rows' own past by `function` of it; the prefix is every row's."""
+        """Replace the rows' own past by `function` of it; the prefix is the same in every row."""
         self._rows = len(function(torch.arange(self._rows, device="cpu")))
         self._own.map_batch(function)
 
     def crop(self, max_length: int) -> None:
-        """Forget all positions from `max_length` on; a negative number forgets that many from the end."""
+        """Remove all positions from `max_length` on; a negative number removes that many from the end."""
         length = cropped_length(max_length, self.get_seq_length())
         self._own.crop(max(length - self._shared_length(), 0))
         if self._shared is not None:
             self._shared = self._shared[0][:, :, :length], self._shared[1][:, :, :length]
 
     def reset(self) -> None:
-        """Forget everything, the prefix included."""
+        """Remove all positions, the prefix included."""
         self._shared = None
         self._own.reset()
 
 
 def identify(model: Any) -> dict[str, str]:
-    """What keys and values depend on: the family and its fields, the weights (a sample of each), and their type."""
+    """Return what keys and values depend on: the configuration's fields, dtype, and a hash of samples of weights."""
     config: PretrainedConfig = model.config
     common = {field.name for field in dataclasses.fields(PretrainedConfig)}
     fields = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(config)
-        if field.name not in common and not any(part in field.name for part in _NO_MATTER)
+        if field.name not in common and not any(part in field.name for part in _IRRELEVANT)
     }
     weights = hashlib.sha256()
     for name, tensor in sorted(model.base_model.state_dict().items()):
@@ -213,7 +214,7 @@ def identify(model: Any) -> dict[str, str]:
 
 
 def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and description of a file of a prefix."""
+    """Return tensors and metadata of a prefix's file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -221,6 +222,6 @@ def _read(path: Path, device: torch.device) -> tuple[dict[str, Tensor], dict[str
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
             found = json.loads((file.metadata() or {})[METADATA_KEY])
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(found)  # noqa: SIM118 - no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(found)  # noqa: SIM118 - not a mapping
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointFormatError(f"{path} is no file of a prefix: {error}") from error
+        raise CheckpointFormatError(f"{path} is not a file of a prefix: {error}") from error

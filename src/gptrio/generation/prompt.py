@@ -1,4 +1,4 @@
-"""What `generate` starts from: ids or embeddings, their padding, and what else the model is told at every step."""
+"""The prompt of `generate`: ids or embeddings, attention mask, cache, and further arguments of the model's forward."""
 
 from __future__ import annotations
 
@@ -30,15 +30,14 @@ class Prompt:
 
     Attributes:
         ids: (B, T) tokens; T may be 0 beside embeddings.
-        attention_mask: (B, S) bool, True for real tokens, S the longer of ids and embeddings; None if all
-            are real.
-        embeds: (B, S, C) in place of the ids in the first step, or None.
+        attention_mask: (B, S) bool, True for real tokens, S the longer of ids and embeddings; None if all are real.
+        embeds: (B, S, C) that the first step reads instead of ids, or None.
         position_ids: (B, S) given by the caller, or None.
-        token_type_ids: (B, S) or None; the last column goes on.
+        token_type_ids: (B, S) or None; new tokens get those of the last column.
         cache: keys and values of the first positions, or None.
         constants: further arguments of the model's forward, the same at every step.
-        moved: where the caller's columns went, or None if they stay where they were.
-        skipped: first positions, all in the cache, that the ids leave out; other columns have them.
+        moved: the permutation of the caller's columns, or None if they were not moved.
+        skipped: number of first positions that are in the cache but not in `ids`; the other columns include them.
     """
 
     ids: Tensor
@@ -58,17 +57,17 @@ class Prompt:
 
     @property
     def longest_row(self) -> int:
-        """Most positions of a row that are no padding."""
+        """Largest number of real tokens in a row."""
         return self.length if self.attention_mask is None else int(self.attention_mask.sum(-1).max())
 
     @property
     def has_left_padding_only(self) -> bool:
-        """True if no real token of a row stands before padding."""
+        """Whether padding precedes the real tokens in every row."""
         return self.attention_mask is None or not bool((self.attention_mask[:, 1:] < self.attention_mask[:, :-1]).any())
 
     @property
     def has_gaps(self) -> bool:
-        """Whether padding stands among ids that follow what the cache holds; without these it cannot be moved."""
+        """Whether ids after the cached positions include padding, which cannot be moved without those positions."""
         return (
             bool(self.skipped)
             and self.attention_mask is not None
@@ -76,7 +75,7 @@ class Prompt:
         )
 
     def repeated(self, times: int) -> Prompt:
-        """Every row `times` times, copies side by side; the cache stays as it is."""
+        """Repeat every row `times` times, copies side by side; the cache is not repeated."""
         if times == 1:
             return self
 
@@ -89,7 +88,7 @@ class Prompt:
         return replace(self, constants=constants, **by_row)
 
     def without_cache(self) -> Prompt:
-        """The prompt without its cache, and without the positions that the ids leave out to the cache."""
+        """Return the prompt without its cache and without the positions that only the cache has."""
         if not self.skipped:
             return replace(self, cache=None)
         tensors = {name: getattr(self, name) for name in COLUMNS if name != "ids"}
@@ -97,14 +96,14 @@ class Prompt:
         return replace(self, cache=None, skipped=0, **rest)
 
     def without_first(self, number: int) -> Prompt:
-        """The prompt without its first `number` positions."""
+        """Return the prompt without its first `number` positions."""
         tensors = {name: getattr(self, name) for name in COLUMNS}
         rest = {name: tensor[:, number:] for name, tensor in tensors.items() if tensor is not None}
         return replace(self, moved=None, **rest)
 
 
 def keeping(model: Any, count: int) -> dict[str, int]:
-    """The argument that asks a model for the logits of its last `count` positions only, if its forward takes it."""
+    """Return `logits_to_keep=count` as a dictionary, which is empty if the model's forward does not take it."""
     own = model.__dict__.get("forward")
     return {"logits_to_keep": count} if _takes_logits_to_keep(own or type(model).forward) else {}
 
@@ -115,12 +114,12 @@ def _takes_logits_to_keep(forward: Any) -> bool:
 
 
 def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
-    """Check the rows to continue and find their padding.
+    """Check the rows to continue and build their attention mask.
 
     Args:
         model: gives device and vocabulary.
         inputs: (B, T) ids, or None.
-        arguments: arguments of the model's forward; `input_ids`, and those named in `Prompt` are taken out of it.
+        arguments: arguments of the model's forward; `input_ids` and the fields of `Prompt` are removed from it.
         config: gives the special tokens.
 
     Raises:
@@ -156,18 +155,18 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
 
 
 def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | None) -> None:
-    """See whether the ids are new tokens only, which follow what the cache holds: then the prompt skips that.
+    """Set `skipped` if the ids are only the new tokens after the cached positions.
 
-    They are if the mask (B, S) counts the cache's positions beside them, or `cache_position` (T,) starts after these.
+    They are if the mask (B, S) covers the cached positions too, or if `cache_position` (T,) starts after these.
     """
     held, new = prompt.cache.get_seq_length(), prompt.ids.shape[1]
-    told = cache_position is not None and cache_position.shape[0] == new and int(cache_position[0]) > 0
-    if told and cache_position is not None and int(cache_position[0]) != held:
+    start = int(cache_position[0]) if cache_position is not None and cache_position.shape[0] == new else 0
+    if start > 0 and start != held:
         raise InputError(
-            f"cache_position starts at {int(cache_position[0])}, but past_key_values hold {held} positions; expected "
+            f"cache_position starts at {start}, but past_key_values hold {held} positions; expected "
             f"{held} (cache.crop shortens the cache)"
         )
-    if not told and (mask is None or mask.shape[-1] != held + new):
+    if start == 0 and (mask is None or mask.shape[-1] != held + new):
         return
     prompt.skipped = held
     for name in ("position_ids", "token_type_ids"):
@@ -177,7 +176,7 @@ def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | N
 
 
 def _check_gaps(model: Any, prompt: Prompt) -> None:
-    """Raise InputError for padding among new tokens that a mask alone cannot hide from those after it."""
+    """Raise InputError for padding among new tokens that a mask cannot hide from the tokens after it."""
     assert prompt.attention_mask is not None
     windows = any(window is not None for window in windows_of(model.config))
     if windows or prompt.cache.real_positions_last or not bool(prompt.attention_mask[:, -1].all()):
@@ -192,20 +191,20 @@ def _checked_ids(model: Any, ids: Any) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in (torch.long, torch.int) or not len(ids):
         what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"the prompt must be a tensor of token ids (batch, length), such as input_ids; got {what}")
-    placed: Tensor = ids.to(model.device, torch.long)
+    on_device: Tensor = ids.to(model.device, torch.long)
     rows = getattr(model.get_input_embeddings(), "num_embeddings", model.config.vocab_size)
-    if placed.numel():
-        lowest, highest = (int(end) for end in placed.aminmax())
+    if on_device.numel():
+        lowest, highest = (int(end) for end in on_device.aminmax())
         if lowest < 0 or highest >= rows:
             wrong = lowest if lowest < 0 else highest
             raise TokenIdError(f"the prompt holds token id {wrong}; the model knows 0 to {rows - 1}")
-    return placed
+    return on_device
 
 
 def _start(
     model: Any, given: dict[str, Tensor | None], arguments: dict[str, Any], bos: int | list[int] | None
 ) -> Tensor:
-    """Ids where none were given: none beside embeddings, else one beginning for each row of the other tensors."""
+    """Return the ids if none were given: empty rows beside embeddings, else `bos` for each row of the other tensors."""
     others = [value for value in [*given.values(), *arguments.values()] if isinstance(value, Tensor)]
     empty = torch.empty((others[0].shape[0] if others else 1, 0), dtype=torch.long, device=model.device)
     return empty if given["inputs_embeds"] is not None else _from_bos(empty, bos)
@@ -226,7 +225,7 @@ def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attention_mask(prompt: Prompt, mask: Tensor | None, config: GenerationConfig) -> Tensor | None:
-    """Which positions of the prompt are real tokens, by the given mask or by the ids; None if all are."""
+    """Return the mask of real tokens, by the given one or by the padding tokens in the ids; None if all are real."""
     if mask is None:
         ids, pad = prompt.ids, config.pad_token_id
         if prompt.embeds is not None and ids.shape[1] != prompt.length:
@@ -250,7 +249,7 @@ def _attention_mask(prompt: Prompt, mask: Tensor | None, config: GenerationConfi
 
 
 def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
-    """Tokens that look like padding, but could be ends, are taken for ends: say so where there are several rows."""
+    """Warn if rows begin or end with a token that may be padding but counts as an end-of-text token."""
     if pad is not None and ids.shape[0] > 1 and bool((ids[:, [0, -1]] == pad).any()):
         warn(
             f"some prompts begin or end with token {pad}, which pads as well as it ends a text; pass the tokenizer's "
@@ -259,7 +258,7 @@ def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
 
 
 def _own_cache(given: Any) -> Any:
-    """The caller's cache behind this package's protocol: a tuple for each layer, or a cache of either library."""
+    """Return the caller's cache (tuples, or a cache of either library) as a cache of this package."""
     if isinstance(given, (tuple, list)):
         kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
         given = kind.from_legacy_cache(given)

@@ -1,4 +1,4 @@
-"""Token healing: a prompt that ends inside a word is continued by a token that spells the word's beginning too."""
+"""Token healing: replace the last token of a prompt that ends inside a word by a longer token with that beginning."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.prompt import Prompt, keeping
 
-FAVOUR = 1.0  # added to the score of the token that was there
+BONUS = 1.0  # added to the score of the original token
 
 
 def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -> Prompt:
     """Replace the last token of each row by the likeliest token that begins with the same text.
 
-    White space at the ends of a prompt is dropped, since it would be a token of its own.
+    White space at both ends of a prompt is removed, because it would be a token of its own.
 
     Args:
         model: the language model.
@@ -28,7 +28,7 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
         config: gives the special tokens.
 
     Raises:
-        OptionError: there is no tokenizer, or the prompt is not made of ids alone.
+        OptionError: there is no tokenizer, or the prompt has embeddings or a cache.
     """
     if tokenizer is None:
         raise OptionError("token_healing needs the model's tokenizer; pass tokenizer=...")
@@ -53,13 +53,13 @@ def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer
         return tokens
     output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keeping(model, 1))
     scores = output.logits[0, -1].float()
-    scores[last] += FAVOUR
+    scores[last] += BONUS
     choices = torch.tensor(longer, device=scores.device)
     return [*before, int(choices[scores[choices].argmax()])]
 
 
 def _padded(prompt: Prompt, rows: list[list[int]], config: GenerationConfig) -> Prompt:
-    """The prompt with other rows, padded on the left."""
+    """Return the prompt with other rows, padded on the left."""
     length = max(len(row) for row in rows)
     fill = config.pad_token_id or 0
     ids = torch.tensor([[fill] * (length - len(row)) + row for row in rows], device=prompt.ids.device)

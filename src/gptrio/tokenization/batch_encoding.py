@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class _Encoding(Protocol):
-    """What is used of a `tokenizers.Encoding`, which comes without types."""
+    """The attributes of `tokenizers.Encoding` that are used; the library has no types."""
 
     ids: list[int]
     tokens: list[str]
@@ -49,7 +49,7 @@ class BatchEncoding(UserDict[str, Any]):
     """A mapping of `input_ids`, `attention_mask`, ... whose entries are also attributes.
 
     The methods from `tokens` on need the encodings of a fast tokenizer. Those that take `(batch_index, index)` may be
-    called with the index alone for the first text; `sequence_index` tells the texts of a pair apart.
+    called with the index alone for the first text; `sequence_index` selects the text of a pair.
 
     Args:
         data: the entries.
@@ -109,7 +109,7 @@ class BatchEncoding(UserDict[str, Any]):
         """Turn the entries into tensors of shape (B, T) (in place).
 
         Raises:
-            TokenizationError: rows have different lengths, or entries are no numbers.
+            TokenizationError: rows have different lengths, or entries are not numbers.
             UnsupportedError: an unknown kind of tensor.
         """
         if tensor_type is not None:

@@ -24,7 +24,7 @@ WORD_PATTERN = regex.compile(
 )
 
 _CACHE_LIMIT = 1 << 16  # words
-_LONGEST_CACHED = 64  # characters; longer "words" hardly ever come again
+_LONGEST_CACHED = 64  # characters; longer "words" rarely recur
 
 
 @cache
@@ -57,7 +57,7 @@ def from_alphabet(text: str, errors: str) -> str:
     """Turn text in the byte alphabet back into a string; `errors` as in `bytes.decode`.
 
     Raises:
-        TokenizationError: a character that stands for no byte, or bytes that are no UTF-8 with `errors="strict"`.
+        TokenizationError: a character does not stand for a byte, or the bytes are not UTF-8, with `errors="strict"`.
     """
     byte_of = _byte_of_char()
     try:
@@ -66,7 +66,7 @@ def from_alphabet(text: str, errors: str) -> str:
         raise TokenizationError(f"{text!r} is not written in the byte alphabet: {error} stands for no byte") from error
     except UnicodeDecodeError as error:
         raise TokenizationError(
-            f"the tokens are no valid UTF-8 ({error}); errors='replace' marks the places instead of raising"
+            f"the tokens are not valid UTF-8 ({error}); errors='replace' marks the positions instead of raising"
         ) from error
 
 
@@ -77,9 +77,9 @@ def has_surrogate(text: str) -> bool:
 
 def surrogate_error(text: str) -> TokenizationError:
     """Describe where a text cannot be written as UTF-8."""
-    place = next(i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff")
+    position = next(i for i, char in enumerate(text) if "\ud800" <= char <= "\udfff")
     return TokenizationError(
-        f"text holds a lone surrogate {text[place]!r} at character {place}, which is no Unicode text; "
+        f"text holds a lone surrogate {text[position]!r} at character {position}, which is not Unicode text; "
         "repair it, e.g. with text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')"
     )
 
@@ -89,7 +89,7 @@ class ByteLevelBPE:
 
     Args:
         vocab: token (in the byte alphabet) to id.
-        merges: pairs of tokens, most wanted first.
+        merges: pairs of tokens, merged in this order.
     """
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[Pair]) -> None:
@@ -99,7 +99,7 @@ class ByteLevelBPE:
         self._cache: dict[str, list[str]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the words met so far: two pickles of one tokenizer are equal, whatever it has read."""
+        """Everything except the cache of words, so that pickles do not depend on earlier calls."""
         return {**vars(self), "_cache": {}}
 
     def tokenize(self, text: str) -> list[str]:
@@ -120,7 +120,7 @@ class ByteLevelBPE:
     def merge(self, symbols: list[str]) -> list[str]:
         """Apply the merges to a word, best rank first and left to right, in O(n log n)."""
         end, ranks = len(symbols), self.ranks
-        symbols.append("")  # after the last one; merges with nothing
+        symbols.append("")  # sentinel after the last symbol, in no merge
         before, after = [*range(-1, end)], [*range(1, end + 2)]
         queue = [(ranks[pair], i) for i, pair in enumerate(pairwise(symbols)) if pair in ranks]
         heapify(queue)
@@ -128,7 +128,7 @@ class ByteLevelBPE:
             rank, left = heappop(queue)
             right = after[left]
             if ranks.get((symbols[left], symbols[right])) != rank:
-                continue  # one of the two was merged away since
+                continue  # an earlier merge has consumed one of the two
             symbols[left] += symbols[right]
             symbols[right] = ""
             after[left] = after[right]

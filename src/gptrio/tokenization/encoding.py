@@ -1,4 +1,4 @@
-"""How a tokenizer is called: one text, pairs, batches and lists of words, in one place for every class."""
+"""The call of every tokenizer class: one text, pairs, batches and lists of words."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class EncodingMixin(SpecialTokensMixin):
             text: string, list of strings, or lists of words.
             text_pair: second text of a pair, in the same form.
             text_target, text_pair_target: texts whose ids become the entry `labels`.
-            *args, **options: see `EncodeOptions`, by place in its order or by name.
+            *args, **options: see `EncodeOptions`, positional in its order, or by name.
 
         Returns:
             Lists (or tensors) by name: `input_ids`, `attention_mask` and what else was asked for.
@@ -141,7 +141,7 @@ def as_pair(item: Any, is_split_into_words: bool) -> Sample:
         return item, None
     if len(item) != 2:
         raise TokenizationError(
-            f"{short(item)} in the batch is no text and no pair; for lists of words set is_split_into_words=True"
+            f"{short(item)} in the batch is neither a text nor a pair; for lists of words set is_split_into_words=True"
         )
     return item[0], item[1]
 

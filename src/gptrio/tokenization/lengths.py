@@ -20,7 +20,7 @@ def pad_example(example: dict[str, Any], length: int, side: str, fill: Mapping[s
 
     Args:
         example: lists by name.
-        length: wanted number of tokens.
+        length: number of tokens to pad to.
         side: "left" or "right".
         fill: padding value by entry name.
     """
@@ -41,7 +41,7 @@ def truncate(
         ids, pair_ids: tokens of the first and of the second text.
         remove: number of tokens too many.
         strategy: a `TruncationStrategy`; "longest_first" evens out a pair and returns no overflow for it.
-        stride: tokens that the overflow repeats from what is kept.
+        stride: number of remaining tokens that the overflow repeats.
         side: "left" or "right", where to cut.
 
     Returns:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from gptrio.errors import TokenizationError, UnknownArgumentError
 
-VERY_LARGE_INTEGER = int(1e30)  # `model_max_length` of a tokenizer that knows no limit
-LARGE_INTEGER = int(1e20)  # a `model_max_length` above this is none
+VERY_LARGE_INTEGER = int(1e30)  # `model_max_length` of a tokenizer without a limit
+LARGE_INTEGER = int(1e20)  # a `model_max_length` above this counts as no limit
 
 
 class PaddingStrategy(str, Enum):
@@ -82,7 +82,7 @@ class EncodeOptions:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EncodeOptions:
-        """Keep what is no option among `others`."""
+        """Build from arguments by name; those that are not options go to `others`."""
         others = {name: value for name, value in options.items() if name not in _NAMES}
         return cls(**{name: value for name, value in options.items() if name in _NAMES}, others=others)
 
@@ -92,7 +92,7 @@ class EncodeOptions:
         Args:
             model_max_length: the tokenizer's limit, for when `max_length` is None.
             pad_token_id: the tokenizer's padding token.
-            warn: called with a key and a text for each thing that is probably not meant.
+            warn: called with a key and a message for each combination that is probably a mistake.
 
         Raises:
             TokenizationError: an unknown strategy, padding without a padding token, or lengths that contradict.
@@ -124,7 +124,7 @@ class EncodeOptions:
             )
         if cut and filled and max_length is not None and max_length % (self.pad_to_multiple_of or 1):
             raise TokenizationError(
-                f"max_length {max_length} of the truncation is no multiple of pad_to_multiple_of "
+                f"max_length {max_length} of the truncation is not a multiple of pad_to_multiple_of "
                 f"{self.pad_to_multiple_of}; make it one"
             )
         return replace(self, padding=padding, truncation=truncation, max_length=max_length)
@@ -153,28 +153,28 @@ PREPARE_ORDER = (*(name for name in CALL_ORDER if name != "is_split_into_words")
 
 
 def by_name(order: Sequence[str], values: Sequence[Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options by name, out of those given by place and by name.
+    """Return options by name, from positional and named arguments.
 
     Raises:
-        UnknownArgumentError: too many by place, or one given twice.
+        UnknownArgumentError: too many positional arguments, or one given twice.
     """
     named = dict(zip(order, values, strict=False))
     twice = sorted(named.keys() & options.keys())
     if twice or len(values) > len(order):
-        what = f"{twice[0]!r} was given twice" if twice else f"at most {len(order)} options have a place"
+        what = f"{twice[0]!r} was given twice" if twice else f"at most {len(order)} options can be positional"
         raise UnknownArgumentError(f"{what}; give them by name")
     return {**named, **options}
 
 
 def unknown_arguments(names: Iterable[str]) -> str:
-    """Say which arguments are unknown, and what may have been meant."""
+    """Return a message that names unknown arguments and the nearest known ones."""
     from difflib import get_close_matches
 
-    said = []
+    named = []
     for name in names:
         near = get_close_matches(name, _NAMES, 1)
-        said.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
-    return f"the tokenizer does not know {', '.join(said)}"
+        named.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return f"the tokenizer does not know {', '.join(named)}"
 
 
 def _choose(strategies: type[Strategy], value: object, name: str) -> Strategy:

@@ -172,7 +172,7 @@ class PrepareMixin(EncodingMixin):
     def _cut_to_length(
         self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions
     ) -> tuple[Ids, Ids | None, dict[str, Any]]:
-        """Cut so that there is room for the special tokens; return the texts and the entries about the overflow."""
+        """Cut so that the special tokens fit; return the texts and the entries about the overflow."""
         evens_out = options.truncation == TruncationStrategy.LONGEST_FIRST and pair_ids is not None
         if options.return_overflowing_tokens and evens_out:
             raise TokenizationError(

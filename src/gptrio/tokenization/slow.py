@@ -119,7 +119,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         Args:
             text: a text, or one of its words.
             is_split_into_words: whether it is a word.
-            **kwargs: arguments of the call that are no options of every tokenizer.
+            **kwargs: arguments of the call that are not in `EncodeOptions`.
 
         Returns:
             The text to split, and the arguments that mean nothing here.
@@ -228,7 +228,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                     else [text]
                 )
                 return self._known_ids(list(chain.from_iterable(words)))
-        raise TokenizationError(f"{text!r} is no text; expected a string, a list of strings or a list of ids")
+        raise TokenizationError(f"{text!r} is not text; expected a string, a list of strings or a list of ids")
 
     # Tokens to text
 

@@ -49,7 +49,7 @@ class SpecialTokensMixin(ABC):
     """Keeps the special tokens; the tokenizer classes build on it.
 
     Args:
-        verbose: kept for callers that read it.
+        verbose: stored for callers that read it.
         **kwargs: special tokens by attribute name; other names are ignored.
     """
 
@@ -198,7 +198,7 @@ class SpecialTokensMixin(ABC):
         """Add tokens that are never split, at the end of the vocabulary.
 
         Args:
-            new_tokens: one token or several; an `AddedToken` says how it matches.
+            new_tokens: one token or several; an `AddedToken` has rules for matching.
             special_tokens: register them as special, so that `skip_special_tokens` leaves them out.
 
         Returns:

@@ -1,4 +1,4 @@
-"""Small things that scripts take from `transformers.utils`: verbosity, seeds, and what is installed."""
+"""What scripts import from `transformers.utils`: verbosity, seeds, and which packages are installed."""
 
 from gptrio.outputs import ModelOutput as ModelOutput
 from gptrio.utils import logging as logging

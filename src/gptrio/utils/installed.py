@@ -18,7 +18,7 @@ def is_installed(module: str, distribution: str | None = None) -> bool:
 
 
 def _check(*packages: str | tuple[str, str]) -> Check:
-    """A function that says whether all of some packages are installed."""
+    """Return a function that returns whether all of some packages are installed."""
     pairs = [(name, name) if isinstance(name, str) else name for name in packages]
 
     def is_available() -> bool:

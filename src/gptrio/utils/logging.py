@@ -1,7 +1,7 @@
-"""How much gptrio says, with the functions of `transformers.logging`.
+"""Verbosity of gptrio, with the functions of `transformers.logging`.
 
-What gptrio warns of are Python warnings (`GptrioWarning`), and what it tells beside them goes to the logger "gptrio".
-`set_verbosity_error()` silences both; `set_verbosity_info()` and `set_verbosity_debug()` show what the logger is told.
+Warnings are Python warnings (`GptrioWarning`); other messages go to the logger "gptrio". `set_verbosity_error()`
+silences both; `set_verbosity_info()` and `set_verbosity_debug()` show more messages of the logger.
 `GPTRIO_VERBOSITY` (or `TRANSFORMERS_VERBOSITY`) in the environment sets the level at the start.
 """
 
@@ -65,7 +65,7 @@ def _is_first(level: int, message: object, args: tuple[Any, ...]) -> bool:
 
 
 def _configure() -> logging.Logger:
-    """The logger of gptrio, which writes to standard error by itself once anybody has asked for that."""
+    """Return gptrio's logger; the first call adds a handler that writes to standard error."""
     global _is_configured
     with _lock:
         if not _is_configured:
@@ -120,7 +120,7 @@ def set_verbosity_debug() -> None:
 
 
 def set_verbosity_info() -> None:
-    """Show what is told of the normal course of things."""
+    """Show messages about normal operation, warnings and errors."""
     set_verbosity(INFO)
 
 
@@ -155,23 +155,23 @@ def remove_handler(handler: logging.Handler) -> None:
 
 
 def disable_propagation() -> None:
-    """Keep what gptrio's logger is told from the loggers above it, as by default."""
+    """Do not pass messages of gptrio's logger to its parent loggers, as by default."""
     _configure().propagate = False
 
 
 def enable_propagation() -> None:
-    """Hand what gptrio's logger is told to the loggers above it too."""
+    """Pass messages of gptrio's logger to its parent loggers too."""
     _configure().propagate = True
 
 
 def enable_explicit_format() -> None:
-    """Let every handler of gptrio's logger write level, file, line and time."""
+    """Make every handler of gptrio's logger write level, file, line and time."""
     for handler in _configure().handlers:
         handler.setFormatter(logging.Formatter(_EXPLICIT))
 
 
 def reset_format() -> None:
-    """Let every handler of gptrio's logger write the message alone."""
+    """Make every handler of gptrio's logger write the message alone."""
     for handler in _configure().handlers:
         handler.setFormatter(None)
 
@@ -207,7 +207,7 @@ def disable_progress_bar() -> None:
 
 
 def tqdm(*args: Any, **kwargs: Any) -> Any:
-    """A progress bar of the package tqdm, which shows nothing where progress bars are switched off."""
+    """Return a progress bar of the package tqdm, disabled if progress bars are switched off."""
     from tqdm.auto import tqdm as bar
 
     return bar(*args, **{"disable": not is_progress_bar_enabled(), **kwargs})

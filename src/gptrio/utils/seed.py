@@ -1,4 +1,4 @@
-"""One seed for every generator of random numbers."""
+"""Seeds for the generators of random numbers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
 
     Args:
         seed: the seed.
-        deterministic: also let torch use deterministic algorithms only.
+        deterministic: also make torch use deterministic algorithms only.
     """
     import numpy as np
 

@@ -119,10 +119,10 @@ def test_files_that_are_none_are_refused(tmp_path: Path):
         PromptPrefix.load(path, model)
     PromptPrefix.compute(model, random_ids(1, 4)).save(path)
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(CheckpointFormatError, match="is no file of a prefix"):
+    with pytest.raises(CheckpointFormatError, match="is not a file of a prefix"):
         PromptPrefix.load(path, model)
     save_file({"x": torch.zeros(2)}, path)
-    with pytest.raises(CheckpointFormatError, match="is no file of a prefix"):
+    with pytest.raises(CheckpointFormatError, match="is not a file of a prefix"):
         PromptPrefix.load(path, model)
     prefix = PromptPrefix.compute(model, random_ids(1, 4))
     prefix.layers.pop()

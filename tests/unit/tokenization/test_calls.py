@@ -72,7 +72,7 @@ def test_bad_options(tokenizer, options, message):
 
 
 def test_truncation_must_fit_pad_to_multiple_of(padded):
-    with pytest.raises(TokenizationError, match="max_length 6 of the truncation is no multiple"):
+    with pytest.raises(TokenizationError, match="max_length 6 of the truncation is not a multiple"):
         padded("a", truncation=True, padding=True, max_length=6, pad_to_multiple_of=4)
 
 

@@ -41,19 +41,19 @@ _NOT_IN_FILES = ("compile_config", "_commit_hash", "_original_object_hash")
 class GenerationConfig(GenerationOptions, Pushable):
     """The options of `generate`: pass them by name; wrong types and contradictions raise OptionError.
 
-    `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` says what it does. Other names
-    are kept as attributes and written to files, with a warning where the name is nearly an option's.
+    `dataclasses.fields(GenerationConfig)` lists them; each field's `metadata["help"]` describes it. Other names
+    become attributes and are written to files, with a warning if the name is close to an option's.
     """
 
     def __init__(self, **options: Any) -> None:
-        """Take options by name; the others have their defaults. Options without effect give one warning."""
+        """Set options by name; the others have their defaults. Options without effect give one warning."""
         for field in dataclasses.fields(self):
             vars(self)[field.name] = convert(field.name, options.pop(field.name, field.default))
         self._from_model_config: bool = options.pop("_from_model_config", False)
         self._commit_hash: str | None = options.pop("_commit_hash", None)
         self._original_object_hash: int | None = None
         self.transformers_version: str = options.pop("transformers_version", FORMAT_VERSION)
-        if not self._from_model_config:  # else they are a model's
+        if not self._from_model_config:  # otherwise they are fields of the model's configuration
             for name, value in options.items():
                 if callable(getattr(type(self), name, None)):
                     warn(f"{name}={value!r} is left out, because GenerationConfig has a method of that name")
@@ -66,11 +66,11 @@ class GenerationConfig(GenerationOptions, Pushable):
         raise AttributeError(name if name.startswith("_") else str(_unknown(name)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an option or any other attribute, with a warning if its name is nearly an option's."""
+        """Set an option or any other attribute, with a warning if its name is close to an option's."""
         if name not in vars(self) and not name.startswith("_"):
             near = get_close_matches(name, option_types(), n=1, cutoff=0.85)
             if near and name not in option_types():
-                warn(f"{name!r} is no option of generate, and is only kept; did you mean {near[0]!r}?")
+                warn(f"{name!r} is not an option of generate and has no effect; did you mean {near[0]!r}?")
         super().__setattr__(name, value)
 
     # checks
@@ -99,7 +99,7 @@ class GenerationConfig(GenerationOptions, Pushable):
         warn(message)
 
     def get_generation_mode(self, assistant_model: object | None = None) -> GenerationMode:
-        """Return the decoding mode that these options ask for; warn when a draft or DoLa cannot be combined with it."""
+        """Return the decoding mode of these options; warn if drafts or DoLa, asked for too, do not work with it."""
         mode = self._base_mode()
         single = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
         drafts = (assistant_model, self.prompt_lookup_num_tokens, self.assistant_early_exit)
@@ -107,7 +107,7 @@ class GenerationConfig(GenerationOptions, Pushable):
             GenerationMode.ASSISTED_GENERATION: any(draft is not None for draft in drafts),
             GenerationMode.DOLA_GENERATION: self.dola_layers is not None,
         }
-        for special in (special for special, wanted in asked.items() if wanted):
+        for special in (special for special, is_asked in asked.items() if is_asked):
             if single:
                 mode = special
             else:
@@ -138,23 +138,23 @@ class GenerationConfig(GenerationOptions, Pushable):
 
     # dictionaries and files
     def to_dict(self) -> dict[str, Any]:
-        """Return all attributes as a new dictionary (without `compile_config`, which is of this machine)."""
+        """Return all attributes as a new dictionary, without `compile_config`, which depends on the machine."""
         held = {name: value for name, value in vars(self).items() if name not in _NOT_IN_FILES}
         result: dict[str, Any] = _with_dtype_names(copy.deepcopy(held))
         return result | {"transformers_version": FORMAT_VERSION}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """Return what differs from the defaults, the other attributes, and the version of the format."""
+        """Return options that differ from their defaults, other attributes, and the version of the format."""
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | {"_from_model_config": False}
         return {name: v for name, v in self.to_dict().items() if name not in defaults or v != defaults[name]}
 
     def to_json_string(self, use_diff: bool = True, ignore_metadata: bool = False) -> str:
-        """Return the options as JSON; raise OptionError for values that it cannot hold, such as Constraint objects."""
+        """Return the options as JSON; raise OptionError for values outside of JSON, such as Constraint objects."""
         options = self.to_diff_dict() if use_diff else self.to_dict()
         return _json_text(_without_metadata(options) if ignore_metadata else options, _jsonable)
 
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
-        """Write the options to a JSON file, all of it or nothing."""
+        """Write the options to a JSON file, completely or not at all."""
         write_text(json_file_path, self.to_json_string(use_diff))
 
     @overload
@@ -176,8 +176,8 @@ class GenerationConfig(GenerationOptions, Pushable):
         """Build from a file's dictionary; `kwargs` win.
 
         Returns:
-            The configuration, or with `return_unused_kwargs` the pair of it and the kwargs that it has not kept: none,
-            but for a configuration that was made from a model's, which keeps options only.
+            The configuration, or with `return_unused_kwargs` the pair of it and the unused kwargs: none, except for a
+            configuration made from a model's, which has no attributes besides the options.
 
         Raises:
             OptionError: a value is wrong.
@@ -190,7 +190,7 @@ class GenerationConfig(GenerationOptions, Pushable):
     def from_model_config(cls, model_config: PretrainedConfig) -> GenerationConfig:
         """Build from the generation options that an older model's `config.json` holds.
 
-        Impossible ones are left out with a warning: a model of theirs is not used by `generate` alone.
+        Impossible values are left out with a warning, because the model may be used without `generate`.
         """
         held = model_config.to_dict().items()
         options = {name: value for name, value in held if name in option_types() and value is not None}
@@ -206,13 +206,13 @@ class GenerationConfig(GenerationOptions, Pushable):
         return cls(**options, _from_model_config=True).as_made()
 
     def as_made(self) -> Self:
-        """Remember the options as they are, for `is_as_made` to tell whether they were changed since; return self."""
+        """Store a hash of the options, which `is_as_made` compares; return self."""
         self._original_object_hash = hash(self)
         return self
 
     @property
     def is_as_made(self) -> bool:
-        """Whether no option was changed since the configuration was read from a file or made from a model's."""
+        """Whether the options are as they were when the configuration was read from a file or made from a model's."""
         return self._original_object_hash == hash(self)
 
     @overload
@@ -251,7 +251,7 @@ class GenerationConfig(GenerationOptions, Pushable):
         Args:
             pretrained_model_name: folder, packaged model or hub repository.
             config_file_name: name of the file.
-            return_unused_kwargs: return the pair of configuration and kwargs that it has not kept (see `from_dict`).
+            return_unused_kwargs: return the pair of configuration and unused kwargs (see `from_dict`).
             **kwargs: lookup arguments (see `HubOptions`) and options that win over the file's.
 
         Raises:
@@ -295,13 +295,13 @@ class GenerationConfig(GenerationOptions, Pushable):
             upload.finish(self, **kwargs)
 
     def __eq__(self, other: object) -> bool:
-        """Equal options and kept keys, wherever they came from."""
+        """Whether all attributes are equal, except those that name the origin."""
         return isinstance(other, GenerationConfig) and _without_metadata(self.to_dict()) == _without_metadata(
             other.to_dict()
         )
 
     def __hash__(self) -> int:
-        """Hash of the text that `repr` gives."""
+        """Return the hash of the text of `repr`."""
         return hash(repr(self))
 
     def __repr__(self) -> str:
@@ -310,7 +310,7 @@ class GenerationConfig(GenerationOptions, Pushable):
 
 
 def eos_ids(config: GenerationConfig) -> list[int]:
-    """The tokens that end a row: none, one or several."""
+    """Return the tokens that end a row as a list: none, one or several."""
     return as_list(config.eos_token_id)
 
 

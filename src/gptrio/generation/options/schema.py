@@ -82,7 +82,7 @@ def option(default: Any, help: str, *, choices: tuple[Any, ...] = (), **bounds: 
 
 @dataclasses.dataclass(init=False, eq=False, repr=False)
 class GenerationOptions:
-    """The options as dataclass fields: `metadata["help"]` of each says what it does."""
+    """The options as dataclass fields; `metadata["help"]` of each describes it."""
 
     extra_output_flags: ClassVar[tuple[str, ...]] = (
         "output_attentions", "output_hidden_states", "output_scores", "output_logits",
@@ -101,7 +101,7 @@ class GenerationOptions:
     # strategy
     do_sample: bool = option(False, "Sample the next token instead of taking the most likely one.")
     num_beams: int = option(1, "Beams of beam search; 1 means none.", ge=1)
-    num_beam_groups: int = option(1, "Groups of beams that are kept different from each other.", ge=1)
+    num_beam_groups: int = option(1, "Groups of beams, penalised for equal tokens.", ge=1)
     penalty_alpha: float | None = option(None, "Weight of the degeneration penalty in contrastive search.", ge=0)
     dola_layers: str | list[int] | None = option(None, "Layers that DoLa contrasts: 'low', 'high' or indices.")
     # cache
@@ -119,7 +119,9 @@ class GenerationOptions:
     typical_p: float | None = option(1.0, "Sample from the most typical tokens that reach this sum.", gt=0, le=1)
     epsilon_cutoff: float | None = option(0.0, "Least probability of a token; 0 means none.", ge=0, le=1)
     eta_cutoff: float | None = option(0.0, "Least probability, adapted to the entropy; 0 means none.", ge=0, le=1)
-    diversity_penalty: float | None = option(0.0, "Taken from tokens that other beam groups have chosen.", ge=0)
+    diversity_penalty: float | None = option(
+        0.0, "Subtracted from scores of tokens that other groups have chosen.", ge=0
+    )
     repetition_penalty: float | None = option(1.0, "Above 1: makes tokens of the sequence less likely.", gt=0)
     encoder_repetition_penalty: float | None = option(1.0, "Above 1: makes tokens of the prompt more likely.", gt=0)
     length_penalty: float | None = option(1.0, "Exponent of the length that divides a beam's score.")
@@ -142,7 +144,7 @@ class GenerationOptions:
     sequence_bias: dict[Any, float] | list[Any] | None = option(
         None, "What is added to the score of a token that completes a sequence: [[[ids], bias], ...] or {(ids): bias}."
     )
-    token_healing: bool = option(False, "Regenerate the prompt's last token with the text that follows in mind.")
+    token_healing: bool = option(False, "Replace the prompt's last token by a likelier one with the same beginning.")
     guidance_scale: float | None = option(None, "Weight of classifier-free guidance; 1 means none.")
     watermarking_config: BaseWatermarkingConfig | None = option(None, "How to watermark the text.")
     # result
@@ -156,9 +158,9 @@ class GenerationOptions:
     pad_token_id: int | None = option(None, "Fills rows that ended.")
     bos_token_id: int | list[int] | None = option(None, "Begins a sequence when there is no prompt.")
     eos_token_id: int | list[int] | None = option(None, "Token or tokens that end a row.")
-    decoder_start_token_id: int | list[int] | None = option(None, "Kept for files; decoder-only models have no use.")
+    decoder_start_token_id: int | list[int] | None = option(None, "Kept for files; decoder-only models do not use it.")
     # assisted generation
-    is_assistant: bool = option(False, "The model drafts for another one.")
+    is_assistant: bool = option(False, "The model drafts tokens for another one.")
     num_assistant_tokens: int = option(20, "Tokens drafted before they are checked.", ge=1)
     num_assistant_tokens_schedule: str = option(
         "constant", "How that number changes.", choices=("constant", "heuristic", "heuristic_transient")
@@ -171,7 +173,7 @@ class GenerationOptions:
     target_lookbehind: int = option(10, "Target tokens re-encoded to align two tokenizers.", ge=1)
     # compilation
     compile_config: CompileConfig | None = option(None, "How to compile the decoding step.")
-    disable_compile: bool = option(False, "Never compile or record a step, even where a cache would allow it.")
+    disable_compile: bool = option(False, "Never compile a step or capture it in a CUDA graph.")
 
 
 @lru_cache(maxsize=1)

@@ -70,7 +70,7 @@ class BayesianDetectorWatermarkedLikelihood(nn.Module):
 
     def forward(self, g_values: torch.Tensor) -> torch.Tensor:
         """Return P(bit | watermarked) for bits (B, T, D)."""
-        earlier = torch.tril(self.delta[0, 0], diagonal=-1)  # (D, D): layer i sees the layers j < i
+        earlier = torch.tril(self.delta[0, 0], diagonal=-1)  # (D, D): layer i depends on the layers j < i
         two_candidates = torch.sigmoid(g_values.to(earlier.dtype) @ earlier.T + self.beta)
         return 0.5 * ((g_values + 0.5) * two_candidates + (1 - two_candidates))
 
@@ -148,12 +148,12 @@ class BayesianDetectorModel(nn.Module):
 
 
 class SynthIDTextWatermarkDetector:
-    """Detector for text that `SynthIDTextWatermarkLogitsProcessor` marked.
+    """Detector for text that was watermarked by `SynthIDTextWatermarkLogitsProcessor`.
 
     Args:
         detector_module: a trained model.
         logits_processor: a processor with the options that the text was generated with.
-        tokenizer: gives the token that ends a text.
+        tokenizer: has the end-of-text token.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class SynthIDTextWatermarkDetector:
         self.tokenizer = tokenizer
 
     def __call__(self, tokenized_outputs: torch.Tensor) -> Any:
-        """Return what the model says of the token ids (B, T) of texts: a tuple of the probabilities (B,)."""
+        """Return the model's output for token ids (B, T): a tuple of the probabilities (B,)."""
         processor = self.logits_processor
         written = processor.compute_eos_token_mask(tokenized_outputs, self.tokenizer.eos_token_id)
         new = processor.compute_context_repetition_mask(tokenized_outputs)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class BaseWatermarkingConfig(ABC):
-    """What both watermark configurations share: dictionaries, JSON, validation."""
+    """Base of both watermark configurations: dictionaries, JSON, validation."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **overrides: Any) -> BaseWatermarkingConfig:
@@ -61,7 +61,7 @@ class BaseWatermarkingConfig(ABC):
 
     @abstractmethod
     def construct_processor(self, vocab_size: int, device: str | torch.device) -> LogitsProcessor:
-        """Build the processor that writes this watermark into scores (B, V) with V = vocab_size."""
+        """Build the processor that watermarks scores (B, V) with V = vocab_size."""
 
 
 @dataclass
@@ -72,7 +72,7 @@ class WatermarkingConfig(BaseWatermarkingConfig):
 
     Args:
         greenlist_ratio: part of the vocabulary that is green.
-        bias: what is added to the scores of green tokens.
+        bias: added to the scores of green tokens.
         hashing_key: secret of the seeds; the millionth prime by default.
         seeding_scheme: "lefthash" seeds from the last token, "selfhash" also from the candidate itself (slower).
         context_width: number of previous tokens that "selfhash" hashes.
@@ -92,7 +92,7 @@ class WatermarkingConfig(BaseWatermarkingConfig):
             raise OptionError(f"seeding_scheme={self.seeding_scheme!r} is not known; expected 'lefthash' or 'selfhash'")
 
     def construct_processor(self, vocab_size: int, device: str | torch.device) -> LogitsProcessor:
-        """Build the processor that writes this watermark."""
+        """Build the processor of this watermark."""
         from gptrio.generation.watermark.greenlist import WatermarkLogitsProcessor
 
         return WatermarkLogitsProcessor(vocab_size, device, **self.to_dict())
@@ -107,11 +107,11 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
     Args:
         ngram_len: length of the hashed n-grams, the new token included.
         keys: secret keys, one for each layer (depth) of the tournament.
-        context_history_size: how many contexts are remembered, so that a repeated one is not marked twice.
+        context_history_size: number of stored contexts; a repeated one is not watermarked twice.
         sampling_table_seed: seed of the table of random bits.
         sampling_table_size: entries of that table.
-        skip_first_ngram_calls: leave the first `ngram_len - 1` steps unmarked.
-        debug_mode: mark a uniform distribution instead of the model's.
+        skip_first_ngram_calls: do not watermark the first `ngram_len - 1` steps.
+        debug_mode: watermark a uniform distribution instead of the model's.
     """
 
     ngram_len: int
@@ -131,14 +131,14 @@ class SynthIDTextWatermarkingConfig(BaseWatermarkingConfig):
             raise OptionError("keys is empty; expected one integer for each layer of the tournament")
 
     def construct_processor(self, vocab_size: int, device: str | torch.device) -> LogitsProcessor:
-        """Build the processor that writes this watermark; the vocabulary's size is read from the scores."""
+        """Build the processor of this watermark; the vocabulary's size is read from the scores."""
         from gptrio.generation.watermark.synthid import SynthIDTextWatermarkLogitsProcessor
 
         return SynthIDTextWatermarkLogitsProcessor(**self.to_dict(), device=device)
 
 
 def watermarking_from(value: BaseWatermarkingConfig | dict[str, Any]) -> BaseWatermarkingConfig:
-    """Return a watermark configuration from itself or from the dictionary that a file holds."""
+    """Return a watermark configuration from itself or from a dictionary."""
     if isinstance(value, BaseWatermarkingConfig):
         return value
     if "ngram_len" in value or "keys" in value:

@@ -1,4 +1,4 @@
-"""Find the green-list watermark in text: count green tokens and ask how likely so many are by chance."""
+"""Detects the green-list watermark: counts green tokens and computes how likely as many are by chance."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class WatermarkDetectorOutput:
-    """What a detector found in each row (B,).
+    """Results of a detector for each row (B,).
 
     Args:
-        num_tokens_scored: tokens that were looked at.
-        num_green_tokens: green ones among them.
-        green_fraction: their part.
-        z_score: standard deviations above what chance gives.
+        num_tokens_scored: number of scored tokens.
+        num_green_tokens: number of green ones among them.
+        green_fraction: their fraction.
+        z_score: standard deviations above the number expected by chance.
         p_value: probability of at least that score by chance.
         prediction: whether the score is above the threshold.
         confidence: 1 - p_value.
@@ -43,14 +43,14 @@ class WatermarkDetectorOutput:
 
 
 class WatermarkDetector:
-    """Detector for text that `WatermarkLogitsProcessor` marked; it must be given the same options and kind of device.
+    """Detector for text that was watermarked by `WatermarkLogitsProcessor` with the same options and kind of device.
 
     Args:
-        model_config: gives the vocabulary's size and the token that begins a text.
-        device: where random numbers are drawn.
+        model_config: has the vocabulary's size and the `bos_token_id`.
+        device: device on which random numbers are drawn.
         watermarking_config: the options that the text was generated with.
         ignore_repeated_ngrams: count each n-gram once only.
-        max_cache_size: taken for compatibility.
+        max_cache_size: accepted for compatibility.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class WatermarkDetector:
     def __call__(
         self, input_ids: torch.Tensor, z_threshold: float = 3.0, return_dict: bool = False
     ) -> WatermarkDetectorOutput | NDArray[np.bool_]:
-        """Say which rows are watermarked.
+        """Return which rows are watermarked.
 
         Args:
             input_ids: (B, T) token ids of the text, without padding; a first `bos_token_id` is skipped.
             z_threshold: score above which a row counts as watermarked.
-            return_dict: return all that was computed instead of the predictions (B,).
+            return_dict: return a `WatermarkDetectorOutput` instead of the predictions (B,).
 
         Raises:
-            InputError: the text is too short to hold a scored token.
+            InputError: the text is too short for a scored token.
         """
         if input_ids[0, 0] == self.bos_token_id:
             input_ids = input_ids[:, 1:]

@@ -1,4 +1,4 @@
-"""The green-list watermark: raise the scores of a part of the vocabulary that the last tokens select."""
+"""The green-list watermark: raises the scores of a part of the vocabulary that depends on the last tokens."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class WatermarkLogitsProcessor(LogitsProcessor):
 
     Args:
         vocab_size: V.
-        device: where the random numbers are drawn; they differ between kinds of device.
+        device: device on which random numbers are drawn; they differ between kinds of device.
         greenlist_ratio: part of the vocabulary that is green, between 0 and 1.
-        bias: what is added to the scores of green tokens.
+        bias: added to the scores of green tokens.
         hashing_key: secret of the seeds.
         seeding_scheme: "lefthash" seeds from the last token, "selfhash" also from the candidate.
         context_width: number of last tokens that "selfhash" hashes.
@@ -73,7 +73,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         """Return the green tokens (G,) after ids (T,); for "selfhash" these end with the candidate itself."""
         last = ids[-self.context_width :]
         if self._selfhash:
-            hashed = self.fixed_table[last % self.table_size] + 1  # the candidate's own is the last
+            hashed = self.fixed_table[last % self.table_size] + 1  # the last one is the candidate's
             seed = int((self.hash_key * hashed * hashed[-1]).min())
         else:
             seed = self.hash_key * int(last[-1])

@@ -21,13 +21,13 @@ def _hash(start: torch.Tensor, data: torch.Tensor) -> torch.Tensor:
 
 
 class SynthIDTextWatermarkState:
-    """What the SynthID watermark remembers of the rows that it follows.
+    """State of the SynthID watermark for each row.
 
     Args:
         batch_size: B.
         ngram_len: length of the hashed n-grams.
-        context_history_size: how many contexts are remembered.
-        device: where the tensors are.
+        context_history_size: number of stored contexts.
+        device: device of the tensors.
 
     Attributes:
         context: (B, ngram_len - 1) newest tokens.
@@ -42,7 +42,7 @@ class SynthIDTextWatermarkState:
 
 
 class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
-    """Watermark by tournament sampling; it keeps the last tokens of each row, so use one for each call of `generate`.
+    """Watermark by tournament sampling; it stores the last tokens of each row, so use one for each call of `generate`.
 
     Source: Dathathri et al., "Scalable watermarking for identifying large language model outputs", Nature 634 (2024).
 
@@ -51,10 +51,10 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         keys: secret keys, one for each of the D layers of the tournament.
         sampling_table_size: entries of the table of random bits.
         sampling_table_seed: its seed.
-        context_history_size: how many contexts are remembered, so that a repeated one is not marked twice.
-        device: where everything is computed.
-        skip_first_ngram_calls: leave the first `ngram_len - 1` steps unmarked.
-        debug_mode: mark a uniform distribution instead of the model's.
+        context_history_size: number of stored contexts; a repeated one is not watermarked twice.
+        device: device of the computation.
+        skip_first_ngram_calls: do not watermark the first `ngram_len - 1` steps.
+        debug_mode: watermark a uniform distribution instead of the model's.
     """
 
     def __init__(
@@ -100,7 +100,9 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
             state = SynthIDTextWatermarkState(batch, self.ngram_len, self.context_history_size, self.device)
             self.state = state
         elif state.context.shape[0] != batch:
-            raise InputError(f"the watermark follows {state.context.shape[0]} rows and got {batch}; make a new one")
+            raise InputError(
+                f"the watermark has state for {len(state.context)} rows and got {batch}; make a new processor"
+            )
         else:
             state.context = torch.cat([state.context[:, 1:], input_ids[:, -1:].to(self.device)], dim=1)
         state.num_calls += 1
@@ -127,7 +129,7 @@ class SynthIDTextWatermarkLogitsProcessor(LogitsProcessor):
         return self._bits(_hash(start, ngrams))
 
     def compute_context_repetition_mask(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Return (B, T - ngram_len + 1), False where the context of an n-gram is among the remembered ones."""
+        """Return (B, T - ngram_len + 1), False where the context of an n-gram is among the stored ones."""
         contexts = _matrix(input_ids)[:, :-1].unfold(1, self.ngram_len - 1, 1)  # (B, N, n - 1)
         start = torch.ones(contexts.shape[:2], dtype=torch.long, device=self.device)
         rows = [self._is_new(hashes) for hashes in _hash(start, contexts).tolist()]
