@@ -32,7 +32,7 @@ class GptrioError(Exception):
 
 
 class ConfigError(GptrioError, ValueError):
-    """A configuration holds an impossible value."""
+    """A configuration has an impossible value."""
 
 
 class InputError(GptrioError, ValueError):
@@ -64,7 +64,7 @@ class MissingDependencyError(GptrioError, ImportError):
 
 
 class GuardError(GptrioError, RuntimeError):
-    """Compiled code wrote outside its buffers, which is looked for when the environment has GPTRIO_GUARDS=1."""
+    """Compiled code wrote outside its buffers; checked only if GPTRIO_GUARDS=1 is set in the environment."""
 
 
 class CheckpointError(GptrioError, OSError):
@@ -76,7 +76,7 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class HubUnreachableError(CheckpointError, ConnectionError):
-    """The hub does not answer, and its cache does not know whether the file is there."""
+    """The hub does not answer, and its cache has no record of the file."""
 
 
 class CheckpointFormatError(CheckpointError, ValueError):
@@ -92,13 +92,13 @@ class SizeMismatchError(CheckpointError, RuntimeError):
 
 
 class GptrioWarning(UserWarning):
-    """Something works, but probably not as meant; the message names the way out."""
+    """A call works, but probably not as intended; the message names the way out."""
 
 
 def warn(message: str) -> None:
-    """Warn with a GptrioWarning that points at the line which called this package, unless errors alone are wanted.
+    """Warn with a GptrioWarning at the line that called this package, unless the log level is above WARNING.
 
-    `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", asks for that.
+    `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", silences warnings.
     """
     if logging.getLogger("gptrio").level > logging.WARNING:
         return

@@ -1,7 +1,7 @@
 """Objects of Transformers, recognised by the names of their classes and read by attribute; it is never imported here.
 
-Code that was written for Transformers passes its objects on. Each room turns them into its own at its edge, with what
-these functions read: `generation` and `config` from dictionaries, `quantization` likewise, `cache` from the object.
+Code that was written for Transformers may pass its objects. Each room converts them to its own with these functions:
+`generation`, `config` and `quantization` from dictionaries, `cache` from the object.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ def is_foreign(value: object, names: tuple[str, ...]) -> bool:
 
 
 def content_of(value: Any, with_defaults: bool = False) -> dict[str, Any]:
-    """What a configuration object of Transformers holds: plain values, as its file would hold them.
+    """Return a configuration object of Transformers as plain values, as in its file.
 
     Args:
         value: the object.
-        with_defaults: also what is as it is by default.
+        with_defaults: include values that equal their defaults.
     """
     held = value.to_dict() if with_defaults else value.to_diff_dict()
     return {name: _plain(item) for name, item in held.items()}
 
 
 def _plain(item: Any) -> Any:
-    """Enumerations by their values, nested configurations as dictionaries."""
+    """Return the value of an enumeration, the dictionary of a nested configuration, and other values unchanged."""
     if type(item).__module__.partition(".")[0] != "transformers":
         return item
     return content_of(item, with_defaults=True) if hasattr(item, "to_dict") else getattr(item, "value", item)

@@ -25,19 +25,19 @@ class ModelOutput(OrderedDict[str, Any]):
     `out.logits`, `out["logits"]`, `out[0]`, `out[:2]` and `out.to_tuple()` all work; None fields are absent from the
     mapping and the tuple but readable as attributes. Keys cannot be deleted.
 
-    A mapping, or pairs of name and value, as the only argument gives the fields: `type(out)(dict(out))` equals `out`.
+    A mapping, or pairs of name and value, as the only argument sets the fields: `type(out)(dict(out))` equals `out`.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]  # every subclass is a dataclass
     when_subclassed: ClassVar[Callable[[type[ModelOutput]], None] | None] = None  # set once torch is in use
 
     def __init_subclass__(cls) -> None:
-        """Make the class known to torch as a tree of tensors, if torch is in use."""
+        """Register the class with torch as a pytree, if torch is in use."""
         if ModelOutput.when_subclassed is not None:
             ModelOutput.when_subclassed(cls)
 
     def __post_init__(self) -> None:
-        """Mirror the fields that are set into the mapping."""
+        """Copy the fields that are set into the mapping."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         first = next(iter(values))
         given = _as_pairs(values[first]) if _is_only(first, values) else None
@@ -74,7 +74,7 @@ class ModelOutput(OrderedDict[str, Any]):
         raise TypeError(f"{type(self).__name__} does not support pop; read the field instead")
 
     def setdefault(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refuse: every field has a value, if only None."""
+        """Refuse: every field has a value, which may be None."""
         raise TypeError(f"{type(self).__name__} does not support setdefault; assign the field instead")
 
     def update(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -82,7 +82,7 @@ class ModelOutput(OrderedDict[str, Any]):
         raise TypeError(f"{type(self).__name__} does not support update; assign the fields instead")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle by field values, then by what else was set."""
+        """Pickle the field values, then other attributes."""
         fields = tuple(getattr(self, name) for name in self.__dataclass_fields__)
         return (type(self), fields, *super().__reduce__()[2:])
 
@@ -96,7 +96,7 @@ class ModelOutput(OrderedDict[str, Any]):
 
 
 def _is_only(first: str, values: Mapping[str, Any]) -> bool:
-    """Whether the first field may stand for all of them: it is no tensor, and the other fields are not set."""
+    """Whether the first field may contain all fields: it is not a tensor, and the other fields are not set."""
     value = values[first]
     if value is None or hasattr(value, "shape"):
         return False
@@ -104,10 +104,10 @@ def _is_only(first: str, values: Mapping[str, Any]) -> bool:
 
 
 def _as_pairs(value: Any) -> dict[str, Any] | None:
-    """Fields by name of a mapping or of pairs of name and value; None if the value is a field itself.
+    """Return fields by name from a mapping or from pairs of name and value; None if the value is a field itself.
 
     Raises:
-        InputError: pairs, and among them something else.
+        InputError: not all items are pairs.
     """
     if isinstance(value, Mapping):
         return dict(value)
@@ -120,7 +120,7 @@ def _as_pairs(value: Any) -> dict[str, Any] | None:
     fields = [first, *items]
     wrong = [item for item in fields if not _is_pair(item)]
     if wrong:
-        raise InputError(f"{wrong[0]!r:.80} is no pair of a field's name and its value; pass only such pairs")
+        raise InputError(f"{wrong[0]!r:.80} is not a pair of a field's name and its value; pass only such pairs")
     return dict(fields)
 
 

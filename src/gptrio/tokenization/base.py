@@ -27,11 +27,11 @@ _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" 's", "'s"), (" 've", "'ve"), (" 're", "'re"),
 )  # fmt: skip
-_MOST_SETTINGS = 1000  # entries of a table that is no vocabulary
+_MOST_SETTINGS = 1000  # entries; a longer table is a vocabulary
 
 
 class PreTrainedTokenizerBase(PrepareMixin, Pushable):
-    """Front shared by the tokenizers in Python and the fast ones.
+    """Base of the tokenizers in Python and of the fast ones.
 
     Args:
         model_max_length: most tokens the model takes.
@@ -39,10 +39,10 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         model_input_names: entries that a call returns by default.
         clean_up_tokenization_spaces: whether `decode` removes the space before punctuation by default.
         split_special_tokens: treat special tokens in the text as ordinary text.
-        chat_template: kept for the round trip; a template, or several by name.
+        chat_template: a template, or several by name; stored for saving.
         extra_special_tokens: special tokens with attributes of their own, by attribute name.
         name_or_path: where it was loaded from.
-        **kwargs: special tokens; anything else is kept for the round trip.
+        **kwargs: special tokens; anything else is stored for saving.
     """
 
     vocab_files_names: ClassVar[dict[str, str]] = {}
@@ -58,7 +58,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
                     f"setting {name!r} has the name of a method of {type(self).__name__}; rename it"
                 )
         check_settings(kwargs)
-        self.init_inputs: tuple[Any, ...] = ()  # what was given by place; all is given by name
+        self.init_inputs: tuple[Any, ...] = ()  # positional arguments; there are none
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)
         self.name_or_path: str = kwargs.pop("name_or_path", "")
         limit = kwargs.pop("model_max_length", kwargs.pop("max_len", None))
@@ -79,12 +79,12 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         self._special_tokens_map.update(self.extra_special_tokens)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle keeps: the settings, nothing of the calls so far."""
+        """Return the state of a copy or a pickle: the settings, without the warnings that were given."""
         state: dict[str, Any] = _interned({name: value for name, value in vars(self).items() if name != "_warned"})
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore, with every warning still to come."""
+        """Restore the settings; no warning counts as given."""
         vars(self).update(state, _warned=set())
 
     # What a subclass provides
@@ -177,14 +177,14 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
             **kwargs: ignored, as in Transformers.
 
         Raises:
-            TokenizationError: something is no id.
+            TokenizationError: an item is not an id.
         """
         ids = to_plain(token_ids)
         ids = [ids] if isinstance(ids, int) else ids
         for index in ids if isinstance(ids, list) else [ids]:
             if not isinstance(index, int) or not 0 <= index < 1 << 32:
                 raise TokenizationError(
-                    f"{short(index)} is no token id; decode takes one text's ids, batch_decode several"
+                    f"{short(index)} is not a token id; decode takes one text's ids, batch_decode several"
                 )
         text = self._decode(ids, skip_special_tokens, spaces_between_special_tokens)
         clean = (
@@ -204,7 +204,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
 
     @staticmethod
     def clean_up_tokenization(out_string: str) -> str:
-        """Remove the space before punctuation and contractions that splitting into words left."""
+        """Remove the space before punctuation and contractions, which splitting into words has added."""
         for old, new in _CLEAN_UP:
             out_string = out_string.replace(old, new)
         return out_string
@@ -217,7 +217,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
 
         Args:
             pretrained_model_name_or_path: folder, "gptrio/stdlib-gpt2", or hub id.
-            **kwargs: `HubOptions`, and settings that go before those of the files.
+            **kwargs: `HubOptions`, and settings that override those of the files.
 
         Raises:
             CheckpointNotFoundError: a needed file is missing.
@@ -238,7 +238,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
 
         Args:
             save_directory: folder, made if need be.
-            legacy_format: True for vocabulary files only, False for `tokenizer.json` only, None for what there is.
+            legacy_format: True for vocabulary files only, False for `tokenizer.json` only, None for all that exist.
             filename_prefix: put before each file name, with a dash.
             push_to_hub: upload what is new in the folder, to `repo_id` (the folder's name by default).
             **kwargs: `save_jinja_files=False` keeps chat templates in the configuration; the rest as `push_to_hub`.
@@ -262,7 +262,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         write_json(path, added)
         return (path,)
 
-    # Small things
+    # Others
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoTokenizer") -> None:
@@ -294,7 +294,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
 
 
 def _interned(value: Any) -> Any:
-    """The same settings with one object for equal strings, as a pickle depends on which are one; long tables stay."""
+    """Return settings in which equal strings are one object, which pickles depend on; long tables are unchanged."""
     if type(value) is str:
         return sys.intern(value)
     if type(value) not in (list, tuple, dict) or len(value) > _MOST_SETTINGS:

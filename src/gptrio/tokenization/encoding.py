@@ -16,7 +16,7 @@ Sample = tuple[Text, Text | None]
 
 
 class EncodingMixin(SpecialTokensMixin):
-    """The calls that encode, over two methods of the subclasses: for one sample, and for many."""
+    """The methods that encode; they call two methods of the subclass, for one sample and for many."""
 
     model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
     model_max_length: int
@@ -112,11 +112,11 @@ class EncodingMixin(SpecialTokensMixin):
         return options.resolve(self.model_max_length, pad_id, self._warn_once if options.verbose else lambda *_: None)
 
     def _wants(self, entry: str, asked: bool | None) -> bool:
-        """Whether a call returns an entry: as asked, or else if the model takes it."""
+        """Whether a call returns an entry: if it was asked for, by default if the model takes it."""
         return entry in self.model_input_names if asked is None else asked
 
     def _warn_once(self, key: str, message: str) -> None:
-        """Warn at the first call with this key."""
+        """Warn, but only the first time for a key."""
         if key not in self._warned:
             self._warned.add(key)
             warn(message)
@@ -130,7 +130,7 @@ class EncodingMixin(SpecialTokensMixin):
 
 
 def as_pair(item: Any, is_split_into_words: bool) -> Sample:
-    """Tell a pair of texts from one text in a batch.
+    """Return the text, or the pair of texts, of an item of a batch.
 
     Raises:
         TokenizationError: a tuple or list of other than two texts.
@@ -160,6 +160,6 @@ def _is_text(value: Any) -> bool:
 
 
 def short(value: Any) -> str:
-    """Show a value in an error, cut to a line."""
+    """Return a value as text for an error, cut to a line."""
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) < 60 else text[:57] + '...'}"

@@ -1,4 +1,4 @@
-"""Tokenizers over the `tokenizers` library: the same front, with offsets and words."""
+"""Tokenizers over the `tokenizers` library, with offsets and words."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
-    """A tokenizer of the `tokenizers` library behind the shared front.
+    """A tokenizer of the `tokenizers` library behind the shared methods.
 
     Args:
         tokenizer_object: a `tokenizers.Tokenizer`.
@@ -65,7 +65,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             self._tokenizer.add_tokens([token])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock; the backend as JSON, without the truncation and padding of a call."""
+        """Return the state without the lock; the backend as JSON, without the truncation and padding of a call."""
         with self._lock:
             before = self._tokenizer.truncation, self._tokenizer.padding
             set_lengths(self._tokenizer, None, None)
@@ -178,12 +178,12 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                     return list(
                         self._tokenizer.encode_batch(inputs, options.is_split_into_words, options.add_special_tokens)
                     )
-                finally:  # what a call asked for does not outlive it
+                finally:  # undo the settings of this call
                     set_lengths(self._tokenizer, None, None)
                     self._tokenizer.encode_special_tokens = self.split_special_tokens
         except TypeError as error:
             raise _input_error(samples, error) from error
-        except BaseException as error:  # impossible truncation is a plain Exception, or a panic outside of Exception
+        except BaseException as error:  # Exception for impossible truncation, or a panic
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             raise TokenizationError(f"cannot encode: {str(error).rstrip(', ')}") from error
@@ -192,7 +192,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         """The backend's truncation for a call."""
         if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
             return None
-        assert options.max_length is not None, "resolving the options made sure of it"
+        assert options.max_length is not None, "checked when the options were resolved"
         strategy = TruncationStrategy(options.truncation).value
         lengths = {"max_length": options.max_length, "stride": options.stride}
         return {**lengths, "strategy": strategy, "direction": self.truncation_side}

@@ -1,4 +1,4 @@
-"""From ids to what a model takes: special tokens around texts, truncation and padding."""
+"""Makes the inputs of a model from ids: special tokens, truncation and padding."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PrepareMixin(EncodingMixin):
     # Special tokens around texts
 
     def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
-        """Put the model's special tokens around one or two texts."""
+        """Add the model's special tokens to one or two texts."""
         return token_ids_0 + (token_ids_1 or [])
 
     def create_token_type_ids_from_sequences(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
@@ -34,7 +34,7 @@ class PrepareMixin(EncodingMixin):
     def get_special_tokens_mask(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Return 1 for special tokens and 0 for others, for ids that already hold their special tokens."""
+        """Return 1 for special tokens and 0 for others, for ids that already include special tokens."""
         if not already_has_special_tokens or token_ids_1 is not None:
             raise TokenizationError(
                 "get_special_tokens_mask of this tokenizer takes one list of ids with already_has_special_tokens=True; "
@@ -45,12 +45,12 @@ class PrepareMixin(EncodingMixin):
 
     @property
     def max_len_single_sentence(self) -> int:
-        """Most tokens of one text, beside the special ones."""
+        """Most tokens of one text, special ones not counted."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=False)
 
     @property
     def max_len_sentences_pair(self) -> int:
-        """Most tokens of a pair, beside the special ones."""
+        """Most tokens of a pair, special ones not counted."""
         return self.model_max_length - self.num_special_tokens_to_add(pair=True)
 
     # Truncation and padding
@@ -103,7 +103,7 @@ class PrepareMixin(EncodingMixin):
         return BatchEncoding({key: [row[key] for row in rows] for key in rows[0]}, tensor_type=return_tensors)
 
     def _pad_rows(self, rows: list[dict[str, Any]], options: EncodeOptions) -> list[dict[str, Any]]:
-        """Add attention masks and pad, as the (resolved) options say."""
+        """Add attention masks and pad, by the resolved options."""
         main = self.model_input_names[0]
         fill = {"token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
         if self._wants("attention_mask", options.return_attention_mask):
@@ -117,7 +117,7 @@ class PrepareMixin(EncodingMixin):
             length = options.max_length
         length = padded_length(length, options.pad_to_multiple_of)
         pad_id = self.pad_token_id
-        assert pad_id is not None, "resolving the options made sure of it"
+        assert pad_id is not None, "checked when the options were resolved"
         return [
             pad_example(row, length, options.padding_side or self.padding_side, {main: pad_id, **fill}) for row in rows
         ]

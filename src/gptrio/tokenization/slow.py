@@ -114,7 +114,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def prepare_for_tokenization(
         self, text: str, is_split_into_words: bool = False, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
-        """Change a text before it is split; a hook for subclasses.
+        """Change a text before it is split; subclasses may override it.
 
         Args:
             text: a text, or one of its words.
@@ -127,7 +127,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         return text, kwargs
 
     def _split(self, text: str, options: EncodeOptions, is_word: bool) -> list[str]:
-        """Cut added tokens out, and split what lies between them; `is_word`: the text is one of a list of words."""
+        """Split a text at added tokens, and the pieces between them; `is_word` for a text out of a list of words."""
         whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
         given = dict(options.others)
         if options.add_prefix_space is not None:
@@ -145,7 +145,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             raise surrogate_error(text) from error
 
     def _strip_around_added(self, pieces: list[str]) -> list[str]:
-        """Let the added tokens among the pieces take white space, or join the word that they are part of."""
+        """Merge white space beside added tokens into them, and added tokens inside of words into the words."""
         for i, piece in enumerate(pieces):
             if piece not in self._added_tokens_encoder:
                 continue
@@ -173,7 +173,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def _known_ids(self, tokens: list[str]) -> Ids:
         ids: Ids = self.convert_tokens_to_ids(tokens)
         if None in ids:
-            unknown = tokens[ids.index(None)]  # type: ignore[arg-type]  # None is what we look for
+            unknown = tokens[ids.index(None)]  # type: ignore[arg-type]  # the position of None
             raise TokenizationError(
                 f"token {unknown!r} is not in the vocabulary and there is no unk_token to stand for it"
             )
@@ -190,7 +190,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     def get_special_tokens_mask(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Return 1 for special tokens and 0 for others, in what building the inputs of these ids gives."""
+        """Return 1 for special tokens and 0 for others, after special tokens are added to these ids."""
         if already_has_special_tokens:
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
         return [0] * (len(token_ids_0) + len(token_ids_1 or []))
@@ -251,7 +251,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         return (" " if spaces_between_special_tokens else "").join(texts)
 
     def _stands_alone(self, token: str, special: set[str]) -> bool:
-        """Whether a token is text itself, instead of being written in the vocabulary's alphabet."""
+        """Whether a token is plain text rather than written in the byte alphabet of the vocabulary."""
         if token not in self._added_tokens_encoder:
             return False
         additional = (

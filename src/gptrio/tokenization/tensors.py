@@ -1,4 +1,4 @@
-"""Between Python lists and tensors of torch, numpy and jax, each loaded only when it is asked for."""
+"""Converts between Python lists and tensors of torch, numpy and jax, which are imported only when needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gptrio.errors import MissingDependencyError, TokenizationError, Unsupported
 
 
 class TensorType(str, Enum):
-    """Values of `return_tensors`; those of TensorFlow and MLX are known, but refused."""
+    """Values of `return_tensors`; those of TensorFlow and MLX raise an error."""
 
     PYTORCH = "pt"
     TENSORFLOW = "tf"
@@ -20,7 +20,7 @@ class TensorType(str, Enum):
 
 
 def to_tensor(value: Any, kind: str, name: str) -> Any:
-    """Turn (nested) lists of integers into a tensor; what is one already stays.
+    """Turn (nested) lists of integers into a tensor; tensors are returned unchanged.
 
     Args:
         value: numbers, or lists of them.
@@ -53,7 +53,7 @@ def _to_torch(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, list) and value and hasattr(value[0], "__array__"):
-        value = _to_numpy(value)  # torch is slow at lists of arrays
+        value = _to_numpy(value)  # torch converts lists of arrays slowly
     return torch.tensor(value)
 
 

@@ -1,4 +1,4 @@
-"""A new vocabulary for a fast tokenizer, learned from texts; everything else stays as it is."""
+"""Trains a fast tokenizer with a new vocabulary; its other parts are those of an existing one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def train_new(
 ) -> Fast:
     """Train a tokenizer like `tokenizer`; see `PreTrainedTokenizerFast.train_new_from_iterator`."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    added, processor = state.pop("added_tokens"), state.pop("post_processor")  # both hold ids of the old vocabulary
+    added, processor = state.pop("added_tokens"), state.pop("post_processor")  # both contain ids of the old vocabulary
     state["truncation"] = state["padding"] = None
     model = state["model"]
     kind = model["type"]
@@ -59,7 +59,7 @@ def train_new(
 
 
 def _empty(model: dict[str, Any], renamed: Names) -> str | None:
-    """Take the vocabulary out of a model's state; return the unknown token of a unigram model."""
+    """Remove the vocabulary from a model's state; return the unknown token of a unigram model."""
     if model.get("unk_token") in renamed:
         model["unk_token"] = renamed[model["unk_token"]]
     if model["type"] != "Unigram":
@@ -81,7 +81,7 @@ def _renamed(token: dict[str, Any], renamed: Names) -> AddedToken:
 
 
 def _trainer_options(model: dict[str, Any], splitter: dict[str, Any] | None, unknown: str | None) -> dict[str, Any]:
-    """What the trainer has to know of the model and of how texts are split."""
+    """Return the trainer's arguments that follow from the model and its pre-tokenizer."""
     names = ("continuing_subword_prefix", "end_of_word_suffix") if model["type"] == "BPE" else ()
     options = {name: model[name] for name in names if model[name] is not None}
     if unknown is not None:
@@ -93,7 +93,7 @@ def _trainer_options(model: dict[str, Any], splitter: dict[str, Any] | None, unk
 
 
 def _renumber(processor: dict[str, Any], backend: Tokenizer, renamed: Names) -> None:
-    """Give the special tokens that are put around a text their new names and ids."""
+    """Replace names and ids of the special tokens that are added to a text by the new ones."""
 
     def number(token: str) -> int:
         index = backend.token_to_id(token)
