@@ -223,7 +223,7 @@ def test_ignored_add_bos_token_is_said(fast, tmp_path):
 
 def test_invalid_ids(tokenizer):
     for ids in (-1, [-100], [1.5], ["a"], [[1, 2]], None, [2**40]):
-        with pytest.raises(TokenizationError, match="no token id"):
+        with pytest.raises(TokenizationError, match="not a token id"):
             tokenizer.decode(ids)
     assert tokenizer.convert_ids_to_tokens(10**6) is None
 
