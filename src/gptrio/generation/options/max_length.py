@@ -102,13 +102,12 @@ def last_column(model: Any, prompt: Prompt) -> int | None:
 
 def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
     """Return the error for a sequence that needs more positions than the model has."""
-    limit, length = positions(model) or 0, prompt.longest_row
-    way_out = f"pass max_new_tokens={limit + 1 - length} or less"  # the last token needs no position
+    limit, length, also = positions(model) or 0, prompt.longest_row, ""
     if prompt.cache is None:
-        way_out += f", or overflow='truncate_left', which drops the first tokens of the prompt, with {limit} or less"
-    return OptionError(
+        also = f", or overflow='truncate_left', which drops the first tokens of the prompt, with {limit} or less"
+    return OptionError(  # the last token needs no position
         f"{length} tokens of prompt and {columns - prompt.ids.shape[1]} new ones are more than the model's {limit} "
-        f"positions; {way_out}"
+        f"positions; pass max_new_tokens={limit + 1 - length} or less{also}"
     )
 
 

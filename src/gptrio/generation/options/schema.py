@@ -232,23 +232,19 @@ def check_conflicts(options: GenerationOptions) -> None:
     """Raise OptionError for options that contradict each other."""
     beams, groups, returned = options.num_beams, options.num_beam_groups, options.num_return_sequences
     constrained = options.constraints is not None or options.force_words_ids is not None
-    mode = (
-        "constrained beam search (constraints or force_words_ids)"
-        if constrained
-        else "group beam search (num_beam_groups > 1)"
-    )
-    for is_wrong, message in (
-        (constrained and groups > 1, f"{mode} has no groups; leave num_beam_groups={groups} out"),
-        (beams % groups, f"num_beams={beams} is not a multiple of num_beam_groups={groups}"),
-        (
-            groups > 1 and not options.diversity_penalty,
-            "diversity_penalty must be above 0 with num_beam_groups, or all groups are the same",
-        ),
-        (options.do_sample and (constrained or groups > 1), f"{mode} does not sample; pass do_sample=False"),
-        (returned > beams, f"num_return_sequences={returned} is more than num_beams={beams}"),
-    ):
-        if beams > 1 and is_wrong:
-            raise OptionError(message)
+    mode = "constrained beam search (constraints or force_words_ids)"
+    if not constrained:
+        mode = "group beam search (num_beam_groups > 1)"
+    if beams > 1 and constrained and groups > 1:
+        raise OptionError(f"{mode} has no groups; leave num_beam_groups={groups} out")
+    if beams > 1 and beams % groups:
+        raise OptionError(f"num_beams={beams} is not a multiple of num_beam_groups={groups}")
+    if beams > 1 and groups > 1 and not options.diversity_penalty:
+        raise OptionError("diversity_penalty must be above 0 with num_beam_groups, or all groups are the same")
+    if beams > 1 and options.do_sample and (constrained or groups > 1):
+        raise OptionError(f"{mode} does not sample; pass do_sample=False")
+    if beams > 1 and returned > beams:
+        raise OptionError(f"num_return_sequences={returned} is more than num_beams={beams}")
     if beams == 1 and returned > 1 and not options.do_sample:
         raise OptionError(
             f"num_return_sequences={returned} would be {returned} copies; pass do_sample=True or num_beams={returned} "
