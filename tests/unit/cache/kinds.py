@@ -13,15 +13,15 @@ from gptrio.config import PretrainedConfig
 from gptrio.models.auto import AutoModelForCausalLM
 from gptrio.testing.tiny import tiny_config
 
-ROOM = 200
+CAPACITY = 200
 FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
 EXACT: dict[str, Callable[[PretrainedConfig], Cache]] = {
     "dynamic": lambda config: DynamicCache(config=config),
     "dynamic_full": lambda config: DynamicCache(),
-    "static": lambda config: StaticCache(config, ROOM),
+    "static": lambda config: StaticCache(config, CAPACITY),
     "offloaded": lambda config: OffloadedCache(config=config),
     "offloaded_global": lambda config: DynamicCache(config=config, offloading=True, offload_only_non_sliding=True),
-    "offloaded_static": lambda config: StaticCache(config, ROOM, offloading=True, offload_only_non_sliding=False),
+    "offloaded_static": lambda config: StaticCache(config, CAPACITY, offloading=True, offload_only_non_sliding=False),
 }
 QUANTIZED: dict[str, Callable[[PretrainedConfig], Cache]] = {
     f"int{nbits}": functools.partial(
@@ -34,9 +34,9 @@ CACHES = EXACT | QUANTIZED
 
 @functools.cache
 def tiny_model(family: str) -> Any:
-    """A model whose weights are large enough that every past position matters, with room for `ROOM` positions."""
+    """A model whose weights are large enough that every past position matters, with `CAPACITY` positions."""
     torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, max_position_embeddings=ROOM)).eval()
+    model = AutoModelForCausalLM.from_config(tiny_config(family, max_position_embeddings=CAPACITY)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.2)
@@ -54,14 +54,14 @@ def in_chunks(
     ids: torch.Tensor,
     cache: Cache,
     sizes: list[int],
-    told: bool = False,
+    by_position: bool = False,
     padding: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits of `ids` read in pieces of `sizes` after what the cache holds, with `cache_position` if `told`."""
+    """Logits of `ids` read in pieces of `sizes` after what the cache holds, with `cache_position` if `by_position`."""
     logits, start = [], cache.get_seq_length()
     for size in sizes:
         end = start + size
-        inputs: dict[str, Any] = {"cache_position": torch.arange(start, end)} if told else {}
+        inputs: dict[str, Any] = {"cache_position": torch.arange(start, end)} if by_position else {}
         if padding is not None:
             positions = (padding.cumsum(-1) - 1).clamp(min=0)
             inputs |= {"attention_mask": padding[:, :end], "position_ids": positions[:, start:end]}

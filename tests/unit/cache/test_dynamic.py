@@ -18,7 +18,7 @@ def states(length: int, rows: int = 1) -> Tensor:
 
 
 @torch.no_grad()
-def test_most_steps_write_into_the_room_they_find():
+def test_most_steps_write_into_spare_capacity():
     layer, places = DynamicLayer(), set()
     layer.update(states(100), states(100))
     for _ in range(200):

@@ -13,28 +13,28 @@ from tests.unit.cache.kinds import EXACT, FAMILIES, in_chunks, random_ids, tiny_
 SIZES = [30, 7, 1, 1, 90, 1, 1, 20] + [1] * 20
 
 
-@pytest.mark.parametrize("told", (False, True), ids=("appending", "at cache_position"))
+@pytest.mark.parametrize("by_position", (False, True), ids=("appending", "at cache_position"))
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_logits_in_chunks_equal_those_of_the_whole(family: str, kind: str, told: bool):
+def test_logits_in_chunks_equal_those_of_the_whole(family: str, kind: str, by_position: bool):
     model, ids = tiny_model(family), random_ids(2, sum(SIZES))
     with torch.no_grad():
         whole = model(ids).logits
     cache = EXACT[kind](model.config)
-    torch.testing.assert_close(in_chunks(model, ids, cache, SIZES, told), whole, atol=2e-5, rtol=1e-5)
+    torch.testing.assert_close(in_chunks(model, ids, cache, SIZES, by_position), whole, atol=2e-5, rtol=1e-5)
     assert cache.get_seq_length() == sum(SIZES)
 
 
-@pytest.mark.parametrize("told", (False, True), ids=("appending", "at cache_position"))
+@pytest.mark.parametrize("by_position", (False, True), ids=("appending", "at cache_position"))
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_padding_is_left_out_in_every_cache(family: str, kind: str, told: bool):
+def test_padding_is_left_out_in_every_cache(family: str, kind: str, by_position: bool):
     model, sizes = tiny_model(family), [20, 60, 1, 1, 30, 1]
     ids = random_ids(2, sum(sizes))
     padding = torch.ones_like(ids)
     padding[0, :5] = 0
     plain = in_chunks(model, ids, DynamicCache(), [sum(sizes)], padding=padding)
-    logits = in_chunks(model, ids, EXACT[kind](model.config), sizes, told, padding=padding)
+    logits = in_chunks(model, ids, EXACT[kind](model.config), sizes, by_position, padding=padding)
     real = padding.bool()  # what GPT-NeoX says of padding depends on how many keys the call has
     torch.testing.assert_close(logits[real], plain[real], atol=2e-5, rtol=1e-5)
 
@@ -53,18 +53,18 @@ def test_a_ready_made_mask_meets_the_keys_of_every_layer(family: str, kind: str)
     torch.testing.assert_close(last, whole, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("told", (False, True), ids=("appending", "at cache_position"))
+@pytest.mark.parametrize("by_position", (False, True), ids=("appending", "at cache_position"))
 @pytest.mark.parametrize("kind", EXACT)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_generation_can_go_back_and_on_after_a_crop(family: str, kind: str, told: bool):
+def test_generation_can_go_back_and_on_after_a_crop(family: str, kind: str, by_position: bool):
     model, ids = tiny_model(family), random_ids(1, 150)
     with torch.no_grad():
         whole = model(ids).logits
     cache = EXACT[kind](model.config)
-    in_chunks(model, torch.cat([ids[:, :110], random_ids(1, 20)], dim=1), cache, [50] + [10] * 8, told)
+    in_chunks(model, torch.cat([ids[:, :110], random_ids(1, 20)], dim=1), cache, [50] + [10] * 8, by_position)
     cache.crop(-20)
     assert cache.get_seq_length() == 110
-    logits = in_chunks(model, ids, cache, [10, 1, 1, 28], told)
+    logits = in_chunks(model, ids, cache, [10, 1, 1, 28], by_position)
     torch.testing.assert_close(logits, whole[:, 110:], atol=2e-5, rtol=1e-5)
 
 

@@ -11,7 +11,7 @@ from gptrio.cache import DynamicCache, DynamicSlidingWindowLayer, OffloadedCache
 from gptrio.cache.offloaded import OffloadedLayer
 from gptrio.errors import InputError
 from gptrio.testing.tiny import tiny_config
-from tests.unit.cache.kinds import FAMILIES, ROOM, in_chunks, random_ids, tiny_model
+from tests.unit.cache.kinds import CAPACITY, FAMILIES, in_chunks, random_ids, tiny_model
 
 
 @torch.no_grad()
@@ -65,7 +65,7 @@ def test_given_keys_and_values_are_taken():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_on_a_gpu_the_past_waits_in_the_host_and_the_logits_stay(family: str):
     model = copy.deepcopy(tiny_model(family)).cuda()
-    ids, sizes = random_ids(2, ROOM).cuda(), [120, 1, 1, 38] + [1] * 40
+    ids, sizes = random_ids(2, CAPACITY).cuda(), [120, 1, 1, 38] + [1] * 40
     expected = in_chunks(model, ids, DynamicCache(config=model.config), sizes)
     cache = OffloadedCache(config=model.config)
     torch.testing.assert_close(in_chunks(model, ids, cache, sizes), expected, atol=1e-4, rtol=1e-4)

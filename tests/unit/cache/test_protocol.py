@@ -28,7 +28,7 @@ from gptrio.generation.prefix import PrefixLayer
 from gptrio.testing.tiny import tiny_config
 from tests.unit.cache.kinds import CACHES
 
-WINDOW, ROOM, HEADS, WIDTH = 9, 600, 2, 6
+WINDOW, CAPACITY, HEADS, WIDTH = 9, 600, 2, 6
 
 
 class ObviousLayer:
@@ -53,28 +53,28 @@ def a_prefix(rows: int) -> PrefixLayer:
 LAYERS: dict[str, Callable[[], CacheLayer]] = {
     "dynamic": DynamicLayer,
     "window": lambda: DynamicSlidingWindowLayer(WINDOW),
-    "static": lambda: StaticLayer(ROOM),
-    "ring": lambda: SlidingWindowLayer(ROOM, WINDOW),
-    "short ring": lambda: SlidingWindowLayer(ROOM, 2),
+    "static": lambda: StaticLayer(CAPACITY),
+    "ring": lambda: SlidingWindowLayer(CAPACITY, WINDOW),
+    "short ring": lambda: SlidingWindowLayer(CAPACITY, 2),
     "offloaded": lambda: OffloadedLayer(Transfers()),
     "offloaded window": lambda: OffloadedLayer(Transfers(), WINDOW),
-    "offloaded static": lambda: OffloadedLayer(Transfers(), None, ROOM),
+    "offloaded static": lambda: OffloadedLayer(Transfers(), None, CAPACITY),
     "prefix": lambda: a_prefix(2),
     "quantized": lambda: QuantizedLayer(8, q_group_size=4, residual_length=6),
     "quantized at once": lambda: QuantizedLayer(8, q_group_size=3, residual_length=0),
 }
 
 
-def check_update(layer: CacheLayer, obvious: ObviousLayer, length: int, told: bool) -> None:
+def check_update(layer: CacheLayer, obvious: ObviousLayer, length: int, by_position: bool) -> None:
     """Append to both, and compare what the last queries may see."""
     rows, start = obvious.keys.shape[0], obvious.keys.shape[2]
     keys, values = states(rows, length), states(rows, length)
     obvious.update(keys, values)
-    told = told and layer.is_compileable
+    by_position = by_position and layer.is_compileable
     position = torch.arange(start, start + length)
-    count, offset = layer.get_mask_sizes(position if told else length)
-    held = layer.key_positions(position) if told else None
-    seen = layer.update(keys, values, {"cache_position": position if told else None})
+    count, offset = layer.get_mask_sizes(position if by_position else length)
+    held = layer.key_positions(position) if by_position else None
+    seen = layer.update(keys, values, {"cache_position": position if by_position else None})
     assert seen[0].shape[2] == seen[1].shape[2] == count
     held = torch.arange(offset, offset + count) if held is None else held
     window = getattr(layer, "window", None) or getattr(layer, "sliding_window", None) or start + length
@@ -85,7 +85,7 @@ def check_update(layer: CacheLayer, obvious: ObviousLayer, length: int, told: bo
     assert layer.get_seq_length() == start + length
 
 
-def random_operation(layer: CacheLayer, obvious: ObviousLayer, told: bool) -> None:
+def random_operation(layer: CacheLayer, obvious: ObviousLayer, by_position: bool) -> None:
     rows, length = obvious.keys.shape[0], obvious.keys.shape[2]
     match random.choice(("update", "update", "update", "select", "repeat", "crop", "copy")):
         case "select":
@@ -100,23 +100,23 @@ def random_operation(layer: CacheLayer, obvious: ObviousLayer, told: bool) -> No
             layer.crop(random.choice((kept, kept - length)) if kept < length else kept)
             obvious.keys, obvious.values = obvious.keys[:, :, :kept], obvious.values[:, :, :kept]
         case _:
-            check_update(layer, obvious, random.choice((1, 1, 1, 2, 5, 70)), told)
+            check_update(layer, obvious, random.choice((1, 1, 1, 2, 5, 70)), by_position)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("told", (False, True), ids=("appending", "at cache_position"))
+@pytest.mark.parametrize("by_position", (False, True), ids=("appending", "at cache_position"))
 @pytest.mark.parametrize("name", LAYERS)
-def test_random_operations_leave_what_the_obvious_layer_has(name: str, told: bool):
+def test_random_operations_leave_what_the_obvious_layer_has(name: str, by_position: bool):
     for seed in range(8):
         random.seed(seed)
         layer = LAYERS[name]()
         start = layer.get_states() or (states(2, 0), states(2, 0))
         obvious = ObviousLayer(*(x.clone() for x in start))
-        check_update(layer, obvious, random.choice((1, 12, 100)), told)
+        check_update(layer, obvious, random.choice((1, 12, 100)), by_position)
         for _ in range(30):
-            if obvious.keys.shape[2] < ROOM - 70:
-                random_operation(layer, obvious, told)
-        check_update(layer, obvious, 3, told)
+            if obvious.keys.shape[2] < CAPACITY - 70:
+                random_operation(layer, obvious, by_position)
+        check_update(layer, obvious, 3, by_position)
         kept = layer.get_states()
         assert kept is not None
         last = obvious.keys[:, :, obvious.keys.shape[2] - kept[0].shape[2] :]
@@ -220,3 +220,30 @@ def test_encoder_decoder_caches_act_on_both_sides():
     cache.reset()
     assert cache.is_updated == {0: False}
     assert cache.get_seq_length() == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", LAYERS)
+def test_only_dynamic_layers_let_a_compiled_step_append(name: str):
+    layer = LAYERS[name]()
+    layer.update(states(2, 5), states(2, 5))
+    is_dynamic = isinstance(layer, DynamicLayer)
+    assert layer.can_reserve(2, HEADS, WIDTH, torch.float32) is is_dynamic
+    assert not layer.can_reserve(3, HEADS, WIDTH, torch.float32)
+    assert not layer.can_reserve(2, HEADS, WIDTH, torch.bfloat16)
+    if isinstance(layer, DynamicLayer):
+        keys, values, slot = layer.reserve()
+        assert slot == 5 and layer.is_unchanged(keys, values, 6)
+        layer.crop(4)
+        assert not layer.is_unchanged(keys, values, 6)
+    else:
+        assert not layer.is_unchanged(states(2, 5), states(2, 5), 5)
+
+
+def test_a_subclass_that_appends_in_its_own_way_is_left_to_do_so():
+    class Own(DynamicLayer):
+        pass
+
+    layer = Own()
+    layer.update(states(1, 3), states(1, 3))
+    assert not layer.can_reserve(1, HEADS, WIDTH, torch.float32)

@@ -14,7 +14,7 @@ from gptrio.cache import DynamicCache, SlidingWindowLayer, StaticCache, StaticLa
 from gptrio.errors import InputError
 from gptrio.models.gpt2 import GPT2LMHeadModel
 from gptrio.testing.tiny import tiny_config
-from tests.unit.cache.kinds import FAMILIES, ROOM, in_chunks, random_ids, tiny_model
+from tests.unit.cache.kinds import CAPACITY, FAMILIES, in_chunks, random_ids, tiny_model
 
 
 @pytest.fixture(autouse=True)
@@ -30,15 +30,15 @@ def compiled(model: nn.Module, backend: str = "eager") -> tuple[Any, CompileCoun
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("mode", ("told", "untold", "padded"))
+@pytest.mark.parametrize("mode", ("by_position", "untold", "padded"))
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_step_is_compiled_once_whatever_the_length(family: str, mode: str):
     model, ids = tiny_model(family), random_ids(2, 130)
-    mask = torch.ones(2, ROOM, dtype=torch.long)
+    mask = torch.ones(2, CAPACITY, dtype=torch.long)
     mask[0, :6] = 0 if mode == "padded" else 1
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     whole = model(ids, attention_mask=mask[:, :130], position_ids=positions[:, :130]).logits
-    cache = StaticCache(model.config, ROOM)
+    cache = StaticCache(model.config, CAPACITY)
     model(ids[:, :20], attention_mask=mask, position_ids=positions[:, :20], past_key_values=cache)
     step, counter = compiled(model)
     for i in range(20, 130):
@@ -58,7 +58,7 @@ def test_a_step_is_compiled_once_whatever_the_length(family: str, mode: str):
 def test_eager_and_compiled_calls_may_take_turns(family: str):
     model, ids = tiny_model(family), random_ids(1, 150)
     whole = model(ids).logits
-    cache = StaticCache(model.config, ROOM)
+    cache = StaticCache(model.config, CAPACITY)
     step, counter = compiled(model, "aot_eager")
     for start in range(0, 150, 30):
         torch.testing.assert_close(
@@ -77,7 +77,7 @@ def test_eager_and_compiled_calls_may_take_turns(family: str):
 def test_a_compiled_prefill_makes_the_buffers_itself():
     model, ids = tiny_model("gpt_neo"), random_ids(1, 90)
     step, _ = compiled(model)
-    cache = StaticCache(model.config, ROOM)
+    cache = StaticCache(model.config, CAPACITY)
     logits = step(ids, past_key_values=cache, cache_position=torch.arange(90)).logits
     torch.testing.assert_close(logits, model(ids).logits, atol=2e-5, rtol=1e-5)
     assert cache.get_seq_length() == 90
@@ -85,29 +85,29 @@ def test_a_compiled_prefill_makes_the_buffers_itself():
 
 def test_buffers_stay_where_they_are():
     model = tiny_model("gpt_neo")
-    cache = StaticCache(model.config, ROOM, max_batch_size=2, device="cpu", dtype=torch.float32)
+    cache = StaticCache(model.config, CAPACITY, max_batch_size=2, device="cpu", dtype=torch.float32)
     places = [x.data_ptr() for i in range(2) for x in cache[i]]
     in_chunks(model, random_ids(2, 120), cache, [100, 1, 1, 18])
     cache.reorder_cache(torch.tensor([1, 0]))
     cache.crop(-2)
     cache.reset()
-    in_chunks(model, random_ids(2, 5), cache, [5], told=True)
+    in_chunks(model, random_ids(2, 5), cache, [5], by_position=True)
     assert [x.data_ptr() for i in range(2) for x in cache[i]] == places
 
 
 def test_local_layers_are_rings_and_small_ones_are_whole():
     config = tiny_config("gpt_neo")
-    cache = StaticCache(config, ROOM)
+    cache = StaticCache(config, CAPACITY)
     assert [type(layer) for layer in cache.layers] == [StaticLayer, SlidingWindowLayer]
     assert cache.is_sliding == [False, True]
     assert cache.is_compileable
     assert [type(layer) for layer in StaticCache(config, 40).layers] == [StaticLayer, StaticLayer]
-    assert not StaticCache(config, ROOM, offloading=True).is_compileable
+    assert not StaticCache(config, CAPACITY, offloading=True).is_compileable
 
 
 def test_buffers_made_in_inference_mode_can_be_written_outside_of_it():
     model, ids = tiny_model("gpt_neo"), random_ids(1, 30)
-    cache = StaticCache(model.config, ROOM)
+    cache = StaticCache(model.config, CAPACITY)
     with torch.inference_mode():
         model(ids[:, :20], past_key_values=cache)
     torch.testing.assert_close(in_chunks(model, ids, cache, [10]), model(ids).logits[:, 20:], atol=2e-5, rtol=1e-5)
@@ -121,16 +121,16 @@ def test_gradients_flow_through_the_past():
     model, ids = tiny_model("gpt_neo"), random_ids(1, 30)
     weight = model.get_input_embeddings().weight
     (expected,) = torch.autograd.grad(loss(DynamicCache()), weight)
-    (got,) = torch.autograd.grad(loss(StaticCache(model.config, ROOM)), weight)
+    (got,) = torch.autograd.grad(loss(StaticCache(model.config, CAPACITY)), weight)
     torch.testing.assert_close(got, expected)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", (lambda: StaticLayer(20), lambda: SlidingWindowLayer(20, 3)))
-@pytest.mark.parametrize("told", (False, True))
-def test_positions_past_the_end_are_refused(make: Any, told: bool):
+@pytest.mark.parametrize("by_position", (False, True))
+def test_positions_past_the_end_are_refused(make: Any, by_position: bool):
     layer, states = make(), torch.randn(1, 2, 21, 4)
-    position = {"cache_position": torch.arange(21)} if told else None
+    position = {"cache_position": torch.arange(21)} if by_position else None
     with pytest.raises(InputError, match="21 positions, but the cache was made for 20; make it with max_cache_len=21"):
         layer.update(states, states, position)
 
