@@ -8,6 +8,7 @@ A process that ends by a signal, with an error, or with another text than the fi
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -29,7 +30,8 @@ LINES: tuple[tuple[str, ...], ...] = (
 def run(line: tuple[str, ...]) -> tuple[int, bytes, str]:
     """Exit status, text and errors of one process."""
     command = [sys.executable, "-m", "gptrio", "generate", *line]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    environment = os.environ | {"GPTRIO_COMPILE": "wait"}  # all processes decode in one way
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, env=environment)
     return done.returncode, done.stdout, done.stderr.decode(errors="replace")
 
 

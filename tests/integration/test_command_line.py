@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from gptrio.kernels.cpu_decode import is_ready
+from gptrio.kernels.cpu_decode.compilation import unready_reason
 
 PROGRAM = (sys.executable, "-m", "gptrio")
 
@@ -19,7 +19,7 @@ PROGRAM = (sys.executable, "-m", "gptrio")
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once() -> None:
     """Have the decoding step on the disk before: the program that compiles it tells so, once."""
-    is_ready()
+    unready_reason()
 
 
 def gptrio(*arguments: str, **options) -> subprocess.CompletedProcess[str]:

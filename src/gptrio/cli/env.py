@@ -13,20 +13,42 @@ import typer
 
 from gptrio import __version__
 from gptrio.cli.errors import report_errors
+from gptrio.errors import UnsupportedError
 
-LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
-OPTIONAL = ("numba", "jax", "transformers")
+LIBRARIES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
+OPTIONAL = ("jax", "transformers")
 
 
 def env(
     context: typer.Context,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    compile_now: Annotated[
+        bool, typer.Option("--compile", help="Compile the decoding step for this processor first, and wait for it.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
     with report_errors(context, verbose):
+        if compile_now:
+            compile_step()
         facts = {**software(), **hardware()}
         print(json.dumps(facts, indent=2) if as_json else table(facts), end="\n" if as_json else "")
+
+
+def compile_step() -> None:
+    """Compile the decoding step in this process, as for an image that is built.
+
+    Raises:
+        UnsupportedError: it cannot be compiled here.
+    """
+    from gptrio.kernels.cpu_decode import check_numba, one_line
+    from gptrio.kernels.cpu_decode.compilation import CompiledCode
+
+    try:
+        check_numba()
+        CompiledCode().compile()
+    except Exception as error:  # numba is the user's own, and may die of anything
+        raise UnsupportedError(f"the decoding step cannot be compiled here: {one_line(error)}") from error
 
 
 def software() -> dict[str, str]:

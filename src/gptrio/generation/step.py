@@ -16,6 +16,7 @@ from gptrio.generation.options.max_length import last_column, no_more_positions
 from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.runners.cuda_graph import CudaGraphStep, capture_step
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, Reason, is_installed
+from gptrio.kernels.cpu_decode.compilation import NotYet
 from gptrio.kernels.linear import packing_disabled
 from gptrio.kernels.threads import OneThread
 from gptrio.nn.fast_call import has_no_hooks, has_package_forward, is_dispatch_skipped, is_written_in
@@ -148,7 +149,10 @@ class Stepper:
         if self._compiles:
             mask = self._prompt.attention_mask
             left = None if mask is None else (~mask).sum(-1)
-            step, self._compiles = self.model.compiled_step(new.shape[0], left), False
+            step = self.model.compiled_step(new.shape[0], left)
+            self._compiles = isinstance(step, NotYet)  # ask again in the next step
+            if self._compiles:
+                return False
             if isinstance(step, Reason):
                 _log.info("decoding goes on without compiled steps: %s", step)
             else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, check_numba, is_installed, one_line
+from gptrio.kernels.cpu_decode.compilation import status
 from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
 
@@ -32,11 +33,11 @@ def kernel_report() -> dict[str, str]:
 def decoding_report() -> str:
     """Say how tokens are decoded."""
     if not is_installed():
-        return "the products above, as numba is not installed (pip install 'gptrio[fast]')"
+        return "the products above, as numba is not installed, or the system is not a POSIX one"
     try:
         check_numba()
         from gptrio.kernels.cpu_decode.amx import are_there
     except Exception as error:  # numba is the user's own, and may die of anything
         return f"the products above: {one_line(error)}"
     tiles = f", up to {MAX_ROWS_AMX} of bfloat16 and int8 weights by AMX" if are_there() else ""
-    return f"a step compiled by numba for up to {MAX_ROWS} rows{tiles}; the products above for more"
+    return f"a step compiled by numba for up to {MAX_ROWS} rows{tiles}; the products above for more; code: {status()}"

@@ -5,8 +5,6 @@ README.md beside this file argues that the threads do no harm, wherever one of t
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +15,11 @@ from numba import carray, types
 
 from gptrio.kernels.cpu_decode.amx import are_there
 from gptrio.kernels.cpu_decode.arrays import floats
+from gptrio.kernels.cpu_decode.compilation import keep_code_in
 from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, features, get, kernel, make_view, pause, put, replace
 from gptrio.kernels.cpu_decode.matmul import multiply
 from gptrio.kernels.cpu_decode.ops import activate, attend, layer_norm
 from gptrio.kernels.cpu_decode.structs import LAYER, MODEL, PRODUCT
-
-_log = logging.getLogger("gptrio")
 
 # Places in the team's control block, 64 bytes apart so that threads do not disturb each other.
 COUNTER, FLOOR, MODEL_AT, ACTIVE, WORKERS = 0, 64, 128, 192, 256  # of each worker: its state, and its rank 8 bytes on
@@ -141,12 +138,12 @@ def _serve(control, worker):
     return steps
 
 
-def _entry(sources: str) -> Callable[[int, int, int, int, int], int]:
-    """The compiled function, which numba keeps on disk; `sources` is a part of what it is kept under."""
+def _entry(has_tiles: bool | None) -> Callable[[int, int, int, int, int], int]:
+    """The compiled function; numba keeps its code under the values that it encloses, `has_tiles` among them."""
 
-    @kernel(cache=True)
+    @kernel()
     def enter(control, worker, workers, model, patience):
-        if not sources:
+        if has_tiles is None:
             return -1
         if worker < 0:
             return _lead(control, workers, model, patience)
@@ -155,19 +152,24 @@ def _entry(sources: str) -> Callable[[int, int, int, int, int], int]:
     return enter
 
 
-_FILES = sorted(Path(__file__).parent.glob("*.py"))
-enter: Any = _entry(hashlib.sha256(b"".join(path.read_bytes() for path in _FILES)).hexdigest() + str(are_there()))
+enter: Any = _entry(are_there())
 
 
-def prepare() -> None:
-    """Compile the step for this processor, or read it from the disk if that was done before.
+def prepare(folder: Path, may_compile: bool) -> None:
+    """Read the step's code from a folder; or compile it for this processor, and write it there.
+
+    Args:
+        folder: where the code is kept.
+        may_compile: compile what is not there.
 
     Raises:
+        LookupError: the code is not there, and may not be compiled.
         RuntimeError: the processor cannot convert float16, for which LLVM has nothing else here.
     """
     if platform.machine() in ("x86_64", "AMD64") and "+f16c" not in features():
         raise RuntimeError("the processor has no F16C instructions")
-    kept = Path(enter.stats.cache_path)
-    if not any(kept.glob("step.*.nbc")):
-        _log.warning("compiling the decoding step for this processor, once, into %s", kept)
-    enter.compile((types.int64,) * 5)
+    signature = (types.int64,) * 5
+    if signature in enter.overloads:
+        return
+    keep_code_in(folder, enter, may_compile)
+    enter.compile(signature)

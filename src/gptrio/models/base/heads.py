@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.errors import InputError
-from gptrio.kernels.cpu_decode import Reason, is_ready
+from gptrio.kernels.cpu_decode import Reason
 from gptrio.models.base import inputs
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
@@ -119,8 +119,6 @@ class CausalLMHead(HeadModel):
             rows: B of the steps to come.
             left_padding: (B,) columns of padding before each row, or None.
         """
-        if not is_ready():
-            return Reason("steps cannot be compiled here")
         from gptrio.models.base.compiled import compiled_step
 
         return compiled_step(self, rows, left_padding)

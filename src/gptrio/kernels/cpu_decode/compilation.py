@@ -1,0 +1,377 @@
+"""The compiled code of the decoding step: where it is kept, who compiles it, and whether it is there.
+
+A process of its own, of the lowest priority, compiles the step once for a processor; meanwhile decoding goes on in the
+ordinary way. The environment variable `GPTRIO_COMPILE` changes that: "wait" compiles in the process that decodes, and
+"never" runs no compiled step.
+
+The code lies in a folder for one processor, source and set of versions, in the user's cache folder or NUMBA_CACHE_DIR:
+`step.*` is numba's; `ready` is there when the code is whole, and its time says when the code was last used; `failed`
+holds the line that says why there is none; whoever compiles holds `lock` by `flock`, which ends with the process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from gptrio.errors import OptionError
+from gptrio.kernels.cpu_decode import Reason, check_numba, is_installed, one_line
+
+MODES = ("background", "wait", "never")
+RETRY_SECONDS = 3600.0  # for so long nobody tries again what could not be compiled
+UNUSED_DAYS = 30  # after which code of other sources, versions or processors is removed
+LOOK_SECONDS = 0.2  # between two looks whether the code is there
+_MOST_STARTS = 2  # of a compiling process, by one process that decodes
+
+_PROGRAM = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from gptrio.kernels.cpu_decode.compilation import compile_quietly
+compile_quietly()
+"""  # of the process that compiles, which finds what its parent finds
+
+_log = logging.getLogger("gptrio")
+
+
+class NotYet(Reason):
+    """Steps do not run compiled now, but will when another process has compiled them."""
+
+    __slots__ = ()
+
+
+def compile_mode() -> str:
+    """What `GPTRIO_COMPILE` says: "background" (the default), "wait" or "never".
+
+    Raises:
+        OptionError: it says something else.
+    """
+    mode = os.environ.get("GPTRIO_COMPILE") or MODES[0]
+    if mode not in MODES:
+        raise OptionError(f"GPTRIO_COMPILE={mode!r} in the environment is not known; expected {', '.join(MODES)}")
+    return mode
+
+
+class CompiledCode:
+    """The folder that holds the code of the step.
+
+    Args:
+        folder: where it lies; the one for this processor, source and versions by default.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        """Name the folder; nothing is made yet."""
+        self.folder = folder or _folder()
+        self._ready, self._failed = self.folder / "ready", self.folder / "failed"
+
+    def is_ready(self) -> bool:
+        """Whether the code is there, whole."""
+        return self._ready.exists()
+
+    def failure(self) -> str:
+        """Why it could not be compiled lately, or ""."""
+        try:
+            is_recent = time.time() - self._failed.stat().st_mtime < RETRY_SECONDS
+            return self._failed.read_text(encoding="utf-8") if is_recent else ""
+        except OSError:
+            return ""
+
+    def is_being_compiled(self) -> bool:
+        """Whether a process compiles it now."""
+        import fcntl
+
+        try:
+            with open(self.folder / "lock", "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # nobody has ever compiled it
+            return False
+        return False
+
+    def compile(self, is_patient: bool = True) -> None:
+        """Compile the step in this process and keep its code, unless that was done before.
+
+        Args:
+            is_patient: wait for another process that compiles it; else leave it to that process.
+
+        Raises:
+            Exception: it cannot be compiled, kept or run, for any reason that numba or the processor has.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._locked(is_patient) as mine:
+            if not mine or self.is_ready():
+                return
+            _log.warning("compiling the decoding step for this processor, once, into %s", self.folder)
+            try:
+                _prepare(self.folder, may_compile=True)
+            except Exception as error:
+                self.note_failure(one_line(error))
+                raise
+            self._failed.unlink(missing_ok=True)
+            self._ready.touch()
+            self._remove_unused()
+
+    def load(self) -> None:
+        """Read the code into this process.
+
+        Raises:
+            Exception: it is not there, or cannot run.
+        """
+        _prepare(self.folder, may_compile=False)
+        with suppress(OSError):  # of somebody else's folder, which may be read
+            os.utime(self._ready)
+
+    def forget(self) -> None:
+        """Take the code for not there."""
+        self._ready.unlink(missing_ok=True)
+
+    def note_failure(self, why: str) -> None:
+        """Keep others from trying at once what has just failed."""
+        with suppress(OSError):
+            self._failed.write_text(why, encoding="utf-8")
+
+    @contextmanager
+    def _locked(self, is_patient: bool) -> Iterator[bool]:
+        """Hold the lock; gives whether this process has it."""
+        import fcntl
+
+        with open(self.folder / "lock", "wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if is_patient else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+
+    def _remove_unused(self) -> None:
+        """Remove the folders of other keys that nobody has used for long."""
+        for other in self.folder.parent.iterdir():
+            mark = other / "ready" if (other / "ready").exists() else other
+            is_old = time.time() - mark.stat().st_mtime > UNUSED_DAYS * 86400
+            if other != self.folder and is_old and not CompiledCode(other).is_being_compiled():
+                shutil.rmtree(other, ignore_errors=True)
+
+
+class _Readiness:
+    """Whether this process can run compiled steps; looks again while another process compiles them."""
+
+    def __init__(self) -> None:
+        """Begin without having looked."""
+        self._lock = threading.RLock()
+        self._reason: Reason | None = NotYet("nobody has looked yet")
+        self._next_look = 0.0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._starts = 0
+
+    def look(self) -> Reason | None:
+        """Why steps cannot run compiled now, or None."""
+        if type(self._reason) is not NotYet or time.monotonic() < self._next_look:
+            return self._reason
+        with self._lock:
+            if type(self._reason) is NotYet:
+                self._reason = self._find_out()
+                self._next_look = time.monotonic() + LOOK_SECONDS
+        return self._reason
+
+    def _find_out(self) -> Reason | None:
+        if not is_installed():
+            return Reason("numba is not installed, or the system is not a POSIX one")
+        mode = compile_mode()
+        if mode == "never":
+            return Reason("GPTRIO_COMPILE is 'never'")
+        try:
+            if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+                check_numba()
+            code = CompiledCode()
+            if code.is_ready() and self._is_loaded(code):
+                return None
+            if mode == "background":
+                return self._wait_for(code)
+            check_numba()
+            code.compile()
+            code.load()
+            return None
+        except Exception as error:  # numba is the user's own: whatever it dies of, there is the ordinary way
+            return _without(one_line(error))
+
+    def _is_loaded(self, code: CompiledCode) -> bool:
+        """Load the code; what is gone although it was said to be ready is to be compiled anew."""
+        check_numba()
+        try:
+            code.load()
+        except LookupError:
+            code.forget()
+            return False
+        return True
+
+    def _wait_for(self, code: CompiledCode) -> Reason:
+        """Have another process compile the step, and say why it does not run yet."""
+        if why := code.failure():
+            return _without(why)
+        ended = self._process is not None and self._process.poll() is not None
+        if not code.is_being_compiled() and (self._process is None or ended):
+            if self._starts == _MOST_STARTS:
+                code.note_failure(f"compiling ended with exit status {self._process and self._process.returncode}")
+                return _without(code.failure() or "compiling ended without a result")
+            code.folder.mkdir(parents=True, exist_ok=True)
+            self._process, self._starts = _start(), self._starts + 1
+            _log.info("a process of low priority compiles the decoding step into %s", code.folder)
+        return NotYet("the step is being compiled by another process")
+
+
+readiness = _Readiness()
+
+
+def unready_reason() -> Reason | None:
+    """Why steps cannot run compiled now, or None; the first call starts what is needed to make them ready.
+
+    Raises:
+        OptionError: `GPTRIO_COMPILE` says what is not known.
+    """
+    return readiness.look()
+
+
+def status() -> str:
+    """Where the compiled code is and how it stands, for people; starts nothing."""
+    if compile_mode() == "never":
+        return "not used, as GPTRIO_COMPILE is 'never'"
+    try:
+        code = CompiledCode()
+    except Exception as error:
+        return f"nowhere to keep it: {one_line(error)}"
+    if code.is_ready():
+        return f"ready in {code.folder}"
+    if code.is_being_compiled():
+        return f"being compiled into {code.folder}"
+    if why := code.failure():
+        return f"could not be compiled: {why}"
+    if not _can_be_made(code.folder):
+        return f"cannot be kept, as {code.folder} cannot be written"
+    return f"not compiled yet (`generate` starts that in the background, `gptrio env --compile` waits) in {code.folder}"
+
+
+def compile_quietly() -> None:
+    """Compile the step with the lowest priority, unless another process does; what a compiling process runs."""
+    os.nice(19)
+    check_numba()
+    CompiledCode().compile(is_patient=False)
+
+
+def keep_code_in(folder: Path, function: Any, may_compile: bool) -> None:
+    """Have numba keep the code of a compiled function in a folder whose name stands for its source.
+
+    Compiling it then raises LookupError if the code is not there, unless it `may_compile`.
+    """
+    from numba.core import caching
+
+    class Locator(caching._CacheLocator):  # type: ignore[misc]  # numba has no types
+        def get_cache_path(self) -> str:
+            return os.fspath(folder)
+
+        def get_source_stamp(self) -> str:
+            return folder.name
+
+        def get_disambiguator(self) -> str:
+            return ""
+
+        @classmethod
+        def from_function(cls, py_func: Any, py_file: str) -> Locator:
+            return cls()
+
+    class Files(caching.CompileResultCacheImpl):  # type: ignore[misc]  # likewise
+        _locator_classes = (Locator,)
+
+    class Cache(caching.FunctionCache):  # type: ignore[misc]  # likewise
+        _impl_class = Files
+
+        def load_overload(self, sig: Any, target_context: Any) -> Any:
+            found = super().load_overload(sig, target_context)
+            if found is None and not may_compile:
+                raise LookupError(f"there is no compiled code in {folder}")
+            return found
+
+    function._cache = Cache(function.py_func)
+
+
+def _without(why: str) -> Reason:
+    _log.warning("decoding goes on without compiled steps: %s", why)
+    return Reason(why)
+
+
+def _prepare(folder: Path, may_compile: bool) -> None:
+    from gptrio.kernels.cpu_decode.step import prepare
+
+    prepare(folder, may_compile)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Start a process that compiles the step and outlives this one if need be; it shares no stream with it."""
+    return subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+
+
+def _folder() -> Path:
+    """The folder for the code of this processor, source and versions."""
+    return _root() / _key()
+
+
+def _root() -> Path:
+    if chosen := os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(chosen) / "gptrio"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gptrio" / "compiled"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptrio" / "compiled"
+
+
+@functools.cache
+def _key() -> str:
+    own = Path(__file__)
+    files = [*sorted(own.parent.glob("*.py")), own.parent.parent / "formats.py"]
+    sources = [path.read_bytes() for path in files if path != own]
+    versions = [f"{name} {_version(name)}" for name in ("numba", "llvmlite")]
+    told = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    facts = [platform.python_version(), platform.machine(), _processor(), *versions, *told]
+    return hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def _processor() -> str:
+    """Name and features of the processor, as the system gives them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    named = (line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part")))
+    return "\n".join(sorted(set(named)))
+
+
+def _can_be_made(folder: Path) -> bool:
+    """Whether a folder is there, or can be made."""
+    known = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    return os.access(known, os.W_OK | os.X_OK)
