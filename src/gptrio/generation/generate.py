@@ -84,7 +84,7 @@ def generate(
         prefix_allowed_tokens_fn: (row, ids) to the tokens that may follow.
         synced_gpus: run until all processes of a sharded model have finished.
         assistant_model: a smaller model that drafts tokens for this one to check.
-        streamer: is handed the prompt, then the tokens as they come.
+        streamer: gets the prompt, then the tokens as they come.
         negative_prompt_ids, negative_prompt_attention_mask: (B, U) what `guidance_scale` leads away from.
         use_model_defaults: options left at their default in `generation_config` are the model's own; True unless the
             model's file is older than such files' 4.50.

@@ -70,7 +70,7 @@ class GenerationState:
         pad: token that fills finished rows, or None.
         num_prompts: number of prompts.
         generators: where random numbers come from: torch's own, one for all rows, or one for each.
-        streamer: is handed the tokens, or None.
+        streamer: gets the tokens, or None.
         synced_gpus: go on with other processes until all have finished.
         on_finish: is called when a row is finished, or None.
         has_own_processors_only: no processor is the caller's, or calls a function of the caller's.
@@ -116,7 +116,7 @@ class SequenceStatus:
         ids: (B, T) the tokens so far.
         running: (B,) bool, the rows that go on; None while all do.
         finish_reasons: row -> why it is finished.
-        record: what the result will hold besides ids.
+        record: outputs of the steps that the caller asked for.
 
     Args:
         state: its criteria say which rows are finished, its `pad` fills these.

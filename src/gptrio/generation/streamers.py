@@ -1,4 +1,4 @@
-"""Hand text on while it is generated: as soon as it cannot change, and never part of a character."""
+"""Stream text while it is generated: as soon as further tokens cannot change it, and never part of a character."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Text:
         default = getattr(tokenizer, "clean_up_tokenization_spaces", False)
         self._cleans_up = bool(decode_kwargs.get("clean_up_tokenization_spaces", default))
         self._ids: list[int] = []
-        self._given = 0  # characters of the decoded `_ids` that were handed on
+        self._given = 0  # characters of the decoded `_ids` that were returned
 
     def push(self, ids: Iterable[int]) -> str:
         """Add tokens and return the text that is settled by them."""
@@ -206,7 +206,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
 class BatchTextStreamer(BaseStreamer):
     """Stream several rows: print them one below the other, each as early as the rows above it allow.
 
-    The first `put` is the prompts (B, T) and tells the number of rows. Subclasses define `on_row_text` for another use.
+    The first `put` is the prompts (B, T), a row for each. Subclasses define `on_row_text` for another use.
 
     Args:
         tokenizer: decodes the tokens.

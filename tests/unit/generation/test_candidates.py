@@ -11,12 +11,12 @@ from gptrio.generation.strategies.candidates import DraftLengthPolicy, first_lay
 from gptrio.testing import tiny_config
 
 
-def lengths(pace, rounds, right):
-    """Numbers of drafted tokens when `right(number)` of them prove right."""
+def lengths(policy, rounds, num_accepted):
+    """Numbers of drafted tokens when `num_accepted(number)` of them prove right."""
     drafted = []
     for _ in range(rounds):
-        drafted.append(pace.next())
-        pace.learn(drafted[-1], right(drafted[-1]))
+        drafted.append(policy.next())
+        policy.learn(drafted[-1], num_accepted(drafted[-1]))
     return drafted
 
 
@@ -31,17 +31,17 @@ def test_a_wrong_draft_is_given_up_and_tried_seldom():
 
 
 def test_a_draft_that_becomes_right_is_taken_up_again():
-    pace = DraftLengthPolicy(8, "constant", 0.1)
-    lengths(pace, 100, lambda number: 0)
-    assert sum(lengths(pace, 200, lambda number: number)[-50:]) > 150
+    policy = DraftLengthPolicy(8, "constant", 0.1)
+    lengths(policy, 100, lambda number: 0)
+    assert sum(lengths(policy, 200, lambda number: number)[-50:]) > 150
 
 
 def test_other_schedules_move_the_most():
-    pace = DraftLengthPolicy(4, "heuristic", 0.0)
-    lengths(pace, 10, lambda number: number)
-    assert pace.most > 10
-    lengths(pace, 100, lambda number: 0)
-    assert pace.most < 10
+    policy = DraftLengthPolicy(4, "heuristic", 0.0)
+    lengths(policy, 10, lambda number: number)
+    assert policy.most > 10
+    lengths(policy, 100, lambda number: 0)
+    assert policy.most < 10
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "gpt_neox"])

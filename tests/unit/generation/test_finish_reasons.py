@@ -1,4 +1,4 @@
-"""`generate(on_finish=)` tells for each row why it is finished and how many new tokens it has, in every mode."""
+"""`generate(on_finish=)` reports for each row why it is finished and how many new tokens it has, in every mode."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODES = {
 @pytest.mark.parametrize("with_dictionary", [False, True])
 @pytest.mark.parametrize("mode", MODES)
 def test_reason_and_number_of_every_row(model, mode, with_dictionary):
-    told = {}
+    found = {}
     tokens = list(range(100, 140))
     by_string = {} if mode in ("groups", "constrained") else {"stop_strings": STOPS, "tokenizer": TOKENIZER}
     result = model.generate(
@@ -57,28 +57,28 @@ def test_reason_and_number_of_every_row(model, mode, with_dictionary):
         eos_token_id=tokens,
         pad_token_id=0,
         return_dict_in_generate=with_dictionary,
-        on_finish=lambda row, *end: told.setdefault(row, []).append(end),
+        on_finish=lambda row, *end: found.setdefault(row, []).append(end),
         **by_string,
         **MODES[mode],
     )
     ids = result.sequences if with_dictionary else result
     stops = by_string.get("stop_strings", ())
-    assert told == {row: [ends(ids, row, 3, tokens, stops)] for row in range(len(ids))}
+    assert found == {row: [ends(ids, row, 3, tokens, stops)] for row in range(len(ids))}
 
 
 def test_the_modes_above_end_in_every_way(model):
     """So that the test before cannot pass by rows that all end alike."""
-    told = []
+    found = []
     model.generate(
         IDS, max_new_tokens=LIMIT, eos_token_id=list(range(100, 140)), pad_token_id=0, stop_strings=STOPS,
-        tokenizer=TOKENIZER, on_finish=lambda *end: told.append(end), **MODES["sampling"],
+        tokenizer=TOKENIZER, on_finish=lambda *end: found.append(end), **MODES["sampling"],
     )  # fmt: skip
-    assert {reason for _, reason, _ in told} == {
+    assert {reason for _, reason, _ in found} == {
         FinishReason.STOP_TOKEN,
         FinishReason.STOP_STRING,
         FinishReason.LENGTH,
     }
-    assert len({number for *_, number in told}) > 3
+    assert len({number for *_, number in found}) > 3
 
 
 class AfterThree(StoppingCriteria):
@@ -92,18 +92,18 @@ class AfterThree(StoppingCriteria):
     ids=["the caller's own", "time"],
 )
 def test_rules_of_the_callers_are_reasons_too(model, rule, reason):
-    told = []
+    found = []
     ids = model.generate(
-        IDS, max_new_tokens=LIMIT, eos_token_id=None, stopping_criteria=[rule], on_finish=lambda *end: told.append(end)
+        IDS, max_new_tokens=LIMIT, eos_token_id=None, stopping_criteria=[rule], on_finish=lambda *end: found.append(end)
     )
-    assert told == [(row, reason, ids.shape[1] - 3) for row in range(3)]
+    assert found == [(row, reason, ids.shape[1] - 3) for row in range(3)]
     assert ids.shape[1] < 3 + LIMIT
 
 
 def test_a_prompt_cut_to_the_context_counts_new_tokens_only(model):
-    told = []
+    found = []
     ids = torch.arange(80)[None] % 90
     model.generate(
-        ids, max_new_tokens=4, overflow="truncate_left", eos_token_id=None, on_finish=lambda *end: told.append(end)
+        ids, max_new_tokens=4, overflow="truncate_left", eos_token_id=None, on_finish=lambda *end: found.append(end)
     )
-    assert told == [(0, FinishReason.LENGTH, 4)]
+    assert found == [(0, FinishReason.LENGTH, 4)]

@@ -296,7 +296,7 @@ def test_a_model_that_prepares_its_own_inputs():
         assert model.generate(IDS, max_new_tokens=2, **options).shape[1] <= 5
 
 
-def test_streamers_are_told_of_rows_that_end():
+def test_streamers_get_the_end_of_each_row():
     class Recorder:
         """Keeps what it is given."""
 

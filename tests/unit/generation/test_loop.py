@@ -117,7 +117,7 @@ def test_a_criterion_finds_what_the_streamer_got_before(model):
     "options", [{}, LOOKUP, {"penalty_alpha": 0.6, "top_k": 4}], ids=["plain", "lookup", "contrast"]
 )
 def test_streamed_rows_are_the_result(model, options):
-    """Each row's tokens up to its end come before the streamer is told that the row has ended, in every mode."""
+    """Each row's tokens up to its end come before `end_row`, in every mode."""
     recorder = Recorder()
     result = model.generate(IDS, **OPTIONS, **options, streamer=recorder, on_finish=recorder.on_finish)
     assert recorder.events[0] == ("put", IDS.tolist()) and recorder.events[-1] == ("end",)

@@ -51,7 +51,7 @@ def assisted_steps(state: GenerationState, draft: Draft, policy: DraftLengthPoli
         scores = _process(state, longer, logits)
         tokens, num_accepted = _accept(state, draft_ids, draft_probs, scores)
         if status.running is not None:
-            num_accepted = num_accepted.masked_fill(~status.running, number)  # finished rows hold nobody back
+            num_accepted = num_accepted.masked_fill(~status.running, number)  # finished rows do not limit the others
         matched = int(num_accepted.min())
         for new, part in enumerate(_parts(output, number, matched)):
             status.record.add(part, logits[:, new], scores[:, new])

@@ -34,7 +34,7 @@ class Beams:
         ids: (P, K, T).
         scores: (P, K) sums of log-probabilities; of finished beams divided by their length's power.
         origins: (P, K, new tokens) row of the scores that each token was taken from; -1 after the end.
-        finished: (P, K) whether a place is taken by a finished beam.
+        finished: (P, K) whether a beam is finished; in `ended` the others are empty entries.
     """
 
     ids: Tensor
@@ -42,13 +42,13 @@ class Beams:
     origins: Tensor
     finished: Tensor
 
-    def best(self, places: Tensor) -> Beams:
-        """The beams at `places` (P, n)."""
+    def select(self, indices: Tensor) -> Beams:
+        """The beams at `indices` (P, n)."""
         return Beams(
-            self.ids.gather(1, places[..., None].expand(-1, -1, self.ids.shape[-1])),
-            self.scores.gather(1, places),
-            self.origins.gather(1, places[..., None].expand(-1, -1, self.origins.shape[-1])),
-            self.finished.gather(1, places),
+            self.ids.gather(1, indices[..., None].expand(-1, -1, self.ids.shape[-1])),
+            self.scores.gather(1, indices),
+            self.origins.gather(1, indices[..., None].expand(-1, -1, self.origins.shape[-1])),
+            self.finished.gather(1, indices),
         )
 
     def as_long_as(self, other: Beams, fill: int) -> Beams:
@@ -80,13 +80,13 @@ def beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutpu
             candidates = _candidates(state, running, scores)
         stops = state.criteria(candidates.ids.flatten(0, 1), record.scores).view(state.num_prompts, -1)  # (P, N)
         alive = candidates.scores + stops.float() * BEAM_PENALTY
-        places = alive.topk(count).indices
+        chosen = alive.topk(count).indices
         length = candidates.ids.shape[-1] - prompt
         if bool(stops.any()):  # until then there is nothing to compare with
             some_ended = True
             ended = _merge(config, ended.as_long_as(candidates, fill), candidates, stops, improvable, length)
-        running = candidates.best(places)
-        running.scores = alive.gather(1, places)
+        running = candidates.select(chosen)
+        running.scores = alive.gather(1, chosen)
         state.step.reorder(running.origins[..., -1].flatten().long())
         finished = False
         if some_ended:
@@ -109,12 +109,12 @@ def _fill(state: GenerationState) -> int:
 
 def _start(state: GenerationState, fill: int) -> Beams:
     ids = state.ids.view(state.num_prompts, state.config.num_beams, -1)
-    places = ids.shape[:2]
-    none = torch.zeros(places, dtype=torch.bool, device=ids.device)
+    shape = ids.shape[:2]
+    none = torch.zeros(shape, dtype=torch.bool, device=ids.device)
     return Beams(
         ids,
-        torch.zeros(places, dtype=torch.float32, device=ids.device),
-        ids.new_empty(*places, 0, dtype=torch.int32),
+        torch.zeros(shape, dtype=torch.float32, device=ids.device),
+        ids.new_empty(*shape, 0, dtype=torch.int32),
         none,
     )
 
@@ -134,10 +134,10 @@ def _candidates(state: GenerationState, running: Beams, scores: Tensor) -> Beams
         best = sums.gather(1, chosen)
     else:
         best, chosen = sums.topk(number)
-    places, tokens = chosen // vocabulary, chosen % vocabulary  # (P, N)
-    result = running.best(places)
+    beams, tokens = chosen // vocabulary, chosen % vocabulary  # (P, N)
+    result = running.select(beams)
     first = torch.arange(state.num_prompts, device=sums.device)[:, None] * count
-    rows = (places + first).to(result.origins.dtype)
+    rows = (beams + first).to(result.origins.dtype)
     result.ids = torch.cat([result.ids, tokens[..., None]], dim=-1)
     result.origins = torch.cat([result.origins, rows[..., None]], dim=-1)
     result.scores = best
@@ -165,7 +165,7 @@ def _merge(
         torch.cat([ended.origins, candidates.origins], dim=1),
         torch.cat([ended.finished, ends_now], dim=1),
     )
-    return merged.best(merged.scores.topk(count).indices)
+    return merged.select(merged.scores.topk(count).indices)
 
 
 def _can_improve(config: GenerationConfig, running: Tensor, ended: Beams, length: int, prompt: int) -> Tensor:

@@ -40,14 +40,14 @@ class Draft(Protocol):
 
 
 class DraftLengthPolicy:
-    """How many tokens to draft: as many as pay, by how often drafts were right of late, and none while none pays.
+    """How many tokens to draft: as many as pay at the acceptance rate of recent drafts, and none while none pays.
 
     Time is not measured, so that a seed gives the same tokens every time.
 
     Args:
         most: most tokens at once.
         schedule: "constant" keeps `most` and drafts as many as pay; the others, which a user has chosen, always draft
-            `most`, raise it by 2 after a draft that was all right, and lower it by 1 after another.
+            `most`, raise it by 2 after a draft that was accepted whole, and lower it by 1 after another.
         cost: what drafting a token takes, in steps of the model.
     """
 
@@ -199,16 +199,16 @@ class PromptLookupCandidateGenerator:
 
     def get_candidates(self, input_ids: Tensor) -> tuple[Tensor, None]:
         """Return ids (1, T) with drafted tokens appended, (1, T + n), and no scores for them."""
-        room = self.max_length - input_ids.shape[1] - 1  # the model itself adds a token to every draft
-        if room <= 0:
+        space = self.max_length - input_ids.shape[1] - 1  # the model itself adds a token to every draft
+        if space <= 0:
             return input_ids, None
-        draft = find_continuation(input_ids[0], min(self.num_output_tokens, room), self.max_matching_ngram_size)
+        draft = find_continuation(input_ids[0], min(self.num_output_tokens, space), self.max_matching_ngram_size)
         tokens = draft.tolist()
         kept = next((index for index, token in enumerate(tokens) if token in self._ends), len(tokens))
         return torch.cat([input_ids, draft[None, :kept]], dim=1), None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Take note of how many drafted tokens were right; lookup does not adapt."""
+        """Take note of how many drafted tokens were accepted; lookup does not adapt."""
 
 
 class LookupDraft:
@@ -244,13 +244,13 @@ class TextDraft:
         self._lookbehind = config.target_lookbehind
         self._cache = DynamicCache()
         self._read: list[int] = []  # tokens that the cache holds
-        self._room = context_length(model)
+        self._context = context_length(model)
 
     def propose(self, ids: Tensor, number: int) -> tuple[Tensor, None]:
         """Return up to `number` tokens (1, n)."""
         tokens = ids[0].tolist()
         before = self._other.encode(self._decode(self._tokenizer, tokens), add_special_tokens=False)
-        new = self._write(before, min(number, self._room - len(before)))
+        new = self._write(before, min(number, self._context - len(before)))
         text = self._decode(self._other, before)
         added = self._decode(self._other, before + new)[len(text) :]
         tail = tokens[-self._lookbehind :]

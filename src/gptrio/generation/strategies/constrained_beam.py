@@ -39,8 +39,8 @@ def constrained_beam_search(state: GenerationState) -> Tensor | GenerateBeamDeco
     def accept(ids: list[int]) -> bool:
         return state_of(ids).completed
 
-    def rerank(group: Group, steps: list[BeamCandidate], totals: Tensor) -> list[BeamCandidate]:
-        return _rerank(group, steps, totals, state_of)
+    def rerank(group: Group, continuations: list[BeamCandidate], totals: Tensor) -> list[BeamCandidate]:
+        return _rerank(group, continuations, totals, state_of)
 
     return grouped_beam_search(state, rerank, accept)
 
@@ -63,26 +63,29 @@ def constraints_of(config: GenerationConfig) -> list[Constraint]:
 
 
 def _rerank(
-    group: Group, steps: list[BeamCandidate], totals: Tensor, state_of: Callable[[list[int]], ConstraintListState]
+    group: Group,
+    continuations: list[BeamCandidate],
+    totals: Tensor,
+    state_of: Callable[[list[int]], ConstraintListState],
 ) -> list[BeamCandidate]:
-    """Add the steps that bring a constraint on, and take the best of each number of fulfilled steps in turn.
+    """Add the tokens that advance a constraint, and take the best of each bank (number of fulfilled steps) in turn.
 
     Args:
         group: the beams.
-        steps: what they would go on with.
+        continuations: what they would go on with.
         totals: (G, V) scores of all continuations.
         state_of: how far a sequence has come.
     """
-    candidates = list(steps)
-    sequences = [[*group.ids[step.beam], step.token] for step in steps]
+    candidates = list(continuations)
+    sequences = [[*group.ids[each.beam], each.token] for each in continuations]
     for beam, ids in enumerate(group.ids):
         progress = state_of(ids)
         for token in [] if progress.completed else progress.advance() or []:
             if [*ids, token] not in sequences:
                 sequences.append([*ids, token])
                 candidates.append(BeamCandidate(float(totals[beam, token]), token, beam))
-    if len(candidates) == len(steps):
-        return steps
+    if len(candidates) == len(continuations):
+        return continuations
     banks = [state_of(sequence).get_bank() for sequence in sequences]
     scores = torch.tensor([candidate.score for candidate in candidates], dtype=torch.float32, device="cpu")
     order = (torch.tensor(banks, device="cpu") * 100 + scores).sort(descending=True).indices.tolist()

@@ -43,7 +43,7 @@ class Hypotheses:
     """Up to `size` sequences, of which better ones displace the worst.
 
     Args:
-        size: number of places.
+        size: how many.
         config: gives length penalty and early stopping.
         prompt: length of the prompt.
     """
@@ -56,7 +56,7 @@ class Hypotheses:
         self._longest = None if config.max_length is None else config.max_length - prompt
 
     def add(self, ids: list[int], total: float, origins: list[int], length: int) -> None:
-        """Keep a sequence if there is room or a worse one.
+        """Keep a sequence if there are fewer than `size`, or in place of a worse one.
 
         Args:
             ids: its tokens.
@@ -132,11 +132,11 @@ class Group:
         """Number of new tokens of each beam."""
         return len(self.origins[0])
 
-    def advance(self, steps: list[BeamCandidate]) -> None:
+    def advance(self, continuations: list[BeamCandidate]) -> None:
         """Continue beams by tokens."""
-        self.ids = [[*self.ids[step.beam], step.token] for step in steps]
-        self.origins = [[*self.origins[step.beam], self.first + step.beam] for step in steps]
-        self.scores = [step.score for step in steps]
+        self.ids = [[*self.ids[candidate.beam], candidate.token] for candidate in continuations]
+        self.origins = [[*self.origins[candidate.beam], self.first + candidate.beam] for candidate in continuations]
+        self.scores = [candidate.score for candidate in continuations]
 
 
 def grouped_beam_search(
@@ -146,8 +146,8 @@ def grouped_beam_search(
 
     Args:
         state: the call.
-        rerank: replaces the beams that a group would go on with, given the scores (G, V) of all its continuations.
-        accept: whether a sequence may end where it wants to.
+        rerank: reindices the beams that a group would go on with, given the scores (G, V) of all its continuations.
+        accept: whether a sequence may end.
     """
     config, record = state.config, OutputRecorder(state.config)
     size = config.num_beams // config.num_beam_groups
@@ -165,10 +165,10 @@ def grouped_beam_search(
             with state.processing():
                 scores = state.processors(ids[rows], processed[rows], current_tokens=tokens, beam_group_idx=number)
                 processed[rows] = scores
-            steps = _advance(state, members, scores, rerank, accept)
+            continuations = _advance(state, members, scores, rerank, accept)
             first = torch.tensor([group.first for group in members for _ in range(size)], device=ids.device)
-            parents[rows] = first + torch.tensor([step.beam for step in steps], device=ids.device)
-            tokens[rows] = torch.tensor([step.token for step in steps], device=ids.device)
+            parents[rows] = first + torch.tensor([candidate.beam for candidate in continuations], device=ids.device)
+            tokens[rows] = torch.tensor([candidate.token for candidate in continuations], device=ids.device)
         record.add(output, logits, processed)
         state.step.reorder(parents)
         ids = torch.cat([ids[parents], tokens[:, None]], dim=1)
@@ -192,41 +192,44 @@ def _start(state: GenerationState, size: int) -> list[Group]:
 def _advance(
     state: GenerationState, members: list[Group], scores: Tensor, rerank: Rerank | None, accept: Accept | None
 ) -> list[BeamCandidate]:
-    """Take one step in a group of every prompt, given its processed scores (P * G, V), and return the beams' steps."""
+    """Take one step in a group of every prompt, given its processed scores (P * G, V); returns how beams go on."""
     ends, size, vocabulary = eos_ids(state.config), members[0].size, scores.shape[-1]
     before = torch.tensor([group.scores for group in members], dtype=torch.float32, device=scores.device)  # (P, G)
     with state.step.on_one_thread():
         totals = scores.view(len(members), size, -1) + before[..., None]  # (P, G, V)
         best, chosen = totals.flatten(1).topk(max(2, 1 + len(ends)) * size)
     result = []
-    for group, own, sums, places in zip(members, totals, best.tolist(), chosen.tolist(), strict=True):
+    for group, own, sums, indices in zip(members, totals, best.tolist(), chosen.tolist(), strict=True):
         if group.done:
-            steps = [BeamCandidate(0.0, state.pad or 0, beam) for beam in range(size)]
+            continuations = [BeamCandidate(0.0, state.pad or 0, beam) for beam in range(size)]
         else:
-            candidates = [BeamCandidate(s, p % vocabulary, p // vocabulary) for s, p in zip(sums, places, strict=True)]
-            steps = _next_steps(group, candidates, ends, accept)
+            candidates = [
+                BeamCandidate(total, index % vocabulary, index // vocabulary)
+                for total, index in zip(sums, indices, strict=True)
+            ]
+            continuations = _continuations(group, candidates, ends, accept)
             if rerank is not None:
-                steps = rerank(group, steps, own)
+                continuations = rerank(group, continuations, own)
             group.done = group.ended.is_done(sums[0], group.new_tokens + 1)
-        group.advance(steps)
-        result += steps
+        group.advance(continuations)
+        result += continuations
     return result
 
 
-def _next_steps(
+def _continuations(
     group: Group, candidates: list[BeamCandidate], ends: list[int], accept: Accept | None
 ) -> list[BeamCandidate]:
-    """The best steps that go on; good ones that end are kept with the sequences that have ended."""
-    steps: list[BeamCandidate] = []
-    for rank, step in enumerate(candidates):
-        if step.token not in ends:
-            steps.append(step)
-        elif rank < group.size and (accept is None or accept(group.ids[step.beam])):
-            origins = [*group.origins[step.beam], group.first + step.beam]
-            group.ended.add(group.ids[step.beam], step.score, origins, group.new_tokens + 1)
-        if len(steps) == group.size:
+    """The best candidates that go on; good ones that end are kept with the sequences that have ended."""
+    continuations: list[BeamCandidate] = []
+    for rank, candidate in enumerate(candidates):
+        if candidate.token not in ends:
+            continuations.append(candidate)
+        elif rank < group.size and (accept is None or accept(group.ids[candidate.beam])):
+            origins = [*group.origins[candidate.beam], group.first + candidate.beam]
+            group.ended.add(group.ids[candidate.beam], candidate.score, origins, group.new_tokens + 1)
+        if len(continuations) == group.size:
             break
-    return steps
+    return continuations
 
 
 def _best(state: GenerationState, groups: list[Group], accept: Accept | None) -> list[Hypothesis]:
