@@ -49,7 +49,7 @@ def constraints_of(config: GenerationConfig) -> list[Constraint]:
     """The constraints of the options; a list of words in `force_words_ids` asks for any of them.
 
     Raises:
-        OptionError: there is none, or one is no list of token ids.
+        OptionError: there is none, or one is not a list of token ids.
     """
     constraints: list[Constraint] = list(config.constraints or ())
     for words in config.force_words_ids or ():
