@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -116,6 +115,7 @@ class SequenceStatus:
         ids: (B, T) the tokens so far.
         running: (B,) bool, the rows that go on; None while all do.
         finish_reasons: row -> why it is finished.
+        is_finished: no row goes on.
         record: outputs of the steps that the caller asked for.
 
     Args:
@@ -127,6 +127,7 @@ class SequenceStatus:
         self.ids = ids
         self.running: Tensor | None = None
         self.finish_reasons: dict[int, FinishReason] = {}
+        self.is_finished = False
         self.record = OutputRecorder(state.config)
         criteria = state.criteria
         limits = [item for item in criteria if type(item) is MaxLengthCriteria and item.max_position_embeddings is None]
@@ -164,17 +165,21 @@ class SequenceStatus:
             strings = FinishReason.STOP_STRING
             reasons = [reason if reason is strings else FinishReason.LENGTH for reason in reasons]
         if self._ends:
-            ended = [token in self._ends for token in ids[:, -1].tolist()]
-            reasons = [FinishReason.STOP_TOKEN if end else why for end, why in zip(ended, reasons, strict=True)]
+            for row, token in enumerate(ids[:, -1].tolist()):
+                if token in self._ends:
+                    reasons[row] = FinishReason.STOP_TOKEN
+        if not any(reasons):
+            return {}
         known = self.finish_reasons
         new = {row: why for row, why in enumerate(reasons) if why is not None and row not in known}
         known.update(new)
+        self.is_finished = len(known) == count
         if new:
             self.running = torch.tensor([row not in known for row in range(count)], device=ids.device)
         return new
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class StepOutput:
     """One step of decoding.
 
@@ -189,17 +194,22 @@ class StepOutput:
     scores: Tensor
     ids: Tensor
     status: SequenceStatus
+    _finished: dict[int, FinishReason] | None = None
+    _is_last: bool = False
 
-    @cached_property
+    @property
     def finished(self) -> dict[int, FinishReason]:
         """Rows that this step finishes, and why.
 
         The stopping criteria are called when this is first read, before the next step at the latest. Whoever reads the
         tokens first has them before a criterion of the caller's looks, as streamers of Transformers have.
         """
-        return self.status.finish_rows()
+        if self._finished is None:
+            self._finished = self.status.finish_rows()
+            self._is_last = bool(self._finished) and self.status.is_finished
+        return self._finished
 
-    @cached_property
+    @property
     def is_last(self) -> bool:
-        """Whether all rows are finished; as `finished`, found out before the next step."""
-        return bool(self.finished) and len(self.status.finish_reasons) == len(self.ids)
+        """Whether all rows are finished; found out with `finished`."""
+        return bool(self.finished) and self._is_last
