@@ -151,7 +151,7 @@ def test_synthid_detector_learns_as_upstream():
 def test_synthid_refuses_another_batch():
     processor = gptrio.SynthIDTextWatermarkLogitsProcessor(**SYNTHID)
     processor(random_ids(2, 2), random_scores(2))
-    with pytest.raises(gptrio.InputError, match="follows 2 rows and got 3"):
+    with pytest.raises(gptrio.InputError, match="has state for 2 rows and got 3"):
         processor(random_ids(3, 2), random_scores(3))
 
 
