@@ -131,7 +131,7 @@ def test_pruning_the_impossible(family: Family) -> None:
 @pytest.mark.parametrize("change", ["int8", "parametrized"])
 def test_heads_stay_whole_where_a_weight_is_not_a_projections_own(family: Family, change: str) -> None:
     model, ids = family.build(), tokens()
-    output = model.base_model.blocks[1].parts().output
+    output = model.base_model.blocks[1].spec().output
     if change == "int8":
         gptrio.quantize(model, change)
     else:

@@ -75,9 +75,8 @@ def linear(
     *,
     transposed: bool = False,
     activation: Activation = "none",
-    residual: Tensor | None = None,
 ) -> Tensor:
-    """Compute `activation(x @ W + bias) + residual`.
+    """Compute `activation(x @ W + bias)`.
 
     Args:
         x: (..., in).
@@ -85,23 +84,18 @@ def linear(
         bias: (out,) or None.
         transposed: the weight is stored (in, out).
         activation: applied to the product.
-        residual: (..., out) added at the end, or None.
 
     Returns:
         (..., out).
     """
     may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
-    if may_be_packed and _eligible(x, weight, bias, residual):
-        return _inference(x, weight, bias, transposed, activation, residual)
+    if may_be_packed and _eligible(x, weight, bias):
+        return _inference(x, weight, bias, transposed, activation)
     out = F.linear(x, weight.t() if transposed else weight, bias)
-    if activation != "none":
-        out = activate(out, activation)
-    return out if residual is None else out + residual
+    return activate(out, activation)
 
 
-def _inference(
-    x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: Activation, residual: Tensor | None
-) -> Tensor:
+def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, activation: Activation) -> Tensor:
     """The product of plain tensors without autograd."""
     rows = x.numel() // x.shape[-1]
     plain = weight.t() if transposed else weight
@@ -111,9 +105,8 @@ def _inference(
         if pack is None and weight.dtype is not torch.float32:  # which MKL multiplies faster
             pack = plain
         if pack is not None:
-            return fused_product(x, pack, bias, activation, residual)
-    out = activate_(F.linear(x, plain, bias), activation)
-    return out if residual is None else out.add_(residual)
+            return fused_product(x, pack, bias, activation)
+    return activate_(F.linear(x, plain, bias), activation)
 
 
 can_pack_cached = functools.cache(can_pack)
@@ -128,7 +121,7 @@ def one_row_is_fast() -> bool:
         return False
 
 
-def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None) -> bool:
+def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether plain CPU tensors of one dtype meet outside autograd."""
     dtype = weight.dtype
     return (
@@ -139,7 +132,6 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
         and weight.is_cpu
         and not torch.is_grad_enabled()
         and (bias is None or (type(bias) is nn.Parameter and bias.dtype is dtype and bias.is_contiguous()))
-        and (residual is None or (type(residual) is Tensor and residual.dtype is dtype and residual.is_contiguous()))
         and dtype.is_floating_point
         and not torch.is_autocast_enabled("cpu")
         and not weight.is_inference()
@@ -147,9 +139,7 @@ def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor |
     )
 
 
-def fused_product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none", residual: Tensor | None = None
-) -> Tensor:
+def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
     """`linear` by oneDNN on a weight (out, in) or its pack: one call where it can be; its own relu makes 0 of NaN."""
     rows = x.numel() // x.shape[-1]
     if (
@@ -158,19 +148,11 @@ def fused_product(
         and x.dtype is torch.bfloat16
         and not weight.is_mkldnn
     ):
-        count = -(-rows // _LEAST_ROWS)
-        parts = x.reshape(rows, -1).tensor_split(count)
-        others = [None] * count if residual is None else residual.reshape(rows, -1).tensor_split(count)
-        outs = [fused_product(part, weight, bias, activation, own) for part, own in zip(parts, others, strict=True)]
-        return torch.cat(outs).view(*x.shape[:-1], -1)
-    if residual is not None and activation == "none":
-        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, weight, bias, "add")
-        return out
+        parts = x.reshape(rows, -1).tensor_split(-(-rows // _LEAST_ROWS))
+        return torch.cat([fused_product(part, weight, bias, activation) for part in parts]).view(*x.shape[:-1], -1)
     fused = "gelu" if activation in _GELU else "none"
-    out = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, fused, [], _GELU.get(activation, ""))
-    if activation == "relu":
-        out = out.relu_()
-    return out if residual is None else out + residual
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, fused, [], _GELU.get(activation, ""))
+    return out.relu_() if activation == "relu" else out
 
 
 def activate_(x: Tensor, activation: str) -> Tensor:

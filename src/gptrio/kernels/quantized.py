@@ -43,9 +43,8 @@ def quantized_linear(
     *,
     bits: int,
     activation: str = "none",
-    residual: Tensor | None = None,
 ) -> Tensor:
-    """Compute `activation(x @ W.T + bias) + residual` with a quantized weight.
+    """Compute `activation(x @ W.T + bias)` with a quantized weight.
 
     Args:
         x: (..., in).
@@ -54,7 +53,6 @@ def quantized_linear(
         bias: (out,) of x's dtype, or None.
         bits: 8 or 4.
         activation: applied to the product.
-        residual: (..., out) of x's dtype, added at the end, or None.
 
     Returns:
         (..., out) of x's dtype.
@@ -68,10 +66,8 @@ def quantized_linear(
             product = _fast_product(rows, codes, scale, bits)
             wide = product.to(torch.promote_types(product.dtype, x.dtype))
             out = wide if bias is None else wide.add_(bias)
-        out = activate_(out.to(x.dtype).view(*x.shape[:-1], codes.shape[0]), activation)
-    else:
-        out = activate(F.linear(x, _DEQUANTIZE[bits](codes, scale, x.dtype), bias), activation)
-    return out if residual is None else out + residual
+        return activate_(out.to(x.dtype).view(*x.shape[:-1], codes.shape[0]), activation)
+    return activate(F.linear(x, _DEQUANTIZE[bits](codes, scale, x.dtype), bias), activation)
 
 
 def has_bfloat16_tiles() -> bool:

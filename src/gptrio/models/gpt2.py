@@ -18,7 +18,7 @@ from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
 from gptrio.models.base.summary import SequenceSummary
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
+from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
@@ -115,6 +115,14 @@ class GPT2Attention(MultiHeadAttention):
 
 class GPT2Block(PreNormBlock):
     """Attention, attention to an encoder's states if the configuration has it, and an MLP, each after a norm."""
+
+    compiled_modules: ClassVar = {
+        "attn": (GPT2Attention,),
+        "attn.attn_dropout": DROPOUTS,
+        "attn.resid_dropout": DROPOUTS,
+        "mlp": (MLP,),
+        "mlp.dropout": DROPOUTS,
+    }
 
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
         """Create block `layer_idx`."""

@@ -16,7 +16,7 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import MLP, BlockOutput, MultiHeadAttention, PreNormBlock
+from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
@@ -95,6 +95,15 @@ class GPTNeoAttention(FastCallModule):
 
 class GPTNeoBlock(PreNormBlock):
     """Attention and an MLP, each after a norm."""
+
+    compiled_modules: ClassVar = {
+        "attn": (GPTNeoAttention,),
+        "attn.attention": (GPTNeoSelfAttention,),
+        "attn.attention.attn_dropout": DROPOUTS,
+        "attn.attention.resid_dropout": DROPOUTS,
+        "mlp": (MLP,),
+        "mlp.dropout": DROPOUTS,
+    }
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
         """Create block `layer_idx`."""

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
 from gptrio.models.base import heads
-from gptrio.models.base.backbone import Backbone
+from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.models.base.inputs import warn_once
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.activations import activation
-from gptrio.nn.blocks import Block, BlockOutput, BlockParts, MultiHeadAttention
+from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
@@ -89,6 +89,13 @@ class GPTNeoXMLP(FastCallModule):
 class GPTNeoXLayer(Block):
     """Pre-norm block, with attention and MLP side by side or one after the other."""
 
+    compiled_modules: ClassVar = {
+        "attention": (GPTNeoXAttention,),
+        "mlp": (GPTNeoXMLP,),
+        "post_attention_dropout": DROPOUTS,
+        "post_mlp_dropout": DROPOUTS,
+    }
+
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
         """Create block `layer_idx`."""
         super().__init__()
@@ -105,10 +112,10 @@ class GPTNeoXLayer(Block):
         """The attention whose heads can be pruned."""
         return self.attention
 
-    def parts(self) -> BlockParts:
-        """The parts of this block; each head has its query, key and value side by side."""
+    def spec(self) -> BlockSpec:
+        """What this block computes; each head has its query, key and value side by side."""
         width = self.attention.head_dim
-        return BlockParts(
+        return BlockSpec(
             (self.input_layernorm, self.post_attention_layernorm),
             (self.attention.query_key_value,),
             (width, 2 * width, 3 * width),
@@ -154,6 +161,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
 
     mask_fully_padded_rows = False
     positions_are_relative = True
+    compiled_modules: ClassVar = {"embed_in": EMBEDDINGS, "emb_dropout": DROPOUTS, "rotary_emb": (RotaryEmbedding,)}
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the blocks, with new weights."""

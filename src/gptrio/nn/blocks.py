@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -15,28 +16,31 @@ from gptrio.nn.linear import Conv1D, Linear, feed_forward
 BlockOutput = tuple[Tensor | None, ...]  # the result; then weights of self- and of cross-attention, as far as shown
 
 
+DROPOUTS = (Dropout, nn.Dropout, nn.Identity)  # modules that return their input in evaluation
+
+
 @dataclass(frozen=True)
-class BlockParts:
-    """What a pre-norm block computes, part by part.
+class BlockSpec:
+    """What a pre-norm block computes: `x + output(attend(qkv(norm(x))))`, then `x + down(act(up(norm(x))))`.
 
     Attributes:
         norms: of attention's input and of the MLP's.
         projections: to queries, keys and values: one layer for all, or three.
-        places: of the first head's key and value in what the projections give, put end to end, where its query is at 0,
-            and features from head to head.
-        attention: knows the scale and the heads.
-        output: attention's last layer.
+        qkv_offsets: (key of head 0, value of head 0, stride between heads) in features of the concatenated outputs of
+            the projections; the query of head 0 is at 0.
+        attention: gives `all_heads`, `head_dim`, `scale`, `window` and `layer_idx`.
+        output: the linear layer after attention.
         mlp: the layer up, the activation, and the layer down.
-        parallel: attention and MLP read the same input.
+        is_parallel: attention and MLP read the same input, and both are added to it.
     """
 
     norms: tuple[nn.Module, nn.Module]
     projections: tuple[nn.Module, ...]
-    places: tuple[int, int, int]
+    qkv_offsets: tuple[int, int, int]
     attention: MultiHeadAttention
     output: nn.Module
     mlp: tuple[nn.Module, nn.Module, nn.Module]
-    parallel: bool = False
+    is_parallel: bool = False
 
 
 class MultiHeadAttention(FastCallModule):
@@ -101,10 +105,7 @@ class MultiHeadAttention(FastCallModule):
     def _are_weights_observed(self) -> bool:
         """Whether a hook, or a module in place of the dropout, may read or change the weights."""
         dropout = self._modules.get("attn_dropout")
-        return type(dropout) not in _DROPOUTS or is_watched(self, dropout)
-
-
-_DROPOUTS = (Dropout, nn.Dropout, nn.Identity, type(None))  # which leave weights as they are in evaluation
+        return (dropout is not None and type(dropout) not in DROPOUTS) or is_watched(self, dropout)
 
 
 class MLP(FastCallModule):
@@ -137,12 +138,22 @@ class MLP(FastCallModule):
 class Block(FastCallModule):
     """What blocks share.
 
+    A block has a compiled decoding step if it says what it computes: by `spec`, and by `compiled_modules`.
+
     Attributes:
         gradient_checkpointing: compute the block again in the backward pass; see
             `PreTrainedModel.gradient_checkpointing_enable`.
+        compiled_modules: the classes, by path, of the modules whose forward `spec` describes or which return their
+            input in evaluation; None for a block that has no `spec`. Another class in one of these places has no
+            compiled step. A class outside this package does not inherit it: it must set its own.
     """
 
     gradient_checkpointing: bool = False
+    compiled_modules: ClassVar[Mapping[str, tuple[type, ...]] | None] = None
+
+    def spec(self) -> BlockSpec:
+        """What this block computes in evaluation, without hooks and cross-attention."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what it computes")
 
 
 class PreNormBlock(Block):
@@ -158,11 +169,11 @@ class PreNormBlock(Block):
         """The attention whose heads can be pruned."""
         return self.attn
 
-    def parts(self) -> BlockParts:
-        """The parts of this block without cross-attention; heads stand side by side in queries, keys and values."""
+    def spec(self) -> BlockSpec:
+        """What this block computes; heads stand side by side in queries, keys and values."""
         attn, mlp = self.self_attention, self.mlp
         width = attn.all_heads * attn.head_dim
-        return BlockParts(
+        return BlockSpec(
             (self.ln_1, self.ln_2),
             attn.projections,
             (width, 2 * width, attn.head_dim),

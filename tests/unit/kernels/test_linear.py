@@ -67,19 +67,16 @@ def test_packed_product_equals_float64(dtype: torch.dtype, rows: int) -> None:
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-@pytest.mark.parametrize("with_residual", [False, True])
 @pytest.mark.parametrize("rows", [0, 1, 7, 40])
 @pytest.mark.parametrize("fast", [False, True])
-def test_fusions_equal_the_separate_operations(activation: str, with_residual: bool, rows: int, fast: bool) -> None:
+def test_fusions_equal_the_separate_operations(activation: str, rows: int, fast: bool) -> None:
     for transposed in (False, True):
         module = layer(256, 320, torch.float32, transposed)
-        x, residual = torch.randn(rows, 256), torch.randn(rows, 320) if with_residual else None
+        x = torch.randn(rows, 256)
         with torch.no_grad():
-            want = ACTIVATIONS[activation](exact(module, x)) + (0 if residual is None else residual)
+            want = ACTIVATIONS[activation](exact(module, x))
             with packed_inference(module) if fast else torch.no_grad():
-                got = linear(
-                    x, module.weight, module.bias, transposed=transposed, activation=activation, residual=residual
-                )
+                got = linear(x, module.weight, module.bias, transposed=transposed, activation=activation)
         torch.testing.assert_close(got.double(), want, atol=5e-6, rtol=5e-6)
 
 
@@ -89,24 +86,20 @@ def test_fusions_equal_the_separate_operations(activation: str, with_residual: b
 def test_fast_products_without_packs_equal_float64(dtype: torch.dtype, activation: str, rows: int) -> None:
     for transposed in (False, True):
         module = layer(256, 320, dtype, transposed)
-        x, residual = torch.randn(rows, 256).to(dtype), torch.randn(rows, 320).to(dtype)
-        for added in (None, residual):
-            with torch.no_grad(), packed_inference(module), packing_disabled():
-                got = linear(
-                    x, module.weight, module.bias, transposed=transposed, activation=activation, residual=added
-                )
-            assert_close(got, ACTIVATIONS[activation](exact(module, x)) + (0 if added is None else added))
+        x = torch.randn(rows, 256).to(dtype)
+        with torch.no_grad(), packed_inference(module), packing_disabled():
+            got = linear(x, module.weight, module.bias, transposed=transposed, activation=activation)
+        assert_close(got, ACTIVATIONS[activation](exact(module, x)))
         assert packed_bytes(module) == 0
 
 
 @pytest.mark.parametrize("shape", [(1000,), (1, 641), (3, 450)])
 def test_rows_in_parts_equal_float64(shape: tuple[int, ...]) -> None:
     module = layer(256, 320, torch.bfloat16, True)
-    x, residual = torch.randn(*shape, 256).bfloat16(), torch.randn(*shape, 320).bfloat16()
+    x = torch.randn(*shape, 256).bfloat16()
     with torch.no_grad(), packed_inference(module), packing_disabled():
-        for added in (None, residual):
-            got = linear(x, module.weight, module.bias, transposed=True, residual=added)
-            assert_close(got, exact(module, x) + (0 if added is None else added))
+        got = linear(x, module.weight, module.bias, transposed=True)
+        assert_close(got, exact(module, x))
 
 
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)

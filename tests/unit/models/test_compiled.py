@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from typing import Any
 
@@ -23,6 +24,8 @@ from gptrio.cache import DynamicCache
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.packing import can_pack, packed_bytes
 from gptrio.models.base.compiled import CompiledStep, compiled_step
+from gptrio.models.gpt2 import GPT2Block
+from gptrio.nn.blocks import BlockSpec
 from gptrio.nn.linear import Conv1D
 
 pytest.importorskip("numba")
@@ -315,6 +318,48 @@ def adapted() -> nn.Module:
 )
 def test_unknown_parts_are_left_to_the_plain_step(make: Any) -> None:
     assert isinstance(compiled_step(make().eval()), Reason)
+
+
+class HalfBlock(GPT2Block):
+    """A block of a class outside the package, which computes something of its own: half of what the MLP gives."""
+
+    def forward(self, x: Tensor, context: Any) -> Any:
+        attended, _ = self.attn(self.ln_1(x), context)
+        x = context.select(x) + attended
+        return (x + 0.5 * self.mlp(self.ln_2(x)),)
+
+
+class SwappedBlock(GPT2Block):
+    """A block of a class outside the package that says what it computes: its norms change places."""
+
+    compiled_modules = GPT2Block.compiled_modules
+
+    def forward(self, x: Tensor, context: Any) -> Any:
+        attended, _ = self.attn(self.ln_2(x), context)
+        x = context.select(x) + attended
+        return (x + self.mlp(self.ln_1(x)),)
+
+    def spec(self) -> BlockSpec:
+        own = super().spec()
+        return dataclasses.replace(own, norms=own.norms[::-1])
+
+
+def of_blocks(kind: type[nn.Module]) -> Any:
+    torch.manual_seed(0)
+    model: Any = gpt2()
+    model.transformer.h = nn.ModuleList([kind(model.config, i) for i in range(2)])
+    for block in model.transformer.h:
+        nn.init.normal_(block.ln_1.weight)
+    return model.eval()
+
+
+def test_a_block_of_any_class_that_says_what_it_computes_is_compiled() -> None:
+    assert largest_error(of_blocks(SwappedBlock), ids_of(2, 30)) < ERRORS[torch.float32]
+
+
+def test_a_class_does_not_inherit_what_its_base_says_it_computes() -> None:
+    reason = compiled_step(of_blocks(HalfBlock))
+    assert isinstance(reason, Reason) and "HalfBlock" in reason
 
 
 def test_training_and_autocast_are_left_to_the_plain_step() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +14,18 @@ from gptrio.errors import InputError
 from gptrio.models.base import inputs
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import overridable
+from gptrio.nn.blocks import DROPOUTS
 from gptrio.nn.context import LAST_POSITION, AttentionContext, CrossAttention, DenseContext
+from gptrio.nn.fast_call import Embedding
 from gptrio.nn.masks import AttentionMask
 from gptrio.nn.rotary import RotaryTables
 from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
+from gptrio.quantization.native import QuantizedEmbedding
 
 if TYPE_CHECKING:
     from gptrio.cache.protocol import LegacyCache
+
+EMBEDDINGS = (Embedding, nn.Embedding, QuantizedEmbedding)
 
 
 class Backbone(PreTrainedModel):
@@ -32,11 +38,13 @@ class Backbone(PreTrainedModel):
             keys are all padding.
         packs_by_position: positions that start anew, without a mask or cache, start another sequence.
         positions_are_relative: a sequence gives the same when all its positions are shifted.
+        compiled_modules: the classes, by path, of the modules that `embed` and `rotary_tables` call; see `Block`.
     """
 
     mask_fully_padded_rows = True
     packs_by_position = True
     positions_are_relative = False
+    compiled_modules: ClassVar[Mapping[str, tuple[type, ...]] | None] = None
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Token embeddings (B, T, C) to the input of the first block (B, T, C)."""
@@ -302,6 +310,8 @@ def _is_checkpointed(block: nn.Module) -> bool:
 
 class LearnedPositionBackbone(Backbone):
     """A backbone with a table of positions: `wte`, `wpe`, `drop`, `h`, `ln_f`."""
+
+    compiled_modules: ClassVar = {"wte": EMBEDDINGS, "wpe": EMBEDDINGS, "drop": DROPOUTS}
 
     wte: nn.Embedding
     wpe: nn.Embedding

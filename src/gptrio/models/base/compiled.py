@@ -14,7 +14,7 @@ from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.models.base.compiled_requirements import FORMS, activation_of, first_unmet, sizes
-from gptrio.nn.blocks import BlockParts
+from gptrio.nn.blocks import BlockSpec
 from gptrio.nn.linear import Conv1D
 from gptrio.quantization.native import QuantizedLinear
 
@@ -72,7 +72,7 @@ class CompiledStep:
         self._table, self._table_address = table[0], int(table.ctypes.data)
         self._room_bytes = 0  # most that a product needs
         self._guarded = guards.are_on()
-        parts = [block.parts() for block in model.base_model.blocks]
+        parts = [block.spec() for block in model.base_model.blocks]
         self._layers = np.zeros(len(parts), tables.LAYER)
         self._slots, self._dropped, self._first = (self._layers[name] for name in ("slot", "dropped", "first"))
         self._describe(parts)
@@ -212,7 +212,7 @@ class CompiledStep:
         )
         self._workspace = Workspace(buffers, table)
 
-    def _describe(self, parts: list[BlockParts]) -> None:
+    def _describe(self, parts: list[BlockSpec]) -> None:
         """Fill the tables with what stays the same from step to step."""
         attention, head = parts[0].attention, self._model.get_output_embeddings()
         table, norm = self._table, cast(Any, self._backbone.final_norm)
@@ -225,21 +225,21 @@ class CompiledStep:
         table["head"] = self._products([(head, 0)])
         table["norm_weight"], table["norm_bias"], table["norm_eps"] = self._norm(norm)
         table["heads"], table["head_width"], table["width"] = *self._heads, self._width
-        table["k_place"], table["v_place"], table["head_stride"] = parts[0].places
+        table["k_place"], table["v_place"], table["head_stride"] = parts[0].qkv_offsets
         table["cache_form"] = FORMS[self._dtype]
         for layer, part in zip(self._layers, parts, strict=True):
             self._describe_layer(layer, part)
 
-    def _describe_layer(self, layer: Any, part: BlockParts) -> None:
+    def _describe_layer(self, layer: Any, part: BlockSpec) -> None:
         """Fill a row of the table of layers."""
         projections = list(part.projections)
-        places = [0, *part.places[:2]][: len(projections)]
+        places = [0, *part.qkv_offsets[:2]][: len(projections)]
         missing = [(projections[-1], 0)] * (3 - len(projections))
         others = [(part.output, 0), (part.mlp[0], 0), (part.mlp[2], 0)]
         layer["products"] = self._products([*zip(projections, places, strict=True), *missing, *others])
         layer["projections"], layer["scale"] = len(projections), part.attention.scale
         layer["inner"], layer["activation"] = sizes(part.mlp[0])[1], activation_of(part.mlp[1])
-        layer["parallel"] = part.parallel
+        layer["parallel"] = part.is_parallel
         for number, own in enumerate(part.norms, 1):
             names = (f"norm{number}_weight", f"norm{number}_bias", f"norm{number}_eps")
             layer[names[0]], layer[names[1]], layer[names[2]] = self._norm(cast(Any, own))

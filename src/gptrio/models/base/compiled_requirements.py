@@ -6,9 +6,8 @@ before it. What depends on the call rather than on the model (the cache, the row
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,22 +17,21 @@ from gptrio.kernels import GROUP_SIZES
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
-from gptrio.nn.blocks import MLP, BlockParts
-from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
+from gptrio.models.base.backbone import EMBEDDINGS, Backbone
+from gptrio.nn.blocks import BlockSpec
+from gptrio.nn.fast_call import LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import Conv1D, Linear
 from gptrio.nn.rotary import RotaryEmbedding
-from gptrio.quantization.native import QuantizedEmbedding, QuantizedLinear
+from gptrio.quantization.native import QuantizedLinear
 
 Problems = Iterator[str]
 
 FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 _HOMES = ("gptrio.", "torch.nn.modules.")
 _METHODS = frozenset(
-    {"forward", "__call__", "_call_impl", "parts", "options", "forward_last", "embed", "rotary_tables"}
+    {"forward", "__call__", "_call_impl", "spec", "options", "forward_last", "embed", "rotary_tables"}
     | {"embed_inputs", "run_blocks", "next_positions", "next_logits", "get_input_embeddings", "get_output_embeddings"}
 )
-_EMBEDDINGS = (Embedding, nn.Embedding, QuantizedEmbedding)
-_DROPOUTS = (Dropout, nn.Dropout, nn.Identity)
 _NORMS = (LayerNorm, nn.LayerNorm)
 _LINEARS = (Linear, nn.Linear, Conv1D, QuantizedLinear)
 
@@ -71,21 +69,39 @@ def _no_hooks(model: Any) -> Problems:
         yield "the model has hooks, or a part of it was compiled by torch"
 
 
+def _declaration(module: Any) -> Mapping[str, tuple[type, ...]] | None:
+    """`compiled_modules` of a model, backbone or block; of a class outside this package, what that class itself sets.
+
+    A subclass that changes the forward does not inherit what its base says of it.
+    """
+    kind = type(module)
+    if kind.__module__.startswith("gptrio.") or "compiled_modules" in vars(kind):
+        found: Mapping[str, tuple[type, ...]] | None = getattr(kind, "compiled_modules", None)
+        return found
+    return None
+
+
 def _own_modules(model: Any) -> Problems:
-    """Modules of this package and of torch, in evaluation, whose methods nobody has replaced."""
+    """Modules of this package, of torch, or of a class that was declared; in evaluation, with no method replaced."""
+    declared: set[type] = set()
+    for part in (model, model.base_model, *model.base_model.blocks):
+        declaration = _declaration(part)
+        if declaration is not None:
+            declared.update((type(part),), *declaration.values())
     for name, module in model.named_modules():
         kind = type(module)
         if module.training:
             yield f"{name or 'the model'} is in training mode"
-        if not kind.__module__.startswith(_HOMES):
-            yield f"{name or 'the model'} is a {kind.__module__}.{kind.__name__}"
+        if not kind.__module__.startswith(_HOMES) and kind not in declared:
+            yield f"{name or 'the model'} is a {kind.__module__}.{kind.__name__}, which does not say what it computes"
         replaced = _METHODS & vars(module).keys()
         if replaced:
             yield f"{name or 'the model'} has a {min(replaced)} of its own"
     for kind in {type(module) for module in model.modules()}:
+        homes = ("gptrio.", "torch.nn.", *(each.__module__ for each in kind.__mro__ if kind in declared))
         for method in _METHODS:
             function = getattr(kind, method, None)
-            if function is not None and not is_written_in(function, ("gptrio.", "torch.nn.")):
+            if function is not None and not is_written_in(function, homes):
                 yield f"{kind.__name__}.{method} was replaced"
 
 
@@ -114,50 +130,21 @@ def _known_blocks(model: Any) -> Problems:
 
 
 def _known_parts(name: str, module: Any) -> Problems:
-    """Parts that are no layer of their own in the compiled step: they must be what the class builds."""
-    known = _parts_by_class().get(type(module))
-    if known is None:
-        yield f"{name} is a {type(module).__name__}"
+    """Modules that are no product of their own in the compiled step are of the classes that were declared."""
+    declaration = _declaration(module)
+    if declaration is None:
+        yield f"{name} is a {type(module).__name__}, which does not say what it computes"
         return
-    for path, kinds in known.items():
-        part = module
-        for step in path.split("."):
-            part = getattr(part, step, None)
-        if type(part) not in (kinds if isinstance(kinds, tuple) else (kinds,)):
+    for path, kinds in declaration.items():
+        part = _part(module, path)
+        if type(part) not in kinds:
             yield f"{path} of {name} is a {type(part).__name__}"
 
 
-@functools.cache
-def _parts_by_class() -> dict[type, dict[str, Any]]:
-    """The classes of backbones and blocks that have a compiled step, with the classes of their parts by path."""
-    from gptrio.models import gpt2, gpt_neo, gpt_neox
-
-    learned = {"wte": _EMBEDDINGS, "wpe": _EMBEDDINGS, "drop": _DROPOUTS}
-    mlp = {"mlp": MLP, "mlp.dropout": _DROPOUTS}
-    neo = {"attn": gpt_neo.GPTNeoAttention, "attn.attention": gpt_neo.GPTNeoSelfAttention}
-    return {
-        gpt2.GPT2Model: learned,
-        gpt2.GPT2Block: {
-            "attn": gpt2.GPT2Attention,
-            "attn.attn_dropout": _DROPOUTS,
-            "attn.resid_dropout": _DROPOUTS,
-            **mlp,
-        },
-        gpt_neo.GPTNeoModel: learned,
-        gpt_neo.GPTNeoBlock: {
-            **neo,
-            "attn.attention.attn_dropout": _DROPOUTS,
-            "attn.attention.resid_dropout": _DROPOUTS,
-            **mlp,
-        },
-        gpt_neox.GPTNeoXModel: {"embed_in": _EMBEDDINGS, "emb_dropout": _DROPOUTS, "rotary_emb": RotaryEmbedding},
-        gpt_neox.GPTNeoXLayer: {
-            "attention": gpt_neox.GPTNeoXAttention,
-            "mlp": gpt_neox.GPTNeoXMLP,
-            "post_attention_dropout": _DROPOUTS,
-            "post_mlp_dropout": _DROPOUTS,
-        },
-    }
+def _part(module: Any, path: str) -> Any:
+    for step in path.split("."):
+        module = getattr(module, step, None)
+    return module
 
 
 def _known_attention(model: Any) -> Problems:
@@ -187,22 +174,23 @@ def _width(model: Any) -> int:
 def _known_embeddings(model: Any) -> Problems:
     """Embeddings as wide as the heads together, and rotary tables that fit into a head."""
     backbone, width = model.base_model, _width(model)
-    for name in ("wte", "wpe", "embed_in"):
-        table = getattr(backbone, name, None)
-        if table is not None and table.weight.shape[1] != width:
-            yield f"{name} is {table.weight.shape[1]} wide, where heads are {width} wide together"
-    rotary = getattr(backbone, "rotary_emb", None)
-    if rotary is not None:
-        turned, own = rotary.settings.width, backbone.blocks[0].self_attention.head_dim
-        if turned % 2 or not 0 <= turned <= own:
-            yield f"{turned} dimensions of heads of {own} are rotated"
+    parts = {path: _part(backbone, path) for path in _declaration(backbone) or ()}
+    head_dim = backbone.blocks[0].self_attention.head_dim
+    for path, part in parts.items():
+        if isinstance(part, EMBEDDINGS) and part.weight.shape[1] != width:
+            yield f"{path} is {part.weight.shape[1]} wide, where heads are {width} wide together"
+        if isinstance(part, RotaryEmbedding) and (part.settings.width % 2 or not 0 <= part.settings.width <= head_dim):
+            yield f"{part.settings.width} dimensions of heads of {head_dim} are rotated"
+    is_rotary = any(isinstance(part, RotaryEmbedding) for part in parts.values())
+    if not is_rotary and type(backbone).rotary_tables is not Backbone.rotary_tables:
+        yield "positions are rotated by tables that are not a RotaryEmbedding's"
 
 
 def _known_layers(model: Any) -> Problems:
     """Norms, projections, MLPs and head of kinds, sizes and activations that the kernels take."""
     width, parameter = _width(model), next(model.parameters())
     for i, block in enumerate(model.base_model.blocks):
-        parts, name = block.parts(), f"of block {i}"
+        parts, name = block.spec(), f"of block {i}"
         for norm in parts.norms:
             yield from _known_norm(f"a norm {name}", norm, width)
         yield from _known_block_layers(parts, name, width, parameter.dtype)
@@ -211,7 +199,7 @@ def _known_layers(model: Any) -> Problems:
     yield from _known_linear("the head", head, width, None, parameter.dtype)
 
 
-def _known_block_layers(parts: BlockParts, name: str, width: int, dtype: torch.dtype) -> Problems:
+def _known_block_layers(parts: BlockSpec, name: str, width: int, dtype: torch.dtype) -> Problems:
     up, act, down = parts.mlp
     outputs = 3 * width // len(parts.projections)
     for layer in parts.projections:

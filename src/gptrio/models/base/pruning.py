@@ -15,7 +15,7 @@ def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[in
     """Remove heads from the attention of a backbone's blocks.
 
     Args:
-        backbone: its `blocks` tell their `parts()`, and their `self_attention` knows `all_heads`, `pruned_heads` and
+        backbone: its `blocks` have a `spec()`, and their `self_attention` knows `all_heads`, `pruned_heads` and
             `keep_heads(kept)`.
         heads_to_prune: {layer: heads}, numbered as in the unpruned model; negative layers count from the last one.
             Heads already removed are passed over.
@@ -34,7 +34,7 @@ def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[in
             raise InputError(f"layer {layer} to prune does not exist; the model has {layers} layers")
         asked.setdefault(layer % layers, set()).update(heads)
     for layer in asked:
-        _check_weights(backbone.blocks[layer].parts(), layer)
+        _check_weights(backbone.blocks[layer].spec(), layer)
     for layer, chosen in asked.items():
         _prune_layer(backbone.blocks[layer].self_attention, chosen, layer)
     return asked
