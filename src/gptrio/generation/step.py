@@ -127,12 +127,12 @@ class Stepper:
             logits = self._replay(ids[:, -1:], seen)
             if logits is not None:
                 return Logits(logits)
-        if self._chunk is not None and self.calls == 1 and self.cache is not None:
-            while length - seen > self._chunk:
-                self._run(ids, seen, seen + self._chunk, 1, {})
-                seen += self._chunk
         shared = self._copies > 1 and self.calls == 1
         rows = ids[:: self._copies] if shared else ids
+        if self._chunk is not None and self.calls == 1 and self.cache is not None:
+            while length - seen > self._chunk:
+                self._run(rows, seen, seen + self._chunk, 1, {})
+                seen += self._chunk
         bare = keep == 1 and not flags and not shared
         new = ids[:, seen - self._offset :]
         if bare and self.calls > 1 and self._steps_compiled(new):

@@ -387,3 +387,12 @@ def test_tokens_past_all_tensors_are_named(name):
     ids = {} if name == "bos_token_id" else {"inputs": torch.tensor([[1, 2], [3, 4]])}
     with pytest.raises(OptionError, match=f"{name}=.*must be a token id"):
         NO_BOS.generate(**ids, max_new_tokens=2, **{name: 2**64})
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 3}, {"do_sample": True, "seed": 1, "num_return_sequences": 2}], ids=str
+)
+def test_a_prompt_in_chunks_may_have_several_continuations(options):
+    ids = torch.randint(1, 90, (2, 9), generator=torch.Generator().manual_seed(0))
+    options = {"do_sample": False, "max_new_tokens": 5, "pad_token_id": 0, **options}
+    assert torch.equal(MODEL.generate(ids, prefill_chunk_size=4, **options), MODEL.generate(ids, **options))
