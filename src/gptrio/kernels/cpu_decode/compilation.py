@@ -11,6 +11,7 @@ holds the line that says why there is none; whoever compiles holds `lock` by `fl
 
 from __future__ import annotations
 
+import atexit
 import functools
 import hashlib
 import json
@@ -234,6 +235,8 @@ class _Readiness:
 
 
 readiness = _Readiness()
+if hasattr(os, "register_at_fork"):  # the lock may be held there, and the compiling process is no child of the new one
+    os.register_at_fork(after_in_child=readiness.__init__)
 
 
 def unready_reason() -> Reason | None:
@@ -320,7 +323,7 @@ def _prepare(folder: Path, may_compile: bool) -> None:
 
 def _start() -> subprocess.Popen[bytes]:
     """Start a process that compiles the step and outlives this one if need be; it shares no stream with it."""
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, json.dumps(sys.path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -328,6 +331,8 @@ def _start() -> subprocess.Popen[bytes]:
         start_new_session=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
+    atexit.register(setattr, process, "returncode", 0)  # it may go on without a warning of an unfinished child
+    return process
 
 
 def _folder() -> Path:
