@@ -366,7 +366,7 @@ def test_the_compiled_step_equals_the_eager_one(bits: int) -> None:
     step = model.compiled_step(3)
     assert not isinstance(step, Reason), step
     for token in prompt(3, 4).split(1, 1):
-        assert step.takes(token, cache)
+        assert step.supports(token, cache)
         assert_close(step(token, cache), model.next_logits(token, eager), 1e-5 if bits == 32 else 0.02)
 
 

@@ -157,7 +157,7 @@ class Stepper:
                 _log.info("decoding goes on without compiled steps: %s", step)
             else:
                 self._compiled = step
-        return self._compiled is not None and self._compiled.takes(new, self.cache)
+        return self._compiled is not None and self._compiled.supports(new, self.cache)
 
     def on_one_thread(self) -> AbstractContextManager[None]:
         """A context for torch operations between compiled steps, whose threads want the processors for themselves."""

@@ -36,8 +36,8 @@ def decoding_report() -> str:
         return "the products above, as numba is not installed, or the system is not a POSIX one"
     try:
         check_numba()
-        from gptrio.kernels.cpu_decode.amx import are_there
+        from gptrio.kernels.cpu_decode.amx import is_available
     except Exception as error:  # numba is the user's own, and may die of anything
         return f"the products above: {one_line(error)}"
-    tiles = f", up to {MAX_ROWS_AMX} of bfloat16 and int8 weights by AMX" if are_there() else ""
+    tiles = f", up to {MAX_ROWS_AMX} of bfloat16 and int8 weights by AMX" if is_available() else ""
     return f"a step compiled by numba for up to {MAX_ROWS} rows{tiles}; the products above for more; code: {status()}"

@@ -15,47 +15,47 @@ import numba
 from gptrio.kernels.cpu_decode import amx as tiles
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.cpu_decode.llvm_intrinsics import kernel, make_view
-from gptrio.kernels.cpu_decode.matmul import INT4_BY_INT8, multiply, room_for
+from gptrio.kernels.cpu_decode.matmul import INT4_BY_INT8, multiply, workspace_for
 from gptrio.kernels.formats import dequantize_int4
 
-by_tiles = pytest.mark.skipif(not tiles.are_there(), reason="the processor has no tiles")
+by_tiles = pytest.mark.skipif(not tiles.is_available(), reason="the processor has no tiles")
 
 _products = make_view(numba.from_dtype(tables.PRODUCT))
 _FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 
 
 @kernel()
-def _multiply(product, x, x_stride, y, y_stride, rows, adds, room, threads):
+def _multiply(product, x, x_stride, y, y_stride, rows, adds, workspace, threads):
     p = numba.carray(_products(product), (1,))[0]
     for thread in range(threads):
-        multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads)
+        multiply(p, x, x_stride, y, y_stride, rows, adds, workspace, thread, threads)
 
 
 def product_of(
     weight: torch.Tensor,
     bias: torch.Tensor | None = None,
-    by_columns: bool = False,
+    is_in_out: bool = False,
     scale: torch.Tensor | None = None,
     group: int = 1,
 ) -> Any:
     """A PRODUCT row of tensors, which must outlive it: int8 with one scale for an output, int4 with several."""
     row = np.zeros(1, tables.PRODUCT)
-    row["form"] = _FORMS[weight.dtype] if scale is None else tables.INT8 if scale.dim() == 1 else tables.INT4
-    row["by_columns"], row["weight"], row["group"] = by_columns, weight.data_ptr(), group
-    row["inputs"], row["outputs"] = weight.shape if by_columns else weight.shape[::-1]
+    row["format"] = _FORMS[weight.dtype] if scale is None else tables.INT8 if scale.dim() == 1 else tables.INT4
+    row["is_in_out"], row["weight"], row["group"] = is_in_out, weight.data_ptr(), group
+    row["inputs"], row["outputs"] = weight.shape if is_in_out else weight.shape[::-1]
     row["inputs"] *= 2 if weight.dtype is torch.uint8 else 1
     row["bias"] = 0 if bias is None else bias.data_ptr()
     row["scale"] = 0 if scale is None else scale.data_ptr()
-    row["tiled"] = tiles.takes(row[0])
+    row["tiled"] = tiles.supports(row[0])
     return row
 
 
 def multiplied(row: Any, x: torch.Tensor, before: torch.Tensor | None = None, threads: int = 1) -> torch.Tensor:
     y = torch.full((len(x), int(row["outputs"][0])), float("nan")) if before is None else before.clone()
-    room = torch.empty(room_for(row[0]) // 4)
+    workspace = torch.empty(workspace_for(row[0]) // 4)
     strides = [4 * tensor.stride(0) for tensor in (x, y)]
     at = row.ctypes.data, x.data_ptr(), strides[0], y.data_ptr(), strides[1], len(x)
-    _multiply(*at, before is not None, room.data_ptr(), threads)
+    _multiply(*at, before is not None, workspace.data_ptr(), threads)
     return y
 
 
@@ -66,15 +66,15 @@ def whole(*shape: int, most: int = 8) -> torch.Tensor:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("rows", [1, 2, 5, 15, 16, 17, 32])
 @pytest.mark.parametrize("outputs", [16, 80, 176])
-@pytest.mark.parametrize("by_columns", [False, True])
+@pytest.mark.parametrize("is_in_out", [False, True])
 @pytest.mark.parametrize("dtype", _FORMS)
 def test_products_of_whole_numbers_are_exact(
-    dtype: torch.dtype, by_columns: bool, outputs: int, rows: int, threads: int
+    dtype: torch.dtype, is_in_out: bool, outputs: int, rows: int, threads: int
 ) -> None:
     x, weight, bias, before = whole(rows, 128), whole(128, outputs), whole(outputs), whole(rows, outputs)
-    stored = (weight if by_columns else weight.t().contiguous()).to(dtype)
-    row = product_of(stored, bias, by_columns)
-    assert row["tiled"][0] == (dtype is torch.bfloat16 and tiles.are_there())
+    stored = (weight if is_in_out else weight.t().contiguous()).to(dtype)
+    row = product_of(stored, bias, is_in_out)
+    assert row["tiled"][0] == (dtype is torch.bfloat16 and tiles.is_available())
     assert torch.equal(multiplied(row, x, None, threads), x @ weight + bias)
     assert torch.equal(multiplied(row, x, before, threads), x @ weight + bias + before)
 

@@ -1,7 +1,7 @@
 """The threads of a compiled step, held up at any line: every schedule keeps them together, and off freed memory.
 
-`_lead`, `_serve`, `_meet` and `Team._wake` run as they are written, as Python, one atomic operation at a time, in an
-order that a seed chooses. A thread may be held up for long at any of them.
+`_run_leader`, `_worker_loop`, `_barrier` and `Team._wake` run as they are written, as Python, one atomic operation at a
+time, in an order that a seed chooses. A thread may be held up for long at any of them.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class World:
             "pause": self.schedule.switch, "_let_others_run": self.schedule.switch, "_run": self.run,
             "_SPINS": 3, "_IDLE": 12,
         }  # fmt: skip
-        self.meet, self.lead, self.serve = (self.as_python(f, names) for f in (step._meet, step._lead, step._serve))
+        functions = step._barrier, step._run_leader, step._worker_loop
+        self.barrier, self.run_leader, self.worker_loop = (self.as_python(f, names) for f in functions)
 
     @staticmethod
     def as_python(function: Any, names: dict[str, Any]) -> Callable[..., Any]:
@@ -110,7 +111,7 @@ class World:
             if done[phase - 1] != set(range(threads)):
                 self.faults.append(f"thread {thread} is in phase {phase}, before all have left the one before")
             done[phase].add(thread)
-            self.meet(control, phase, threads)
+            self.barrier(control, phase, threads)
         return PHASES
 
     def leader(self) -> None:
@@ -118,7 +119,7 @@ class World:
             for _ in range(self.schedule.chance.choice((0, 0, 50))):
                 self.schedule.switch()
             self.alive = model
-            threads = self.lead(0, WORKERS, model, team.Team._wake(self))  # type: ignore[arg-type]  # its alarms and states
+            threads = self.run_leader(0, WORKERS, model, team.Team._wake(self))  # type: ignore[arg-type]  # its alarms and states
             if self.done[model][1:] != [set(range(threads))] * PHASES:
                 self.faults.append(f"the step ended before its {threads} threads")
             self.alive = 0
@@ -129,7 +130,7 @@ class World:
             self.schedule.switch()
             if self._alarms[number].rung:
                 self._alarms[number].rung -= 1
-                self.serve(0, number)
+                self.worker_loop(0, number)
 
     def play(self) -> list[str]:
         def thread(number: int) -> None:

@@ -30,7 +30,7 @@ from gptrio.nn.linear import Conv1D
 
 pytest.importorskip("numba")
 
-from gptrio.kernels.cpu_decode.amx import are_there
+from gptrio.kernels.cpu_decode.amx import is_available
 from gptrio.kernels.cpu_decode.matmul import INT4_BY_INT8
 
 VOCABULARY, WINDOW = 211, 8
@@ -97,7 +97,7 @@ def largest_error(model: Any, ids: Tensor, reference: Any = None) -> float:
         reference.next_logits(ids[:, :5], cache)
     errors = []
     for place in range(5, ids.shape[1]):
-        assert step.takes(ids[:, place, None], caches[0])
+        assert step.supports(ids[:, place, None], caches[0])
         got, want = step(ids[:, place, None], caches[0]), reference.next_logits(ids[:, place, None], caches[1]).float()
         errors.append(((got - want).abs().max() / want.std()).item())
     assert caches[0].get_seq_length() == caches[1].get_seq_length() == ids.shape[1]
@@ -132,7 +132,7 @@ def test_quantized_weights_are_taken_for_what_they_stand_for(name: str, precisio
             target = exact.get_submodule(path)
             target.weight = nn.Parameter(layer.dequantized().t() if isinstance(target, Conv1D) else layer.dequantized())
     rounds_int4 = INT4_BY_INT8 and precision == "int4"
-    inputs_are_rounded = rounds_int4 or (rows > 1 and are_there())  # to int8; a tied head has 8 bits anyway
+    inputs_are_rounded = rounds_int4 or (rows > 1 and is_available())  # to int8; a tied head has 8 bits anyway
     assert largest_error(model, ids_of(rows, 30), exact) < (0.08 if inputs_are_rounded else ERRORS[torch.float32])
 
 
@@ -160,7 +160,7 @@ def test_rows_may_have_padding_before_them(name: str, dtype: torch.dtype) -> Non
     for cache in caches:
         plain(slice(0, 14), cache)
     for place in range(14, LENGTH):
-        assert step.takes(ids[:, place, None], caches[0])
+        assert step.supports(ids[:, place, None], caches[0])
         got, want = step(ids[:, place, None], caches[0]), plain(slice(place, place + 1), caches[1])
         assert (got - want).abs().max() < ERRORS[dtype] * want.std()
 
@@ -247,7 +247,7 @@ def test_generate_gives_the_same_tokens(name: str, options: dict[str, Any], monk
 
 @pytest.mark.parametrize("dtype", ERRORS)
 def test_more_rows_go_the_plain_way(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    by_tiles = dtype is torch.bfloat16 and are_there()
+    by_tiles = dtype is torch.bfloat16 and is_available()
     rows = (MAX_ROWS_AMX if by_tiles else MAX_ROWS) + 1
     monkeypatch.setattr(CompiledStep, "__call__", None)
     out = build("gpt2", dtype).generate(ids_of(rows, 4), max_new_tokens=4, do_sample=False, pad_token_id=0)

@@ -60,7 +60,7 @@ def teams() -> Iterator[dict[int, team.Team]]:
 CASE = st.fixed_dictionaries(
     {
         "seed": st.integers(0, 2**32),
-        "form": st.sampled_from(FORMATS),
+        "format": st.sampled_from(FORMATS),
         "changes": st.lists(st.integers(0, len(CHANGES) - 1), max_size=2),
         "rows": st.integers(1, 33),
         "few": st.sampled_from((True, True, True, False)),
@@ -74,10 +74,10 @@ CASE = st.fixed_dictionaries(
 
 def changed(family: str, case: dict[str, Any], chance: random.Random) -> Any:
     model = build(family, chance)
-    if isinstance(case["form"], torch.dtype):
-        model.to(case["form"])
+    if isinstance(case["format"], torch.dtype):
+        model.to(case["format"])
     else:
-        quantize(model, case["form"])
+        quantize(model, case["format"])
     for number in case["changes"]:  # a change may have taken what the next one is for
         with suppress(GptrioError, IndexError, AttributeError, RuntimeError, ValueError, StopIteration):
             CHANGES[number](model, chance)
@@ -131,7 +131,7 @@ def compiled_logits(
     found = []
     for end in range(start + 1, ids.shape[1] + 1):
         new = ids[:, end - 1 : end]
-        if not step.takes(new, cache):
+        if not step.supports(new, cache):
             return None
         found.append(step(new, cache))
     return found

@@ -51,22 +51,22 @@ _INPUTS, _WEIGHTS = 4, 6  # tile registers: results from 0 on, two of inputs, tw
 
 
 @functools.cache
-def are_there() -> bool:
+def is_available() -> bool:
     """Whether the processor has tiles, LLVM knows it, and this process may use them."""
     known = {"+amx-tile", "+amx-bf16", "+amx-int8", "+avx512bw"} <= features()
     ask = getattr(torch.cpu, "_init_amx", None)  # the system wants to be asked
     return known and ask is not None and bool(ask())
 
 
-def takes(p: Any) -> bool:
+def supports(p: Any) -> bool:
     """Whether the weight of a PRODUCT row can be multiplied by tiles here."""
-    return p["form"] in _PRODUCT and p["inputs"] % LINE == 0 and are_there()
+    return p["format"] in _PRODUCT and p["inputs"] % LINE == 0 and is_available()
 
 
-def room_for(p: Any) -> int:
-    """Bytes of working memory that a thread needs for a PRODUCT row that `takes` tiles."""
+def workspace_for(p: Any) -> int:
+    """Bytes of working memory that a thread needs for a PRODUCT row that `supports` accepts."""
     packed = 2 * MOST * p["inputs"]
-    return int(PACKED + packed + (4 * MOST * p["outputs"] if p["by_columns"] else packed))
+    return int(PACKED + packed + (4 * MOST * p["outputs"] if p["is_in_out"] else packed))
 
 
 def _tell(builder: Builder, name: str, *arguments: Value) -> None:
@@ -109,7 +109,7 @@ def _release(context: Any) -> Any:
 
 
 @intrinsic
-def _turn(context: Any, source: Any, stride: Any, target: Any) -> Any:
+def _transpose(context: Any, source: Any, stride: Any, target: Any) -> Any:
     """Transpose 16 rows of 16 groups of 4 bytes, `stride` bytes apart, into rows of 64 bytes."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
@@ -129,11 +129,11 @@ def _turn(context: Any, source: Any, stride: Any, target: Any) -> Any:
 
 def _woven(builder: Builder, left: Value, right: Value, count: int, part: int, length: int = SIDE // 2) -> Value:
     """The elements of two vectors of `count` in turn, `length` of each from `part * length` on."""
-    places = [first + part * length + i for i in range(length) for first in (0, count)]
-    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), places))
+    addresses = [first + part * length + i for i in range(length) for first in (0, count)]
+    return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), addresses))
 
 
-def _make_rows_product(form: int, groups: int, blocks: int) -> Callable[..., None]:
+def _make_rows_product(format: int, groups: int, blocks: int) -> Callable[..., None]:
     """An intrinsic for the products of 16 * `groups` rows of a weight with `blocks` times 16 inputs, or fewer.
 
     It is called as (weight, stride, x, count, out): address of the first row, and bytes to the next; address of the
@@ -146,8 +146,8 @@ def _make_rows_product(form: int, groups: int, blocks: int) -> Callable[..., Non
             weight, stride, x, count, out = arguments
             size = ir.Constant(I64, LINE)
             lines = apart(builder, weight, stride, SIDE * groups)
-            for place in range(groups * blocks):
-                _tell(builder, "tilezero", place)
+            for index in range(groups * blocks):
+                _tell(builder, "tilezero", index)
             with loop(builder, count, 1) as step:
                 start = builder.mul(step, size)
                 inputs = builder.add(x, builder.mul(step, ir.Constant(I64, TILE * blocks)))
@@ -156,9 +156,9 @@ def _make_rows_product(form: int, groups: int, blocks: int) -> Callable[..., Non
                 for g in range(groups):
                     _load_tile(builder, _WEIGHTS + g, builder.add(lines[SIDE * g], start), stride)
                     for b in range(blocks):
-                        _tell(builder, _PRODUCT[form], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
-            for place, address in enumerate(apart(builder, out, ir.Constant(I64, TILE), groups * blocks)):
-                _store_tile(builder, place, address)
+                        _tell(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+            for index, address in enumerate(apart(builder, out, ir.Constant(I64, TILE), groups * blocks)):
+                _store_tile(builder, index, address)
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 5), generate
@@ -169,14 +169,14 @@ def _make_rows_product(form: int, groups: int, blocks: int) -> Callable[..., Non
 def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
     """An intrinsic that adds products of inputs with 32 rows and 16 * `groups` columns of a bfloat16 weight to results.
 
-    It is called as (weight, stride, x, x_stride, out, room): address of the first row of the columns, and bytes to the
-    next; address of the inputs' 32 bfloat16 values, and bytes to the next input; addresses of groups * blocks tiles of
-    results, and of `groups` tiles of working memory.
+    It is called as (weight, stride, x, x_stride, out, workspace): address of the first row of the columns, and bytes to
+    the next; address of the inputs' 32 bfloat16 values, and bytes to the next input; addresses of groups * blocks tiles
+    of results, and of `groups` tiles of working memory.
     """
     together = min(groups, 2)  # what a line of memory holds
     pair = ir.VectorType(I16, SIDE * together)
 
-    def weave(builder: Builder, lines: list[Value], room: Value) -> None:
+    def interleave(builder: Builder, lines: list[Value], workspace: Value) -> None:
         """Bring two rows into one, for the first 32 of a part of the columns, and ask for the next."""
         for line in lines[2 * SIDE :]:
             prefetch(builder, line, near=2)
@@ -184,27 +184,27 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
         for j in range(SIDE):
             for g in range(together):
                 woven = _woven(builder, values[2 * j], values[2 * j + 1], SIDE * together, g, SIDE)
-                builder.store(woven, pointer(builder, room, woven.type, TILE * g + LINE * j), align=2)
+                builder.store(woven, pointer(builder, workspace, woven.type, TILE * g + LINE * j), align=2)
 
     @intrinsic
-    def product(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, out: Any, room: Any) -> Any:
+    def product(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, out: Any, workspace: Any) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, x, x_stride, out, room = arguments
+            weight, stride, x, x_stride, out, workspace = arguments
             tile = ir.Constant(I64, TILE)
-            tiles, results = apart(builder, room, tile, groups), apart(builder, out, tile, groups * blocks)
+            tiles, results = apart(builder, workspace, tile, groups), apart(builder, out, tile, groups * blocks)
             for b in range(blocks):
                 _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
             for g in range(groups):
                 if g % together == 0:
                     first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
-                    weave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
+                    interleave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
                 own = _WEIGHTS + g % 2
                 _load_tile(builder, own, tiles[g])
                 for b in range(blocks):
-                    place = g * blocks + b
-                    _load_tile(builder, place % _INPUTS, results[place])
-                    _tell(builder, _PRODUCT[BFLOAT16], place % _INPUTS, _INPUTS + b, own)
-                    _store_tile(builder, place % _INPUTS, results[place])
+                    index = g * blocks + b
+                    _load_tile(builder, index % _INPUTS, results[index])
+                    _tell(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
+                    _store_tile(builder, index % _INPUTS, results[index])
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 6), generate
@@ -212,8 +212,8 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
     return product
 
 
-def _rows_product_of(form: int) -> Callable[..., Any]:
-    one, two, both_one, both_two = (_make_rows_product(form, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
+def _rows_product_of(format: int) -> Callable[..., Any]:
+    one, two, both_one, both_two = (_make_rows_product(format, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
 
     @kernel()
     def product(groups, blocks, weight, stride, x, count, out):
@@ -233,15 +233,15 @@ def _columns_product() -> Callable[..., Any]:
     one, two, four_one, four_two = (_make_columns_product(*size) for size in ((1, 1), (1, 2), (4, 1), (4, 2)))
 
     @kernel()
-    def product(groups, blocks, weight, stride, x, x_stride, out, room):
+    def product(groups, blocks, weight, stride, x, x_stride, out, workspace):
         if groups == 1 and blocks == 1:
-            one(weight, stride, x, x_stride, out, room)
+            one(weight, stride, x, x_stride, out, workspace)
         elif groups == 1:
-            two(weight, stride, x, x_stride, out, room)
+            two(weight, stride, x, x_stride, out, workspace)
         elif blocks == 1:
-            four_one(weight, stride, x, x_stride, out, room)
+            four_one(weight, stride, x, x_stride, out, workspace)
         else:
-            four_two(weight, stride, x, x_stride, out, room)
+            four_two(weight, stride, x, x_stride, out, workspace)
 
     return product
 
@@ -250,15 +250,15 @@ _bfloat16_rows, _int8_rows, _columns = _rows_product_of(BFLOAT16), _rows_product
 
 
 @kernel()
-def _prepare(setup, rows, blocks, by_columns):
+def _prepare(setup, rows, blocks, is_in_out):
     """Write and load the sizes of the tile registers: `rows` inputs, in so many blocks of 16 or fewer."""
     sizes = small_integers(setup, LINE)
     sizes[:] = 0
     sizes[0] = 1  # the only palette
     for tile in range(_WEIGHTS + 2):
         own = SIDE if tile >= _WEIGHTS else min(rows - SIDE * (tile % blocks), SIDE)
-        sizes[16 + 2 * tile] = LINE if by_columns or tile >= _WEIGHTS else 4 * own  # bytes of a row
-        sizes[48 + tile] = own if by_columns else SIDE  # rows
+        sizes[16 + 2 * tile] = LINE if is_in_out or tile >= _WEIGHTS else 4 * own  # bytes of a row
+        sizes[48 + tile] = own if is_in_out else SIDE  # rows
     _set_up(setup)
 
 
@@ -266,47 +266,47 @@ def _prepare(setup, rows, blocks, by_columns):
 def _pack_int8(x, x_stride, rows, inputs, scales, out):
     """Inputs as int8, row by row, and the scale of each row."""
     for r in range(rows):
-        most = largest(x + r * x_stride, inputs)
-        store_float32(scales + 4 * r, most / float32(127))
-        round_to_int8(x + r * x_stride, out + r * inputs, inputs, float32(127) / most)
+        maximum = largest(x + r * x_stride, inputs)
+        store_float32(scales + 4 * r, maximum / float32(127))
+        round_to_int8(x + r * x_stride, out + r * inputs, inputs, float32(127) / maximum)
 
 
 @kernel()
-def _multiply(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
+def _multiply(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end):
     """Products of at most 32 inputs with the outputs from `start` on, of a weight in bfloat16 or int8.
 
     Args:
-        p: a PRODUCT row that `takes` tiles.
+        p: a PRODUCT row that `supports` accepts.
         x, x_stride: address of (rows, inputs) floats, and bytes from row to row.
         y, y_stride: address of the results, and bytes from row to row.
         rows: number of rows.
         adds: whether to add to what is there.
-        room: address of this thread's working memory.
+        workspace: address of this thread's working memory.
         start, end: of the outputs; the first is a multiple of 16.
 
     Returns:
         The first output that is not done, as fewer than 16 were left.
     """
     blocks = (rows + SIDE - 1) // SIDE
-    line = p.inputs if p.form == INT8 else 2 * p.inputs
-    packed = room + PACKED
-    if p.form == INT8:
-        _pack_int8(x, x_stride, rows, p.inputs, room + SCALES, packed)
+    line = p.inputs if p.format == INT8 else 2 * p.inputs
+    packed = workspace + PACKED
+    if p.format == INT8:
+        _pack_int8(x, x_stride, rows, p.inputs, workspace + SCALES, packed)
     else:
         for r in range(rows):
             round_to_bfloat16(x + r * x_stride, packed + r * line, p.inputs)
-    _prepare(room + SETUP, rows, blocks, p.by_columns)
+    _prepare(workspace + SETUP, rows, blocks, p.is_in_out)
     further = packed + MOST * line
-    if p.by_columns:
-        _multiply_by_columns(p, packed, line, y, y_stride, rows, blocks, adds, room, further, start, end)
+    if p.is_in_out:
+        _multiply_in_out(p, packed, line, y, y_stride, rows, blocks, adds, workspace, further, start, end)
     else:
-        _multiply_by_rows(p, packed, line, y, y_stride, rows, blocks, adds, room, further, start, end)
+        _multiply_out_in(p, packed, line, y, y_stride, rows, blocks, adds, workspace, further, start, end)
     _release()
     return end - (end - start) % SIDE
 
 
 @kernel()
-def _multiply_by_columns(p, x, line, y, y_stride, rows, blocks, adds, room, totals, start, end):
+def _multiply_in_out(p, x, line, y, y_stride, rows, blocks, adds, workspace, totals, start, end):
     stride, tiles = 2 * p.outputs, (end - start) // SIDE
     floats(totals, tiles * blocks * TILE // 4)[:] = 0
     for i in range(0, p.inputs, 2 * SIDE):
@@ -314,31 +314,40 @@ def _multiply_by_columns(p, x, line, y, y_stride, rows, blocks, adds, room, tota
         while g < tiles:
             groups = 4 if g + 4 <= tiles else 1
             weight = p.weight + i * stride + 2 * (start + SIDE * g)
-            _columns(groups, blocks, weight, stride, x + 2 * i, line, totals + TILE * blocks * g, room + TOTALS)
+            _columns(groups, blocks, weight, stride, x + 2 * i, line, totals + TILE * blocks * g, workspace + TOTALS)
             g += groups
     for g in range(tiles):
         for b in range(blocks):
-            place, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
-            _finish(p, totals + TILE * (g * blocks + b), place, y_stride, count, adds, 0, start + SIDE * g)
+            target, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
+            _finish(p, totals + TILE * (g * blocks + b), target, y_stride, count, adds, 0, start + SIDE * g)
 
 
 @kernel()
-def _multiply_by_rows(p, x, line, y, y_stride, rows, blocks, adds, room, tiles, start, end):
+def _multiply_out_in(p, x, line, y, y_stride, rows, blocks, adds, workspace, tiles, start, end):
     for t in range(line // LINE):
         for b in range(blocks):
-            _turn(x + b * SIDE * line + LINE * t, line, tiles + TILE * (t * blocks + b))
+            _transpose(x + b * SIDE * line + LINE * t, line, tiles + TILE * (t * blocks + b))
     o = start
     while o + SIDE <= end:
         groups = 2 if o + 2 * SIDE <= end else 1
-        if p.form == INT8:
-            _int8_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, room + TOTALS)
+        if p.format == INT8:
+            _int8_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, workspace + TOTALS)
         else:
-            _bfloat16_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, room + TOTALS)
+            _bfloat16_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, workspace + TOTALS)
         for g in range(groups):
             for b in range(blocks):
-                place, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
-                _turn(room + TOTALS + TILE * (g * blocks + b), LINE, room + TURNED)
-                _finish(p, room + TURNED, place, y_stride, count, adds, room + SCALES + 4 * SIDE * b, o + SIDE * g)
+                target, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
+                _transpose(workspace + TOTALS + TILE * (g * blocks + b), LINE, workspace + TURNED)
+                _finish(
+                    p,
+                    workspace + TURNED,
+                    target,
+                    y_stride,
+                    count,
+                    adds,
+                    workspace + SCALES + 4 * SIDE * b,
+                    o + SIDE * g,
+                )
         o += SIDE * groups
 
 
@@ -346,8 +355,8 @@ def _multiply_by_rows(p, x, line, y, y_stride, rows, blocks, adds, room, tiles, 
 def _finish(p, totals, y, y_stride, rows, adds, scales, o):
     """Scale 16 totals of each row (of int8, by the rows' `scales`), add the bias, and store or add them."""
     for r in range(rows):
-        place, sums = floats(y + r * y_stride + 4 * o, SIDE), floats(totals + LINE * r, SIDE)
-        if p.form == INT8:
+        target, sums = floats(y + r * y_stride + 4 * o, SIDE), floats(totals + LINE * r, SIDE)
+        if p.format == INT8:
             whole, factors = integers(totals + LINE * r, SIDE), floats(p.scale + 4 * o, SIDE)
             scale = load_float32(scales + 4 * r)
             for k in range(SIDE):
@@ -357,12 +366,12 @@ def _finish(p, totals, y, y_stride, rows, adds, scales, o):
             for k in range(SIDE):
                 sums[k] += bias[k]
         for k in range(SIDE):
-            place[k] = sums[k] + place[k] if adds else sums[k]
+            target[k] = sums[k] + target[k] if adds else sums[k]
 
 
 @kernel()
-def _multiply_nothing(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
+def _multiply_nothing(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end):
     return start
 
 
-multiply_tiled = _multiply if are_there() else _multiply_nothing
+multiply_tiled = _multiply if is_available() else _multiply_nothing

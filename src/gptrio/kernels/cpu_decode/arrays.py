@@ -40,10 +40,10 @@ def round_to_bfloat16(source, target, count):
 @kernel()
 def largest(source, count):
     """The largest size of the floats at an address, or 2 ** -100 if all are smaller; NaN if one is."""
-    numbers, most = words(source, count), uint32((127 - 100) << 23)
+    numbers, maximum = words(source, count), uint32((127 - 100) << 23)
     for i in range(count):
-        most = max(most, numbers[i] & uint32(0x7FFFFFFF))  # sizes of floats are in the order of their bits
-    return float_of(most)
+        maximum = max(maximum, numbers[i] & uint32(0x7FFFFFFF))  # sizes of floats are in the order of their bits
+    return float_of(maximum)
 
 
 @kernel(fastmath=MATHS)

@@ -172,6 +172,10 @@ class _Readiness:
 
     def __init__(self) -> None:
         """Begin without having looked."""
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget what was found, and the process that was started."""
         self._lock = threading.RLock()
         self._reason: Reason | None = NotYet("nobody has looked yet")
         self._next_look = 0.0
@@ -236,7 +240,7 @@ class _Readiness:
 
 readiness = _Readiness()
 if hasattr(os, "register_at_fork"):  # the lock may be held there, and the compiling process is no child of the new one
-    os.register_at_fork(after_in_child=readiness.__init__)
+    os.register_at_fork(after_in_child=readiness.reset)
 
 
 def unready_reason() -> Reason | None:
@@ -354,8 +358,8 @@ def _key() -> str:
     files = [*sorted(own.parent.glob("*.py")), own.parent.parent / "formats.py"]
     sources = [path.read_bytes() for path in files if path != own]
     versions = [f"{name} {_version(name)}" for name in ("numba", "llvmlite")]
-    told = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
-    facts = [platform.python_version(), platform.machine(), _processor(), *versions, *told]
+    flags = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    facts = [platform.python_version(), platform.machine(), _processor(), *versions, *flags]
     return hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
 
 

@@ -42,7 +42,7 @@ _LINE = 64  # bytes
 _AHEAD = 1024  # bytes of codes, to ask for
 
 
-def are_there() -> bool:
+def is_available() -> bool:
     """Whether the processor has these units, for 64 bytes at once."""
     return {"+avx512vnni", "+avx512bw"} <= features()
 
@@ -79,7 +79,7 @@ def make_nibble_dot(group: int, rows: int, lines: int) -> Callable[..., None]:
                 sums = [[zeros(builder, 8 * units) for _ in codes] for _ in inputs]
                 with cgutils.for_range_slice(builder, *bounds, part, I64) as (start, _):
                     _add(builder, group, units, start, codes, steps, inputs, sums)
-                totals.append([total(builder, builder.load(place)) for own in sums for place in own])
+                totals.append([total(builder, builder.load(offset)) for own in sums for offset in own])
             for i, parts in enumerate(zip(*totals, strict=True)):
                 builder.store(builder.fadd(*parts), pointer(builder, out, FLOAT, 4 * i))
             return ir.Constant(I64, 0)
@@ -100,10 +100,10 @@ def _add(
     sums: list[list[Value]],
 ) -> None:
     """Add the products of one or two units from `start` on."""
-    place = builder.lshr(start, ir.Constant(I64, 1))
+    offset = builder.lshr(start, ir.Constant(I64, 1))
     packed = builder.mul(builder.udiv(start, ir.Constant(I64, PART)), ir.Constant(I64, PACKED))
     for line, (code, step) in enumerate(zip(codes, steps, strict=True)):
-        address = builder.add(code, place)
+        address = builder.add(code, offset)
         prefetch(builder, address, _AHEAD)
         factors = _factors(builder, group, units, after(builder, step, builder.udiv(start, ir.Constant(I64, group)), 2))
         for own, x in zip(sums, inputs, strict=True):
@@ -130,7 +130,7 @@ def _products(builder: Builder, units: int, half: tuple[int, Value], x: Value) -
     """Sums of four products of codes with packed inputs, and of what belongs to them."""
     which, codes = half
     kind = codes.type
-    values, first = (builder.load(pointer(builder, x, kind, _LINE * (which + place)), align=4) for place in (0, 2))
+    values, first = (builder.load(pointer(builder, x, kind, _LINE * (which + offset)), align=4) for offset in (0, 2))
     name = f"llvm.x86.avx512.vpdpbusd.{256 * units}"
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(kind, [kind] * 3), name)
     return builder.call(function, [first, codes, values])
@@ -145,7 +145,8 @@ def _factors(builder: Builder, group: int, units: int, address: Value) -> list[V
     scales = builder.bitcast(shifted, ir.VectorType(FLOAT, count))
     chosen = ([(UNIT * unit + half) // group for unit in range(units) for _ in range(8)] for half in (0, UNIT // 2))
     return [
-        builder.shuffle_vector(scales, scales, ir.Constant(ir.VectorType(I32, 8 * units), places)) for places in chosen
+        builder.shuffle_vector(scales, scales, ir.Constant(ir.VectorType(I32, 8 * units), offsets))
+        for offsets in chosen
     ]
 
 
@@ -162,16 +163,16 @@ def pack_rows(x, x_stride, rows, inputs, target):
         for start in range(0, inputs, PART):
             count = min(PART, inputs - start)
             values = x + r * x_stride + 4 * start
-            place = target + r * packed_stride(inputs) + start // PART * PACKED
-            most = largest(values, count)
-            floats(place + 4 * _LINE, 1)[0] = most / float32(127)
-            factor = float32(127) / most
+            part = target + r * packed_stride(inputs) + start // PART * PACKED
+            maximum = largest(values, count)
+            floats(part + 4 * _LINE, 1)[0] = maximum / float32(127)
+            factor = float32(127) / maximum
             for unit in range(count // UNIT):
                 for half in range(2):
-                    own = place + _LINE * half + 32 * unit
+                    own = part + _LINE * half + 32 * unit
                     round_to_int8(values + 4 * (UNIT * unit + 32 * half), own, 32, factor)
                     packed = small_integers(own, 32)
-                    sums = integers(place + _LINE * (2 + half) + 32 * unit, 8)
+                    sums = integers(part + _LINE * (2 + half) + 32 * unit, 8)
                     for i in range(8):
                         four = int32(packed[4 * i]) + packed[4 * i + 1] + packed[4 * i + 2] + packed[4 * i + 3]
                         sums[i] = -8 * four

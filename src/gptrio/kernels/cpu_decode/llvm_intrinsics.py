@@ -1,7 +1,7 @@
 """What the compiled step needs below numba's language: vectors of 16 floats over raw memory, and atomic counters.
 
-Each factory makes one intrinsic, whose LLVM code is the inner loop of a product for one form of the weights. Addresses
-and byte strides are int64. LLVM splits the vectors of 16 to what the processor has.
+Each factory makes one intrinsic, whose LLVM code is the inner loop of a product for one format of the weights.
+Addresses and byte strides are int64. LLVM splits the vectors of 16 to what the processor has.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def features() -> frozenset[str]:
     return frozenset(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
 
 
-def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
+def make_dot(format: int, rows: int, lines: int) -> Callable[..., None]:
     """An intrinsic for the products of `lines` rows of a weight with `rows` inputs.
 
     It is called as (weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out): address of `count`
@@ -73,12 +73,12 @@ def make_dot(form: int, rows: int, lines: int) -> Callable[..., None]:
             weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out = arguments
             weights = apart(builder, weight, stride, lines)
             inputs = apart(builder, x, x_stride, rows)
-            if form == INT4:
+            if format == INT4:
                 sums = _emit_int4_dot(
                     builder, weights, apart(builder, scales, scales_stride, lines), group, inputs, count
                 )
             else:
-                sums = _emit_dot(builder, form, weights, ahead, inputs, count)
+                sums = _emit_dot(builder, format, weights, ahead, inputs, count)
             if len(sums) == LANES:
                 builder.store(_totals(builder, sums), pointer(builder, out, _FLOATS), align=4)
             else:
@@ -97,21 +97,21 @@ def apart(builder: Builder, address: Value, stride: Value, count: int) -> list[V
 
 
 def _emit_dot(
-    builder: Builder, form: int, weights: list[Value], ahead: Value, inputs: list[Value], count: Value
+    builder: Builder, format: int, weights: list[Value], ahead: Value, inputs: list[Value], count: Value
 ) -> list[Value]:
     unroll = max(4 // (len(weights) * len(inputs)), 1)
     sums = [[[zeros(builder) for _ in range(unroll)] for _ in weights] for _ in inputs]
 
     def block(start: Value, parts: int) -> None:
         for part in range(parts):
-            place = builder.add(start, ir.Constant(I64, part * LANES))
-            addresses = [after(builder, weight, place, _SIZES[form]) for weight in weights]
-            values = [_load(builder, form, address) for address in addresses]
-            if part * LANES * _SIZES[form] % _LINE == 0:
+            offset = builder.add(start, ir.Constant(I64, part * LANES))
+            addresses = [after(builder, weight, offset, _SIZES[format]) for weight in weights]
+            values = [_load(builder, format, address) for address in addresses]
+            if part * LANES * _SIZES[format] % _LINE == 0:
                 for address in addresses:
                     prefetch(builder, builder.add(address, ahead))
             for own, x in zip(sums, inputs, strict=True):
-                other = _load(builder, FLOAT32, after(builder, x, place, 4))
+                other = _load(builder, FLOAT32, after(builder, x, offset, 4))
                 for line, value in zip(own, values, strict=True):
                     _accumulate(builder, line[part], value, other)
 
@@ -133,12 +133,12 @@ def _emit_int4_dot(
         for line, (weight, scale) in enumerate(zip(weights, scales, strict=True)):
             prefetch(builder, builder.add(weight, builder.lshr(start, ir.Constant(I64, 1))), _AHEAD)
             for half, codes in enumerate(_int4_halves(builder, weight, start)):
-                place = builder.add(start, ir.Constant(I64, 32 * half))
+                offset = builder.add(start, ir.Constant(I64, 32 * half))
                 values = [_sixteen(builder, codes, part) for part in range(2)]
-                bits = pointer(builder, after(builder, scale, builder.udiv(place, group), 2), I16)
+                bits = pointer(builder, after(builder, scale, builder.udiv(offset, group), 2), I16)
                 factor = splat(builder, _bfloat(builder, builder.load(bits, align=2), I32, FLOAT), LANES)
                 for own, x in zip(sums, inputs, strict=True):
-                    address = after(builder, x, place, 4)
+                    address = after(builder, x, offset, 4)
                     first = builder.fmul(values[0], _load(builder, FLOAT32, address))
                     second = _load(builder, FLOAT32, builder.add(address, ir.Constant(I64, 4 * LANES)))
                     _accumulate(builder, own[line][half % chains], fma(builder, values[1], second, first), factor)
@@ -155,7 +155,7 @@ def _int4_halves(builder: Builder, weight: Value, start: Value) -> tuple[Value, 
     return builder.sub(low, eight), builder.sub(high, eight)
 
 
-def make_axpy(form: int, inputs: int) -> Callable[..., None]:
+def make_axpy(format: int, inputs: int) -> Callable[..., None]:
     """An intrinsic that adds `inputs` rows of a weight, each times a number, to one result.
 
     It is called as (weight, stride, ahead, x, y, count): address of the first row of `count` weights (a multiple of
@@ -173,8 +173,8 @@ def make_axpy(form: int, inputs: int) -> Callable[..., None]:
                 line = after(builder, y, start, 4)
                 total = _load(builder, FLOAT32, line)
                 for k in range(inputs):
-                    address = after(builder, rows[k], start, _SIZES[form])
-                    values = _load(builder, form, address)
+                    address = after(builder, rows[k], start, _SIZES[format])
+                    values = _load(builder, format, address)
                     prefetch(builder, builder.add(address, ahead))
                     total = fma(builder, values, factors[k], total)
                 builder.store(total, pointer(builder, line, _FLOATS), align=4)
@@ -185,7 +185,7 @@ def make_axpy(form: int, inputs: int) -> Callable[..., None]:
     return axpy
 
 
-def make_tile(form: int, rows: int, parts: int) -> Callable[..., None]:
+def make_tile(format: int, rows: int, parts: int) -> Callable[..., None]:
     """An intrinsic that adds the products of `rows` inputs with 16 * `parts` columns of a weight to `rows` results.
 
     It is called as (weight, stride, x, x_stride, y, y_stride, count): address of the first row of the columns, and
@@ -201,17 +201,19 @@ def make_tile(form: int, rows: int, parts: int) -> Callable[..., None]:
             sums = [[zeros(builder) for _ in range(parts)] for _ in range(rows)]
             with loop(builder, count, 1) as start:
                 line = builder.add(weight, builder.mul(stride, start))
-                for place in range(0, parts * LANES * _SIZES[form], _LINE):
-                    prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(I64, _ROWS_AHEAD))), place)
-                places = apart(builder, line, ir.Constant(I64, LANES * _SIZES[form]), parts)
-                values = [_load(builder, form, place) for place in places]
+                for offset in range(0, parts * LANES * _SIZES[format], _LINE):
+                    prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(I64, _ROWS_AHEAD))), offset)
+                addresses = apart(builder, line, ir.Constant(I64, LANES * _SIZES[format]), parts)
+                values = [_load(builder, format, target) for target in addresses]
                 for own, row in zip(sums, inputs, strict=True):
                     factor = _spread(builder, after(builder, row, start, 4))
-                    for place, value in zip(own, values, strict=True):
-                        _accumulate(builder, place, value, factor)
+                    for target, value in zip(own, values, strict=True):
+                        _accumulate(builder, target, value, factor)
             for own, result in zip(sums, results, strict=True):
-                for place, address in zip(own, apart(builder, result, ir.Constant(I64, 4 * LANES), parts), strict=True):
-                    total = builder.fadd(_load(builder, FLOAT32, address), builder.load(place))
+                for target, address in zip(
+                    own, apart(builder, result, ir.Constant(I64, 4 * LANES), parts), strict=True
+                ):
+                    total = builder.fadd(_load(builder, FLOAT32, address), builder.load(target))
                     builder.store(total, pointer(builder, address, _FLOATS), align=4)
             return ir.Constant(I64, 0)
 
@@ -233,14 +235,14 @@ def _spread(builder: Builder, address: Value) -> Value:
     return splat(builder, builder.load(pointer(builder, address, FLOAT), align=4), LANES)
 
 
-def _load(builder: Builder, form: int, address: Value) -> Value:
+def _load(builder: Builder, format: int, address: Value) -> Value:
     """16 stored values as floats."""
-    raw = builder.load(pointer(builder, address, ir.VectorType(_STORED[form], LANES)), align=_SIZES[form])
-    if form == FLOAT32:
+    raw = builder.load(pointer(builder, address, ir.VectorType(_STORED[format], LANES)), align=_SIZES[format])
+    if format == FLOAT32:
         return raw
-    if form == BFLOAT16:
+    if format == BFLOAT16:
         return _bfloat(builder, raw, _INTS, _FLOATS)
-    if form == FLOAT16:
+    if format == FLOAT16:
         return builder.fpext(builder.bitcast(raw, ir.VectorType(_HALF, LANES)), _FLOATS)
     return builder.sitofp(builder.sext(raw, _INTS), _FLOATS)
 
@@ -253,21 +255,21 @@ def _bfloat(builder: Builder, raw: Value, ints: Any, floats: Any) -> Value:
 
 def _sixteen(builder: Builder, codes: Value, part: int) -> Value:
     """16 of 32 signed bytes as floats."""
-    places = ir.Constant(_INTS, [ir.Constant(I32, part * LANES + i) for i in range(LANES)])
-    chosen = builder.shuffle_vector(codes, ir.Constant(codes.type, ir.Undefined), places)
+    addresses = ir.Constant(_INTS, [ir.Constant(I32, part * LANES + i) for i in range(LANES)])
+    chosen = builder.shuffle_vector(codes, ir.Constant(codes.type, ir.Undefined), addresses)
     return builder.sitofp(builder.sext(chosen, _INTS), _FLOATS)
 
 
 def zeros(builder: Builder, lanes: int = LANES) -> Value:
     """A variable of a vector of floats."""
     kind = ir.VectorType(FLOAT, lanes)
-    place = cgutils.alloca_once(builder, kind)
-    builder.store(ir.Constant(kind, None), place)
-    return place
+    target = cgutils.alloca_once(builder, kind)
+    builder.store(ir.Constant(kind, None), target)
+    return target
 
 
-def _accumulate(builder: Builder, place: Value, left: Value, right: Value) -> None:
-    builder.store(fma(builder, left, right, builder.load(place)), place)
+def _accumulate(builder: Builder, target: Value, left: Value, right: Value) -> None:
+    builder.store(fma(builder, left, right, builder.load(target)), target)
 
 
 def fma(builder: Builder, left: Value, right: Value, addend: Value) -> Value:
@@ -359,14 +361,14 @@ def load_float32(context: Any, address: Any) -> Any:
     return types.float32(types.int64), generate
 
 
-def _make_storer(form: int) -> Callable[[int, float], None]:
+def _make_storer(format: int) -> Callable[[int, float], None]:
     @intrinsic
     def store_one(context: Any, address: Any, value: Any) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
             address, value = arguments
-            if form == FLOAT16:
+            if format == FLOAT16:
                 value = builder.bitcast(builder.fptrunc(value, _HALF), I16)
-            builder.store(value, pointer(builder, address, _STORED[form]), align=_SIZES[form])
+            builder.store(value, pointer(builder, address, _STORED[format]), align=_SIZES[format])
             return ir.Constant(I64, 0)
 
         return types.int64(types.int64, types.float32), generate
@@ -429,8 +431,8 @@ def replace(context: Any, address: Any, expected: Any, value: Any) -> Any:
     """Write the int64 at an address if it is as expected; whether it was."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        place = pointer(builder, arguments[0], I64)
-        return builder.extract_value(builder.cmpxchg(place, arguments[1], arguments[2], "seq_cst"), 1)
+        target = pointer(builder, arguments[0], I64)
+        return builder.extract_value(builder.cmpxchg(target, arguments[1], arguments[2], "seq_cst"), 1)
 
     return types.boolean(types.int64, types.int64, types.int64), generate
 

@@ -24,31 +24,31 @@ TOGETHER = 4  # inputs that share one reading of the weight,
 LINES = 2  # by so many of its rows at a time, where others of
 LINES_AHEAD = 4  # rows further on are asked for,
 PARTS = 4  # or so many times 16 of its columns,
-DEPTH = 32  # for so many numbers of an input
+K_BLOCK = 32  # for so many numbers of an input
 FEWEST_TILED = 2  # rows from which on tiles are faster
-INT4_BY_INT8 = nibbles.are_there()
+INT4_BY_INT8 = nibbles.is_available()
 PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes: after TOGETHER * LINES sums
 
 
-def room_for(p: Any) -> int:
+def workspace_for(p: Any) -> int:
     """Bytes of working memory that a thread needs for a PRODUCT row."""
-    codes = MAX_ROWS_AMX * packed_stride(int(p["inputs"])) if p["form"] == INT4 else 0
-    return max(PACKED_AT + codes, tiles.room_for(p) if p["tiled"] else 0)
+    codes = MAX_ROWS_AMX * packed_stride(int(p["inputs"])) if p["format"] == INT4 else 0
+    return max(PACKED_AT + codes, tiles.workspace_for(p) if p["tiled"] else 0)
 
 
 def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
-    float32, bfloat16, float16, int8 = (make_dot(form, rows, lines) for form in range(INT8 + 1))
+    float32, bfloat16, float16, int8 = (make_dot(format, rows, lines) for format in range(INT8 + 1))
     int4 = nibble_dot_of_any_group(rows, lines) if INT4_BY_INT8 else make_dot(INT4, rows, lines)
 
     @kernel()
-    def dot(form, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
-        if form == FLOAT32:
+    def dot(format, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
+        if format == FLOAT32:
             float32(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif form == BFLOAT16:
+        elif format == BFLOAT16:
             bfloat16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif form == FLOAT16:
+        elif format == FLOAT16:
             float16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif form == INT8:
+        elif format == INT8:
             int8(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
         else:
             int4(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
@@ -57,13 +57,13 @@ def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
 
 
 def _dot_of_floats(lines: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_dot(form, 1, lines) for form in range(FLOAT16 + 1))
+    float32, bfloat16, float16 = (make_dot(format, 1, lines) for format in range(FLOAT16 + 1))
 
     @kernel()
-    def dot(form, weight, stride, ahead, x, count, out):
-        if form == FLOAT32:
+    def dot(format, weight, stride, ahead, x, count, out):
+        if format == FLOAT32:
             float32(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
-        elif form == BFLOAT16:
+        elif format == BFLOAT16:
             bfloat16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
         else:
             float16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
@@ -72,13 +72,13 @@ def _dot_of_floats(lines: int) -> Callable[..., Any]:
 
 
 def _axpy_of_any_form(inputs: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_axpy(form, inputs) for form in range(FLOAT16 + 1))
+    float32, bfloat16, float16 = (make_axpy(format, inputs) for format in range(FLOAT16 + 1))
 
     @kernel()
-    def axpy(form, weight, stride, ahead, x, y, count):
-        if form == FLOAT32:
+    def axpy(format, weight, stride, ahead, x, y, count):
+        if format == FLOAT32:
             float32(weight, stride, ahead, x, y, count)
-        elif form == BFLOAT16:
+        elif format == BFLOAT16:
             bfloat16(weight, stride, ahead, x, y, count)
         else:
             float16(weight, stride, ahead, x, y, count)
@@ -87,13 +87,13 @@ def _axpy_of_any_form(inputs: int) -> Callable[..., Any]:
 
 
 def _tile_of_any_form(parts: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_tile(form, TOGETHER, parts) for form in range(FLOAT16 + 1))
+    float32, bfloat16, float16 = (make_tile(format, TOGETHER, parts) for format in range(FLOAT16 + 1))
 
     @kernel()
-    def tile(form, weight, stride, x, x_stride, y, y_stride, count):
-        if form == FLOAT32:
+    def tile(format, weight, stride, x, x_stride, y, y_stride, count):
+        if format == FLOAT32:
             float32(weight, stride, x, x_stride, y, y_stride, count)
-        elif form == BFLOAT16:
+        elif format == BFLOAT16:
             bfloat16(weight, stride, x, x_stride, y, y_stride, count)
         else:
             float16(weight, stride, x, x_stride, y, y_stride, count)
@@ -108,11 +108,11 @@ tile, wide_tile = _tile_of_any_form(1), _tile_of_any_form(PARTS)
 
 
 @kernel()
-def size_of(form):
-    """Bytes of an element of a form that is not int4."""
-    if form == FLOAT32:
+def size_of(format):
+    """Bytes of an element of a format that is not int4."""
+    if format == FLOAT32:
         return 4
-    return 1 if form == INT8 else 2
+    return 1 if format == INT8 else 2
 
 
 @kernel()
@@ -123,22 +123,22 @@ def share(count, unit, thread, threads):
 
 
 @kernel()
-def weighted_sum(form, weight, stride, ahead, x, y, inputs, outputs):
+def weighted_sum(format, weight, stride, ahead, x, y, inputs, outputs):
     """y += x @ W for one row: W (inputs, outputs), `stride` bytes a row; x and y are addresses of floats.
 
     What is `ahead` bytes after a weight is read soon after it.
     """
     i = 0
     while i + 8 <= inputs:
-        add_eight(form, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
+        add_eight(format, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
         i += 8
     while i < inputs:
-        add_one(form, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
+        add_one(format, weight + i * stride, stride, ahead, x + 4 * i, y, outputs)
         i += 1
 
 
 @kernel()
-def multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads):
+def multiply(p, x, x_stride, y, y_stride, rows, adds, workspace, thread, threads):
     """y = x @ W + b, or y += x @ W + b if `adds`, for a thread's part of the outputs.
 
     Args:
@@ -147,19 +147,19 @@ def multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads):
         y, y_stride: address of the results, and bytes from row to row.
         rows: number of rows.
         adds: whether to add to what is there.
-        room: address of this thread's working memory.
+        workspace: address of this thread's working memory.
         thread, threads: which part.
     """
     start, end = share(p.outputs, LANES, thread, threads)
-    y += 4 * p.place
+    y += 4 * p.offset
     left = start
     if p.tiled and rows >= FEWEST_TILED:
-        left = multiply_tiled(p, x, x_stride, y, y_stride, rows, adds, room, start, end)
-    if p.by_columns:
+        left = multiply_tiled(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end)
+    if p.is_in_out:
         _start_with_bias(p, y, y_stride, rows, adds, left, end)
-        _multiply_by_columns(p, x, x_stride, y, y_stride, rows, left, end)
+        _multiply_in_out(p, x, x_stride, y, y_stride, rows, left, end)
     else:
-        _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, room, left, end)
+        _multiply_out_in(p, x, x_stride, y, y_stride, rows, adds, workspace, left, end)
     return start, end
 
 
@@ -167,42 +167,42 @@ def multiply(p, x, x_stride, y, y_stride, rows, adds, room, thread, threads):
 def _start_with_bias(p, y, y_stride, rows, adds, start, end):
     for r in range(rows):
         for o in range(start, end):
-            place = y + r * y_stride + 4 * o
+            target = y + r * y_stride + 4 * o
             bias = load_float32(p.bias + 4 * o) if p.bias else 0.0
-            store_float32(place, bias + load_float32(place) if adds else bias)
+            store_float32(target, bias + load_float32(target) if adds else bias)
 
 
 @kernel()
-def _multiply_by_columns(p, x, x_stride, y, y_stride, rows, start, end):
-    size = size_of(p.form)
+def _multiply_in_out(p, x, x_stride, y, y_stride, rows, start, end):
+    size = size_of(p.format)
     stride = p.outputs * size
     shared = rows // TOGETHER * TOGETHER
-    for i in range(0, p.inputs if shared else 0, DEPTH):
-        depth = min(DEPTH, p.inputs - i)
+    for i in range(0, p.inputs if shared else 0, K_BLOCK):
+        num_inputs = min(K_BLOCK, p.inputs - i)
         o = start
         while o < end:
             parts = PARTS if o + PARTS * LANES <= end else 1
             columns, out = p.weight + i * stride + o * size, y + 4 * o
             for r in range(0, shared, TOGETHER):
-                line, place = x + r * x_stride + 4 * i, out + r * y_stride
+                line, target = x + r * x_stride + 4 * i, out + r * y_stride
                 if parts == PARTS:
-                    wide_tile(p.form, columns, stride, line, x_stride, place, y_stride, depth)
+                    wide_tile(p.format, columns, stride, line, x_stride, target, y_stride, num_inputs)
                 else:
-                    tile(p.form, columns, stride, line, x_stride, place, y_stride, depth)
+                    tile(p.format, columns, stride, line, x_stride, target, y_stride, num_inputs)
             o += parts * LANES
     for r in range(shared, rows):
-        line, place = x + r * x_stride, y + r * y_stride + 4 * start
-        weighted_sum(p.form, p.weight + start * size, stride, 8 * stride, line, place, p.inputs, end - start)
+        line, target = x + r * x_stride, y + r * y_stride + 4 * start
+        weighted_sum(p.format, p.weight + start * size, stride, 8 * stride, line, target, p.inputs, end - start)
 
 
 @kernel()
-def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, room, start, end):
-    stride = p.inputs // 2 if p.form == INT4 else p.inputs * size_of(p.form)
-    scales_stride = 2 * (p.inputs // p.group) if p.form == INT4 else 0
+def _multiply_out_in(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end):
+    stride = p.inputs // 2 if p.format == INT4 else p.inputs * size_of(p.format)
+    scales_stride = 2 * (p.inputs // p.group) if p.format == INT4 else 0
     ahead = LINES_AHEAD * stride
-    if INT4_BY_INT8 and p.form == INT4 and start < end:
-        pack_rows(x, x_stride, rows, p.inputs, room + PACKED_AT)
-        x, x_stride = room + PACKED_AT, packed_stride(p.inputs)
+    if INT4_BY_INT8 and p.format == INT4 and start < end:
+        pack_rows(x, x_stride, rows, p.inputs, workspace + PACKED_AT)
+        x, x_stride = workspace + PACKED_AT, packed_stride(p.inputs)
     for o in range(start, end, LINES):
         weight, scales = p.weight + o * stride, p.scale + o * scales_stride
         lines = min(LINES, end - o)
@@ -212,10 +212,12 @@ def _multiply_by_rows(p, x, x_stride, y, y_stride, rows, adds, room, start, end)
             count = TOGETHER if r + TOGETHER <= rows else 1
             line = x + r * x_stride
             if count == 1:
-                dot(p.form, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, room)
+                dot(p.format, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, workspace)
             else:
-                dot_together(p.form, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, room)
-            _finish(p, y + r * y_stride, y_stride, count, adds, room, o, lines)
+                dot_together(
+                    p.format, weight, step, ahead, scales, scales_step, p.group, line, x_stride, p.inputs, workspace
+                )
+            _finish(p, y + r * y_stride, y_stride, count, adds, workspace, o, lines)
             r += count
 
 
@@ -224,9 +226,9 @@ def _finish(p, y, y_stride, rows, adds, sums, first, lines):
     """Scale the sums of some rows and lines, add the bias, and store or add them."""
     for k in range(lines):
         o = first + k
-        factor = load_float32(p.scale + 4 * o) if p.form == INT8 else 1.0
+        factor = load_float32(p.scale + 4 * o) if p.format == INT8 else 1.0
         bias = load_float32(p.bias + 4 * o) if p.bias else 0.0
         for r in range(rows):
-            place = y + r * y_stride + 4 * o
+            target = y + r * y_stride + 4 * o
             total = load_float32(sums + 4 * (r * LINES + k)) * factor + bias
-            store_float32(place, total + load_float32(place) if adds else total)
+            store_float32(target, total + load_float32(target) if adds else total)

@@ -98,10 +98,10 @@ def _rotate(x, cosines, sines, half):
 
 
 @kernel()
-def _store(form, address, values, count):
-    if form == FLOAT32:
+def _store(format, address, values, count):
+    if format == FLOAT32:
         floats(address, count)[:] = floats(values, count)
-    elif form == BFLOAT16:
+    elif format == BFLOAT16:
         round_to_bfloat16(values, address, count)
     else:
         for i in range(count):
@@ -114,27 +114,27 @@ def score_floats(seen: int) -> int:
 
 
 @kernel()
-def _score(form, keys, ahead, q, width, seen, scores):
+def _score(format, keys, ahead, q, width, seen, scores):
     """Products of a query with the keys that it sees: `score_floats` of them. What is `ahead` is read next."""
-    line = width * size_of(form)
+    line = width * size_of(format)
     s = 0
     while s + LANES <= seen:
-        float_dots_of_lanes(form, keys + s * line, line, ahead, q, width, scores + 4 * s)
+        float_dots_of_lanes(format, keys + s * line, line, ahead, q, width, scores + 4 * s)
         s += LANES
     while s < seen:
         step = line if s + LINES <= seen else 0
-        float_dots(form, keys + s * line, step, ahead, q, width, scores + 4 * s)
+        float_dots(format, keys + s * line, step, ahead, q, width, scores + 4 * s)
         s += LINES
 
 
 @kernel(fastmath=MATHS)
 def _softmax(scores, count, scale):
-    most = scores[0]
+    maximum = scores[0]
     for i in range(1, count):
-        most = max(most, scores[i])
+        maximum = max(maximum, scores[i])
     total = float32(0.0)
     for i in range(count):
-        scores[i] = exp((scores[i] - most) * scale)
+        scores[i] = exp((scores[i] - maximum) * scale)
         total += scores[i]
     for i in range(count):
         scores[i] /= total
@@ -143,8 +143,8 @@ def _softmax(scores, count, scale):
 @kernel()
 def attend(m, layer, thread, threads):
     """Store the new keys and values of a thread's heads, and attend to all that is seen: qkv to attended."""
-    width, form = m.head_width, m.cache_form
-    line = width * size_of(form)
+    width, format = m.head_width, m.cache_format
+    line = width * size_of(format)
     scores_address = m.scores + m.scores_stride * thread
     start, end = share(m.rows * m.heads, 1, thread, threads)
     for pair in range(start, end):
@@ -154,21 +154,21 @@ def attend(m, layer, thread, threads):
             first = max(first, long_integers(m.starts, m.rows)[row] - layer.dropped)
         seen = layer.slot + 1 - first
         q = m.qkv + 4 * (row * 3 * m.width + head * m.head_stride)
-        k, v = q + 4 * m.k_place, q + 4 * m.v_place
+        k, v = q + 4 * m.k_offset, q + 4 * m.v_offset
         if m.rotated:
             half = m.rotated // 2
             turn = 4 * half * (row if m.turns > 1 else 0)
             cosines, sines = floats(m.cosines + turn, half), floats(m.sines + turn, half)
             _rotate(floats(q, width), cosines, sines, half)
             _rotate(floats(k, width), cosines, sines, half)
-        keys, values = layer.keys + pair * layer.room * line, layer.values + pair * layer.room * line
-        _store(form, keys + layer.slot * line, k, width)
-        _score(form, keys + first * line, values - keys, q, width, seen, scores_address)
-        _store(form, values + layer.slot * line, v, width)
+        keys, values = layer.keys + pair * layer.capacity * line, layer.values + pair * layer.capacity * line
+        _store(format, keys + layer.slot * line, k, width)
+        _score(format, keys + first * line, values - keys, q, width, seen, scores_address)
+        _store(format, values + layer.slot * line, v, width)
         _softmax(floats(scores_address, seen), seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)
         result = floats(out, width)
         for i in range(width):
             result[i] = float32(0.0)
-        ahead = keys + layer.room * line - values  # the next head's keys
-        weighted_sum(form, values + first * line, line, ahead, scores_address, out, seen, width)
+        ahead = keys + layer.capacity * line - values  # the next head's keys
+        weighted_sum(format, values + first * line, line, ahead, scores_address, out, seen, width)

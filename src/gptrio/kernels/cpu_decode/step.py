@@ -13,13 +13,22 @@ from typing import Any
 import numba
 from numba import carray, types
 
-from gptrio.kernels.cpu_decode.amx import are_there
+from gptrio.kernels.cpu_decode.amx import is_available
 from gptrio.kernels.cpu_decode.arrays import floats
 from gptrio.kernels.cpu_decode.compilation import keep_code_in
 from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, features, get, kernel, make_view, pause, put, replace
 from gptrio.kernels.cpu_decode.matmul import multiply
 from gptrio.kernels.cpu_decode.ops import activate, attend, layer_norm
-from gptrio.kernels.cpu_decode.structs import LAYER, MODEL, PRODUCT
+from gptrio.kernels.cpu_decode.structs import (
+    ATTENTION_OUTPUT,
+    LAYER,
+    MLP_DOWN,
+    MLP_UP,
+    MODEL,
+    NUM_PRODUCTS,
+    PRODUCT,
+    QKV,
+)
 
 # Places in the team's control block, 64 bytes apart so that threads do not disturb each other.
 COUNTER, FLOOR, MODEL_AT, ACTIVE, WORKERS = 0, 64, 128, 192, 256  # of each worker: its state, and its rank 8 bytes on
@@ -32,7 +41,7 @@ _let_others_run = types.ExternalFunction("sched_yield", types.int32())
 
 
 @kernel()
-def _meet(control, phase, threads):
+def _barrier(control, phase, threads):
     """Wait until all threads have come to the end of a phase of this step."""
     goal = get(control + FLOOR) + phase * threads
     if add_and_get(control + COUNTER, 1) == goal:
@@ -49,49 +58,49 @@ def _meet(control, phase, threads):
 def _run(control, model, thread, threads):
     """A thread's share of a step; returns the phases that it took."""
     m = carray(_models(model), (1,))[0]
-    layers = carray(_layers(m.layers), (m.depth,))
+    layers = carray(_layers(m.layers), (m.num_layers,))
     rows, width = m.rows, m.width
-    line, room = 4 * width, m.room + m.room_stride * thread
+    line, workspace = 4 * width, m.workspace + m.workspace_stride * thread
     normed = m.normed + m.normed_stride * thread
     also = normed + rows * line  # what the MLP reads, where it stands beside attention
     phase = 0
-    for i in range(m.depth):
+    for i in range(m.num_layers):
         layer = layers[i]
-        p = carray(_products(layer.products), (6,))
+        p = carray(_products(layer.products), (NUM_PRODUCTS,))
         layer_norm(m.x, normed, layer.norm1_weight, layer.norm1_bias, layer.norm1_eps, rows, width)
         if layer.parallel:
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
         for k in range(layer.projections):
-            multiply(p[k], normed, line, m.qkv, 3 * line, rows, False, room, thread, threads)
+            multiply(p[QKV + k], normed, line, m.qkv, 3 * line, rows, False, workspace, thread, threads)
         phase += 1
-        _meet(control, phase, threads)
+        _barrier(control, phase, threads)
         attend(m, layer, thread, threads)
         phase += 1
-        _meet(control, phase, threads)
-        multiply(p[3], m.attended, line, m.x, line, rows, True, room, thread, threads)
+        _barrier(control, phase, threads)
+        multiply(p[ATTENTION_OUTPUT], m.attended, line, m.x, line, rows, True, workspace, thread, threads)
         if not layer.parallel:
             phase += 1
-            _meet(control, phase, threads)
+            _barrier(control, phase, threads)
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
-        start, end = multiply(p[4], also, line, m.hidden, 4 * layer.inner, rows, False, room, thread, threads)
+        start, end = multiply(p[MLP_UP], also, line, m.hidden, 4 * layer.inner, rows, False, workspace, thread, threads)
         for r in range(rows):
             activate(layer.activation, floats(m.hidden + 4 * (r * layer.inner + start), end - start))
         phase += 1
-        _meet(control, phase, threads)
-        multiply(p[5], m.hidden, 4 * layer.inner, m.x, line, rows, True, room, thread, threads)
+        _barrier(control, phase, threads)
+        multiply(p[MLP_DOWN], m.hidden, 4 * layer.inner, m.x, line, rows, True, workspace, thread, threads)
         phase += 1
-        _meet(control, phase, threads)
+        _barrier(control, phase, threads)
     layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.norm_eps, rows, width)
     head = carray(_products(m.head), (1,))[0]
-    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, room, thread, threads)
+    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, workspace, thread, threads)
     phase += 1
-    _meet(control, phase, threads)
+    _barrier(control, phase, threads)
     return phase
 
 
 @kernel()
-def _lead(control, workers, model, patience):
-    """Run a step with all workers that are ready; `patience` is how often to look for those that are waking up.
+def _run_leader(control, workers, model, spin_limit):
+    """Run a step with all workers that are ready; `spin_limit` is how often to look for those that are waking up.
 
     Returns:
         The threads that took part.
@@ -102,9 +111,9 @@ def _lead(control, workers, model, patience):
     for worker in range(workers):
         state = control + WORKERS + 64 * worker
         looks = 0
-        while get(state) == AT_WORK or (get(state) == WAKING and patience > 0):
+        while get(state) == AT_WORK or (get(state) == WAKING and spin_limit > 0):
             pause()
-            patience -= 1
+            spin_limit -= 1
             looks += 1
             if looks > _SPINS:
                 _let_others_run()
@@ -119,7 +128,7 @@ def _lead(control, workers, model, patience):
 
 
 @kernel()
-def _serve(control, worker):
+def _worker_loop(control, worker):
     """Take part in steps until there has been nothing to do for a while; returns the steps taken part in."""
     state = control + WORKERS + 64 * worker
     put(state, READY)
@@ -142,17 +151,17 @@ def _entry(has_tiles: bool | None) -> Callable[[int, int, int, int, int], int]:
     """The compiled function; numba keeps its code under the values that it encloses, `has_tiles` among them."""
 
     @kernel()
-    def enter(control, worker, workers, model, patience):
+    def enter(control, worker, workers, model, spin_limit):
         if has_tiles is None:
             return -1
         if worker < 0:
-            return _lead(control, workers, model, patience)
-        return _serve(control, worker)
+            return _run_leader(control, workers, model, spin_limit)
+        return _worker_loop(control, worker)
 
     return enter
 
 
-enter: Any = _entry(are_there())
+enter: Any = _entry(is_available())
 
 
 def prepare(folder: Path, may_compile: bool) -> None:

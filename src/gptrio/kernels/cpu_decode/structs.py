@@ -1,4 +1,4 @@
-"""What the compiled step is told: addresses and sizes, as rows of numpy tables. Addresses are int64, 0 for none."""
+"""The arguments of the compiled step: addresses and sizes, as rows of numpy tables. Addresses are int64, 0 for none."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ LANES = 16  # floats that are taken together: all widths are multiples of it
 # One matrix product y = x @ W + b.
 PRODUCT = np.dtype(
     [
-        ("form", np.int64),  # of the weight: FLOAT32 ... INT4
-        ("by_columns", np.int64),  # 1 if the weight is stored (in, out), else 0
+        ("format", np.int64),  # of the weight: FLOAT32 ... INT4
+        ("is_in_out", np.int64),  # 1 if the weight is stored (in, out), else 0
         ("tiled", np.int64),  # 1 if the processor can multiply it by tiles
         ("weight", np.int64),
         ("scale", np.int64),  # float32 (out,) of int8; bfloat16 (out, in / group) of int4
@@ -20,12 +20,15 @@ PRODUCT = np.dtype(
         ("bias", np.int64),  # float32 (out,)
         ("inputs", np.int64),
         ("outputs", np.int64),
-        ("place", np.int64),  # of the first output in its row
+        ("offset", np.int64),  # of the first output in its row
     ],
     align=True,
 )
 
-# One block. Its products are, in this order: q, k, v (or one for all three), attention's output, up, down.
+# The products of a block, by their slots: q, k, v (or one for all three, and two that are not run), and the others.
+QKV, ATTENTION_OUTPUT, MLP_UP, MLP_DOWN, NUM_PRODUCTS = 0, 3, 4, 5, 6
+
+# One block.
 LAYER = np.dtype(
     [
         ("products", np.int64),  # address of PRODUCT rows
@@ -39,9 +42,9 @@ LAYER = np.dtype(
         ("norm2_weight", np.int64),
         ("norm2_bias", np.int64),
         ("norm2_eps", np.float64),
-        ("keys", np.int64),  # (B, H, room, D)
+        ("keys", np.int64),  # (B, H, capacity, D)
         ("values", np.int64),
-        ("room", np.int64),
+        ("capacity", np.int64),
         ("first", np.int64),  # slot of the first position that is seen
         ("slot", np.int64),  # of the new position
         ("dropped", np.int64),  # positions before the first slot
@@ -54,7 +57,7 @@ LAYER = np.dtype(
 MODEL = np.dtype(
     [
         ("layers", np.int64),  # address of LAYER rows
-        ("depth", np.int64),
+        ("num_layers", np.int64),
         ("head", np.int64),  # address of one PRODUCT row
         ("norm_weight", np.int64),
         ("norm_bias", np.int64),
@@ -62,11 +65,11 @@ MODEL = np.dtype(
         ("width", np.int64),
         ("heads", np.int64),
         ("head_width", np.int64),
-        ("k_place", np.int64),  # of the first head's key in a row of q, k, v; its query is at 0
-        ("v_place", np.int64),
+        ("k_offset", np.int64),  # of the first head's key in a row of q, k, v; its query is at 0
+        ("v_offset", np.int64),
         ("head_stride", np.int64),  # floats from head to head
         ("rotated", np.int64),  # R, or 0
-        ("cache_form", np.int64),
+        ("cache_format", np.int64),
         ("rows", np.int64),  # B
         ("x", np.int64),  # (B, C) residual stream, as all that follows in float32
         ("cosines", np.int64),  # (turns, R / 2), where turns is 1 or B
@@ -82,8 +85,8 @@ MODEL = np.dtype(
         ("hidden", np.int64),  # (B, I), where I is the layer's own
         ("scores", np.int64),  # for each thread (positions,)
         ("scores_stride", np.int64),
-        ("room", np.int64),  # for each thread the working memory of products: first 16 sums
-        ("room_stride", np.int64),
+        ("workspace", np.int64),  # for each thread the working memory of products: first 16 sums
+        ("workspace_stride", np.int64),
     ],
     align=True,
 )

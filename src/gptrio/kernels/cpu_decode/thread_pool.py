@@ -59,13 +59,13 @@ class Team:
 
     def _wake(self) -> int:
         """Ring for the workers that sleep; how often to look for them then."""
-        patience = 0
+        spin_limit = 0
         for worker, alarm in enumerate(self._alarms):
             if self._states[worker] == SLEEPING and not self._closed:
                 self._states[worker] = WAKING
                 alarm.release()
-                patience = _PATIENCE
-        return patience
+                spin_limit = _PATIENCE
+        return spin_limit
 
     def _work(self, worker: int) -> None:
         control, alarm = self._control, self._alarms[worker]

@@ -24,7 +24,7 @@ class Size(NamedTuple):
     floats: int
 
 
-def sizes(*, threads: int, rows: int, width: int, inner: int, positions: int, room_bytes: int) -> dict[str, Size]:
+def sizes(*, threads: int, rows: int, width: int, inner: int, positions: int, workspace_bytes: int) -> dict[str, Size]:
     """How large each buffer of the workspace is, by its name in a MODEL table.
 
     Args:
@@ -41,7 +41,7 @@ def sizes(*, threads: int, rows: int, width: int, inner: int, positions: int, ro
         "attended": Size(1, rows * width),
         "hidden": Size(1, rows * inner),
         "scores": Size(threads, score_floats(positions)),
-        "room": Size(threads, -(-room_bytes // 4)),
+        "workspace": Size(threads, -(-workspace_bytes // 4)),
     }
 
 

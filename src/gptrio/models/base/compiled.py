@@ -13,7 +13,7 @@ from gptrio.kernels import guards
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.cpu_decode.compilation import unready_reason
-from gptrio.models.base.compiled_requirements import FORMS, activation_of, first_unmet, sizes
+from gptrio.models.base.compiled_requirements import FORMATS, activation_of, first_unmet, sizes
 from gptrio.nn.blocks import BlockSpec
 from gptrio.nn.linear import Conv1D
 from gptrio.quantization.native import QuantizedLinear
@@ -70,7 +70,7 @@ class CompiledStep:
         self._kept: list[Any] = []  # what the tables hold addresses of
         table = np.zeros(1, tables.MODEL)
         self._table, self._table_address = table[0], int(table.ctypes.data)
-        self._room_bytes = 0  # most that a product needs
+        self._workspace_bytes = 0  # most that a product needs
         self._guarded = guards.are_on()
         parts = [block.spec() for block in model.base_model.blocks]
         self._layers = np.zeros(len(parts), tables.LAYER)
@@ -84,10 +84,10 @@ class CompiledStep:
         self.threads = self._team.size
         self._buffers: list[tuple[Any, Any]] = [(None, None)] * len(parts)  # of the cache, that the last step wrote to
         self._next = 0  # positions after the last step
-        self._room = (0, 0)  # rows and positions that the workspace is for
+        self._reserved = (0, 0)  # rows and positions that the workspace is for
         self._workspace: Workspace | None = None
 
-    def takes(self, input_ids: Tensor, cache: Cache) -> bool:
+    def supports(self, input_ids: Tensor, cache: Cache) -> bool:
         """Whether this is for ids (B, T) and a cache: a token for each known row, and a past that can grow in place.
 
         The past is one of this package's own growing caches, on the CPU, of the model's dtype and heads, as long in all
@@ -96,9 +96,9 @@ class CompiledStep:
         shape, layers = tuple(input_ids.shape), cast("list[DynamicLayer]", cache.layers)
         if len(shape) != 2 or shape[1] != 1 or not input_ids.is_cpu or len(layers) != len(self._buffers):
             return False
-        return (shape[0] == self._room[0] and self._were_left(layers)) or self._take(layers, shape[0])
+        return (shape[0] == self._reserved[0] and self._is_unchanged(layers)) or self._supports_cache(layers, shape[0])
 
-    def _were_left(self, layers: list[DynamicLayer]) -> bool:
+    def _is_unchanged(self, layers: list[DynamicLayer]) -> bool:
         """Whether nobody has touched the layers of a cache since the last step."""
         buffers, length = self._buffers, self._next
         for i, layer in enumerate(layers):
@@ -107,7 +107,7 @@ class CompiledStep:
                 return False
         return True
 
-    def _take(self, layers: list[DynamicLayer], rows: int) -> bool:
+    def _supports_cache(self, layers: list[DynamicLayer], rows: int) -> bool:
         """Whether this is for so many rows, and for layers of a cache that may be anyone's."""
         past = layers[0].get_seq_length()
         if not 0 < rows <= MAX_ROWS_AMX:
@@ -126,7 +126,7 @@ class CompiledStep:
 
         Args:
             input_ids: (B, 1) ids inside the vocabulary.
-            cache: what came before, which this step `takes`; grows as it is fed.
+            cache: what came before, which this step `supports`; grows as it is fed.
 
         Raises:
             GuardError: guard words are on, and one has changed.
@@ -139,7 +139,7 @@ class CompiledStep:
             x = guards.guarded_empty(x.shape, torch.float32).copy_(x)
         logits = guards.guarded_empty(shape, torch.float32) if self._guarded else x.new_empty(shape)
         positions = self._reserve(cache, past)
-        self._make_room(rows, positions)
+        self._reserve_workspace(rows, positions)
         table = self._table
         table["x"], table["logits"] = x.data_ptr(), logits.data_ptr()
         if rotary is not None:
@@ -185,21 +185,21 @@ class CompiledStep:
             if keys is not self._buffers[i][0] or values is not self._buffers[i][1]:
                 self._buffers[i] = keys, values
                 row = self._layers[i]
-                row["keys"], row["values"], row["room"] = keys.data_ptr(), values.data_ptr(), keys.shape[2]
+                row["keys"], row["values"], row["capacity"] = keys.data_ptr(), values.data_ptr(), keys.shape[2]
         self._slots[:] = slots
         if self._has_windows:
             self._dropped[:] = past - self._slots
             self._first[:] = np.maximum(self._slots + 1 - self._windows, 0)
         return max(slots) + 1
 
-    def _make_room(self, rows: int, positions: int) -> None:
+    def _reserve_workspace(self, rows: int, positions: int) -> None:
         """A workspace for so many rows and positions: with guard words, for no more than those."""
-        if rows == self._room[0] and positions <= self._room[1] and not self._guarded:
+        if rows == self._reserved[0] and positions <= self._reserved[1] and not self._guarded:
             return
         from gptrio.kernels.cpu_decode.workspace import Workspace
         from gptrio.kernels.cpu_decode.workspace import sizes as buffer_sizes
 
-        self._room = rows, positions + (0 if self._guarded else _SPARE)
+        self._reserved = rows, positions + (0 if self._guarded else _SPARE)
         table = self._table
         table["rows"] = rows
         buffers = buffer_sizes(
@@ -207,8 +207,8 @@ class CompiledStep:
             rows=rows,
             width=int(table["width"]),
             inner=int(self._layers["inner"].max()),
-            positions=self._room[1],
-            room_bytes=self._room_bytes,
+            positions=self._reserved[1],
+            workspace_bytes=self._workspace_bytes,
         )
         self._workspace = Workspace(buffers, table)
 
@@ -221,12 +221,12 @@ class CompiledStep:
         self._dtype, self._vocabulary = next(self._model.parameters()).dtype, sizes(head)[1]
         self._windows = np.array([part.attention.window or _NO_WINDOW for part in parts])
         self._has_windows = any(part.attention.window for part in parts)
-        table["layers"], table["depth"] = self._layers.ctypes.data, len(parts)
+        table["layers"], table["num_layers"] = self._layers.ctypes.data, len(parts)
         table["head"] = self._products([(head, 0)])
         table["norm_weight"], table["norm_bias"], table["norm_eps"] = self._norm(norm)
         table["heads"], table["head_width"], table["width"] = *self._heads, self._width
-        table["k_place"], table["v_place"], table["head_stride"] = parts[0].qkv_offsets
-        table["cache_form"] = FORMS[self._dtype]
+        table["k_offset"], table["v_offset"], table["head_stride"] = parts[0].qkv_offsets
+        table["cache_format"] = FORMATS[self._dtype]
         for layer, part in zip(self._layers, parts, strict=True):
             self._describe_layer(layer, part)
 
@@ -246,24 +246,24 @@ class CompiledStep:
 
     def _products(self, layers: list[tuple[Any, int]]) -> int:
         """Address of a table of linear layers, each with the place of its first output."""
-        from gptrio.kernels.cpu_decode.amx import takes
-        from gptrio.kernels.cpu_decode.matmul import room_for
+        from gptrio.kernels.cpu_decode.amx import supports
+        from gptrio.kernels.cpu_decode.matmul import workspace_for
 
         rows = np.zeros(len(layers), tables.PRODUCT)
         self._kept.append(rows)
         for row, (layer, place) in zip(rows, layers, strict=True):
             row["inputs"], row["outputs"] = sizes(layer)
-            row["place"], row["by_columns"] = place, isinstance(layer, Conv1D)
+            row["offset"], row["is_in_out"] = place, isinstance(layer, Conv1D)
             row["weight"] = self._address(layer.weight)
             row["bias"] = 0 if layer.bias is None else self._floats(layer.bias)
             if isinstance(layer, QuantizedLinear):
-                row["form"] = tables.INT8 if layer.group is None else tables.INT4
+                row["format"] = tables.INT8 if layer.group is None else tables.INT4
                 row["scale"], row["group"] = self._address(layer.weight_scale), layer.group or 1
             else:
-                row["form"] = FORMS[layer.weight.dtype]
-            row["tiled"] = takes(row)
+                row["format"] = FORMATS[layer.weight.dtype]
+            row["tiled"] = supports(row)
             self.most_rows = self.most_rows if row["tiled"] else MAX_ROWS
-            self._room_bytes = max(self._room_bytes, room_for(row))
+            self._workspace_bytes = max(self._workspace_bytes, workspace_for(row))
         return int(rows.ctypes.data)
 
     def _norm(self, norm: Any) -> tuple[int, int, float]:

@@ -1,7 +1,7 @@
 """All that the compiled step takes for granted in a model, as one list; what does not hold goes the plain way.
 
 Every check yields a sentence for what it finds. Checks run in the order of `REQUIREMENTS`, and each may rely on those
-before it. What depends on the call rather than on the model (the cache, the rows) is in `CompiledStep.takes`.
+before it. What depends on the call rather than on the model (the cache, the rows) is in `CompiledStep.supports`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gptrio.quantization.native import QuantizedLinear
 
 Problems = Iterator[str]
 
-FORMS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
+FORMATS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
 _HOMES = ("gptrio.", "torch.nn.modules.")
 _METHODS = frozenset(
     {"forward", "__call__", "_call_impl", "spec", "options", "forward_last", "embed", "rotary_tables"}
@@ -111,7 +111,7 @@ def _one_dtype(model: Any) -> Problems:
         if type(parameter) is not nn.Parameter or not parameter.is_cpu:
             yield f"{name} is a {type(parameter).__name__} on {parameter.device}"
         dtypes.add(parameter.dtype)
-    if len(dtypes) != 1 or not dtypes <= FORMS.keys():
+    if len(dtypes) != 1 or not dtypes <= FORMATS.keys():
         yield f"parameters are of {', '.join(sorted(map(str, dtypes))) or 'no dtype'}"
 
 
