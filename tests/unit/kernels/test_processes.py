@@ -61,7 +61,7 @@ def error(model, step):
     for cache in caches:
         model.next_logits(ids, cache)
     new = ids[:, :1]
-    assert step.takes(new, caches[0])
+    assert step.supports(new, caches[0])
     got, want = step(new, caches[0]), model.next_logits(new, caches[1]).float()
     return ((got - want).abs().max() / want.std()).item()
 
