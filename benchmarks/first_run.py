@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def main() -> None:
         found["seconds until it was compiled"], _ = wait_for_code(one)
         found["with the code"] = Run(one).finish()
         both = Run(two), Run(two)
-        found["first of two at once, no code yet"], found["second of two at once"] = (run.finish() for run in both)
+        pool = ThreadPoolExecutor(2)
+        found["first of two at once, no code yet"], found["second of two at once"] = pool.map(Run.finish, both)
         _, found["codes compiled for two processes"] = wait_for_code(two)
         found["a folder that cannot be made"] = Run("/dev/null/cache").finish()
         found["no code yet, waiting for it"] = Run(three, "wait").finish()

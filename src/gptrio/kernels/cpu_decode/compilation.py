@@ -274,6 +274,8 @@ def status() -> str:
 def compile_quietly() -> None:
     """Compile the step with the lowest priority, unless another process does; what a compiling process runs."""
     os.nice(19)
+    with suppress(OSError):  # Linux may share the processors among sessions first, whose priority is this
+        Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
     check_numba()
     CompiledCode().compile(is_patient=False)
 
