@@ -22,7 +22,6 @@ Each also derives from the built-in type in parentheses, so that code written fo
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 
@@ -100,6 +99,8 @@ def warn(message: str) -> None:
 
     `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", silences warnings.
     """
+    import logging  # which takes longer than the rest of this module, and is seldom needed
+
     if logging.getLogger("gptrio").level > logging.WARNING:
         return
     level, frame = 2, sys._getframe(1)

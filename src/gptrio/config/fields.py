@@ -8,7 +8,6 @@ import math
 import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, Union, get_args, get_origin, overload
 
 from gptrio.errors import ConfigError, OptionError
@@ -180,6 +179,8 @@ def as_list(ids: Any) -> list[Any]:
 
 def unknown_option(name: str, known: Iterable[str], owner: str) -> OptionError:
     """Return the error for an option that does not exist; it names the nearest one that does."""
+    from difflib import get_close_matches
+
     near = get_close_matches(name, list(known), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return OptionError(f"{owner} has no option {name!r}{hint}")
