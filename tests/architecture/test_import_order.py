@@ -34,33 +34,9 @@ ORDER = (
     ("__main__",),
 )
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
-JAX_MAY_USE = {
-    "errors",
-    "memory",
-    "outputs",
-    "uploads",
-    "downloads",
-    "hub",
-    "foreign",
-    "utils",
-    "config",
-    "tokenization",
-    "checkpoint",
-}
-WITHOUT_TORCH = {
-    "__init__",
-    "errors",
-    "memory",
-    "outputs",
-    "uploads",
-    "downloads",
-    "hub",
-    "foreign",
-    "utils",
-    "config",
-    "tokenization",
-    "cli",
-}
+BELOW_TORCH = {room for group in ORDER[: ORDER.index(("kernels",))] for room in group}
+JAX_MAY_USE = BELOW_TORCH - {"__init__"}
+WITHOUT_TORCH = BELOW_TORCH - {"checkpoint"} | {"cli"}
 
 
 def is_type_only(node: ast.AST) -> bool:

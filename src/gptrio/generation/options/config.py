@@ -7,7 +7,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -68,6 +67,8 @@ class GenerationConfig(GenerationOptions, Pushable):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an option or any other attribute, with a warning if its name is close to an option's."""
         if name not in vars(self) and not name.startswith("_"):
+            from difflib import get_close_matches
+
             near = get_close_matches(name, option_types(), n=1, cutoff=0.85)
             if near and name not in option_types():
                 warn(f"{name!r} is not an option of generate and has no effect; did you mean {near[0]!r}?")

@@ -199,23 +199,22 @@ class _Readiness:
         if mode == "never":
             return Reason("GPTRIO_COMPILE is 'never'")
         try:
-            if os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
-                check_numba()
             code = CompiledCode()
-            if code.is_ready() and self._is_loaded(code):
+            is_ready = code.is_ready()
+            if is_ready or mode == "wait" or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+                check_numba()  # it takes half a second to import, for which the background has a process
+            if is_ready and self._load(code):
                 return None
             if mode == "background":
                 return self._wait_for(code)
-            check_numba()
             code.compile()
             code.load()
             return None
         except Exception as error:  # numba is the user's own: whatever it dies of, there is the ordinary way
             return _without(one_line(error))
 
-    def _is_loaded(self, code: CompiledCode) -> bool:
-        """Load the code; what is gone although it was said to be ready is to be compiled anew."""
-        check_numba()
+    def _load(self, code: CompiledCode) -> bool:
+        """Load code that is ready; returns False if it is gone nevertheless, and is to be compiled anew."""
         try:
             code.load()
         except LookupError:
