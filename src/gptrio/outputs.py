@@ -61,12 +61,10 @@ class ModelOutput(OrderedDict[str, Any]):
         super().__setattr__(name, value)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Set a field, keeping attribute and mapping equal."""
         super().__setitem__(key, value)
         super().__setattr__(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        """Refuse: fields of a result cannot be removed."""
         raise TypeError(f"{type(self).__name__} does not support deleting {key!r}")
 
     def pop(self, *args: Any, **kwargs: Any) -> NoReturn:
@@ -82,7 +80,6 @@ class ModelOutput(OrderedDict[str, Any]):
         raise TypeError(f"{type(self).__name__} does not support update; assign the fields instead")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the field values, then other attributes."""
         fields = tuple(getattr(self, name) for name in self.__dataclass_fields__)
         return (type(self), fields, *super().__reduce__()[2:])
 

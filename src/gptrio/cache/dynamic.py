@@ -35,7 +35,6 @@ class DynamicLayer(CacheLayer):
     """
 
     def __init__(self) -> None:
-        """Start empty."""
         self._keys: Tensor | None = None  # (B, H, capacity, D)
         self._values: Tensor | None = None
         self._stored = 0  # filled positions of the buffers
@@ -225,7 +224,6 @@ class DynamicSlidingWindowLayer(DynamicLayer):
     is_sliding = True
 
     def __init__(self, window: int) -> None:
-        """Start empty."""
         super().__init__()
         self.window = window
         self._dropped = 0  # positions that are no longer stored
@@ -325,7 +323,6 @@ class DynamicCache(Cache):
         offloading: bool = False,
         offload_only_non_sliding: bool = False,
     ) -> None:
-        """Start empty, or from given keys and values."""
         transfers = Transfers()
         super().__init__((), functools.partial(OffloadedLayer, transfers) if offloading else DynamicLayer)
         for window in windows_of(config) if config is not None else ():
@@ -371,5 +368,4 @@ class OffloadedCache(DynamicCache):
         ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
         config: PretrainedConfig | None = None,
     ) -> None:
-        """Start empty, or from given keys and values."""
         super().__init__(ddp_cache_data, config, offloading=True)

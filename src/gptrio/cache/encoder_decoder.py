@@ -110,9 +110,7 @@ class EncoderDecoderCache(Cache):
         return tuple(own + (cross[i] if i < len(cross) else ()) for i, own in enumerate(self.self_attention_cache))
 
     def __getitem__(self, layer_idx: int) -> tuple[Tensor, ...]:  # type: ignore[override]  # four tensors a layer
-        """(keys, values, cross keys, cross values) of a layer."""
         return self.self_attention_cache[layer_idx] + self.cross_attention_cache[layer_idx]
 
     def __len__(self) -> int:
-        """Number of layers."""
         return len(self.self_attention_cache)

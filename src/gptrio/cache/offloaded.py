@@ -17,7 +17,6 @@ class Transfers:
     """What the offloaded layers of one cache share: their order, and a CUDA stream for the copies."""
 
     def __init__(self) -> None:
-        """Start without layers."""
         self.layers: list[OffloadedLayer] = []
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
@@ -55,7 +54,6 @@ class OffloadedLayer(CacheLayer):
     """
 
     def __init__(self, transfers: Transfers, window: int | None = None, max_cache_len: int | None = None) -> None:
-        """Start empty, as the last layer of `transfers`."""
         self.window = window
         self.max_cache_len = max_cache_len
         self.is_sliding = window is not None

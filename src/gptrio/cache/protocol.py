@@ -186,7 +186,6 @@ class Cache(ExtensibleClass):
         layers: Iterable[CacheLayer] = (),
         layer_class_to_replicate: Callable[[], CacheLayer] | None = None,
     ) -> None:
-        """Start with empty layers."""
         self.layers: list[CacheLayer] = list(layers)
         self.layer_class_to_replicate = layer_class_to_replicate
 
@@ -328,7 +327,6 @@ class Cache(ExtensibleClass):
         return sum(layer.get_seq_length() > 0 for layer in self.layers)
 
     def __repr__(self) -> str:
-        """Name the class, the number of layers and the length."""
         return f"{type(self).__name__}({len(self)} layers, {self.get_seq_length()} positions)"
 
 

@@ -125,7 +125,6 @@ class QuantizedLayer(CacheLayer):
     """
 
     def __init__(self, nbits: int = 4, q_group_size: int = 64, residual_length: int = 128) -> None:
-        """Start empty."""
         self.nbits = nbits
         self.q_group_size = q_group_size
         self.residual_length = residual_length
@@ -229,7 +228,6 @@ class QuantizedCache(Cache):
         q_group_size: int = 64,
         residual_length: int = 128,
     ) -> None:
-        """Make the layers."""
         _check("backend", backend, backend in BACKENDS, f"one of {', '.join(BACKENDS)}")
         _check("nbits", nbits, nbits in BITS, f"one of {', '.join(map(str, BITS))}")
         for name, axis in (("axis_key", axis_key), ("axis_value", axis_value)):

@@ -41,7 +41,6 @@ class StaticCache(Cache):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        """Make the layers."""
         if max_cache_len < 1:
             raise InputError(f"max_cache_len={max_cache_len} is not possible; expected the most positions, 1 or more")
         transfers = Transfers()
@@ -100,7 +99,6 @@ class OffloadedStaticCache(StaticCache):
     """
 
     def __init__(self, config: PretrainedConfig, max_cache_len: int, **options: Any) -> None:
-        """Make the layers."""
         super().__init__(config, max_cache_len, offloading=True, **options)
 
 

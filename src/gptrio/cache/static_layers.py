@@ -221,7 +221,6 @@ class SlidingWindowLayer(StaticLayer):
     is_sliding = True
 
     def __init__(self, max_cache_len: int, sliding_window: int) -> None:
-        """Start empty."""
         super().__init__(max_cache_len)
         self.sliding_window = sliding_window
         self._slots = min(sliding_window + CROP_MARGIN, max_cache_len)

@@ -25,7 +25,6 @@ class TransformersLayer(CacheLayer):
     """
 
     def __init__(self, original: Any, index: int) -> None:
-        """Make a view on one layer."""
         self.original = original
         self.index = index
 
@@ -113,7 +112,6 @@ class TransformersCache(Cache):
     """
 
     def __init__(self, original: Any) -> None:
-        """Make views on its layers."""
         if any(original.is_sliding):
             raise UnsupportedError(
                 f"Transformers' {type(original).__name__} has a sliding window, which gptrio does not read; pass "
@@ -134,7 +132,6 @@ class TransformersCrossCache(EncoderDecoderCache):
     """
 
     def __init__(self, original: Any) -> None:
-        """Make views on both caches."""
         own, cross = original.self_attention_cache, original.cross_attention_cache
         super().__init__(TransformersCache(own), TransformersCache(cross))
         self.original = original

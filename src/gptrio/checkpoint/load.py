@@ -60,7 +60,6 @@ class TensorReader(CheckpointReader[SafetensorsTensors | TensorDict]):
     """All tensors of a checkpoint of either format, for torch."""
 
     def __init__(self, files: WeightFiles) -> None:
-        """Take the files that `locate_weights` found."""
         super().__init__(files, _open_file)
 
     def dtype(self, name: str) -> torch.dtype:

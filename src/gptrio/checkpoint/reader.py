@@ -70,7 +70,6 @@ class SafetensorsFile:
             raise CheckpointFormatError(f"{path} is not a whole safetensors file: {error}{way_out(path)}") from error
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is such a tensor."""
         return name in self._infos
 
     def keys(self) -> list[str]:
@@ -108,7 +107,6 @@ class CheckpointReader(Generic[File]):
     """
 
     def __init__(self, files: WeightFiles, open_file: Callable[[Path], File]) -> None:
-        """Open the first file, if no index lists the tensors."""
         self.files = files
         self._open_file = open_file
         self._open: tuple[Path, File] | None = None

@@ -20,11 +20,9 @@ class TensorDict:
     """Named tensors that are already in memory."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep the tensors."""
         self._tensors = tensors
 
     def __contains__(self, name: str) -> bool:
-        """Return whether there is such a tensor."""
         return name in self._tensors
 
     def keys(self) -> list[str]:

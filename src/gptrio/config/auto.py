@@ -51,7 +51,6 @@ class AutoConfig:
     """Reads any configuration that gptrio has a class for; not to be instantiated."""
 
     def __init__(self) -> None:
-        """Refuse: configurations come from the class methods."""
         raise TypeError("AutoConfig is not instantiated; use its from_pretrained(...) or for_model(...)")
 
     @classmethod

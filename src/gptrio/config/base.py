@@ -238,7 +238,6 @@ class PretrainedConfig(SerializableConfig):
         return type(self) is type(other) and mine == theirs
 
     def __iter__(self) -> Iterator[str]:
-        """Names of the attributes."""
         return iter(vars(self))
 
     # Arguments

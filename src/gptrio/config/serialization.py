@@ -171,7 +171,6 @@ class SerializableConfig(GenerationKeys, Pushable):
             raise ConfigError(f"{type(self).__name__} holds a value that JSON cannot: {error}") from error
 
     def __repr__(self) -> str:
-        """Class name and `config.json`."""
         return f"{type(self).__name__} {json.dumps(self.to_diff_dict(), indent=2, sort_keys=True, default=repr)}\n"
 
     @classmethod

@@ -152,7 +152,6 @@ class TextIteratorStreamer(TextStreamer):
             self.text_queue.put(None, timeout=self.timeout)
 
     def __iter__(self) -> TextIteratorStreamer:
-        """Return itself."""
         return self
 
     def __next__(self) -> str:
@@ -189,7 +188,6 @@ class AsyncTextIteratorStreamer(TextStreamer):
             self.loop.call_soon_threadsafe(self.text_queue.put_nowait, None)
 
     def __aiter__(self) -> AsyncTextIteratorStreamer:
-        """Return itself."""
         return self
 
     async def __anext__(self) -> str:
@@ -291,7 +289,6 @@ class BatchTextIteratorStreamer(BatchTextStreamer):
         self.text_queue.put(None)
 
     def __iter__(self) -> BatchTextIteratorStreamer:
-        """Return itself."""
         return self
 
     def __next__(self) -> tuple[int, str]:

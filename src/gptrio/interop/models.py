@@ -111,7 +111,6 @@ class _WithoutStorage(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run a function of torch, with these exceptions."""
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
         if func is torch.empty:

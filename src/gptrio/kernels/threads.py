@@ -24,14 +24,12 @@ class OneThread:
     """
 
     def __enter__(self) -> None:
-        """Set this thread's number."""
         self._before = torch.get_num_threads()
         setter = _setter()
         if setter is not None and self._before > 1:
             setter(1)
 
     def __exit__(self, *_: object) -> None:
-        """Set it back."""
         setter = _setter()
         if setter is not None and self._before > 1:
             setter(self._before)

@@ -45,7 +45,6 @@ class _AutoModel:
         cls._registered = {}
 
     def __init__(self) -> None:
-        """Refuse: models come from the class methods."""
         raise TypeError(f"{type(self).__name__} is not instantiated; use from_pretrained(name) or from_config(config)")
 
     @classmethod

@@ -33,7 +33,6 @@ class GPT2Attention(MultiHeadAttention):
     """Multi-head attention to the past, or to an encoder's states."""
 
     def __init__(self, config: GPT2Config, layer_idx: int, is_cross_attention: bool = False) -> None:
-        """Create the projections of layer `layer_idx`."""
         width = config.n_embd
         super().__init__(
             width, config.n_head, layer_idx, dropout=config.attn_pdrop, float32_scores=config.reorder_and_upcast_attn
@@ -125,7 +124,6 @@ class GPT2Block(PreNormBlock):
     }
 
     def __init__(self, config: GPT2Config, layer_idx: int) -> None:
-        """Create block `layer_idx`."""
         super().__init__()
         width, eps = config.n_embd, config.layer_norm_epsilon
         self.ln_1 = LayerNorm(width, eps)
@@ -163,7 +161,6 @@ class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
     """The GPT-2 backbone: hidden states without a head."""
 
     def __init__(self, config: GPT2Config) -> None:
-        """Build the blocks, with new weights."""
         super().__init__(config)
         config = self.config
         self.wte = Embedding(config.vocab_size, config.n_embd)

@@ -26,7 +26,6 @@ class GPTNeoSelfAttention(MultiHeadAttention):
     """Multi-head attention to the whole past ("global") or to the last `window_size` positions ("local")."""
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
-        """Create the projections of layer `layer_idx`."""
         width = config.hidden_size
         super().__init__(
             width,
@@ -82,7 +81,6 @@ class GPTNeoAttention(FastCallModule):
     """Holds the attention of a layer under the name that checkpoints have for it."""
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
-        """Create the attention of layer `layer_idx`."""
         super().__init__()
         self.layer_id, self.attention_layers = layer_idx, config.attention_layers
         self.attention_type = config.attention_layers[layer_idx]
@@ -106,7 +104,6 @@ class GPTNeoBlock(PreNormBlock):
     }
 
     def __init__(self, config: GPTNeoConfig, layer_idx: int) -> None:
-        """Create block `layer_idx`."""
         super().__init__()
         width, eps = config.hidden_size, config.layer_norm_epsilon
         self.ln_1 = LayerNorm(width, eps)
@@ -146,7 +143,6 @@ class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
     packs_by_position = False
 
     def __init__(self, config: GPTNeoConfig) -> None:
-        """Build the blocks, with new weights."""
         super().__init__(config)
         config = self.config
         self.wte = Embedding(config.vocab_size, config.hidden_size)

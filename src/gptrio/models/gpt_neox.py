@@ -28,7 +28,6 @@ class GPTNeoXAttention(MultiHeadAttention):
     """Multi-head attention to the past, with rotary positions."""
 
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
-        """Create the projections of layer `layer_idx`."""
         width = config.hidden_size
         super().__init__(width, config.num_attention_heads, layer_idx)
         self.config = config
@@ -75,7 +74,6 @@ class GPTNeoXMLP(FastCallModule):
     """Two linear layers around an activation."""
 
     def __init__(self, config: GPTNeoXConfig) -> None:
-        """Create the layers."""
         super().__init__()
         self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
         self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
@@ -97,7 +95,6 @@ class GPTNeoXLayer(Block):
     }
 
     def __init__(self, config: GPTNeoXConfig, layer_idx: int) -> None:
-        """Create block `layer_idx`."""
         super().__init__()
         self.use_parallel_residual = config.use_parallel_residual
         self.input_layernorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -164,7 +161,6 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     compiled_modules: ClassVar = {"embed_in": EMBEDDINGS, "emb_dropout": DROPOUTS, "rotary_emb": (RotaryEmbedding,)}
 
     def __init__(self, config: GPTNeoXConfig) -> None:
-        """Build the blocks, with new weights."""
         super().__init__(config)
         config = self.config
         width = config.hidden_size // config.num_attention_heads

@@ -69,7 +69,6 @@ class MultiHeadAttention(FastCallModule):
         window: int | None = None,
         float32_scores: bool = False,
     ) -> None:
-        """Remember the settings."""
         super().__init__()
         self.layer_idx = layer_idx
         self.all_heads = heads
@@ -120,7 +119,6 @@ class MLP(FastCallModule):
     """
 
     def __init__(self, width: int, inner: int | None, act: str, dropout: float, linear: type[Conv1D | Linear]) -> None:
-        """Create the layers."""
         super().__init__()
         inner = 4 * width if inner is None else inner
         self.c_fc, self.c_proj = (

@@ -146,7 +146,6 @@ class RotaryEmbedding(nn.Module):
     """
 
     def __init__(self, settings: RotarySettings) -> None:
-        """Remember the settings."""
         super().__init__()
         self.settings = settings
         self._frequencies: dict[torch.device, tuple[RotarySettings, Frequencies]] = {}

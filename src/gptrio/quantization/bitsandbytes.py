@@ -47,7 +47,6 @@ class BitsAndBytesQuantizer:
     is_trainable, is_qat_trainable = True, False
 
     def __init__(self, config: BitsAndBytesConfig) -> None:
-        """Do as `config` says; imports bitsandbytes."""
         if not config.is_quantizable():
             raise OptionError("BitsAndBytesConfig names no method; pass load_in_8bit=True or load_in_4bit=True")
         self.config = config

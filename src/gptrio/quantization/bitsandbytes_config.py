@@ -114,7 +114,6 @@ class BitsAndBytesConfig:
         return cls(**{**config_dict, **kwargs})
 
     def __repr__(self) -> str:
-        """Class and JSON."""
         return f"{type(self).__name__} {self.to_json_string(use_diff=False)}"
 
 

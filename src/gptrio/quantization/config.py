@@ -41,7 +41,6 @@ class Int4Config:
     quant_method: ClassVar[str] = "gptrio_int4"
 
     def __post_init__(self) -> None:
-        """Refuse other group sizes."""
         if self.group_size not in GROUP_SIZES:
             offered = ", ".join(map(str, GROUP_SIZES))
             raise OptionError(f"group_size is {self.group_size!r}; Int4Config offers {offered}")

@@ -119,7 +119,6 @@ class QuantizedLinear(_QuantizedWeight):
     """
 
     def __init__(self, layer: nn.Linear | Conv1D, group: int | None) -> None:
-        """Take the place of `layer`."""
         transposed = isinstance(layer, Conv1D)
         inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
         super().__init__(outer, inner, group)
@@ -151,7 +150,6 @@ class QuantizedEmbedding(_QuantizedWeight):
     dtype_reference: Tensor
 
     def __init__(self, embedding: nn.Embedding) -> None:
-        """Take the place of `embedding`."""
         outer, inner = embedding.weight.shape
         super().__init__(outer, inner, None)
         self.register_buffer("dtype_reference", torch.ones((), dtype=embedding.weight.dtype), persistent=False)
@@ -184,7 +182,6 @@ class NativeQuantizer:
     is_trainable = is_qat_trainable = False
 
     def __init__(self, config: Int8Config | Int4Config) -> None:
-        """Do as `config` says."""
         self.config = config
 
     @property

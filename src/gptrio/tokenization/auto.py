@@ -28,7 +28,6 @@ class AutoTokenizer:
     """Chooses the tokenizer class; use `AutoTokenizer.from_pretrained`."""
 
     def __init__(self) -> None:
-        """Refuse: there is nothing to make one of."""
         raise UnsupportedError("AutoTokenizer is not instantiated itself; call AutoTokenizer.from_pretrained(...)")
 
     @classmethod

@@ -51,7 +51,6 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
     is_fast: ClassVar[bool] = False
 
     def __init__(self, **kwargs: Any) -> None:
-        """Take the settings out of the keyword arguments."""
         for name in kwargs:
             if callable(getattr(type(self), name, None)):
                 raise TokenizationError(
@@ -282,7 +281,6 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         return self.added_tokens_encoder
 
     def __repr__(self) -> str:
-        """Name the class and its settings."""
         added = "\n\t".join(f"{index}: {token!r}," for index, token in self.added_tokens_decoder.items())
         return (
             f"{type(self).__name__}(name_or_path='{self.name_or_path}', vocab_size={self.vocab_size}, "

@@ -67,7 +67,6 @@ class BatchEncoding(UserDict[str, Any]):
         prepend_batch_axis: bool = False,
         n_sequences: int | None = None,
     ) -> None:
-        """Keep the entries, as tensors if asked."""
         super().__init__(data)
         rows = encoding if encoding is None or isinstance(encoding, Sequence) else [encoding]
         self._encodings: list[_Encoding] | None = None if rows is None else list(rows)
@@ -100,7 +99,6 @@ class BatchEncoding(UserDict[str, Any]):
         raise KeyError(f"{item!r}: expected an entry's name or a slice; rows by number need a fast tokenizer")
 
     def __getattr__(self, name: str) -> Any:
-        """Entry as attribute."""
         if name == "data" or name not in self.data:  # "data" is missing while unpickling
             raise AttributeError(f"BatchEncoding has no entry {name!r}")
         return self.data[name]

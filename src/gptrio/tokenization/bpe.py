@@ -93,7 +93,6 @@ class ByteLevelBPE:
     """
 
     def __init__(self, vocab: dict[str, int], merges: Iterable[Pair]) -> None:
-        """Index the vocabulary and the merges."""
         self.vocab = vocab
         self.ranks: dict[Pair, int] = {pair: rank for rank, pair in enumerate(merges)}
         self._cache: dict[str, list[str]] = {}

@@ -42,7 +42,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     is_fast = True
 
     def __init__(self, **kwargs: Any) -> None:
-        """Build the backend and register the added and the special tokens."""
         added_tokens_decoder: dict[int, AddedToken] = kwargs.pop("added_tokens_decoder", {})
         self._tokenizer = build_backend(kwargs)
         self._lock = Lock()  # the backend keeps padding and truncation as state
@@ -111,7 +110,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
     def __len__(self) -> int:
-        """Return the number of tokens, with the added ones."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def _add_tokens(self, new_tokens: list[Token], special_tokens: bool) -> int:

@@ -62,7 +62,6 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         add_bos_token: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Read the vocabulary."""
         vocab, merges = read_model(vocab_file, merges_file, kwargs.get("tokenizer_file"))
         self._bpe = ByteLevelBPE(vocab, merges)
         self.encoder = vocab
@@ -190,7 +189,6 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         add_prefix_space: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Build the backend."""
         from_file = tokenizer_file is not None and not kwargs.get("from_slow")
         from_vocabulary = not from_file and kwargs.get("tokenizer_object") is None
         special = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}

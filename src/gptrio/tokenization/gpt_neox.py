@@ -48,7 +48,6 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizerFast):
         add_prefix_space: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Build the backend and the template of a text."""
         super().__init__(
             vocab_file=vocab_file,
             merges_file=merges_file,

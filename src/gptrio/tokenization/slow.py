@@ -29,7 +29,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     """
 
     def __init__(self, **kwargs: Any) -> None:
-        """Register the added and the special tokens."""
         self._added_tokens_decoder: dict[int, AddedToken] = dict(kwargs.pop("added_tokens_decoder", {}))
         self._added_tokens_encoder = {token.content: index for index, token in self._added_tokens_decoder.items()}
         super().__init__(**kwargs)
@@ -61,7 +60,6 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         return self._total_vocab_size
 
     def __len__(self) -> int:
-        """Return the number of tokens, with the added ones."""
         return self._total_vocab_size
 
     def _add_tokens(self, new_tokens: list[Token], special_tokens: bool) -> int:

@@ -73,7 +73,6 @@ class SpecialTokensMixin(ABC):
     pad_token_type_id = 0
 
     def __init__(self, verbose: bool = False, **kwargs: Any) -> None:
-        """Take the special tokens out of the keyword arguments."""
         self.verbose = verbose
         self._special_tokens_map: dict[str, Any] = dict.fromkeys(self.SPECIAL_TOKENS_ATTRIBUTES)
         self._special_tokens_map["additional_special_tokens"] = []

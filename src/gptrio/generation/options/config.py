@@ -302,7 +302,6 @@ class GenerationConfig(GenerationOptions, Pushable):
         )
 
     def __hash__(self) -> int:
-        """Return the hash of the text of `repr`."""
         return hash(repr(self))
 
     def __repr__(self) -> str:

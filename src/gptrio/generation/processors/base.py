@@ -136,16 +136,13 @@ class TokenIdsAttribute:
         self._option = option
 
     def __set_name__(self, owner: type, name: str) -> None:
-        """Store the attribute's name."""
         self._name = f"_{name}"
 
     def __get__(self, processor: object, owner: type) -> torch.Tensor:
-        """Return the ids (N,)."""
         ids: TokenIds = getattr(processor, self._name)
         return ids.tensor
 
     def __set__(self, processor: object, ids: int | Sequence[int] | torch.Tensor) -> None:
-        """Check and store the ids."""
         setattr(processor, self._name, TokenIds(self._option, ids))
 
 

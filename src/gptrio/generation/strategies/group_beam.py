@@ -119,7 +119,6 @@ class Group:
     done: bool = False
 
     def __post_init__(self) -> None:
-        """Start without new tokens."""
         self.origins = [[] for _ in self.ids]
 
     @property

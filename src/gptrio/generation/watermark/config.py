@@ -52,7 +52,6 @@ class BaseWatermarkingConfig(ABC):
                 setattr(self, field.name, options[field.name])
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Yield (name, value) pairs."""
         return iter(self.to_dict().items())
 
     @abstractmethod

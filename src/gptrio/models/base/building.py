@@ -96,7 +96,6 @@ class TensorDefaults(TorchFunctionMode):
     """
 
     def __init__(self, dtype: torch.dtype, empty_on_meta: bool) -> None:
-        """Take effect in a `with` block."""
         super().__init__()
         self._dtype, self._empty_on_meta = dtype, empty_on_meta
 

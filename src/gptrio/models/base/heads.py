@@ -42,7 +42,6 @@ class HeadModel(PreTrainedModel):
     backbone_class: ClassVar[type[PreTrainedModel]]
 
     def __init__(self, config: PretrainedConfig) -> None:
-        """Build the backbone, then the head."""
         super().__init__(config)
         config = self.config  # a configuration of Transformers has become ours
         setattr(self, self.base_model_prefix, self.backbone_class(config))

@@ -20,7 +20,6 @@ class SequenceSummary(nn.Module):
     """
 
     def __init__(self, config: Any) -> None:
-        """Create the projection."""
         super().__init__()
         self.summary_type = config.summary_type
         width = config.num_labels if config.summary_proj_to_labels and config.num_labels > 0 else config.hidden_size
