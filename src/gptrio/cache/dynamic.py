@@ -364,8 +364,6 @@ class OffloadedCache(DynamicCache):
     """
 
     def __init__(
-        self,
-        ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None,
-        config: PretrainedConfig | None = None,
+        self, ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None, config: PretrainedConfig | None = None
     ) -> None:
         super().__init__(ddp_cache_data, config, offloading=True)

@@ -23,9 +23,7 @@ class EncoderDecoderCache(Cache):
     """
 
     def __init__(
-        self,
-        self_attention_cache: Cache | Iterable[tuple[Tensor, ...]],
-        cross_attention_cache: Cache | None = None,
+        self, self_attention_cache: Cache | Iterable[tuple[Tensor, ...]], cross_attention_cache: Cache | None = None
     ) -> None:
         """Use two caches; layers that are not empty in the second are not computed again."""
         if not isinstance(self_attention_cache, Cache):

@@ -182,9 +182,7 @@ class Cache(ExtensibleClass):
     real_positions_last = False
 
     def __init__(
-        self,
-        layers: Iterable[CacheLayer] = (),
-        layer_class_to_replicate: Callable[[], CacheLayer] | None = None,
+        self, layers: Iterable[CacheLayer] = (), layer_class_to_replicate: Callable[[], CacheLayer] | None = None
     ) -> None:
         self.layers: list[CacheLayer] = list(layers)
         self.layer_class_to_replicate = layer_class_to_replicate

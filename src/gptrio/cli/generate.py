@@ -33,8 +33,7 @@ def generate(
         str | None, typer.Argument(help="Text to continue; - or nothing reads standard input.", show_default=False)
     ] = None,
     file: Annotated[
-        Path | None,
-        typer.Option("--file", "-f", exists=True, dir_okay=False, help="Read the prompt from this file."),
+        Path | None, typer.Option("--file", "-f", exists=True, dir_okay=False, help="Read the prompt from this file.")
     ] = None,
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of a model.")] = DEFAULT_MODEL,
     max_new_tokens: Annotated[
@@ -60,8 +59,7 @@ def generate(
     num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
     overflow: Annotated[
-        Overflow,
-        typer.Option(help="What to do with a prompt past the model's context: stop, or drop its beginning."),
+        Overflow, typer.Option(help="What to do with a prompt past the model's context: stop, or drop its beginning.")
     ] = "error",
     dtype: Annotated[
         Dtype | None,

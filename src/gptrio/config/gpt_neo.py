@@ -7,17 +7,7 @@ from dataclasses import field
 from typing import Any, ClassVar
 
 from gptrio.config.base import PretrainedConfig, config_class
-from gptrio.config.fields import (
-    LARGEST_WIDTH,
-    count,
-    divides,
-    flag,
-    has_type,
-    number,
-    probability,
-    text,
-    token_id,
-)
+from gptrio.config.fields import LARGEST_WIDTH, count, divides, flag, has_type, number, probability, text, token_id
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")

@@ -6,16 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from gptrio.config.base import PretrainedConfig, config_class
-from gptrio.config.fields import (
-    LARGEST_WIDTH,
-    count,
-    divides,
-    flag,
-    number,
-    probability,
-    text,
-    token_id,
-)
+from gptrio.config.fields import LARGEST_WIDTH, count, divides, flag, number, probability, text, token_id
 from gptrio.config.rope import normalize_rope_scaling, validate_rope_scaling
 from gptrio.errors import ConfigError
 

@@ -86,6 +86,7 @@ class MaxLengthCriteria(StoppingCriteria):
         self.max_position_embeddings = max_position_embeddings
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether T reaches the length."""
         length = input_ids.shape[1]
         done = length >= self.max_length
         if self.max_position_embeddings is not None and not done and length >= self.max_position_embeddings:
@@ -107,6 +108,7 @@ class MaxTimeCriteria(StoppingCriteria):
         self.initial_timestamp = time.time() if initial_timestamp is None else initial_timestamp
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the time is over."""
         done = time.time() - self.initial_timestamp > self.max_time
         return torch.full((input_ids.shape[0],), done, dtype=torch.bool, device=input_ids.device)
 
@@ -122,6 +124,7 @@ class EosTokenCriteria(StoppingCriteria):
         self.eos_token_id = torch.tensor(TokenIds("eos_token_id", eos_token_id).ids, device="cpu")
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token is an end."""
         self.eos_token_id = self.eos_token_id.to(input_ids.device)
         return (input_ids[:, -1:] == self.eos_token_id).any(-1)
 
@@ -153,6 +156,7 @@ class StopStringCriteria(StoppingCriteria):
         self._window = longest + 1  # a token has a byte at least; one more, since some decoders strip the first
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token completed a stop string."""
         rows = input_ids[:, -self._window :].tolist()
         return torch.tensor([self._is_completed(row) for row in rows], device=input_ids.device)
 
@@ -179,6 +183,7 @@ class ConfidenceCriteria(StoppingCriteria):
         self.assistant_confidence_threshold = assistant_confidence_threshold
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        """Return (B,) whether the newest token was unlikely under the last scores (B, V)."""
         probabilities: torch.Tensor = scores[-1].softmax(-1)
         return probabilities.gather(1, input_ids[:, -1:])[:, 0] < self.assistant_confidence_threshold
 

@@ -19,9 +19,7 @@ from gptrio.errors import TokenizationError
 Pair = tuple[str, str]
 
 # contractions, then runs of letters, of digits and of other signs, each with one space before it; then white space
-WORD_PATTERN = regex.compile(
-    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
-)
+WORD_PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
 
 _CACHE_LIMIT = 1 << 16  # words
 _LONGEST_CACHED = 64  # characters; longer "words" rarely recur

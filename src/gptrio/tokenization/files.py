@@ -11,13 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
 from gptrio.hub import HubOptions, local_folder, write_text
 from gptrio.tokenization.special_tokens import AddedToken
-from gptrio.tokenization.vocabulary import (
-    ADDED_TOKENS_FILE,
-    TOKENIZER_FILE,
-    joined_path,
-    read_object,
-    write_json,
-)
+from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, TOKENIZER_FILE, joined_path, read_object, write_json
 
 if TYPE_CHECKING:
     from gptrio.tokenization.base import PreTrainedTokenizerBase
@@ -30,14 +24,7 @@ CHAT_TEMPLATE_DIR = "additional_chat_templates"
 # names, without "Fast", of classes that say nothing of the model; the second is that of Transformers 5
 GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 
-_IGNORED = (
-    "resume_download",
-    "proxies",
-    "code_revision",
-    "_from_auto",
-    "_from_pipeline",
-    "_commit_hash",
-)
+_IGNORED = ("resume_download", "proxies", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash")
 # keys of tokenizer_config.json that say what to load, not how the tokenizer works; files are found in the folder alone
 _NOT_SETTINGS = (
     "tokenizer_class",

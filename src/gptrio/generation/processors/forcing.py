@@ -29,6 +29,7 @@ class MinLengthLogitsProcessor(LogitsProcessor):
         self._eos_token_id = TokenIds("eos_token_id", eos_token_id, device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) in which short rows cannot end."""
         if input_ids.shape[-1] >= self.min_length:
             return scores
         return scores.index_fill(1, self._eos_token_id.within(scores), NEG_INF)
@@ -54,6 +55,7 @@ class MinNewTokensLengthLogitsProcessor(LogitsProcessor):
         self._eos_token_id = TokenIds("eos_token_id", eos_token_id, device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) in which rows with few new tokens cannot end."""
         if input_ids.shape[-1] - self.prompt_length_to_skip >= self.min_new_tokens:
             return scores
         return scores.index_fill(1, self._eos_token_id.within(scores), NEG_INF)
@@ -70,6 +72,7 @@ class ForcedBOSTokenLogitsProcessor(LogitsProcessor):
         self.bos_token_id = TokenIds("forced_bos_token_id", bos_token_id).ids[0]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), 0 for the token and minus infinity otherwise, when T is 1."""
         if input_ids.shape[-1] != 1:
             return scores
         return force(scores, TokenIds("forced_bos_token_id", self.bos_token_id).within(scores))
@@ -93,6 +96,7 @@ class ForcedEOSTokenLogitsProcessor(LogitsProcessor):
             raise OptionError(f"forced_eos_token_id={self._eos_token_id.ids} must hold token ids of at least 0")
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), at the last position 0 for the forced tokens and minus infinity otherwise."""
         last = input_ids.shape[-1] == self.max_length - 1
         return force(scores, self._eos_token_id.within(scores)) if last else scores
 
@@ -111,6 +115,7 @@ class SuppressTokensLogitsProcessor(LogitsProcessor):
         self._suppress_tokens = TokenIds("suppress_tokens", suppress_tokens, device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the tokens."""
         return scores.index_fill(1, self._suppress_tokens.within(scores), NEG_INF)
 
 
@@ -134,6 +139,7 @@ class SuppressTokensAtBeginLogitsProcessor(LogitsProcessor):
         self.begin_index = begin_index
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the tokens, at the first step."""
         if input_ids.shape[-1] != self.begin_index:
             return scores
         return scores.index_fill(1, self._begin_suppress_tokens.within(scores), NEG_INF)
@@ -155,6 +161,7 @@ class PrefixConstrainedLogitsProcessor(LogitsProcessor):
         self.num_beams = check_number("num_beams", num_beams, int, ge=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V), minus infinity for tokens that are not allowed."""
         allowed = torch.full_like(scores, NEG_INF)
         for row, ids in enumerate(input_ids):
             prompt = row // self.num_beams

@@ -34,6 +34,7 @@ class RepetitionPenaltyLogitsProcessor(LogitsProcessor):
         self.prompt_ignore_length = prompt_ignore_length
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the tokens of ids (B, T) penalised."""
         return _penalize(scores, input_ids[:, self.prompt_ignore_length or 0 :], self.penalty)
 
 
@@ -50,6 +51,7 @@ class EncoderRepetitionPenaltyLogitsProcessor(LogitsProcessor):
         self.encoder_input_ids = encoder_input_ids
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the prompt's tokens favoured."""
         prompts = repeat_prompts(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
         return _penalize(scores, prompts, self.penalty)
 
@@ -126,6 +128,7 @@ class ExponentialDecayLengthPenalty(LogitsProcessor):
         self._eos_token_id = TokenIds("eos_token_id", eos_token_id)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with those of end-of-text tokens raised."""
         late = input_ids.shape[-1] - self.regulation_start
         if late <= 0:
             return scores

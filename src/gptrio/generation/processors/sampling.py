@@ -76,6 +76,7 @@ class TemperatureLogitsWarper(LogitsProcessor):
         self.temperature = check_number("temperature", temperature, float, gt=0)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) over the temperature."""
         return scores / self.temperature
 
 
@@ -107,6 +108,7 @@ class TopKLogitsWarper(_Truncation):
         self.top_k = max(check_number("top_k", top_k, int, ge=1), self.min_tokens_to_keep)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with all but the best k filled."""
         return scores.masked_fill(outside_top_k(scores, self.top_k), self.filter_value)
 
 
@@ -126,6 +128,7 @@ class TopPLogitsWarper(_Truncation):
         self.top_p = check_number("top_p", top_p, float, ge=0, le=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the tail filled."""
         return scores.masked_fill(outside_top_p(scores, self.top_p, self.min_tokens_to_keep), self.filter_value)
 
 
@@ -145,6 +148,7 @@ class MinPLogitsWarper(_Truncation):
         self.min_p = check_number("min_p", min_p, float, ge=0, le=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the unlikely tokens filled."""
         return scores.masked_fill(below_min_p(scores, self.min_p, self.min_tokens_to_keep), self.filter_value)
 
 
@@ -164,6 +168,7 @@ class TypicalLogitsWarper(_Truncation):
         self.mass = check_number("typical_p", mass, float, gt=0, lt=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the untypical tokens filled."""
         log_p = scores.log_softmax(-1)
         entropy = -(log_p * log_p.exp()).nansum(-1, keepdim=True)
         distance, order = (-log_p - entropy).abs().sort(dim=-1)
@@ -190,6 +195,7 @@ class EpsilonLogitsWarper(_Truncation):
         self.epsilon = check_number("epsilon_cutoff", epsilon, float, gt=0, lt=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the unlikely tokens filled."""
         return self._remove(scores, scores.softmax(-1) < self.epsilon)
 
 
@@ -218,6 +224,7 @@ class EtaLogitsWarper(_Truncation):
         )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the unlikely tokens filled."""
         self.epsilon = self.epsilon.to(scores.device)
         probabilities, log_p = scores.softmax(-1), scores.log_softmax(-1)
         entropy = -(probabilities * log_p.clamp(min=torch.finfo(scores.dtype).min)).sum(-1, keepdim=True)
@@ -229,6 +236,7 @@ class InfNanRemoveLogitsProcessor(LogitsProcessor):
     """Replace NaN by 0 and the infinities by the largest and smallest numbers of the type."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return finite scores (B, V)."""
         return scores.nan_to_num()
 
 
@@ -236,4 +244,5 @@ class LogitNormalization(LogitsProcessor):
     """Turn scores into log-probabilities."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) whose exponentials sum to 1."""
         return scores.log_softmax(-1)

@@ -33,6 +33,7 @@ class NoRepeatNGramLogitsProcessor(LogitsProcessor):
         self.ngram_size = check_number("no_repeat_ngram_size", ngram_size, int, ge=1)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the repeating tokens."""
         if input_ids.shape[1] < self.ngram_size:
             return scores
         return _forbid_completions(scores, input_ids.unfold(1, self.ngram_size, 1), input_ids, self.ngram_size)
@@ -67,6 +68,7 @@ class EncoderNoRepeatNGramLogitsProcessor(LogitsProcessor):
         return found
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) without the repeating tokens."""
         if min(self.encoder_input_ids.shape[-1], input_ids.shape[1] + 1) < self.ngram_size:
             return scores
         prompts = repeat_prompts(self.encoder_input_ids, scores.shape[0], "encoder_input_ids")
@@ -83,6 +85,7 @@ class _BiasedSequences(LogitsProcessor):
         self._longer: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with the biases of the completed sequences added."""
         always = self.length_1_bias if self.prepared_bias_variables else None
         if always is None or (always.shape, always.device) != (scores.shape[-1:], scores.device):
             always = self._prepare(scores)

@@ -55,6 +55,7 @@ class WatermarkLogitsProcessor(LogitsProcessor):
         self._green_of_seed = lru_cache(maxsize=128)(self._draw)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return scores (B, V) with those of green tokens raised."""
         if input_ids.shape[-1] < self.context_width:
             warn(f"{input_ids.shape[-1]} tokens are fewer than context_width={self.context_width}; not watermarked yet")
             return scores
