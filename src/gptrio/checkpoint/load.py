@@ -15,7 +15,7 @@ from gptrio.checkpoint.keys import KeyRules, plan_keys, renamed
 from gptrio.checkpoint.locate import WeightFiles, locate_weights
 from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
 from gptrio.checkpoint.torch_files import TensorDict, read_torch_file
-from gptrio.errors import CheckpointFormatError, SizeMismatchError
+from gptrio.errors import CheckpointFormatError, SizeMismatchError, warn
 from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
 
@@ -105,6 +105,36 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
+
+    def warn(self, loaded: str) -> None:
+        """Warn once of all keys that do not match.
+
+        Args:
+            loaded: the model and the checkpoint, for the beginning of the message.
+        """
+        mismatched = [f"{key} {stored} instead of {expected}" for key, stored, expected in self.mismatched]
+        parts = {
+            "drawn at random, because the checkpoint lacks them": self.missing,
+            "drawn at random, because their shapes differ": mismatched,
+            "in the checkpoint but not in the model": self.unexpected,
+        }
+        clauses = [
+            f"{len(keys)} {what}: {', '.join(keys[:8])}{', ...' * (len(keys) > 8)}"
+            for what, keys in parts.items()
+            if keys
+        ]
+        if clauses:
+            trained = "; train the model before you rely on it" if self.missing or mismatched else ""
+            warn(f"{loaded}: {'; '.join(clauses)}{trained}")
+
+    def to_dict(self) -> dict[str, list[str]]:
+        """Sorted names under Transformers' keys: what `output_loading_info=True` returns."""
+        return {
+            "missing_keys": sorted(self.missing),
+            "unexpected_keys": sorted(self.unexpected),
+            "mismatched_keys": sorted(key for key, _, _ in self.mismatched),
+            "error_msgs": [],
+        }
 
 
 def load_into(

@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ import typer
 from gptrio import __version__
 from gptrio.cli.errors import report_errors
 from gptrio.errors import UnsupportedError
+from gptrio.utils.installed import installed_version
 
 LIBRARIES = ("torch", "numpy", "numba", "safetensors", "tokenizers", "huggingface_hub", "regex", "typer", "rich")
 OPTIONAL = ("jax", "transformers")
@@ -54,16 +54,7 @@ def compile_step() -> None:
 def software() -> dict[str, str]:
     """Versions of gptrio, Python and the libraries, read without importing them."""
     own = {"gptrio": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    found = {name: installed(name) for name in (*LIBRARIES, *OPTIONAL)}
-    return own | {name: release or "not installed" for name, release in found.items()}
-
-
-def installed(name: str) -> str | None:
-    """Version of an installed distribution, or None."""
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+    return own | {name: installed_version(name) or "not installed" for name in (*LIBRARIES, *OPTIONAL)}
 
 
 def hardware() -> dict[str, str]:

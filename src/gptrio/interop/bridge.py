@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import tempfile
 from typing import TYPE_CHECKING, Any, overload
 
-from gptrio.errors import InputError, MissingDependencyError
+import gptrio
+from gptrio.errors import InputError, MissingDependencyError, UnsupportedError
 from gptrio.foreign import MODEL, TOKENIZER, is_foreign
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 
@@ -41,9 +43,7 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
     """
     library = _transformers()
     if isinstance(source, PreTrainedTokenizerBase):
-        from gptrio.interop.tokenizers import tokenizer_to_transformers
-
-        return tokenizer_to_transformers(source, library)
+        return _converted_tokenizer(source, "gptrio", library)
     from gptrio.interop.models import model_to_transformers
     from gptrio.models.base.pretrained import PreTrainedModel
 
@@ -70,14 +70,28 @@ def from_transformers(source: Any) -> PreTrainedModel | PreTrainedTokenizerBase:
         InputError: something else was given.
     """
     if is_foreign(source, TOKENIZER):
-        from gptrio.interop.tokenizers import tokenizer_from_transformers
-
-        return tokenizer_from_transformers(source)
+        ours: PreTrainedTokenizerBase = _converted_tokenizer(source, "transformers", gptrio)
+        return ours
     if is_foreign(source, MODEL):
         from gptrio.interop.models import model_from_transformers
 
         return model_from_transformers(source)
     raise InputError(f"from_transformers takes a model or tokenizer of Transformers; got {_described(source)}")
+
+
+def _converted_tokenizer(tokenizer: Any, package: str, library: Any) -> Any:
+    """The class of the same name in `library`, made from the files of a tokenizer of `package`, over its backend."""
+    names = [base.__name__ for base in type(tokenizer).__mro__ if base.__module__.partition(".")[0] == package]
+    name = next((name for name in names if hasattr(library, name)), None)
+    if name is None:
+        raise UnsupportedError(f"{library.__name__} has no class like {type(tokenizer).__name__}")
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        other = getattr(library, name).from_pretrained(folder)
+    other.name_or_path = other.init_kwargs["name_or_path"] = tokenizer.name_or_path
+    if tokenizer.is_fast:
+        other._tokenizer = tokenizer._tokenizer
+    return other
 
 
 def _described(source: object) -> str:

@@ -16,12 +16,12 @@ from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
-from gptrio.models.base.summary import SequenceSummary
+from gptrio.nn.activations import activation
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
-from gptrio.nn.linear import Conv1D, keep_inputs, keep_outputs
+from gptrio.nn.linear import Conv1D, Linear, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
 
@@ -176,6 +176,49 @@ class GPT2LMHeadModel(heads.CausalLMHead, GPT2PreTrainedModel):
 
     backbone_class = GPT2Model
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
+
+
+class SequenceSummary(nn.Module):
+    """Reads a sequence at one token (or their mean), and projects what it reads.
+
+    Args:
+        config: its `summary_type`, `summary_use_proj`, `summary_proj_to_labels`, `summary_activation`,
+            `summary_first_dropout`, `num_labels` and `hidden_size` say how.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.summary_type = config.summary_type
+        width = config.num_labels if config.summary_proj_to_labels and config.num_labels > 0 else config.hidden_size
+        self.summary = Linear(config.hidden_size, width) if config.summary_use_proj else nn.Identity()
+        self.activation = activation(config.summary_activation) if config.summary_activation else nn.Identity()
+        self.first_dropout = nn.Dropout(config.summary_first_dropout)
+        self.last_dropout = nn.Dropout(getattr(config, "summary_last_dropout", None) or 0.0)
+
+    def forward(self, states: Tensor, cls_index: Tensor | None = None) -> Tensor:
+        """Summarise (..., T, C).
+
+        Args:
+            states: (..., T, C).
+            cls_index: (...) place of the token to read, for "cls_index"; the last one if None.
+
+        Returns:
+            (..., C) or (..., num_labels).
+        """
+        summary = self.summary(self.first_dropout(self._read(states, cls_index)))
+        return cast(Tensor, self.last_dropout(self.activation(summary)))
+
+    def _read(self, states: Tensor, cls_index: Tensor | None) -> Tensor:
+        if self.summary_type == "mean":
+            return states.mean(dim=1)
+        if self.summary_type == "first":
+            return states[:, 0]
+        if self.summary_type == "last":
+            return states[:, -1]
+        if cls_index is None:
+            return states[..., -1, :]
+        place = cls_index[..., None, None].expand(*cls_index.shape, 1, states.shape[-1])
+        return torch.gather(states, -2, place).squeeze(-2)
 
 
 @positional_order(

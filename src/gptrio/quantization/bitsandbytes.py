@@ -10,10 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError, SizeMismatchError
+from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError
 from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
-from gptrio.quantization.heads import full_precision_modules, output_head, tied_head
+from gptrio.quantization.modules import (
+    check_weight_shape,
+    full_precision_modules,
+    output_head,
+    replace_module,
+    tied_head,
+)
 
 if TYPE_CHECKING:
     from gptrio.checkpoint.load import TensorSource
@@ -68,8 +74,7 @@ class BitsAndBytesQuantizer:
             is_skipped = layer is head or any(part in skipped for part in name.split(".")) or name in skipped
             if not isinstance(layer, (nn.Linear, Conv1D)) or is_skipped:
                 continue
-            path, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(path), leaf, self._swapped(layer))
+            replace_module(model, name, self._swapped(layer))
         owner: Any = model
         owner.is_quantized = True
         owner.is_loaded_in_8bit, owner.is_loaded_in_4bit = config.load_in_8bit, config.load_in_4bit
@@ -117,8 +122,7 @@ class BitsAndBytesQuantizer:
             if isinstance(layer, (self._bnb.nn.Linear4bit, self._bnb.nn.Linear8bitLt)):
                 transposed = getattr(layer, "source_cls", None) is Conv1D
                 plain = filled_linear(self._dequantized(layer).to(dtype), layer.bias, transposed)
-                path, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(path), leaf, plain.train(layer.training))
+                replace_module(model, name, plain.train(layer.training))
 
     def _dequantized(self, layer: Any) -> Tensor:
         """The weight (out, in) that a layer's codes stand for."""
@@ -170,11 +174,7 @@ class BitsAndBytesQuantizer:
     def _quantize(self, layer: Any, weight: Tensor) -> None:
         """Quantize a full-precision weight, (in, out) if it was a Conv1D's, into its layer."""
         weight = weight.t() if layer.source_cls is Conv1D else weight
-        if weight.shape != (layer.out_features, layer.in_features):
-            raise SizeMismatchError(
-                f"a weight is {tuple(weight.shape)} (out, in) in the checkpoint, "
-                f"{(layer.out_features, layer.in_features)} in the model"
-            )
+        check_weight_shape(weight, layer)
         old, weight = layer.weight, weight.contiguous()
         if isinstance(layer, self._bnb.nn.Linear8bitLt):
             keeps = old.has_fp16_weights

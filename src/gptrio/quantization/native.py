@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.fast_call import Embedding
 from gptrio.nn.linear import Conv1D, filled_linear
 from gptrio.quantization.config import Int4Config, Int8Config
-from gptrio.quantization.heads import full_precision_modules, tied_head
+from gptrio.quantization.modules import check_weight_shape, full_precision_modules, replace_module, tied_head
 
 
 class _QuantizedWeight(nn.Module):
@@ -55,11 +55,7 @@ class _QuantizedWeight(nn.Module):
             SizeMismatchError: it has another shape than this layer.
         """
         weight = weight.t().contiguous() if self.transposed else weight
-        if weight.shape != (self.out_features, self.in_features):
-            raise SizeMismatchError(
-                f"a weight is {tuple(weight.shape)} (out, in) in the checkpoint, "
-                f"{(self.out_features, self.in_features)} in the model"
-            )
+        check_weight_shape(weight, self)
         if self.group is None:
             self.weight, self.weight_scale = codes.quantize_int8(weight)
         else:
@@ -191,17 +187,18 @@ class NativeQuantizer:
 
     def prepare(self, model: nn.Module) -> None:
         """Swap the layers of a model; weights that are not on the meta device are quantized at once."""
-        head = tied_head(model)
+        head, owner = tied_head(model), cast(Any, model)
         skipped = (*full_precision_modules(model), *(self.config.modules_to_not_convert or ()))
         for name, layer in list(model.named_modules()):
             if not isinstance(layer, (nn.Linear, Conv1D)) or _is_named(name, skipped):
                 continue
             if layer is head:
-                _replace(model, _name_of(model, _input_embedding(model)), QuantizedEmbedding(_input_embedding(model)))
-                _replace(model, name, QuantizedLinear(_without_weight(layer), None))
+                table = owner.get_input_embeddings()
+                path = next(path for path, module in model.named_modules() if module is table)
+                replace_module(model, path, QuantizedEmbedding(table))
+                replace_module(model, name, QuantizedLinear(_without_weight(layer), None))
             else:
-                _replace(model, name, QuantizedLinear(layer, self._group(layer)))
-        owner: Any = model
+                replace_module(model, name, QuantizedLinear(layer, self._group(layer)))
         owner.is_quantized = True
         if hasattr(model, "config"):
             owner.config.quantization_config = self.config.to_dict()
@@ -222,8 +219,8 @@ class NativeQuantizer:
         """Let a tied head share the codes of the embedding."""
         head = tied_head(model)
         if isinstance(head, QuantizedLinear):
-            embedding = _input_embedding(model)
-            head.weight, head.weight_scale = embedding.weight, embedding.weight_scale
+            table = cast(Any, model).get_input_embeddings()
+            head.weight, head.weight_scale = table.weight, table.weight_scale
 
     @torch.no_grad()
     def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -231,10 +228,10 @@ class NativeQuantizer:
         for name, layer in list(model.named_modules()):
             if isinstance(layer, QuantizedEmbedding):
                 table = Embedding(layer.num_embeddings, layer.embedding_dim, _weight=layer.dequantized(dtype))
-                _replace(model, name, table.train(layer.training))
+                replace_module(model, name, table.train(layer.training))
             elif isinstance(layer, QuantizedLinear):
                 plain = filled_linear(layer.dequantized(dtype), layer.bias, layer.transposed)
-                _replace(model, name, plain.train(layer.training))
+                replace_module(model, name, plain.train(layer.training))
 
     def _group(self, layer: nn.Linear | Conv1D) -> int | None:
         """Group size of a layer, or None for 8 bits."""
@@ -243,10 +240,6 @@ class NativeQuantizer:
         inner = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
         group = self.config.group_size
         return None if inner % max(group, codes.UNIT) else group
-
-
-def _input_embedding(model: Any) -> Any:
-    return model.get_input_embeddings()
 
 
 def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:
@@ -259,13 +252,3 @@ def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:
 
 def _is_named(name: str, names: tuple[str, ...]) -> bool:
     return any(name == other or name.endswith(f".{other}") or name.startswith(f"{other}.") for other in names)
-
-
-def _name_of(model: nn.Module, wanted: nn.Module) -> str:
-    names: Iterator[str] = (name for name, module in model.named_modules() if module is wanted)
-    return next(names)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, module)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from gptrio.errors import TokenizationError, UnsupportedError
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.files import load_tokenizer, save_tokenizer
-from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import VERY_LARGE_INTEGER
-from gptrio.tokenization.prepare import PrepareMixin
+from gptrio.tokenization.prepare import Ids, PrepareMixin
 from gptrio.tokenization.settings import check_settings
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.tensors import to_plain

@@ -13,8 +13,8 @@ from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import WORD_PATTERN, ByteLevelBPE, byte_alphabet, from_alphabet
 from gptrio.tokenization.encoding import Sample
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
-from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions
+from gptrio.tokenization.prepare import Ids
 from gptrio.tokenization.slow import PreTrainedTokenizer
 from gptrio.tokenization.special_tokens import AddedToken, Token
 from gptrio.tokenization.vocabulary import joined_path, read_model, write_json

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gptrio.errors import TokenizationError
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
-from gptrio.tokenization.lengths import Ids
+from gptrio.tokenization.prepare import Ids
 from gptrio.tokenization.special_tokens import Token
 
 _END_OF_TEXT = "<|endoftext|>"

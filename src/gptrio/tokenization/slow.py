@@ -12,8 +12,8 @@ from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import surrogate_error
 from gptrio.tokenization.encoding import Sample, Text
-from gptrio.tokenization.lengths import Ids
 from gptrio.tokenization.options import EncodeOptions, unknown_arguments
+from gptrio.tokenization.prepare import Ids
 from gptrio.tokenization.special_tokens import AddedToken, Token
 
 

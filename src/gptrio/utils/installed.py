@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
@@ -12,9 +13,17 @@ Check = Callable[[], bool]
 def is_installed(module: str, distribution: str | None = None) -> bool:
     """Whether a package can be imported and was installed as a distribution (of its own name by default)."""
     try:
-        return importlib.util.find_spec(module) is not None and bool(version(distribution or module))
-    except (PackageNotFoundError, ValueError):
+        return importlib.util.find_spec(module) is not None and installed_version(distribution or module) is not None
+    except ValueError:  # a module without a specification
         return False
+
+
+def installed_version(distribution: str) -> str | None:
+    """Version of an installed distribution, read without importing it; None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def _check(*packages: str | tuple[str, str]) -> Check:
@@ -66,20 +75,16 @@ is_torch_neuroncore_available = _check("torch", ("torch_neuronx", "torch-neuronx
 
 def is_torch_cuda_available() -> bool:
     """Whether torch is installed and sees an NVIDIA GPU."""
-    if not is_torch_available():
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    return _has_device("cuda")
 
 
 def is_torch_xpu_available() -> bool:
     """Whether torch is installed and sees an Intel GPU."""
-    if not is_torch_available():
-        return False
-    import torch
+    return _has_device("xpu")
 
-    return torch.xpu.is_available()
+
+def _has_device(kind: str) -> bool:
+    return is_torch_available() and bool(importlib.import_module(f"torch.{kind}").is_available())
 
 
 def is_flash_attn_2_available() -> bool:

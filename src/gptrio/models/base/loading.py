@@ -27,7 +27,6 @@ from gptrio.models.base.arguments import check_constructor_takes, drop_arguments
 from gptrio.models.base.building import build, keep_in_float32
 from gptrio.models.base.device_map import DeviceMap, Placement, device_function
 from gptrio.models.base.initialization import initialize_missing
-from gptrio.models.base.loading_report import loading_info, warn_key_mismatch
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
 
@@ -110,12 +109,12 @@ def load_model(
         quantizer.prepare(model)
     device_map = placement.resolve(model, dtype)
     report = load_weights(model, source, quantizer, device_map, ignore_mismatched_sizes, key_mapping)
-    warn_key_mismatch(report, cls.__name__, name_or_path)
+    report.warn(f"{cls.__name__} from {os.fspath(name_or_path)}" if name_or_path else cls.__name__)
     _set_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
     model.eval()
     placement.dispatch(model, device_map)
-    return (model, loading_info(report)) if output_loading_info else model
+    return (model, report.to_dict()) if output_loading_info else model
 
 
 def load_weights(

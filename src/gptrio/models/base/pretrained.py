@@ -21,11 +21,11 @@ from gptrio.models.base.device_map import execution_device
 from gptrio.models.base.flags import FlagsMixin
 from gptrio.models.base.generation_mixin import GenerationMixin
 from gptrio.models.base.initialization import InitialisingMixin
-from gptrio.models.base.losses import LossMixin, loss_type_of
 from gptrio.models.base.masking import MaskingMixin
 from gptrio.models.base.pruning import prune
 from gptrio.models.base.pytree import register_pytrees
 from gptrio.nn.attention import check_implementation
+from gptrio.nn.losses import LossMixin, loss_type_of
 from gptrio.uploads import Pushable
 
 Model = TypeVar("Model", bound="PreTrainedModel")
