@@ -2,13 +2,56 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.kernels.linear import Activation, linear
+from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped
+
+
+class WeightView(NamedTuple):
+    """How a linear layer stores its weight and bias.
+
+    Attributes:
+        weight: (out, in), or (in, out) if `is_in_out`; int8 codes (out, in), or uint8 (out, in / 2) for two codes each.
+        bias: (out,) or None.
+        is_in_out: the weight is stored (in, out), GPT-2's layout.
+        scale: of codes: float32 (out,) for 8 bits, bfloat16 (out, in / group) for 4 bits; None for floats.
+        group: inputs that share a scale of 4 bits; None for all other weights.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    is_in_out: bool = False
+    scale: Tensor | None = None
+    group: int | None = None
+
+    @property
+    def inputs(self) -> int:
+        """Input width."""
+        return self.weight.shape[0] if self.is_in_out else self.weight.shape[1] * (1 if self.group is None else 2)
+
+    @property
+    def outputs(self) -> int:
+        """Output width."""
+        return self.weight.shape[1] if self.is_in_out else self.weight.shape[0]
+
+
+def weight_view(layer: Any) -> WeightView:
+    """How a linear layer of this package or of torch, or of a subclass, stores its weight now."""
+    own = getattr(layer, "weight_view", None)
+    return WeightView(layer.weight, layer.bias) if own is None else cast(WeightView, own())
+
+
+def is_known_linear(layer: nn.Module) -> bool:
+    """Whether the forward of a layer's very class is the product that `weight_view` describes.
+
+    A subclass that changes the forward does not inherit what its base says of it.
+    """
+    return type(layer) is nn.Linear or "weight_view" in vars(type(layer))
 
 
 class Linear(FastCallModule, nn.Linear):
@@ -16,15 +59,17 @@ class Linear(FastCallModule, nn.Linear):
 
     Attributes:
         init_gain: factor of the standard deviation that new weights are drawn with.
-        fuses_activation: the forward of this very class takes the name of an activation.
     """
 
     init_gain = 1.0
-    fuses_activation = True
 
-    def forward(self, input: Tensor, activation: Activation = "none") -> Tensor:
-        """Map (..., in) to (..., out), through `activation`."""
-        return linear(input, self.weight, self.bias, activation=activation)
+    def forward(self, input: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return linear(input, self.weight, self.bias)
+
+    def weight_view(self) -> WeightView:
+        """How the weight is stored: (out, in)."""
+        return WeightView(self.weight, self.bias)
 
 
 class Conv1D(FastCallModule):
@@ -36,7 +81,6 @@ class Conv1D(FastCallModule):
     """
 
     init_gain = 1.0
-    fuses_activation = True
 
     def __init__(self, nf: int, nx: int) -> None:
         """Create a weight (nx, nf) drawn from N(0, 0.02) and a zero bias (nf,)."""
@@ -58,13 +102,20 @@ class Conv1D(FastCallModule):
         """Output width, under the name that `nn.Linear` has for it."""
         return self.nf
 
-    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        """Map (..., nx) to (..., nf), through `activation`."""
-        return linear(x, self.weight, self.bias, transposed=True, activation=activation)
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., nx) to (..., nf)."""
+        return linear(x, self.weight, self.bias, transposed=True)
+
+    def weight_view(self) -> WeightView:
+        """How the weight is stored: (in, out)."""
+        return WeightView(self.weight, self.bias, is_in_out=True)
 
     def extra_repr(self) -> str:
         """Widths, for `repr`."""
         return f"nf={self.nf}, nx={self.nx}"
+
+
+LINEARS = (nn.Linear, Conv1D)  # layers whose weight is in full precision
 
 
 def filled_linear(weight: Tensor, bias: nn.Parameter | None, transposed: bool = False) -> Linear | Conv1D:
@@ -82,10 +133,17 @@ def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> T
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
-    fuses = is_dispatch_skipped() and vars(type(up)).get("fuses_activation")
-    fused = _fused_name(act) if fuses else "none"
-    hidden = act(up(x)) if fused == "none" else up(x, fused)
+    fused = _fused_name(act) if is_dispatch_skipped() and is_known_linear(up) else "none"
+    hidden = act(up(x)) if fused == "none" else _activated_product(x, weight_view(up), fused)
     return cast(Tensor, down(hidden))
+
+
+def _activated_product(x: Tensor, view: WeightView, activation: Activation) -> Tensor:
+    """`activation(x @ W + bias)` by one kernel."""
+    if view.scale is None:
+        return linear(x, view.weight, view.bias, transposed=view.is_in_out, activation=activation)
+    bits = 8 if view.group is None else 4
+    return quantized_linear(x, view.weight, view.scale, view.bias, bits=bits, activation=activation)
 
 
 def _fused_name(act: nn.Module) -> Activation:
@@ -97,22 +155,22 @@ def _fused_name(act: nn.Module) -> Activation:
 
 def keep_outputs(layer: nn.Module, index: Tensor) -> None:
     """Shrink a linear layer in place to the output features in `index` (n,)."""
-    _keep(layer, index, axis=1 if isinstance(layer, Conv1D) else 0)
+    _keep(layer, index, axis=1 if weight_view(layer).is_in_out else 0)
     if layer.bias is not None:
         layer.bias = _select(cast(nn.Parameter, layer.bias), index, 0)
 
 
 def keep_inputs(layer: nn.Module, index: Tensor) -> None:
     """Shrink a linear layer in place to the input features in `index` (n,)."""
-    _keep(layer, index, axis=0 if isinstance(layer, Conv1D) else 1)
+    _keep(layer, index, axis=0 if weight_view(layer).is_in_out else 1)
 
 
-def _keep(layer: nn.Module, index: Tensor, axis: int) -> None:
-    weight = layer.weight = _select(cast(nn.Parameter, layer.weight), index, axis)
-    if isinstance(layer, Conv1D):
-        layer.nx, layer.nf = weight.shape
-    else:
-        cast(Linear, layer).out_features, cast(Linear, layer).in_features = weight.shape
+def _keep(layer: Any, index: Tensor, axis: int) -> None:
+    layer.weight = _select(layer.weight, index, axis)
+    view = weight_view(layer)
+    names = ("nx", "nf") if view.is_in_out else ("in_features", "out_features")
+    for name, size in zip(names, (view.inputs, view.outputs), strict=True):
+        setattr(layer, name, size)
 
 
 def _select(parameter: nn.Parameter, index: Tensor, axis: int) -> nn.Parameter:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError
-from gptrio.nn.linear import Conv1D, filled_linear
+from gptrio.nn.linear import LINEARS, Conv1D, filled_linear, weight_view
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 from gptrio.quantization.modules import (
     check_weight_shape,
@@ -72,7 +72,7 @@ class BitsAndBytesQuantizer:
             head, skipped = tied_head(model), tuple(config.llm_int8_skip_modules)
         for name, layer in list(model.named_modules()):
             is_skipped = layer is head or any(part in skipped for part in name.split(".")) or name in skipped
-            if not isinstance(layer, (nn.Linear, Conv1D)) or is_skipped:
+            if not isinstance(layer, LINEARS) or is_skipped:
                 continue
             replace_module(model, name, self._swapped(layer))
         owner: Any = model
@@ -138,8 +138,8 @@ class BitsAndBytesQuantizer:
         return full
 
     def _swapped(self, layer: nn.Linear | Conv1D) -> nn.Module:
-        transposed = isinstance(layer, Conv1D)
-        inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
+        view = weight_view(layer)
+        inner, outer = view.inputs, view.outputs
         config, bias = self.config, layer.bias is not None
         with torch.device("meta"):
             if config.load_in_8bit:

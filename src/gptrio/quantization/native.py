@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from gptrio.errors import SizeMismatchError
 from gptrio.kernels import formats as codes
-from gptrio.kernels.linear import Activation
 from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.fast_call import Embedding
-from gptrio.nn.linear import Conv1D, filled_linear
+from gptrio.nn.linear import LINEARS, Conv1D, WeightView, filled_linear, weight_view
 from gptrio.quantization.config import Int4Config, Int8Config
 from gptrio.quantization.modules import check_weight_shape, full_precision_modules, replace_module, tied_head
 
@@ -115,20 +114,21 @@ class QuantizedLinear(_QuantizedWeight):
     """
 
     def __init__(self, layer: nn.Linear | Conv1D, group: int | None) -> None:
-        transposed = isinstance(layer, Conv1D)
-        inner, outer = layer.weight.shape if transposed else layer.weight.shape[::-1]
-        super().__init__(outer, inner, group)
-        self.transposed = transposed
+        view = weight_view(layer)
+        super().__init__(view.outputs, view.inputs, group)
+        self.transposed = view.is_in_out
         self.train(layer.training)
         self.bias = layer.bias
         if not layer.weight.is_meta:
             self.quantize_(layer.weight)
 
-    fuses_activation = True
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        return quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits)
 
-    def forward(self, x: Tensor, activation: Activation = "none") -> Tensor:
-        """Map (..., in) to (..., out), through `activation`."""
-        return quantized_linear(x, self.weight, self.weight_scale, self.bias, bits=self.bits, activation=activation)
+    def weight_view(self) -> WeightView:
+        """How the weight is stored: codes and scales."""
+        return WeightView(self.weight, self.bias, scale=self.weight_scale, group=self.group)
 
     def extra_repr(self) -> str:
         """Sizes, for `repr`."""
@@ -190,7 +190,7 @@ class NativeQuantizer:
         head, owner = tied_head(model), cast(Any, model)
         skipped = (*full_precision_modules(model), *(self.config.modules_to_not_convert or ()))
         for name, layer in list(model.named_modules()):
-            if not isinstance(layer, (nn.Linear, Conv1D)) or _is_named(name, skipped):
+            if not isinstance(layer, LINEARS) or _is_named(name, skipped):
                 continue
             if layer is head:
                 table = owner.get_input_embeddings()
@@ -237,9 +237,8 @@ class NativeQuantizer:
         """Group size of a layer, or None for 8 bits."""
         if isinstance(self.config, Int8Config):
             return None
-        inner = layer.weight.shape[0] if isinstance(layer, Conv1D) else layer.weight.shape[1]
         group = self.config.group_size
-        return None if inner % max(group, codes.UNIT) else group
+        return None if weight_view(layer).inputs % max(group, codes.UNIT) else group
 
 
 def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from gptrio.nn.activations import activation
 from gptrio.nn.fast_call import skip_hook_dispatch
-from gptrio.nn.linear import Conv1D, Linear, feed_forward, keep_inputs, keep_outputs
+from gptrio.nn.linear import Conv1D, Linear, feed_forward, is_known_linear, keep_inputs, keep_outputs, weight_view
+from gptrio.quantization.native import QuantizedLinear
 
 
 def layer_of(kind: str, inputs: int, outputs: int) -> Any:
@@ -33,6 +34,30 @@ def test_product(kind: str, shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(layer(x).double(), expected.double(), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize("kind", ["Conv1D", "Linear", "nn.Linear"])
+def test_a_view_says_how_a_weight_is_stored(kind: str, group: int | None) -> None:
+    layer = nn.Linear(64, 5) if kind == "nn.Linear" else layer_of(kind, 64, 5)
+    view = weight_view(layer)
+    assert is_known_linear(layer) and view.weight is layer.weight and view.bias is layer.bias and view.scale is None
+    assert (view.inputs, view.outputs, view.is_in_out) == (64, 5, kind == "Conv1D")
+    quantized = QuantizedLinear(layer, group)
+    view = weight_view(quantized)
+    assert is_known_linear(quantized) and view.weight is quantized.weight and view.scale is quantized.weight_scale
+    assert (view.inputs, view.outputs, view.is_in_out, view.group, view.bias) == (64, 5, False, group, layer.bias)
+
+
+@pytest.mark.parametrize("group", [None, 32])
+@pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu"])
+def test_feed_forward_of_codes_is_down_act_up(group: int | None, name: str) -> None:
+    up, down, act = QuantizedLinear(layer_of("Conv1D", 64, 6), group), layer_of("Linear", 6, 3), activation(name)
+    x = torch.randn(2, 5, 64)
+    with torch.no_grad():
+        expected = down(act(up(x)))
+        with skip_hook_dispatch(True):
+            torch.testing.assert_close(feed_forward(x, up, act, down), expected)
+
+
 @pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
 @pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu", "tanh"])
 def test_feed_forward_is_down_act_up(kind: str, name: str) -> None:
@@ -46,10 +71,10 @@ def test_feed_forward_is_down_act_up(kind: str, name: str) -> None:
 
 def test_feed_forward_calls_what_others_have_put_in_place() -> None:
     class Doubled(Linear):
-        def forward(self, input: Tensor, activation: Any = "none") -> Tensor:
-            assert activation == "none"
+        def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
+    assert not is_known_linear(Doubled(3, 6))
     up, down = Doubled(3, 6), Linear(6, 3)
     x = torch.randn(2, 3)
     with skip_hook_dispatch(True):

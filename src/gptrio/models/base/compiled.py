@@ -13,10 +13,9 @@ from gptrio.kernels import guards
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.cpu_decode.compilation import unready_reason
-from gptrio.models.base.compiled_requirements import FORMATS, activation_of, first_unmet, sizes
+from gptrio.models.base.compiled_requirements import FORMATS, activation_of, first_unmet
 from gptrio.nn.blocks import BlockSpec
-from gptrio.nn.linear import Conv1D
-from gptrio.quantization.native import QuantizedLinear
+from gptrio.nn.linear import weight_view
 
 if TYPE_CHECKING:
     from gptrio.kernels.cpu_decode.workspace import Workspace
@@ -218,7 +217,7 @@ class CompiledStep:
         table, norm = self._table, cast(Any, self._backbone.final_norm)
         self._heads = attention.all_heads, attention.head_dim
         self._width = attention.all_heads * attention.head_dim
-        self._dtype, self._vocabulary = next(self._model.parameters()).dtype, sizes(head)[1]
+        self._dtype, self._vocabulary = next(self._model.parameters()).dtype, weight_view(head).outputs
         self._windows = np.array([part.attention.window or _NO_WINDOW for part in parts])
         self._has_windows = any(part.attention.window for part in parts)
         table["layers"], table["num_layers"] = self._layers.ctypes.data, len(parts)
@@ -238,7 +237,7 @@ class CompiledStep:
         others = [(part.output, 0), (part.mlp[0], 0), (part.mlp[2], 0)]
         layer["products"] = self._products([*zip(projections, places, strict=True), *missing, *others])
         layer["projections"], layer["scale"] = len(projections), part.attention.scale
-        layer["inner"], layer["activation"] = sizes(part.mlp[0])[1], activation_of(part.mlp[1])
+        layer["inner"], layer["activation"] = weight_view(part.mlp[0]).outputs, activation_of(part.mlp[1])
         layer["parallel"] = part.is_parallel
         for number, own in enumerate(part.norms, 1):
             names = (f"norm{number}_weight", f"norm{number}_bias", f"norm{number}_eps")
@@ -252,15 +251,12 @@ class CompiledStep:
         rows = np.zeros(len(layers), tables.PRODUCT)
         self._kept.append(rows)
         for row, (layer, place) in zip(rows, layers, strict=True):
-            row["inputs"], row["outputs"] = sizes(layer)
-            row["offset"], row["is_in_out"] = place, isinstance(layer, Conv1D)
-            row["weight"] = self._address(layer.weight)
-            row["bias"] = 0 if layer.bias is None else self._floats(layer.bias)
-            if isinstance(layer, QuantizedLinear):
-                row["format"] = tables.INT8 if layer.group is None else tables.INT4
-                row["scale"], row["group"] = self._address(layer.weight_scale), layer.group or 1
-            else:
-                row["format"] = FORMATS[layer.weight.dtype]
+            view = weight_view(layer)
+            row["inputs"], row["outputs"], row["offset"] = view.inputs, view.outputs, place
+            row["weight"], row["is_in_out"] = self._address(view.weight), view.is_in_out
+            row["bias"] = 0 if view.bias is None else self._floats(view.bias)
+            row["scale"], row["group"] = 0 if view.scale is None else self._address(view.scale), view.group or 1
+            row["format"] = FORMATS[view.weight.dtype]
             row["tiled"] = supports(row)
             self.most_rows = self.most_rows if row["tiled"] else MAX_ROWS
             self._workspace_bytes = max(self._workspace_bytes, workspace_for(row))

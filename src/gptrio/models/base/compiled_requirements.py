@@ -20,20 +20,19 @@ from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.nn.blocks import BlockSpec
 from gptrio.nn.fast_call import LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
-from gptrio.nn.linear import Conv1D, Linear
+from gptrio.nn.linear import WeightView, is_known_linear, weight_view
 from gptrio.nn.rotary import RotaryEmbedding
-from gptrio.quantization.native import QuantizedLinear
 
 Problems = Iterator[str]
 
-FORMATS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
+FLOAT_FORMATS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
+FORMATS = FLOAT_FORMATS | {torch.int8: tables.INT8, torch.uint8: tables.INT4}  # of stored weights
 _HOMES = ("gptrio.", "torch.nn.modules.")
 _METHODS = frozenset(
     {"forward", "__call__", "_call_impl", "spec", "options", "forward_last", "embed", "rotary_tables"}
     | {"embed_inputs", "run_blocks", "next_positions", "next_logits", "get_input_embeddings", "get_output_embeddings"}
 )
 _NORMS = (LayerNorm, nn.LayerNorm)
-_LINEARS = (Linear, nn.Linear, Conv1D, QuantizedLinear)
 
 
 def first_unmet(model: Any) -> Reason | None:
@@ -42,14 +41,6 @@ def first_unmet(model: Any) -> Reason | None:
         for problem in check(model):
             return Reason(problem)
     return None
-
-
-def sizes(layer: Any) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, by the weight that it has now."""
-    if isinstance(layer, QuantizedLinear):
-        return layer.in_features, layer.out_features
-    rows, columns = layer.weight.shape
-    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
 
 
 def activation_of(act: nn.Module) -> int | None:
@@ -111,7 +102,7 @@ def _one_dtype(model: Any) -> Problems:
         if type(parameter) is not nn.Parameter or not parameter.is_cpu:
             yield f"{name} is a {type(parameter).__name__} on {parameter.device}"
         dtypes.add(parameter.dtype)
-    if len(dtypes) != 1 or not dtypes <= FORMATS.keys():
+    if len(dtypes) != 1 or not dtypes <= FLOAT_FORMATS.keys():
         yield f"parameters are of {', '.join(sorted(map(str, dtypes))) or 'no dtype'}"
 
 
@@ -208,7 +199,7 @@ def _known_block_layers(parts: BlockSpec, name: str, width: int, dtype: torch.dt
     yield from _known_linear(f"the MLP's first layer {name}", up, width, None, dtype)
     if activation_of(act) is None:
         yield f"the activation {name} is {type(act).__name__}"
-    yield from _known_linear(f"the MLP's last layer {name}", down, sizes(up)[1], width, dtype)
+    yield from _known_linear(f"the MLP's last layer {name}", down, weight_view(up).outputs, width, dtype)
 
 
 def _known_norm(name: str, norm: Any, width: int) -> Problems:
@@ -222,45 +213,42 @@ def _known_norm(name: str, norm: Any, width: int) -> Problems:
 
 def _known_linear(name: str, layer: Any, inputs: int, outputs: int | None, dtype: torch.dtype) -> Problems:
     """A layer of a known kind, `inputs` to `outputs`, or to any multiple of 16 where a weight is stored (in, out)."""
-    if type(layer) not in _LINEARS:
+    if not is_known_linear(layer):
         yield f"{name} is a {type(layer).__name__}"
         return
-    weight, (own_inputs, own_outputs) = layer.weight, sizes(layer)
-    if own_inputs != inputs or own_outputs != (own_outputs if outputs is None else outputs):
-        yield f"{name} maps {own_inputs} to {own_outputs}, not {inputs} to {outputs or 'any'}"
-    if own_inputs < 1 or own_outputs < 1 or own_inputs % tables.LANES:
-        yield f"{name} maps {own_inputs} to {own_outputs}; inputs must be a multiple of {tables.LANES}"
-    if own_outputs % tables.LANES and type(layer) is Conv1D:
-        yield f"{name}, stored (in, out), has {own_outputs} outputs, which is no multiple of {tables.LANES}"
-    if isinstance(layer, QuantizedLinear):
-        yield from _known_codes(name, layer)
-    elif weight.dtype is not dtype or type(weight) not in (nn.Parameter, Tensor):
-        yield f"the weight of {name} is a {type(weight).__name__} of {weight.dtype}"
-    for tensor in [weight, *([layer.weight_scale] if isinstance(layer, QuantizedLinear) else [])]:
-        if not _lies_plainly(tensor):
-            yield f"a weight of {name} does not lie in the CPU's memory row after row"
-    if layer.bias is not None and (layer.bias.shape != (own_outputs,) or not layer.bias.is_cpu):
-        yield f"the bias of {name} is {tuple(layer.bias.shape)}, not ({own_outputs},)"
+    view = weight_view(layer)
+    if view.inputs != inputs or view.outputs != (view.outputs if outputs is None else outputs):
+        yield f"{name} maps {view.inputs} to {view.outputs}, not {inputs} to {outputs or 'any'}"
+    if view.inputs < 1 or view.outputs < 1 or view.inputs % tables.LANES:
+        yield f"{name} maps {view.inputs} to {view.outputs}; inputs must be a multiple of {tables.LANES}"
+    if view.outputs % tables.LANES and view.is_in_out:
+        yield f"{name}, stored (in, out), has {view.outputs} outputs, which is no multiple of {tables.LANES}"
+    if view.scale is not None:
+        yield from _known_codes(name, view, view.scale)
+    elif view.weight.dtype is not dtype or type(view.weight) not in (nn.Parameter, Tensor):
+        yield f"the weight of {name} is a {type(view.weight).__name__} of {view.weight.dtype}"
+    if not all(_is_plain(tensor) for tensor in (view.weight, view.scale) if tensor is not None):
+        yield f"a weight of {name} does not lie in the CPU's memory row after row"
+    if view.bias is not None and (view.bias.shape != (view.outputs,) or not view.bias.is_cpu):
+        yield f"the bias of {name} is {tuple(view.bias.shape)}, not ({view.outputs},)"
 
 
-def _lies_plainly(tensor: Tensor) -> bool:
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor lies in the CPU's memory row after row."""
     plain = tensor.is_cpu and tensor.layout is torch.strided and tensor.is_contiguous()
     return plain and tensor.data_ptr() % tensor.element_size() == 0 and not tensor.is_neg()
 
 
-def _known_codes(name: str, layer: QuantizedLinear) -> Problems:
+def _known_codes(name: str, view: WeightView, scale: Tensor) -> Problems:
     """Codes and scales of the types and shapes that the kernels read."""
-    group, rows, inputs = layer.group, layer.out_features, layer.in_features
-    if group is not None and (group not in GROUP_SIZES or inputs % max(group, UNIT)):
-        yield f"{name} has {inputs} inputs in groups of {group}"
+    group = view.group
+    if group is not None and (group not in GROUP_SIZES or view.inputs % max(group, UNIT)):
+        yield f"{name} has {view.inputs} inputs in groups of {group}"
         return
-    found = [(tensor.dtype, tuple(tensor.shape)) for tensor in (layer.weight, layer.weight_scale)]
-    if group is None:
-        expected = [(torch.int8, (rows, inputs)), (torch.float32, (rows,))]
-    else:
-        expected = [(torch.uint8, (rows, inputs // 2)), (torch.bfloat16, (rows, inputs // group))]
-    if found != expected:
-        yield f"the codes of {name} are {found}, not {expected}"
+    codes, scales = (torch.int8, torch.float32) if group is None else (torch.uint8, torch.bfloat16)
+    expected = (view.outputs,) if group is None else (view.outputs, view.inputs // group)
+    if (view.weight.dtype, scale.dtype, tuple(scale.shape)) != (codes, scales, expected):
+        yield f"{name} has codes of {view.weight.dtype} and scales {tuple(scale.shape)} of {scale.dtype}"
 
 
 REQUIREMENTS: tuple[Callable[[Any], Problems], ...] = (

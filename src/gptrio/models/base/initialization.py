@@ -13,7 +13,7 @@ from torch import nn
 
 from gptrio.models.base.checkpointing import CheckpointingMixin
 from gptrio.models.base.pruning import prune
-from gptrio.nn.linear import Conv1D
+from gptrio.nn.linear import LINEARS
 
 _MARK = "_is_hf_initialized"  # on modules with weights drawn or loaded; other libraries set and read it too
 
@@ -54,7 +54,7 @@ class InitialisingMixin(CheckpointingMixin):
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights of one module: normal, zero biases, unit norms (GPT-2; Radford et al., 2019)."""
         std = getattr(self.config, "initializer_range", 0.02)
-        if isinstance(module, (nn.Linear, Conv1D)):
+        if isinstance(module, LINEARS):
             module.weight.normal_(0.0, std)
             gain = getattr(module, "init_gain", 1.0)
             if gain != 1.0:
