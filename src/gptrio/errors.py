@@ -24,6 +24,8 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterable
+from typing import Any
 
 
 class GptrioError(Exception):
@@ -107,3 +109,21 @@ def warn(message: str) -> None:
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("gptrio.", "torch.")):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, GptrioWarning, stacklevel=level)
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is most like an unknown one, as a question for a message; "" if none is like it."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else ""
+
+
+def import_optional(module: str, message: str) -> Any:
+    """Import and return a module of a package that may be missing; raises MissingDependencyError with `message`."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(message) from error

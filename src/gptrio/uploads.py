@@ -33,14 +33,11 @@ class Saves(Protocol):
 
 
 class Upload:
-    """The files of a folder that are new or newer when it is finished than when it began, for a repository of the hub.
+    """Uploads the files of a folder that were written after the upload began.
 
     Args:
         folder: made if need be.
-        repo_id: "user/name" on the hub, created if it does not exist; "name" for one of the user's own.
-        private: make a new repository private.
-        token: hub access token.
-        organization: older way to say whose repository it is.
+        repo_id, private, token, organization: see `Pushable.push_to_hub`; "name" is a repository of the user's own.
     """
 
     def __init__(
@@ -95,10 +92,8 @@ class Upload:
         """Upload what is new in the folder and return the commit's address.
 
         Args:
-            saved: what was saved; its class is in the message where none is given.
-            commit_message, commit_description: texts of the commit.
-            revision: branch to commit to, made if need be.
-            create_pr: open a pull request instead of committing.
+            saved: what was saved; the default message names its class.
+            commit_message, commit_description, revision, create_pr: see `Pushable.push_to_hub`.
         """
         if revision is not None and not revision.startswith("refs/pr"):
             self._make_branch(revision, create_pr)

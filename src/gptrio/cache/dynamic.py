@@ -86,8 +86,7 @@ class DynamicLayer(CacheLayer):
     @property
     def buffers(self) -> tuple[Tensor, Tensor]:
         """Keys and values (B, H, capacity, D), spare capacity included; the layer must not be empty."""
-        assert self._keys is not None
-        assert self._values is not None
+        assert self._keys is not None and self._values is not None
         return self._keys, self._values
 
     def set_states(self, keys: Tensor, values: Tensor) -> None:
@@ -122,9 +121,7 @@ class DynamicLayer(CacheLayer):
         Returns:
             The contiguous buffers (B, H, capacity, D) of keys and values, and the slot of the new position in them.
         """
-        keys, values = self._keys, self._values
-        assert keys is not None
-        assert values is not None
+        keys, values = self.buffers
         if not guarded and self._has_capacity(self._stored + 1) and keys.is_contiguous() and values.is_contiguous():
             self._stored += 1
             return keys, values, self._stored - 1
@@ -143,19 +140,12 @@ class DynamicLayer(CacheLayer):
         """Append, and return all stored positions."""
         drop = self._count_to_drop(keys.shape[-2])
         if torch.is_grad_enabled():
-            self._keys, self._values = (
-                self._concat_past(self._keys, keys, drop),
-                self._concat_past(self._values, values, drop),
-            )
-            self._owns_buffer = False
-            self._stored = self._keys.shape[-2]
-            return self._keys, self._values
+            self.set_states(self._concat_past(self._keys, keys, drop), self._concat_past(self._values, values, drop))
+            return self.buffers
         start = self._extend(keys, values, keys.shape[-2], drop)
-        assert self._keys is not None
-        assert self._values is not None
-        self._keys[:, :, start : self._stored] = keys
-        self._values[:, :, start : self._stored] = values
-        return self._keys[:, :, : self._stored], self._values[:, :, : self._stored]
+        all_keys, all_values = (buffer[:, :, : self._stored] for buffer in self.buffers)
+        all_keys[:, :, start:], all_values[:, :, start:] = keys, values
+        return all_keys, all_values
 
     def _extend(self, keys: Tensor, values: Tensor, count: int, drop: int) -> int:
         """Drop the oldest positions, extend by `count`, like keys and values; return the slot of the first new one."""
@@ -356,12 +346,7 @@ class DynamicCache(Cache):
 
 
 class OffloadedCache(DynamicCache):
-    """`DynamicCache(offloading=True)`.
-
-    Args:
-        ddp_cache_data: (keys, values) for each layer to start from, each (B, H, S, D).
-        config: the model's configuration, as for `DynamicCache`.
-    """
+    """`DynamicCache(offloading=True)`; its arguments are those of `DynamicCache`."""
 
     def __init__(
         self, ddp_cache_data: Iterable[tuple[Tensor, Tensor]] | None = None, config: PretrainedConfig | None = None

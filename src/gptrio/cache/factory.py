@@ -20,15 +20,7 @@ from gptrio.errors import OptionError
 
 @dataclass(frozen=True)
 class CacheRequest:
-    """The sizes of a cache to make.
-
-    Attributes:
-        config: the model's configuration.
-        batch_size: rows.
-        max_cache_len: capacity in positions.
-        device: the model's device.
-        dtype: dtype of keys and values.
-    """
+    """The sizes of a cache to make; see `make_cache`."""
 
     config: PretrainedConfig
     batch_size: int

@@ -157,8 +157,7 @@ class QuantizedLayer(CacheLayer):
     def _quantize(self, count: int) -> None:
         """Move the oldest `count` positions of the tail to the codes."""
         keys, values = self._tail.keys, self._tail.values
-        assert keys is not None
-        assert values is not None
+        assert keys is not None and values is not None
         new = (
             quantize(keys[:, :, :count], self.nbits, self.q_group_size, "channel"),
             quantize(values[:, :, :count], self.nbits, self.q_group_size, "token"),

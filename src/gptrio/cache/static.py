@@ -90,13 +90,7 @@ class StaticCache(Cache):
 
 
 class OffloadedStaticCache(StaticCache):
-    """`StaticCache(offloading=True)`.
-
-    Args:
-        config: the model's configuration.
-        max_cache_len: capacity in positions.
-        options: further arguments of `StaticCache`.
-    """
+    """`StaticCache(offloading=True)`; its arguments are those of `StaticCache`."""
 
     def __init__(self, config: PretrainedConfig, max_cache_len: int, **options: Any) -> None:
         super().__init__(config, max_cache_len, offloading=True, **options)

@@ -132,10 +132,8 @@ class StaticLayer(CacheLayer):
     def _append(self, keys: Tensor, values: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Write from the integer `start` on, and return the filled part."""
         end = start + keys.shape[-2]
-        self._put(keys, values, torch.arange(start, end, device=keys.device))
-        assert self._keys is not None
-        assert self._values is not None
-        return self._keys[:, :, :end], self._values[:, :, :end]
+        all_keys, all_values = self._put(keys, values, torch.arange(start, end, device=keys.device))
+        return all_keys[:, :, :end], all_values[:, :, :end]
 
     def _write(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """Write at `position` (T,), and return keys and values of a shape that depends on T only."""
@@ -143,8 +141,7 @@ class StaticLayer(CacheLayer):
 
     def _put(self, keys: Tensor, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, H, T, D) into the slots (T,) and return the whole buffer."""
-        assert self._keys is not None
-        assert self._values is not None
+        assert self._keys is not None and self._values is not None
         self._keys, self._values = _written(self._keys, keys, slots), _written(self._values, values, slots)
         return self._keys, self._values
 
@@ -249,8 +246,6 @@ class SlidingWindowLayer(StaticLayer):
     def _write(self, keys: Tensor, values: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         if self._fits_beside_window(keys.shape[-2]):
             return self._put(keys, values, position % self._slots)
-        assert self._keys is not None
-        assert self._values is not None
         seen = concat(self._keys, keys), concat(self._values, values)
         self._write_last(keys, values, position)
         return seen

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Union, get_args, get_origin, overload
 
-from gptrio.errors import ConfigError, OptionError
+from gptrio.errors import ConfigError, OptionError, nearest
 
 LARGEST_COUNT = 2**31 - 1
 LARGEST_WIDTH = 2**24  # of a weight with that many inputs and any count of outputs, torch can still count the elements
@@ -179,8 +179,5 @@ def as_list(ids: Any) -> list[Any]:
 
 def unknown_option(name: str, known: Iterable[str], owner: str) -> OptionError:
     """Return the error for an option that does not exist; it names the nearest one that does."""
-    from difflib import get_close_matches
-
-    near = get_close_matches(name, list(known), n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return OptionError(f"{owner} has no option {name!r}{hint}")
+    hint = nearest(name, known)
+    return OptionError(f"{owner} has no option {name!r}{hint and '; '}{hint}")

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from queue import Queue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import torch
 
 from gptrio.errors import InputError
 from gptrio.generation.stopping import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _WINDOW, _CONTEXT = 48, 16  # tokens decoded at most, and kept when the window slides
 _HALF_CHARACTER = "\ufffd"
@@ -127,7 +130,27 @@ class TextStreamer(BaseStreamer):
         print(text, end="\n" if stream_end else "", flush=True)
 
 
-class TextIteratorStreamer(TextStreamer):
+Piece = TypeVar("Piece")
+
+
+class _QueueIterator(Generic[Piece]):
+    """Iterates over what another thread puts into `text_queue`, up to None."""
+
+    text_queue: Queue[Piece | None]
+    timeout: float | None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Piece:
+        """Wait for the next piece of text and return it."""
+        piece = self.text_queue.get(timeout=self.timeout)
+        if piece is None:
+            raise StopIteration
+        return piece
+
+
+class TextIteratorStreamer(_QueueIterator[str], TextStreamer):
     """Iterate over pieces of text while `generate` runs in another thread.
 
     Args:
@@ -141,7 +164,7 @@ class TextIteratorStreamer(TextStreamer):
         self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue: Queue[str | None] = Queue()
+        self.text_queue = Queue()
         self.timeout = timeout
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
@@ -150,16 +173,6 @@ class TextIteratorStreamer(TextStreamer):
             self.text_queue.put(text, timeout=self.timeout)
         if stream_end:
             self.text_queue.put(None, timeout=self.timeout)
-
-    def __iter__(self) -> TextIteratorStreamer:
-        return self
-
-    def __next__(self) -> str:
-        """Return the next piece of text, waiting for it."""
-        piece = self.text_queue.get(timeout=self.timeout)
-        if piece is None:
-            raise StopIteration
-        return piece
 
 
 class AsyncTextIteratorStreamer(TextStreamer):
@@ -261,7 +274,7 @@ class BatchTextStreamer(BaseStreamer):
             self._current += 1
 
 
-class BatchTextIteratorStreamer(BatchTextStreamer):
+class BatchTextIteratorStreamer(_QueueIterator[tuple[int, str]], BatchTextStreamer):
     """Iterate over pairs (row, text) while `generate` runs in another thread.
 
     Args:
@@ -275,7 +288,7 @@ class BatchTextIteratorStreamer(BatchTextStreamer):
         self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
     ) -> None:
         super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue: Queue[tuple[int, str] | None] = Queue()
+        self.text_queue = Queue()
         self.timeout = timeout
 
     def on_row_text(self, row: int, text: str, row_end: bool = False) -> None:
@@ -287,13 +300,3 @@ class BatchTextIteratorStreamer(BatchTextStreamer):
         """Finish all rows and queue the mark of the end."""
         super().end()
         self.text_queue.put(None)
-
-    def __iter__(self) -> BatchTextIteratorStreamer:
-        return self
-
-    def __next__(self) -> tuple[int, str]:
-        """Return the next (row, text), waiting for it."""
-        piece = self.text_queue.get(timeout=self.timeout)
-        if piece is None:
-            raise StopIteration
-        return piece

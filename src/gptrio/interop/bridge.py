@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from typing import TYPE_CHECKING, Any, overload
 
 import gptrio
-from gptrio.errors import InputError, MissingDependencyError, UnsupportedError
+from gptrio.errors import InputError, UnsupportedError, import_optional
 from gptrio.foreign import MODEL, TOKENIZER, is_foreign
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 
@@ -41,7 +40,10 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
             accelerate.
         InputError: something else was given.
     """
-    library = _transformers()
+    library = import_optional(
+        "transformers",
+        "the bridge returns objects of Transformers, which is not installed; pip install 'transformers>=4.56,<5'",
+    )
     if isinstance(source, PreTrainedTokenizerBase):
         return _converted_tokenizer(source, "gptrio", library)
     from gptrio.interop.models import model_to_transformers
@@ -97,12 +99,3 @@ def _converted_tokenizer(tokenizer: Any, package: str, library: Any) -> Any:
 def _described(source: object) -> str:
     wrapped = ", which PEFT has wrapped; merge_and_unload() gives a plain model" * hasattr(source, "merge_and_unload")
     return f"{type(source).__name__}{wrapped}"
-
-
-def _transformers() -> Any:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise MissingDependencyError(
-            "the bridge gives classes of Transformers, which is not installed; pip install 'transformers>=4.56,<5'"
-        ) from error

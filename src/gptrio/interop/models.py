@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 import gptrio
 from gptrio.config.auto import as_own_config
 from gptrio.errors import UnsupportedError
 from gptrio.generation.options.resolve import as_own_config as as_own_generation_config
-from gptrio.models.base.building import build
+from gptrio.models.base.building import TensorDefaults, build
 from gptrio.models.base.initialization import mark_initialised
 from gptrio.models.base.pretrained import PreTrainedModel
-
-_DRAWING = ("normal_", "uniform_", "trunc_normal_")
+from gptrio.quantization.modules import replace_module
 
 
 def model_to_transformers(model: PreTrainedModel, library: Any) -> Any:
@@ -36,7 +33,7 @@ def model_to_transformers(model: PreTrainedModel, library: Any) -> Any:
     values = {**model.config.to_dict(), "dtype": model.dtype}
     config = theirs.config_class.from_dict(values, attn_implementation=_attention_for(model))
     config.name_or_path = model.config.name_or_path
-    with _WithoutStorage():
+    with TensorDefaults(torch.get_default_dtype(), empty_on_meta=True):
         other = theirs(config)
     _replace_quantized(model, other, library)
     _share(model, other)
@@ -105,21 +102,6 @@ def _attention_for(model: PreTrainedModel) -> str | None:
     return chosen
 
 
-class _WithoutStorage(TorchFunctionMode):
-    """Parameters, which layers make by `torch.empty`, get no storage and are not drawn; buffers are as ever."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        name = getattr(func, "__name__", "")
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        elif name in _DRAWING and args and args[0].is_meta:
-            return args[0]
-        return func(*args, **kwargs)
-
-
 def _quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Layers of bitsandbytes, by path."""
     return {
@@ -139,8 +121,7 @@ def _replace_quantized(source: Any, target: Any, library: Any) -> None:
     """
     layers = _quantized_layers(source)
     for path, layer in layers.items():
-        parent, _, leaf = path.rpartition(".")
-        setattr(target.get_submodule(parent), leaf, layer)
+        replace_module(target, path, layer)
     if not layers:
         return
     target.is_quantized = True

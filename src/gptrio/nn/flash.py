@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.errors import MissingDependencyError, UnsupportedError
+from gptrio.errors import MissingDependencyError, UnsupportedError, import_optional
 from gptrio.nn.masks import AttentionMask
 
 if TYPE_CHECKING:
@@ -31,18 +31,16 @@ def load() -> tuple[Callable[..., Any], Callable[..., Any]]:
     Raises:
         MissingDependencyError: the package is not installed, or too old to support windows.
     """
-    try:
-        from flash_attn import flash_attn_func, flash_attn_varlen_func
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"attn_implementation={NAME!r} needs the flash_attn package and an NVIDIA GPU of compute capability 8.0 or "
-            "higher (Ampere or newer); pip install flash-attn, or use 'sdpa', which runs everywhere"
-        ) from error
-    if not _supports_windows(flash_attn_func):
+    package = import_optional(
+        "flash_attn",
+        f"attn_implementation={NAME!r} needs the flash_attn package and an NVIDIA GPU of compute capability 8.0 or "
+        "higher (Ampere or newer); pip install flash-attn, or use 'sdpa', which runs everywhere",
+    )
+    if not _supports_windows(package.flash_attn_func):
         raise MissingDependencyError(
             f"attn_implementation={NAME!r} needs flash_attn 2.3 or newer; pip install -U flash-attn"
         )
-    return flash_attn_func, flash_attn_varlen_func
+    return package.flash_attn_func, package.flash_attn_varlen_func
 
 
 @functools.cache

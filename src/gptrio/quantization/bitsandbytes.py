@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import CheckpointFormatError, MissingDependencyError, OptionError
+from gptrio.errors import CheckpointFormatError, OptionError, import_optional
 from gptrio.nn.linear import LINEARS, Conv1D, filled_linear, weight_view
 from gptrio.quantization.bitsandbytes_config import BitsAndBytesConfig
 from gptrio.quantization.modules import (
@@ -35,13 +35,9 @@ def load_bitsandbytes() -> Any:
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore", DeprecationWarning)  # from what it imports
-        try:
-            import bitsandbytes
-        except ImportError as error:
-            raise MissingDependencyError(
-                "BitsAndBytesConfig needs the bitsandbytes package: pip install 'gptrio[bitsandbytes]'"
-            ) from error
-    return bitsandbytes
+        return import_optional(
+            "bitsandbytes", "BitsAndBytesConfig needs the bitsandbytes package: pip install 'gptrio[bitsandbytes]'"
+        )
 
 
 class BitsAndBytesQuantizer:

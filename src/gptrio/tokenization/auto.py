@@ -54,8 +54,11 @@ class AutoTokenizer:
             UnsupportedError: a class or family that gptrio does not have, or `trust_remote_code=True`.
         """
         if tokenizer_type is None:
-            pair, hub = _named_classes(pretrained_model_name_or_path, config, HubOptions.pop_from(dict(kwargs)))
-            kwargs["revision"] = hub.revision  # the class's own files are those of the same commit
+            hub = HubOptions.pop_from(dict(kwargs))
+            content, hub = _read(pretrained_model_name_or_path, TOKENIZER_CONFIG_FILE, hub)
+            pair, hub = _named_classes(pretrained_model_name_or_path, content, config, hub)
+            # the class reads its other files from the same commit, and this one not again
+            kwargs |= {"revision": hub.revision, "_tokenizer_config": content}
         else:
             pair = _classes_of_model(tokenizer_type)
         slow, fast = pair
@@ -91,9 +94,10 @@ class AutoTokenizer:
 Classes = tuple[TokenizerClass | None, TokenizerClass | None]
 
 
-def _named_classes(name_or_path: str | os.PathLike[str], config: Any, hub: HubOptions) -> tuple[Classes, HubOptions]:
-    """Classes that `tokenizer_config.json` names, else the configuration; and where more files of the commit are."""
-    content, hub = _read(name_or_path, TOKENIZER_CONFIG_FILE, hub)
+def _named_classes(
+    name_or_path: str | os.PathLike[str], content: dict[str, Any], config: Any, hub: HubOptions
+) -> tuple[Classes, HubOptions]:
+    """Classes that the tokenizer's configuration names, else the model's; and options to find more of its files."""
     name = content.get("tokenizer_class")
     if name is None:
         model, hub = _read(name_or_path, "config.json", hub) if config is None else (config.to_dict(), hub)

@@ -45,10 +45,11 @@ PathLike = str | os.PathLike[str]
 def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict[str, Any]) -> AnyTokenizer:
     """Build a tokenizer of class `cls` from its files; `kwargs` go before what these say."""
     kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
-    hub = HubOptions.pop_from(kwargs)
-    config_path = hub.find(name_or_path, TOKENIZER_CONFIG_FILE)
-    hub = hub if config_path is None else hub.pinned_to(config_path)
-    config = read_object(config_path)
+    hub, config = HubOptions.pop_from(kwargs), kwargs.pop("_tokenizer_config", None)  # AutoTokenizer has read it
+    if config is None:
+        config_path = hub.find(name_or_path, TOKENIZER_CONFIG_FILE)
+        hub = hub if config_path is None else hub.pinned_to(config_path)
+        config = read_object(config_path)
     _warn_of_other_class(cls, config.get("tokenizer_class"))
     settings = {name: _revive(value) for name, value in config.items() if name not in _NOT_SETTINGS}
     _take_extra_special_tokens(settings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, TypeVar
 
-from gptrio.errors import TokenizationError, UnknownArgumentError
+from gptrio.errors import TokenizationError, UnknownArgumentError, nearest
 
 VERY_LARGE_INTEGER = int(1e30)  # `model_max_length` of a tokenizer without a limit
 LARGE_INTEGER = int(1e20)  # a `model_max_length` above this counts as no limit
@@ -168,12 +168,8 @@ def by_name(order: Sequence[str], values: Sequence[Any], options: Mapping[str, A
 
 def unknown_arguments(names: Iterable[str]) -> str:
     """Return a message that names unknown arguments and the nearest known ones."""
-    from difflib import get_close_matches
-
-    named = []
-    for name in names:
-        near = get_close_matches(name, _NAMES, 1)
-        named.append(f"{name!r}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    hints = {name: nearest(name, _NAMES) for name in names}
+    named = [f"{name!r} ({hint})" if hint else repr(name) for name, hint in hints.items()]
     return f"the tokenizer does not know {', '.join(named)}"
 
 

@@ -6,7 +6,7 @@ import sys
 from enum import Enum
 from typing import Any
 
-from gptrio.errors import MissingDependencyError, TokenizationError, UnsupportedError
+from gptrio.errors import TokenizationError, UnsupportedError, import_optional
 
 
 class TensorType(str, Enum):
@@ -46,10 +46,7 @@ def to_tensor(value: Any, kind: str, name: str) -> Any:
 
 
 def _to_torch(value: Any) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise MissingDependencyError("return_tensors='pt' needs torch: pip install torch") from error
+    torch = import_optional("torch", "return_tensors='pt' needs torch: pip install torch")
     if isinstance(value, torch.Tensor):
         return value
     if isinstance(value, list) and value and hasattr(value[0], "__array__"):
@@ -58,11 +55,7 @@ def _to_torch(value: Any) -> Any:
 
 
 def _to_jax(value: Any) -> Any:
-    try:
-        import jax.numpy as jnp
-    except ImportError as error:
-        raise MissingDependencyError("return_tensors='jax' needs jax: pip install 'gptrio[jax]'") from error
-    return jnp.array(value)
+    return import_optional("jax.numpy", "return_tensors='jax' needs jax: pip install 'gptrio[jax]'").array(value)
 
 
 def _to_numpy(value: Any) -> Any:

@@ -22,6 +22,7 @@ from gptrio import (
     TokenizationError,
     UnsupportedError,
 )
+from gptrio.hub import read_json
 from gptrio.tokenization.auto import TOKENIZER_MAPPING
 
 TEXT = "Hello <new>  world <|endoftext|> don't"
@@ -266,3 +267,16 @@ def test_register(fast, tmp_path, monkeypatch):
     ):
         with pytest.raises(UnsupportedError, match=message):
             AutoTokenizer.register(OwnConfig, **classes)
+
+
+def test_auto_tokenizer_reads_each_file_once(monkeypatch):
+    read = []
+
+    def reading(path, error_class):
+        read.append(Path(path).name)
+        return read_json(path, error_class)
+
+    monkeypatch.setattr("gptrio.tokenization.vocabulary.read_json", reading)
+    AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2")
+    assert "tokenizer_config.json" in read
+    assert len(read) == len(set(read))

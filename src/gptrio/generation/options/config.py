@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gptrio.config.fields import as_list, unknown_option
 from gptrio.config.serialization import FORMAT_VERSION
-from gptrio.errors import CheckpointError, OptionError, warn
+from gptrio.errors import CheckpointError, OptionError, nearest, warn
 from gptrio.generation.options.schema import (
     CALL_ARGUMENTS,
     GenerationMode,
@@ -66,12 +66,10 @@ class GenerationConfig(GenerationOptions, Pushable):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Set an option or any other attribute, with a warning if its name is close to an option's."""
-        if name not in vars(self) and not name.startswith("_"):
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, option_types(), n=1, cutoff=0.85)
-            if near and name not in option_types():
-                warn(f"{name!r} is not an option of generate and has no effect; did you mean {near[0]!r}?")
+        if not (name in vars(self) or name.startswith("_") or name in option_types()):
+            hint = nearest(name, option_types(), cutoff=0.85)
+            if hint:
+                warn(f"{name!r} is not an option of generate and has no effect; {hint}")
         super().__setattr__(name, value)
 
     # checks

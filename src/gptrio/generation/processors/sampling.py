@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from gptrio.config.fields import check_number
@@ -212,16 +214,11 @@ class EtaLogitsWarper(_Truncation):
     """
 
     def __init__(
-        self,
-        epsilon: float,
-        filter_value: float = NEG_INF,
-        min_tokens_to_keep: int = 1,
-        device: str | torch.device = "cpu",
+        self, epsilon: float, filter_value: float = NEG_INF, min_tokens_to_keep: int = 1, device: Any = "cpu"
     ) -> None:
         super().__init__(filter_value, min_tokens_to_keep)
-        self.epsilon = torch.tensor(
-            check_number("eta_cutoff", epsilon, float, gt=0, lt=1), dtype=torch.float32, device=device
-        )
+        value = check_number("eta_cutoff", epsilon, float, gt=0, lt=1)
+        self.epsilon = torch.tensor(value, dtype=torch.float32, device=device)
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """Return scores (B, V) with the unlikely tokens filled."""

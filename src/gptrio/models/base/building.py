@@ -78,6 +78,7 @@ _FILLING = (
     torch.linspace,
 )
 _INFERRING = (torch.tensor, torch.full, torch.arange)  # whose dtype follows from their values
+_DRAWING = ("normal_", "uniform_", "trunc_normal_")
 
 
 class TensorDefaults(TorchFunctionMode):
@@ -102,7 +103,7 @@ class TensorDefaults(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run a function of torch with the defaults; skip `normal_` on the meta device."""
+        """Run a function of torch with the defaults; draw nothing on the meta device."""
         kwargs = kwargs or {}
         if self._empty_on_meta and func is torch.empty and kwargs.get("device") is None:
             kwargs = {**kwargs, "device": "meta"}
@@ -112,7 +113,7 @@ class TensorDefaults(TorchFunctionMode):
             made = func(*args, **kwargs)
             is_from_numbers = made.is_floating_point() and not (args and isinstance(args[0], Tensor))
             return func(*args, **{**kwargs, "dtype": self._dtype}) if is_from_numbers else made
-        if getattr(func, "__name__", "") == "normal_":
+        if getattr(func, "__name__", "") in _DRAWING:
             tensor = args[0] if args else kwargs["tensor"]
             if tensor.is_meta:
                 return tensor

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
-from gptrio.errors import MissingDependencyError, OptionError
+from gptrio.errors import OptionError, import_optional
 
 DeviceMap = str | int | torch.device | dict[str, Any]
 _PLANNED = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -145,12 +144,6 @@ def execution_device(model: nn.Module) -> torch.device | None:
     return None
 
 
-def _import_accelerate(what: str) -> ModuleType:
-    try:
-        import accelerate
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{what} needs accelerate; pip install 'gptrio[accelerate]', or name one device"
-        ) from error
-    module: ModuleType = accelerate
-    return module
+def _import_accelerate(what: str) -> Any:
+    message = f"{what} needs accelerate; pip install 'gptrio[accelerate]', or name one device"
+    return import_optional("accelerate", message)
