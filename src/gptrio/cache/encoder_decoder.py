@@ -22,6 +22,8 @@ class EncoderDecoderCache(Cache):
         cross_attention_cache: keys and values of the encoder's states; empty if None.
     """
 
+    cross_attention_cache: Cache
+
     def __init__(
         self, self_attention_cache: Cache | Iterable[tuple[Tensor, ...]], cross_attention_cache: Cache | None = None
     ) -> None:

@@ -173,6 +173,8 @@ class Cache(ExtensibleClass):
     Attributes:
         real_positions_last: whether `move_positions` has moved each row's padding before its real positions; the
             caller's attention mask keeps its own order, and `mask_in_order` reorders it.
+        cross_attention_cache: keys and values of an encoder's states; None in a cache without them.
+        is_updated: layer -> whether `cross_attention_cache` holds it.
 
     Args:
         layers: the first layers.
@@ -180,6 +182,8 @@ class Cache(ExtensibleClass):
     """
 
     real_positions_last = False
+    cross_attention_cache: Cache | None = None
+    is_updated: dict[int, bool]
 
     def __init__(
         self, layers: Iterable[CacheLayer] = (), layer_class_to_replicate: Callable[[], CacheLayer] | None = None

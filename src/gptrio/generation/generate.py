@@ -20,6 +20,7 @@ from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
 from gptrio.generation.prompt import build_prompt, keeping
+from gptrio.generation.runners.select import direct_calls
 from gptrio.generation.sampling import Generators
 from gptrio.generation.setup import GenerateArguments, prepare_generation
 from gptrio.generation.state import GenerationState
@@ -33,7 +34,7 @@ from gptrio.generation.strategies.group_beam import grouped_beam_search
 from gptrio.generation.streamers import Streamer
 from gptrio.generation.token_healing import heal
 from gptrio.kernels.linear import packed_inference
-from gptrio.nn.fast_call import has_no_hooks, has_own_classes_only, skip_hook_dispatch
+from gptrio.nn.fast_call import has_own_classes_only, skip_hook_dispatch
 
 Result = Tensor | GenerateOutput
 
@@ -129,13 +130,21 @@ def generate(
         bool(synced_gpus),
         on_finish,
     )
-    private = custom_generate is None and _is_private(config, extras, forward_arguments)
     models = [each for each in (model, assistant_model) if each is not None]
-    private = private and all(has_no_hooks(each) for each in models)
+    reason = direct_calls(
+        models,
+        logits_processor=logits_processor,
+        stopping_criteria=stopping_criteria,
+        prefix_allowed_tokens_fn=prefix_allowed_tokens_fn,
+        past_key_values=forward_arguments.get("past_key_values") is not None,
+        custom_generate=custom_generate,
+        return_dict_in_generate=config.return_dict_in_generate,
+    )
+    is_private = reason is None and all(has_own_classes_only(each) for each in models)
     with (
-        torch.inference_mode() if private and all(has_own_classes_only(each) for each in models) else torch.no_grad(),
+        torch.inference_mode() if is_private else torch.no_grad(),
         packed_inference(model),
-        skip_hook_dispatch(private),
+        skip_hook_dispatch(unless=reason),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)
         if custom_generate is None:
@@ -161,13 +170,6 @@ def generate(
         result.past_key_values = result.past_key_values.to_legacy_cache()
     result.past_key_values = as_given(result.past_key_values)
     return result
-
-
-def _is_private(config: GenerationConfig, extras: GenerateArguments, forward_arguments: dict[str, Any]) -> bool:
-    """Whether the caller sees no tensor of this call but the ids, so that none of them needs to be fit for autograd."""
-    if config.return_dict_in_generate or forward_arguments.get("past_key_values") is not None:
-        return False
-    return not (extras.logits_processor or extras.stopping_criteria or extras.prefix_allowed_tokens_fn)
 
 
 def _run_own_loop(loop: Callable[..., Any], state: GenerationState) -> Any:

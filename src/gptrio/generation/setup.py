@@ -20,7 +20,7 @@ from gptrio.generation.processors.build import build_processors
 from gptrio.generation.prompt import Prompt
 from gptrio.generation.sampling import Generators
 from gptrio.generation.state import GenerationState
-from gptrio.generation.step import Stepper
+from gptrio.generation.step import DecodeRunner
 from gptrio.generation.stopping import (
     Criterion,
     MaxLengthCriteria,
@@ -69,7 +69,7 @@ def prepare_generation(
     cache = _cache(model, prompt, config, mode, copies)
     if cache is not None and prompt.moved is not None:
         cache.real_positions_last = True
-    step = Stepper(model, prompt, config, copies, cache)
+    step = DecodeRunner(model, prompt, config, copies, cache)
     rows = prompt.repeated(copies)
     beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)

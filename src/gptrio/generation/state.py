@@ -13,7 +13,7 @@ from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.processors.base import LogitsProcessorList
 from gptrio.generation.prompt import Prompt
 from gptrio.generation.sampling import Generators
-from gptrio.generation.step import Stepper
+from gptrio.generation.step import DecodeRunner
 from gptrio.generation.stopping import (
     EosTokenCriteria,
     FinishReason,
@@ -78,7 +78,7 @@ class GenerationState:
     model: Any
     config: GenerationConfig
     prompt: Prompt
-    step: Stepper
+    step: DecodeRunner
     processors: LogitsProcessorList
     criteria: StoppingCriteriaList
     pad: int | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, check_numba, is_installed, one_line
+from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, NOT_INSTALLED, check_numba, is_installed, one_line
 from gptrio.kernels.cpu_decode.compilation import status
 from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
@@ -33,7 +33,7 @@ def kernel_report() -> dict[str, str]:
 def decoding_report() -> str:
     """Say how tokens are decoded."""
     if not is_installed():
-        return "the products above, as numba is not installed, or the system is not a POSIX one"
+        return f"the products above, as {NOT_INSTALLED}"
     try:
         check_numba()
         from gptrio.kernels.cpu_decode.amx import is_available

@@ -16,44 +16,55 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.utils._device import DeviceContext
 
+from gptrio.kernels.cpu_decode import Reason
+
 _HOMES = ("gptrio.", "torch.nn.")
 _CALLED = ("forward", "__call__", "_call_impl")  # what a call of a module runs
-_lean: ContextVar[bool] = ContextVar("gptrio_lean_calls", default=False)
+_hook_dispatch: ContextVar[str | None] = ContextVar("gptrio_hook_dispatch", default="the model runs outside generate")
 
 
 @contextmanager
-def skip_hook_dispatch(on: bool) -> Iterator[None]:
-    """Run forwards directly, in this thread, if `on`: for models that are plain (see `has_no_hooks`)."""
-    token = _lean.set(on)
+def skip_hook_dispatch(unless: str | None = None) -> Iterator[None]:
+    """Run forwards directly, in this thread, without a search for hooks, unless there is a reason against it."""
+    token = _hook_dispatch.set(unless)
     try:
         yield
     finally:
-        _lean.reset(token)
+        _hook_dispatch.reset(token)
 
 
 @contextmanager
 def for_the_caller() -> Iterator[None]:
     """Run the caller's code inside `generate` as the reference does: without gradients, and with hooks."""
-    with torch.inference_mode(False), torch.no_grad(), skip_hook_dispatch(False):
+    with torch.inference_mode(False), torch.no_grad(), skip_hook_dispatch(unless="the caller's code runs"):
         yield
+
+
+def dispatch_reason() -> str | None:
+    """Why modules look for hooks now; None if they run their forward directly."""
+    return "torch compiles the call" if is_dynamo_compiling() else _hook_dispatch.get()
 
 
 def is_dispatch_skipped() -> bool:
     """Whether modules run their forward directly now."""
-    return not is_dynamo_compiling() and _lean.get()
+    return not is_dynamo_compiling() and _hook_dispatch.get() is None
 
 
-def has_no_hooks(model: nn.Module) -> bool:
-    """Whether nothing stands between a call of any module of `model` and the forward of its class.
+def hook_reason(model: nn.Module) -> Reason | None:
+    """What stands between a call of some module of `model` and the forward of its class; None if nothing does.
 
     What may: hooks (forward or backward, of a module or of all modules), a compiled form, a forward set on an instance
     (by a wrapper, `torch.compile` or accelerate) or on a class of this package or of torch, and modes that watch every
     operation or function of torch, such as flop counters.
     This is the one place where that is decided; whatever would skip or fuse a call of a module asks here.
     """
-    if _is_watched_globally() or any(_has_own(module) for module in model.modules()):
-        return False
-    return not any(_is_altered(kind) for kind in {type(module) for module in model.modules()})
+    if _is_watched_globally():
+        return Reason("hooks of all modules or a mode of torch see every call")
+    for module in model.modules():
+        if _has_own(module):
+            return Reason(f"a {type(module).__name__} has hooks, a compiled form or a forward of its own")
+    altered = next(filter(_is_altered, {type(module) for module in model.modules()}), None)
+    return None if altered is None else Reason(f"the forward of {altered.__name__} was replaced")
 
 
 def has_own_classes_only(model: nn.Module) -> bool:
@@ -66,13 +77,13 @@ def has_own_classes_only(model: nn.Module) -> bool:
 
 def is_watched(*modules: nn.Module | None) -> bool:
     """Whether hooks see calls of one of these very modules, or another forward than its class's answers them."""
-    if is_dynamo_compiling() or _lean.get():
+    if is_dynamo_compiling() or _hook_dispatch.get() is None:
         return False
     known = [module for module in modules if module is not None]
     return _is_watched_globally() or any(_has_own(module) or _is_altered(type(module)) for module in known)
 
 
-def has_package_forward(module: nn.Module) -> bool:
+def has_package_forward(module: Any) -> bool:
     """Whether the forward of the module's class is this package's, not one of a subclass made elsewhere."""
     return is_written_in(type(module).forward, "gptrio.")
 
@@ -125,7 +136,7 @@ class FastCallModule(nn.Module):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the forward, with hooks unless there are none."""
-        if not is_dynamo_compiling() and _lean.get():
+        if not is_dynamo_compiling() and _hook_dispatch.get() is None:
             return self.forward(*args, **kwargs)
         return super().__call__(*args, **kwargs)
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptrio.nn.fast_call import has_no_hooks
+from gptrio.nn.fast_call import hook_reason
 from tests.contract.families import FAMILIES, Family, tokens
 
 HOOKS = [
@@ -40,18 +40,18 @@ def parts(family: Family) -> dict[str, Callable[[Any], nn.Module]]:
 def test_a_model_with_a_hook_is_not_plain_until_it_is_removed(name: str) -> None:
     model = FAMILIES[0].build()
     handle = getattr(model.base_model.blocks[1].mlp.act, name)(lambda *_: None)
-    assert not has_no_hooks(model)
+    assert hook_reason(model)
     handle.remove()
-    assert has_no_hooks(model)
+    assert hook_reason(model) is None
 
 
 @pytest.mark.parametrize("name", HOOKS)
 def test_hooks_of_all_modules_are_seen(name: str) -> None:
     model = FAMILIES[0].build()
     handle = getattr(nn.modules.module, name.replace("register", "register_module", 1))(lambda *_: None)
-    assert not has_no_hooks(model)
+    assert hook_reason(model)
     handle.remove()
-    assert has_no_hooks(model)
+    assert hook_reason(model) is None
 
 
 @contextlib.contextmanager
@@ -75,11 +75,11 @@ def test_a_forward_set_on_an_instance_runs_in_every_step(family: Family, part: s
     model, ids = family.build(eos_token_id=None), tokens(1, 7)
     expected = model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
     with counted_forward(parts(family)[part](model)) as calls:
-        assert not has_no_hooks(model)
+        assert hook_reason(model)
         actual = model.generate(ids, max_new_tokens=STEPS, do_sample=False, pad_token_id=0)
     assert len(calls) == STEPS
     assert torch.equal(actual, expected)
-    assert has_no_hooks(model)
+    assert hook_reason(model) is None
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=str)

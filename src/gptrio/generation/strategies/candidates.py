@@ -20,7 +20,7 @@ from gptrio.generation.options.max_length import context_length, last_column
 from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.prompt import Prompt, keeping
 from gptrio.generation.sampling import Generators, draw
-from gptrio.generation.step import Stepper
+from gptrio.generation.step import DecodeRunner
 
 Process = Callable[[Tensor, Tensor], Tensor]
 MAX_PAUSE = 256  # most steps without a draft after drafts that did not pay
@@ -124,7 +124,7 @@ class ModelDraft:
         plain = copy.copy(config)
         plain.output_attentions = plain.output_hidden_states = False
         prompt = prompt.without_cache()
-        self._step = Stepper(model, prompt, plain, 1, DynamicCache())
+        self._step = DecodeRunner(model, prompt, plain, 1, DynamicCache())
         self._last_column = last_column(model, prompt)
         self._do_sample = config.do_sample
         self._process = process

@@ -10,9 +10,12 @@ MAX_ROWS, MAX_ROWS_AMX = 8, 32  # with more rows, whole matrix products are fast
 
 
 class Reason(str):
-    """Why steps do not run compiled, as a sentence."""
+    """Why an optimisation is not used, as a sentence."""
 
     __slots__ = ()
+
+
+NOT_INSTALLED = Reason("numba is not installed, or the system is not a POSIX one")
 
 
 @functools.cache

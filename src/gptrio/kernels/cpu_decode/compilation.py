@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from gptrio.errors import OptionError
-from gptrio.kernels.cpu_decode import Reason, check_numba, is_installed, one_line
+from gptrio.kernels.cpu_decode import NOT_INSTALLED, Reason, check_numba, is_installed, one_line
 
 MODES = ("background", "wait", "never")
 RETRY_SECONDS = 3600.0  # for so long nobody tries again what could not be compiled
@@ -194,7 +194,7 @@ class _Readiness:
 
     def _find_out(self) -> Reason | None:
         if not is_installed():
-            return Reason("numba is not installed, or the system is not a POSIX one")
+            return NOT_INSTALLED
         mode = compile_mode()
         if mode == "never":
             return Reason("GPTRIO_COMPILE is 'never'")

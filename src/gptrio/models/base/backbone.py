@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from gptrio.cache import Cache, EncoderDecoderCache
+from gptrio.cache import Cache
 from gptrio.cache.transformers import as_given
-from gptrio.errors import InputError
+from gptrio.errors import InputError, TokenIdError
 from gptrio.models.base import inputs
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import overridable
@@ -230,7 +230,7 @@ class Backbone(PreTrainedModel):
         return cast(Tensor, self.final_norm(x))
 
     def _embed_tokens(self, ids: Tensor) -> Tensor:
-        return inputs.embed_tokens(cast(nn.Embedding, self.get_input_embeddings()), ids)
+        return embed_tokens(cast(nn.Embedding, self.get_input_embeddings()), ids)
 
     def _may_cache(self, use_cache: bool) -> bool:
         if use_cache and self.training and (self.gradient_checkpointing or any(map(_is_checkpointed, self.blocks))):
@@ -298,9 +298,36 @@ class Backbone(PreTrainedModel):
         visible = AttentionMask(x.shape[1], states.shape[1], x.device, causal=False, attention_mask=is_real)
         if mask is not None and mask.dim() > 2:
             visible.custom = (mask if mask.dim() == 4 else mask[:, None]).bool()  # (B, 1, T, S)
-        if not isinstance(cache, EncoderDecoderCache):
+        if cache is None or cache.cross_attention_cache is None:
             return CrossAttention(states, visible)
         return CrossAttention(states, visible, cache.cross_attention_cache, cache.is_updated)
+
+
+def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Tensor:
+    """Look rows of a table up.
+
+    Args:
+        table: (V, C).
+        ids: (..., ) integers.
+        what: name of the ids in the error.
+
+    Returns:
+        (..., C).
+
+    Raises:
+        TokenIdError: an id lies outside the table (on the CPU; a GPU reports it in its own way, later).
+    """
+    try:
+        return table(ids)  # type: ignore[no-any-return]  # modules are callables of Any
+    except IndexError as error:
+        wrong = ids[(ids < 0) | (ids >= table.num_embeddings)]
+        if not len(wrong):
+            raise
+        remedy = "resize_token_embeddings adds tokens" if what == "token id" else "shorten the input"
+        rows = table.num_embeddings
+        raise TokenIdError(
+            f"{what} {int(wrong[0])} is outside the table of {rows} rows; expected 0 to {rows - 1} ({remedy})"
+        ) from error
 
 
 def _is_checkpointed(block: nn.Module) -> bool:
@@ -321,9 +348,9 @@ class LearnedPositionBackbone(Backbone):
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """Add positions (Vaswani et al., 2017, learned as in GPT) and token types, and drop."""
-        x = x + inputs.embed_tokens(self.wpe, position_ids, "position")
+        x = x + embed_tokens(self.wpe, position_ids, "position")
         if token_type_ids is not None:
-            x = x + inputs.embed_tokens(self.wte, token_type_ids)
+            x = x + embed_tokens(self.wte, token_type_ids)
         return cast(Tensor, self.drop(x))
 
     @property

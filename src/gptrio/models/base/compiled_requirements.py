@@ -19,7 +19,7 @@ from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.nn.blocks import BlockSpec
-from gptrio.nn.fast_call import LayerNorm, has_no_hooks, is_dispatch_skipped, is_written_in
+from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import WeightView, is_known_linear, weight_view
 from gptrio.nn.rotary import RotaryEmbedding
 
@@ -56,8 +56,8 @@ def _no_autocast(model: Any) -> Problems:
 
 
 def _no_hooks(model: Any) -> Problems:
-    if not (is_dispatch_skipped() or has_no_hooks(model)):
-        yield "the model has hooks, or a part of it was compiled by torch"
+    if not is_dispatch_skipped() and (reason := hook_reason(model)):
+        yield reason
 
 
 def _declaration(module: Any) -> Mapping[str, tuple[type, ...]] | None:

@@ -70,6 +70,10 @@ class CausalLMHead(HeadModel):
         """Create the linear layer (V, C)."""
         setattr(self, self.head_name, Linear(self.config.hidden_size, self.config.vocab_size, bias=False))
 
+    def get_output_embeddings(self) -> nn.Module:
+        """The linear layer (V, C)."""
+        return cast(nn.Module, getattr(self, self.head_name, None))
+
     @overridable
     def forward(
         self,
@@ -97,7 +101,7 @@ class CausalLMHead(HeadModel):
             inputs.only_loss_options(loss_kwargs)
         out = self.base_model(**backbone_inputs, return_dict=True)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = cast(nn.Module, self.get_output_embeddings())(out.last_hidden_state[..., kept, :])
+        logits = self.get_output_embeddings()(out.last_hidden_state[..., kept, :])
         loss = None
         if labels is not None or loss_kwargs.get("shift_labels") is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
@@ -109,7 +113,7 @@ class CausalLMHead(HeadModel):
     def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.forward_last`."""
         states = self.base_model.forward_last(input_ids, cache)
-        return cast(Tensor, cast(nn.Module, self.get_output_embeddings())(states))
+        return cast(Tensor, self.get_output_embeddings()(states))
 
     def compiled_step(self, rows: int, left_padding: Tensor | None = None) -> CompiledStep | Reason:
         """A compiled form of `next_logits`, or the reason why this model has none, or none for so many rows.

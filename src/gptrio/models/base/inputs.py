@@ -7,13 +7,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.cache.transformers import as_own_cache
 from gptrio.config import PretrainedConfig
-from gptrio.errors import InputError, TokenIdError, warn
+from gptrio.config.fields import as_list
+from gptrio.errors import InputError, warn
 from gptrio.kernels.cuda_graph import is_recording
 from gptrio.nn.masks import are_tokens_real
 
@@ -22,33 +23,6 @@ if TYPE_CHECKING:
 
 
 LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels"}
-
-
-def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Tensor:
-    """Look rows of a table up.
-
-    Args:
-        table: (V, C).
-        ids: (..., ) integers.
-        what: name of the ids in the error.
-
-    Returns:
-        (..., C).
-
-    Raises:
-        TokenIdError: an id lies outside the table (on the CPU; a GPU reports it in its own way, later).
-    """
-    try:
-        return table(ids)  # type: ignore[no-any-return]  # modules are callables of Any
-    except IndexError as error:
-        wrong = ids[(ids < 0) | (ids >= table.num_embeddings)]
-        if not len(wrong):
-            raise
-        remedy = "resize_token_embeddings adds tokens" if what == "token id" else "shorten the input"
-        rows = table.num_embeddings
-        raise TokenIdError(
-            f"{what} {int(wrong[0])} is outside the table of {rows} rows; expected 0 to {rows - 1} ({remedy})"
-        ) from error
 
 
 def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> None:
@@ -99,7 +73,7 @@ def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: Pretrain
         )
     if len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
         _check_layers(len(past.layers), config)
-    return EncoderDecoderCache(past, DynamicCache()) if cross and not isinstance(past, EncoderDecoderCache) else past
+    return EncoderDecoderCache(past, DynamicCache()) if cross and past.cross_attention_cache is None else past
 
 
 def _check_layers(held: int, config: PretrainedConfig) -> None:
@@ -216,7 +190,7 @@ def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: 
     pad = config.pad_token_id
     if pad is None or mask is not None or input_ids is None or _is_traced() or are_tokens_real():
         return
-    if pad in (config.bos_token_id, config.eos_token_id, config.sep_token_id):
+    if pad in [*as_list(config.bos_token_id), *as_list(config.eos_token_id), *as_list(config.sep_token_id)]:
         return  # it may be a real token there
     if bool((input_ids[:, [0, -1]] == pad).any()):
         warn_once("input_ids hold pad_token_id at an end, but no attention_mask was given; pass the tokenizer's mask")

@@ -1,0 +1,55 @@
+"""Steps that run the model's own code, module after module."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+from gptrio.generation.inputs import ModelInputs
+from gptrio.generation.prompt import keeping
+from gptrio.generation.protocol import CausalLM
+from gptrio.generation.runners.protocol import Logits, Step
+from gptrio.nn.fast_call import is_written_in
+from gptrio.nn.masks import tokens_are_real
+
+
+class EagerRunner:
+    """The model's forward; for plain steps `next_logits`, which costs less, if it gives the same for all rows.
+
+    Attributes:
+        prepare: the model's `prepare_inputs_for_generation`, if it is not this package's.
+    """
+
+    threads = 0
+
+    def __init__(self, model: CausalLM, inputs: ModelInputs, has_next_logits: bool) -> None:
+        self.prepare = own_preparation(model)
+        self._model, self._inputs = model, inputs
+        self._next_logits = model.next_logits if has_next_logits else None
+        self._keeps = bool(keeping(model, 1))  # else the model gives the logits of all positions
+
+    def supports(self, step: Step) -> bool:
+        """Whether this can run a step: always."""
+        return True
+
+    def run(self, step: Step) -> Any:
+        """The model's output, with logits (B, keep, V)."""
+        if self._next_logits is not None and step.is_plain:
+            return Logits(self._next_logits(step.new_ids, step.cache))
+        if self.prepare is None:
+            arguments = self._inputs.arguments(step)
+        else:
+            prepared = self.prepare(step.ids, **self._inputs.arguments_to_prepare(step))
+            arguments = {name: value for name, value in prepared.items() if name != "logits_to_keep"}
+        with nullcontext() if "attention_mask" in arguments else tokens_are_real():
+            if self._keeps:
+                return self._model(return_dict=True, logits_to_keep=step.keep, **arguments)
+            output = self._model(return_dict=True, **arguments)
+        output.logits = output.logits[:, -step.keep :]
+        return output
+
+
+def own_preparation(model: CausalLM) -> Any:
+    """The model's `prepare_inputs_for_generation`, where its class has not just inherited this package's."""
+    method = getattr(model, "prepare_inputs_for_generation", None)
+    return None if method is None or is_written_in(method, "gptrio.") else method
