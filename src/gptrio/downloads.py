@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from gptrio.hub import HubOptions
 
 COMMIT = re.compile("[0-9a-f]{40}")
-_TIME_LIMIT = 5.0  # seconds that the hub has to answer whether a file is there
+_TIME_LIMIT = 5.0  # seconds to wait for the hub to answer whether a file exists
 _warned_of: set[str] = set()  # repositories whose cached files are used without the hub
 
 
 def download(repo_id: str, filename: str, options: HubOptions, required: bool) -> Path | None:
-    """A file of a hub repository, from the cache if it is known there for good, else from the hub.
+    """A file of a hub repository: from the cache if the revision is a commit, which never changes, else from the hub.
 
     Where the hub cannot be reached, a file that the cache knows for this revision is used, with one warning.
     """
@@ -83,10 +83,10 @@ def _found(path: Path | None, required: bool, message: str) -> Path | None:
 
 
 def _why_unreachable(url: str, options: HubOptions) -> str | None:
-    """Why the hub does not answer for the address of a file, in a line, or None if it answers, whatever it says.
+    """Why the hub does not answer a request for the address of a file; None if it does, with any answer but an error.
 
-    huggingface_hub tries a dead connection again for up to a minute, and logs each try; one short question first
-    spares that. The time limit is HF_HUB_ETAG_TIMEOUT, or a few seconds.
+    huggingface_hub retries a dead connection for up to a minute and logs each attempt; one short request first avoids
+    that. The time limit is HF_HUB_ETAG_TIMEOUT, or 5 seconds.
     """
     from huggingface_hub import get_session, utils
 
@@ -102,7 +102,7 @@ def _why_unreachable(url: str, options: HubOptions) -> str | None:
 
 
 def _fetch(repo_id: str, filename: str, options: HubOptions, required: bool) -> Path | None:
-    """Download a file, if the cache has not the hub's newest version of it; None if the repository lacks it.
+    """Download a file unless the cache has the hub's newest version of it; None if the repository lacks it.
 
     Raises:
         CheckpointNotFoundError: there is no such repository, revision or (if required) file, or access is refused.
@@ -115,7 +115,7 @@ def _fetch(repo_id: str, filename: str, options: HubOptions, required: bool) -> 
     try:
         with _one_try():
             return Path(hf_hub_download(repo_id, filename, **arguments))
-    except LocalEntryNotFoundError as error:  # what the library says of a question without a good answer
+    except LocalEntryNotFoundError as error:  # the library raises it for any request without a useful answer
         raise _refusal(error.__cause__ or error, repo_id, filename, options) from error
     except EntryNotFoundError:
         return _found(None, required, _missing_message(repo_id, filename, options, ""))
@@ -124,7 +124,7 @@ def _fetch(repo_id: str, filename: str, options: HubOptions, required: bool) -> 
 
 
 def _refusal(error: BaseException, repo_id: str, filename: str, options: HubOptions) -> CheckpointError:
-    """The error for what stands in the way of a download: an answer of the hub, or none."""
+    """The error for a download that failed: with the hub's answer, or because there was none."""
     from huggingface_hub.errors import HfHubHTTPError
 
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -141,8 +141,7 @@ def _refusal(error: BaseException, repo_id: str, filename: str, options: HubOpti
 def _one_try() -> Iterator[None]:
     """Make huggingface_hub try once, without log lines: it would retry a dead connection for half a minute.
 
-    Failures are raised as an error that it does not retry. Sessions of httpx, which newer versions use, stay as they
-    are.
+    Failures are raised as an error that it does not retry. Sessions of httpx, in newer versions, are not changed.
     """
     from huggingface_hub import get_session
 
@@ -167,7 +166,7 @@ class _FailFastAdapter:
         self._adapter = adapter
 
     def send(self, *args: Any, **kwargs: Any) -> Any:
-        """Send a request; raises HubUnreachableError for a connection that fails and for trouble of the server."""
+        """Send a request; raises HubUnreachableError if the connection or the server fails."""
         try:
             response = self._adapter.send(*args, **kwargs)
         except OSError as error:  # requests' exceptions
@@ -177,11 +176,11 @@ class _FailFastAdapter:
         return response
 
     def close(self) -> None:
-        """Leave the adapter to its session."""
+        """Do nothing: the session closes the adapter itself."""
 
 
 def _warn_of_cached_copy(repo_id: str, reason: str) -> None:
-    """Say once for a repository that its cached files are used."""
+    """Warn once for each repository that its cached files are used."""
     if repo_id not in _warned_of:
         _warned_of.add(repo_id)
         warn(f"{reason}; the cached files of {repo_id!r} are used (HF_HUB_OFFLINE=1 does so without asking the hub)")
@@ -192,7 +191,7 @@ def _host(url: str) -> str:
 
 
 def _kind_of(error: BaseException) -> str:
-    """What went wrong below, in a few words."""
+    """The cause of a failed request, in a few words."""
     texts = {
         "Timeout": "no answer in time",
         "Connect": "no connection",

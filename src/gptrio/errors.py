@@ -101,7 +101,7 @@ def warn(message: str) -> None:
 
     `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", silences warnings.
     """
-    import logging  # which takes longer than the rest of this module, and is seldom needed
+    import logging  # slower to import than the rest of this module, and seldom needed
 
     if logging.getLogger("gptrio").level > logging.WARNING:
         return

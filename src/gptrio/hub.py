@@ -35,8 +35,8 @@ class HubOptions:
         revision: branch, tag or commit of a hub repository (its main branch when None).
         cache_dir: where the hub's files are cached (huggingface_hub's default when None).
         token: hub access token; True means the stored one, None the stored one if there is one.
-        local_files_only: never reach for the network.
-        force_download: fetch again what is cached.
+        local_files_only: do not use the network.
+        force_download: download files again that are cached.
     """
 
     subfolder: str = ""
@@ -86,7 +86,7 @@ class HubOptions:
 
         Raises:
             CheckpointNotFoundError: the file, the folder or the repository does not exist.
-            HubUnreachableError: the hub does not answer, and its cache does not know the file either.
+            HubUnreachableError: the hub does not answer, and its cache does not have the file either.
             UnsafeCheckpointError: `filename` or `subfolder` points outside the folder.
         """
         return cast(Path, _locate(name_or_path, filename, self, required=True))

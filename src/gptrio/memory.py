@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-_UNCHANGED = (0, 1, 5)  # bits 61 to 63 of a page's entry: not there, or of a file and as the file has it
+_UNCHANGED = (0, 1, 5)  # bits 61 to 63 of a page's entry: absent, or an unchanged page of a file
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def drop_mapped_pages(tensor: Tensor) -> None:
     """Release the pages of a memory-mapped tensor after its data has been copied elsewhere; reading maps them again.
 
     Linux counts the mapped pages of a file as memory of the one process that maps them, so they would count beside the
-    converted, quantized or packed copy that was made of them. Tensors that are not mapped, or were written to since,
-    stay as they are; so does everything where the system does not tell.
+    converted, quantized or packed copy that was made of them. Nothing is released of tensors that are not mapped or
+    were written to, nor where the system has no list of pages.
     """
     import mmap
 
@@ -41,7 +41,7 @@ def drop_mapped_pages(tensor: Tensor) -> None:
         return
     first = -(-tensor.data_ptr() // mmap.PAGESIZE)
     count = (tensor.data_ptr() + tensor.nbytes) // mmap.PAGESIZE - first
-    if count > 0 and _are_as_in_the_file(first, count):
+    if count > 0 and _are_unchanged(first, count):
         advise(first * mmap.PAGESIZE, count * mmap.PAGESIZE, mmap.MADV_DONTNEED)
 
 
@@ -56,8 +56,8 @@ def _madvise() -> Callable[[int, int, int], Any] | None:
     return function
 
 
-def _are_as_in_the_file(first: int, count: int) -> bool:
-    """Whether none of these pages of memory has content of its own."""
+def _are_unchanged(first: int, count: int) -> bool:
+    """Whether all of these pages of memory are absent or unchanged pages of a file."""
     import numpy as np
 
     try:

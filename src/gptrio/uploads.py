@@ -1,4 +1,4 @@
-"""From a folder to a hub repository: what a save has written there, with a message, on a branch, beside a model card.
+"""Uploads saved files to a hub repository, with a commit message, on a branch, and with a model card.
 
 `huggingface_hub` is imported when something is pushed.
 """
@@ -20,7 +20,7 @@ tags: []
 
 # Model card of {repo_id}
 
-Written by gptrio, which saved these files. Say here what they are for, and what they were trained on.
+Written by gptrio, which saved these files. Describe here what they are for, and what they were trained on.
 """
 _NOUNS = ("Model", "Config", "Tokenizer")  # in the names of classes, for commit messages as in Transformers
 

@@ -19,7 +19,7 @@ from gptrio.hub import local_folder
 TEXTS = ["def hello_world():", "  import os\n", "größer 東", "<|endoftext|> end", ""]
 CLASSES = ["GPT2Tokenizer", "GPT2TokenizerFast", "GPTNeoXTokenizerFast"]
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:the files are of a:gptrio.GptrioWarning"),  # on purpose: one folder for all
+    pytest.mark.filterwarnings("ignore:the files belong to a:gptrio.GptrioWarning"),  # on purpose: one folder for all
     pytest.mark.filterwarnings("ignore:add_bos_token=True has no effect:gptrio.GptrioWarning"),
 ]
 PAIRED = dict(zip(("ours", "theirs"), (gptrio, transformers), strict=True))
@@ -308,7 +308,7 @@ def test_a_special_token_that_gets_lost_is_named(folder):
     from tokenizers.processors import TemplateProcessing
 
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="def:0 $A:0", special_tokens=[("def", 5)])
-    with pytest.raises(TokenizationError, match="'def' is put around texts"):
+    with pytest.raises(TokenizationError, match="'def' is added around texts"):
         tokenizer.train_new_from_iterator([["x y z"]], 280, show_progress=False)
 
 

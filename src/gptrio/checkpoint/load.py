@@ -159,7 +159,7 @@ def load_into(
         rules: how the names in the files become those of the model.
         dtype: type to convert floating-point tensors to, or a function of the model key; as stored when None.
         device: where tensors go: one device, or a function of the model key.
-        ignore_mismatched_sizes: leave parameters of other shapes alone instead of raising.
+        ignore_mismatched_sizes: skip tensors of other shapes instead of raising.
         on_tensor: is called first with each model key, tensor, key in the checkpoint, and checkpoint; returns True if
             it has loaded the tensor itself.
         key_mapping: see `gptrio.checkpoint.keys.renamed`.
@@ -200,7 +200,7 @@ def load_into(
 
 
 def _in_file_order(reader: TensorSource) -> Iterator[str]:
-    """Yield the keys file by file, with a progress bar over shards if someone is watching."""
+    """Yield the keys file by file, with a progress bar over shards if standard error is a terminal."""
     if isinstance(reader, TensorDict):
         yield from reader.keys()
         return

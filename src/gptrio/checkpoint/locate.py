@@ -1,4 +1,4 @@
-"""Which files hold the weights of a model, and which tensors lie in which. Loads no torch."""
+"""Which files have the weights of a model, and which tensors are in which file. Loads no torch."""
 
 from __future__ import annotations
 

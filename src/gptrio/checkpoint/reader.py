@@ -34,7 +34,7 @@ _LONGEST_HEADER = 100_000_000  # bytes
 
 
 class TensorInfo(NamedTuple):
-    """What a header says of a tensor: its dtype code, its shape, and its bytes `start:end` in the file."""
+    """The entry of a tensor in a header: its dtype code, its shape, and its bytes `start:end` in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class SafetensorsFile:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._infos = _read_header(self._map)
-        except (ValueError, OSError, RecursionError) as error:  # of JSON and UTF-8, too
+        except (ValueError, OSError, RecursionError) as error:  # JSON and UTF-8 raise ValueError
             raise CheckpointFormatError(f"{path} is not a whole safetensors file: {error}{way_out(path)}") from error
 
     def __contains__(self, name: str) -> bool:
@@ -76,7 +76,7 @@ class SafetensorsFile:
 
 
 class TensorFile(Protocol):
-    """What a checkpoint needs of each of its files."""
+    """What `CheckpointReader` needs of each file."""
 
     def __contains__(self, name: str, /) -> bool:
         """Return whether there is such a tensor."""

@@ -45,19 +45,19 @@ def read_torch_file(path: str | os.PathLike[str]) -> TensorDict:
         The tensors of the dictionary in the file, or of the first dictionary of tensors within it ("state_dict").
 
     Raises:
-        UnsafeCheckpointError: the pickle asks for anything but tensors and plain containers.
+        UnsafeCheckpointError: the pickle needs anything but tensors and plain containers.
         CheckpointFormatError: the file is truncated or malformed, or holds no named tensors.
     """
     path = Path(path)
     try:
         mappable = _is_plain_zip(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # on pickle protocols; what matters raises
+            warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; faults raise errors
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or _starts_with_pickle(path):
             raise UnsafeCheckpointError(
-                f"{path} was refused: its pickle asks for more than tensors, which could run code ({_refusal(error)}). "
+                f"{path} was refused: its pickle needs more than tensors, which could run code ({_refusal(error)}). "
                 "Convert it to safetensors where you trust it"
             ) from error
         raise CheckpointFormatError(f"{path} is not a torch checkpoint{way_out(path)}") from error

@@ -39,7 +39,7 @@ def save_state_dict(
         max_shard_size: bytes, or text such as "500MB"; one tensor is never split.
         safe_serialization: write safetensors rather than a torch file.
         variant: middle part of the file names, such as "fp16".
-        metadata: texts for the header of a safetensors file; {"format": "pt"} when None.
+        metadata: entries for the header of a safetensors file; {"format": "pt"} when None.
 
     Returns:
         The files written, the index included.
@@ -176,5 +176,4 @@ def _warn_if_shadowed(folder: Path, variant: str | None) -> None:
     for name in (SAFETENSORS_NAME, f"{SAFETENSORS_NAME}.index.json"):
         path = folder / variant_name(name, variant)
         if path.exists():
-            message = f"{path} is older than the torch file just saved, but loading prefers it; delete it"
-            warn(message)
+            warn(f"{path} is older than the torch file just saved, but loading prefers it; delete it")

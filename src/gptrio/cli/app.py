@@ -40,7 +40,6 @@ app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "
 
 
 def _print_version(is_given: bool) -> None:
-    """Print the version and exit if the option is given."""
     if is_given:
         print(f"gptrio {__version__}")
         raise typer.Exit

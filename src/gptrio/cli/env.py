@@ -1,4 +1,4 @@
-"""`gptrio env`: what a bug report should say of this machine and installation."""
+"""`gptrio env`: facts about this machine and installation, for bug reports."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def env(
 
 
 def compile_step() -> None:
-    """Compile the decoding step in this process, as for an image that is built.
+    """Compile the decoding step in this process, for example while a container image is built.
 
     Raises:
         UnsupportedError: it cannot be compiled here.
@@ -47,7 +47,7 @@ def compile_step() -> None:
     try:
         check_numba()
         CompiledCode().compile()
-    except Exception as error:  # numba is the user's own, and may die of anything
+    except Exception as error:  # whatever the installed numba raises
         raise UnsupportedError(f"the decoding step cannot be compiled here: {one_line(error)}") from error
 
 
@@ -77,7 +77,7 @@ def hardware() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """Name of the processor as the system tells it."""
+    """Name of the processor, as the system reports it."""
     if sys.platform == "linux":
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
@@ -87,7 +87,7 @@ def processor_name() -> str:
 
 
 def cache_folder() -> str:
-    """Folder where the hub keeps what it fetched."""
+    """Folder in which huggingface_hub caches files."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE

@@ -75,6 +75,5 @@ def _log_lines(verbose: bool) -> Iterator[None]:
 
 
 def _unexpected(error: Exception, verbose: bool) -> str:
-    """Message for an exception that is not one of ours."""
     hint = "" if verbose else " (--verbose shows where)"
     return f"{type(error).__name__}: {error}{hint}"

@@ -79,10 +79,12 @@ def generate(
         str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")
     ] = None,
     attn_implementation: Annotated[str | None, typer.Option(help="eager or sdpa.", show_default="sdpa")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object when all is done.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Say what runs and how fast; tracebacks.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", help="Show what runs and how fast, and tracebacks of errors.")
+    ] = False,
 ) -> None:
-    """Continue a text, printing it as it is written.
+    """Continue a text, and print it while it is generated.
 
     gptrio generate "def hello_world():"
     """
@@ -139,7 +141,7 @@ def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[s
     chosen = {name: value for name, value in given.items() if value is not None}
     if greedy and chosen:
         names = ", ".join("--" + name.replace("_", "-") for name in chosen)
-        raise OptionError(f"--greedy leaves nothing to choose by {names}; drop one or the other")
+        raise OptionError(f"--greedy always takes the likeliest token, so {names} has no effect; drop one or the other")
     if greedy and number > 1:
         raise OptionError(f"--greedy writes one text only, so that --num-return-sequences {number} would be copies")
     return {"do_sample": not greedy, "num_return_sequences": number, **({"num_beams": 1} if greedy else {}), **chosen}

@@ -53,7 +53,7 @@ def translate(message: str, options: Mapping[str, str]) -> str:
 
 
 def _with_value(option: str, found: re.Match[str]) -> str:
-    """Return an option with its value, as one types it."""
+    """Return an option with its value, as it is typed on a command line."""
     value = found[1]
     if value in ("True", "None"):
         return option

@@ -16,11 +16,11 @@ CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {
     cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
 }
 
-OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # of Transformers' back ends, those that are here too
+OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # those of Transformers' back ends that gptrio has
 
 
 def config_class_of(model_type: str) -> type[PretrainedConfig]:
-    """Return the configuration class of a family; raises UnsupportedError, naming those there are."""
+    """Return the configuration class of a family; raises UnsupportedError, which lists the known ones."""
     if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
         known = ", ".join(sorted(CONFIG_CLASSES))
         raise UnsupportedError(
@@ -31,7 +31,7 @@ def config_class_of(model_type: str) -> type[PretrainedConfig]:
 
 
 def as_own_config(given: Any) -> Any:
-    """A configuration of Transformers, or a dictionary of one, as ours of the same family; everything else as it is.
+    """A configuration of Transformers, or a dictionary of one, as ours of the same family; any other object unchanged.
 
     Raises:
         UnsupportedError, ConfigError: the family is not one of ours.
@@ -90,7 +90,7 @@ class AutoConfig:
 
     @staticmethod
     def register(model_type: str, config: type[PretrainedConfig], exist_ok: bool = False) -> None:
-        """Add a configuration class for its `model_type`; raises ConfigError if that is taken or another."""
+        """Add a configuration class for its `model_type`; raises ConfigError if that is taken or not the class's."""
         if not issubclass(config, PretrainedConfig) or config.model_type != model_type:
             raise ConfigError(f"{config.__name__} is not a PretrainedConfig with model_type={model_type!r}")
         if not exist_ok and CONFIG_CLASSES.get(model_type, config) is not config:

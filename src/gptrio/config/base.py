@@ -37,7 +37,7 @@ class PretrainedConfig(SerializableConfig):
 
     Args:
         return_dict: forward returns a `ModelOutput` rather than a tuple.
-        output_hidden_states, output_attentions: forward returns them when the call does not say.
+        output_hidden_states, output_attentions: forward returns them unless the call sets it otherwise.
         torchscript: for tracing: forward returns tuples.
         dtype: type of the weights, as a name ("bfloat16") or `torch.dtype`; `torch_dtype` is its older name.
         pruned_heads: {layer: [heads]} removed from attention.
@@ -50,15 +50,15 @@ class PretrainedConfig(SerializableConfig):
         attn_implementation: "eager", "sdpa" or "flash_attention_2"; not saved.
         name_or_path: where the configuration came from; not saved.
         tokenizer_class, prefix, finetuning_task, task_specific_params, chunk_size_feed_forward, tie_encoder_decoder:
-            kept for checkpoints that carry them.
+            kept because some checkpoints have them.
 
     Raises:
         ConfigError: a value is impossible; the message names field, value and what is accepted.
     """
 
-    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}  # these families hold no configurations
+    sub_configs: ClassVar[dict[str, type[PretrainedConfig]]] = {}  # configurations inside this one: none
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
-    has_no_defaults_at_init: ClassVar[bool] = False  # of a subclass whose constructor has arguments without default
+    has_no_defaults_at_init: ClassVar[bool] = False  # True for a constructor with required arguments
     positional_fields: ClassVar[tuple[str, ...]] = ()
     __signature__: ClassVar[inspect.Signature]
 
@@ -113,7 +113,6 @@ class PretrainedConfig(SerializableConfig):
     @classmethod
     @functools.cache
     def _rules(cls) -> dict[str, Rule]:
-        """Rules of the fields, by name."""
         return {row.name: row.metadata["rule"] for row in fields(cls) if "rule" in row.metadata}
 
     # Names and aliases
@@ -230,7 +229,7 @@ class PretrainedConfig(SerializableConfig):
         self.update(values)
 
     def __eq__(self, other: object) -> bool:
-        """Equal when of one class and of equal values, wherever they came from."""
+        """Whether class and values are equal; the origin does not matter."""
         if not isinstance(other, PretrainedConfig):
             return NotImplemented
         origin = {"_name_or_path": "", "transformers_version": ""}
@@ -276,7 +275,7 @@ def _value_like(old: object, name: str, text: str) -> bool | int | float | str:
                 return kind(text)
             except ValueError as error:
                 raise ConfigError(f"{name}={text!r} is not possible; expected {kind.__name__}") from error
-    raise ConfigError(f"{name} holds a {type(old).__name__}, which text cannot set; assign the field itself")
+    raise ConfigError(f"{name} is a {type(old).__name__}, which text cannot set; assign the field itself")
 
 
 def config_class(cls: type[Config]) -> type[Config]:

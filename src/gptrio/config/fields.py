@@ -1,4 +1,4 @@
-"""How configurations and the options of `generate` declare a field: its default, and the values that it may hold."""
+"""How configurations and the options of `generate` declare a field: its default, and its allowed values."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, Union, get_args, get_origin, overload
 from gptrio.errors import ConfigError, OptionError, nearest
 
 LARGEST_COUNT = 2**31 - 1
-LARGEST_WIDTH = 2**24  # of a weight with that many inputs and any count of outputs, torch can still count the elements
+LARGEST_WIDTH = 2**24  # torch can count the elements of a weight with this many inputs and any number of outputs
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The numbers that a field may hold: at least `ge`, above `gt`, at most `le`, below `lt`."""
+    """The allowed numbers of a field: at least `ge`, above `gt`, at most `le`, below `lt`."""
 
     ge: float | None = None
     gt: float | None = None
@@ -59,7 +59,7 @@ class Rule:
 
 
 def declare(default: Any, **metadata: Any) -> Any:
-    """Declare a dataclass field: its default and, by name, what else is known of it, such as `rule=Rule(...)`."""
+    """Declare a dataclass field: its default and, by name, other facts about it, such as `rule=Rule(...)`."""
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -93,7 +93,7 @@ def probability(default: float) -> Any:
 
 
 def flag(default: bool) -> Any:
-    """Declare a switch; files of other writers have 0, 1 or null for it."""
+    """Declare a switch; some files have 0, 1 or null in its place."""
 
     def accepts(value: object) -> bool:
         return value is None or (isinstance(value, (bool, int, float)) and value in (0, 1))
@@ -107,7 +107,7 @@ def text(default: str | None, *, optional: bool = False) -> Any:
 
 
 def choice(default: str | None, values: Iterable[str], *, optional: bool = False) -> Any:
-    """Declare a string out of a few."""
+    """Declare a string that is one of `values`."""
     names = tuple(values)
     return ruled(default, lambda value: value in names, "one of " + ", ".join(map(repr, names)), optional=optional)
 

@@ -30,7 +30,7 @@ class GPT2Config(PretrainedConfig):
         summary_proj_to_labels: project to `num_labels` rather than to `hidden_size`.
         summary_first_dropout: dropout before the projection.
         scale_attn_weights: divide scores by the square root of the head width.
-        use_cache: forward returns keys and values when the call does not say.
+        use_cache: forward returns keys and values unless the call sets it otherwise.
         bos_token_id, eos_token_id: special tokens.
         scale_attn_by_inverse_layer_idx: also divide scores by layer index + 1.
         reorder_and_upcast_attn: compute attention scores in float32.

@@ -11,7 +11,7 @@ from gptrio.config.fields import LARGEST_WIDTH, count, divides, flag, has_type, 
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
-_MOST_LAYERS = 1_000_000  # written out in memory, one name for each
+_MOST_LAYERS = 1_000_000  # the list has a name for each
 
 
 @config_class
@@ -24,7 +24,7 @@ class GPTNeoConfig(PretrainedConfig):
         hidden_size: hidden size `C`, divisible by `num_heads`.
         num_layers: number of blocks (alias `num_hidden_layers`).
         attention_types: kinds of attention in order, each list with how often it repeats: `[[["global", "local"], 12]]`
-            for 24 layers. `attention_layers` is the same written out, one per layer; where both are given, it counts.
+            for 24 layers. `attention_layers` is the same written out, one per layer; it overrides `attention_types`.
         num_heads: attention heads `H` per block (alias `num_attention_heads`).
         intermediate_size: width of the MLP; 4 * hidden_size when None.
         window_size: how many positions a local layer sees, the query's own included.
@@ -33,7 +33,7 @@ class GPTNeoConfig(PretrainedConfig):
             attention weights and the token classifier.
         layer_norm_epsilon: added to the variance in layer norms.
         initializer_range: standard deviation of new weights.
-        use_cache: forward returns keys and values when the call does not say.
+        use_cache: forward returns keys and values unless the call sets it otherwise.
         bos_token_id, eos_token_id: special tokens.
         kwargs: fields of `PretrainedConfig`, aliases, and keys to keep.
     """

@@ -29,7 +29,7 @@ class GPTNeoXConfig(PretrainedConfig):
         max_position_embeddings: longest sequence.
         initializer_range: standard deviation of new weights.
         layer_norm_eps: added to the variance in layer norms.
-        use_cache: forward returns keys and values when the call does not say.
+        use_cache: forward returns keys and values unless the call sets it otherwise.
         bos_token_id, eos_token_id: special tokens.
         tie_word_embeddings: output and input embeddings are one tensor.
         use_parallel_residual: attention and MLP read the same input, rather than one after the other.

@@ -37,7 +37,7 @@ def integer_keys(name: str, mapping: object) -> dict[int, Any]:
 
 
 def reconcile(given: dict[str, Any]) -> dict[str, Any]:
-    """Replace `num_labels` by both maps, each derived from whatever was given."""
+    """Replace `num_labels` by both maps, derived from those that were given."""
     count = given.pop("num_labels", None)
     id2label, label2id = given.get("id2label"), given.get("label2id")
     if label2id is not None and not isinstance(label2id, Mapping):
@@ -46,8 +46,7 @@ def reconcile(given: dict[str, Any]) -> dict[str, Any]:
         id2label = inverse(label2id) if label2id is not None else names(2 if count is None else count)
     id2label = integer_keys("id2label", id2label)
     if count is not None and count != len(id2label):
-        message = f"num_labels={count} is ignored: id2label names {len(id2label)} classes; give one of the two"
-        warn(message)
+        warn(f"num_labels={count} is ignored: id2label names {len(id2label)} classes; give one of the two")
     return given | {"id2label": id2label, "label2id": inverse(id2label) if label2id is None else dict(label2id)}
 
 

@@ -26,7 +26,7 @@ _NOT_IN_FILES = ("_attn_implementation", "_commit_hash", "_dtype_name")
 
 
 class SerializableConfig(GenerationKeys, Pushable):
-    """What turns a configuration into a dictionary or a file, and back; `PretrainedConfig` declares the fields."""
+    """Reads and writes configurations as dictionaries and files; `PretrainedConfig` declares their fields."""
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[Mapping[str, str]] = {}
@@ -57,7 +57,7 @@ class SerializableConfig(GenerationKeys, Pushable):
 
         Args:
             config_dict: names (or aliases) and values, as in `config.json`.
-            return_unused_kwargs: also return the keywords that are no configuration attributes.
+            return_unused_kwargs: also return the keywords that are not configuration attributes.
             kwargs: overrides; those that name no attribute are ignored or, if asked for, returned.
         """
         values = cls._canonical(config_dict)
@@ -67,7 +67,9 @@ class SerializableConfig(GenerationKeys, Pushable):
         known |= {name for name in overrides if isinstance(getattr(cls, name, None), property)}
         used = {name: value for name, value in overrides.items() if name in known}
         config = cls(**cls._override(values, used))
-        own = {name for name in overrides.keys() - known if config._is_attribute(name)}  # of a subclass's own
+        own = {
+            name for name in overrides.keys() - known if config._is_attribute(name)
+        }  # attributes that a subclass adds
         for name in own:
             setattr(config, name, overrides[name])
         if not return_unused_kwargs:
@@ -110,7 +112,7 @@ class SerializableConfig(GenerationKeys, Pushable):
 
         Args:
             pretrained_model_name_or_path: folder, name or id; or a JSON file itself.
-            return_unused_kwargs: also return the keywords that are no configuration attributes.
+            return_unused_kwargs: also return the keywords that are not configuration attributes.
             kwargs: lookup options (see `gptrio.hub.HubOptions`) and overrides of values.
 
         Raises:

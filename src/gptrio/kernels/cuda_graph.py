@@ -1,7 +1,7 @@
 """A computation over fixed tensors, recorded once and replayed: one call in place of hundreds of kernel launches.
 
-A recording knows addresses and Python's numbers as they were; whatever changes from replay to replay must stand in
-tensors. Nothing in it may wait for a value on the device.
+A recording repeats the addresses and the Python numbers of the time when it was made; what changes from replay to
+replay must be in tensors. No operation in it may wait for a value on the device.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 Computation = Callable[[], Tensor]
 
-_WARM_UPS = 3  # runs in which libraries make their handles, workspaces and choices, as torch advises
-_one_at_a_time = threading.Lock()  # what another thread did on the stream would be recorded too
+_WARM_UPS = 3  # runs before the capture, in which libraries allocate and choose algorithms, as torch advises
+_one_at_a_time = threading.Lock()  # operations of another thread on the stream would be recorded too
 _recording: ContextVar[bool] = ContextVar("gptrio_recording", default=False)
 
 

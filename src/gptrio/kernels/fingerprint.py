@@ -1,4 +1,4 @@
-"""A number that tells whether a tensor still holds the very bytes that it held before.
+"""Numbers that show whether a tensor still has exactly the same bytes.
 
 Every byte counts, and so does its place: memory is read as rows of 1,024 signed bytes, and each row is multiplied by a
 random matrix of 8 columns that is nowhere 0. These integers, in order, are the fingerprint. One changed byte is always
@@ -19,8 +19,8 @@ from gptrio.kernels.operators import has_operators
 
 _ROW = 1 << 10  # bytes
 _COLUMNS = 8
-_LARGEST = 63  # of a multiplier: two products of bytes by it add up to 16 bits, where processors may add them in those
-_AT_ONCE = 1 << 14  # rows that are turned into floats at once where there is no product of integers
+_LARGEST = 63  # multiplier: a sum of two products with bytes fits into 16 bits, which some processors add in
+_AT_ONCE = 1 << 14  # rows that are converted to floats at a time if there is no integer product
 
 
 def fingerprint(tensor: Tensor) -> Tensor:

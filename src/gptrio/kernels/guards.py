@@ -1,4 +1,4 @@
-"""Guard words around memory that compiled code writes to, for tests and for anyone who suspects it.
+"""Guard words around memory that compiled code writes to, for tests and for finding faults.
 
 With `GPTRIO_GUARDS=1` in the environment, every buffer of the compiled decoding step lies between guard words, and so
 do the keys and values of a cache. All of a new buffer is filled with the same word, which is NaN as float32, bfloat16
@@ -72,5 +72,5 @@ def check_same(found: Tensor, expected: Tensor, name: str, first: int = 0) -> No
         place = int((found != expected).nonzero()[0]) + first
         raise GuardError(
             f"the compiled decoding step wrote outside its part of {name}, at byte {place} from its beginning; this is "
-            "a fault of gptrio: report it with the model and the call, and pass disable_compile=True until it is mended"
+            "a fault of gptrio: report it with the model and the call, and pass disable_compile=True until it is fixed"
         )

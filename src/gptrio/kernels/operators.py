@@ -1,4 +1,4 @@
-"""Which of torch's operators that are not public this torch has: their names come and go between its versions."""
+"""Which of torch's private operators exist in the installed version."""
 
 from __future__ import annotations
 

@@ -7,8 +7,8 @@ share the memory move no version counter, so the content is compared as well, al
 between two calls is seen; an edit through `.data` in the middle of `generate` may go unseen until the next call.
 
 That reads each packed weight once more: the 340 MB of the blocks of GPT-2 (124M, float32) take 24 ms on two cores,
-where adding them up takes 19 ms (docs/performance.md). A call that uses no pack does not pay: the compiled step uses
-none, nor does the reading of the prompt before it.
+where adding them up takes 19 ms (docs/performance.md). A call that uses no pack has no such cost: the compiled step and
+the prefill before it use none.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from gptrio.kernels.fingerprint import fingerprint
 from gptrio.kernels.operators import ONEDNN_LINEAR, has_operators
 from gptrio.memory import drop_mapped_pages
 
-_ROWS_HINT = {torch.float32: 16, torch.bfloat16: 64, torch.float16: 64}  # row counts whose layout serves all others
+_ROWS_HINT = {
+    torch.float32: 16,
+    torch.bfloat16: 64,
+    torch.float16: 64,
+}  # row counts whose layout is also used for all others
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Pack:
 
 
 _packs: dict[int, tuple[weakref.ref[Tensor], Pack]] = {}
-_lock = threading.RLock()  # over deletions: callbacks of weak references run in any thread, at any time
+_lock = threading.RLock()  # for deletions: callbacks of weak references run in any thread, at any time
 _compared: ContextVar[dict[int, Pack] | None] = ContextVar("gptrio_compared_packs", default=None)
 
 
@@ -71,7 +75,7 @@ def find_pack(weight: Tensor, transposed: bool, may_make: bool = True) -> Tensor
     Args:
         weight: (out, in), or (in, out) if `transposed`; a plain parameter on the CPU, not an inference tensor.
         transposed: the weight is stored (in, out).
-        may_make: make it; None otherwise.
+        may_make: make it if there is none; otherwise return None.
     """
 
     def make() -> tuple[Tensor, int]:
@@ -92,7 +96,7 @@ def find(
     Args:
         weight: the tensor that the form belongs to.
         layout: what else the form depends on.
-        make: gives the form and its size in bytes; None to make none.
+        make: returns the form and its size in bytes; None to make none.
         others: tensors that are part of the form, such as scales.
     """
     key, sources = id(weight), (weight, *others)
@@ -120,7 +124,7 @@ def release_packs(module: nn.Module) -> None:
 
 
 def drop_stale_packs(module: nn.Module) -> None:
-    """Free the packs of weights that were written to or replaced, as far as their version counters tell."""
+    """Free the packs of weights that were written to or replaced, as far as their version counters show it."""
     for weight in _weights(module):
         entry = _packs.get(id(weight))
         if entry is not None and entry[1].state[1] != _state(weight):
@@ -178,7 +182,7 @@ def _note(key: int, pack: Pack) -> None:
 
 
 def _forget(key: int, reference: weakref.ref[Tensor]) -> None:
-    """Drop the pack of a tensor that is no more, unless another tensor has its number by now."""
+    """Drop the pack of a deleted tensor, unless a new tensor has the same id by now."""
     with _lock:
         entry = _packs.get(key)
         if entry is not None and entry[0] is reference:

@@ -1,12 +1,12 @@
-"""How a product with a weight of 8 or 4 bits is run; the codes are described in `formats`.
+"""How a product with a weight of 8 or 4 bits is computed; `formats` describes the codes.
 
-int8: on the CPU the rows of x become int8 too, each with its own scale, and meet the codes in the processor's int8
-units: one row through fbgemm on packed codes, more rows as a matrix product of integers.
-int4: few rows run in bfloat16 on packed codes, where this torch can; for more rows, and elsewhere, the weight is taken
-back part by part, to bfloat16 where the processor multiplies it.
-Many rows, of either: where the processor has tiles for bfloat16 (AMX), taking the weight back to it costs less than
-int8 rows and their scales do, and keeps more of what x says.
-Everything else takes the weight back to x's dtype: gradients, compilation, and other devices.
+int8: on the CPU the rows of x are quantized to int8 too, each with its own scale: one row runs through fbgemm on packed
+codes, more rows as a matrix product of integers.
+int4: few rows run in bfloat16 on packed codes, if this version of torch can; for more rows, and otherwise, the weight
+is dequantized part by part, to bfloat16 if the processor multiplies it.
+Many rows of either: if the processor has tiles for bfloat16 (AMX), dequantizing the weight to bfloat16 costs less than
+quantizing x, and is more precise.
+Everything else dequantizes the weight to the dtype of x: gradients, compilation, and other devices.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_pr
 from gptrio.kernels.operators import INT4_ROWS, has_operators
 from gptrio.kernels.packing import find
 
-_INT4_ROWS = 32  # most rows for which the packed int4 call beats taking the weight back
-_INT4_OUTPUTS = 16  # which gives outputs in multiples of this,
-_INT4_BLOCK = 64  # and packs at most so many together
-_PART = 1 << 19  # weights that are taken back at a time
-_TILED_ROWS = {8: 384, 4: _INT4_ROWS + 1}  # rows from which bfloat16 tiles are the fastest,
-_STEP, _BLOCK = 1 << 18, 1 << 24  # on weights taken back in steps that stay in the cache, for so many at a time
-_TAKEN_BACK_TO = {8: torch.float32, 4: torch.bfloat16}  # the quickest way to bfloat16
-_LOOPED_ROWS = 16  # most rows that go through the one-row call one by one, where no other int8 product is exact
+_INT4_ROWS = 32  # most rows for which the packed int4 call is faster than dequantizing
+_INT4_OUTPUTS = 16  # the packed int4 call needs a multiple of this number of outputs
+_INT4_BLOCK = 64  # most outputs that it packs together
+_PART = 1 << 19  # elements of a weight that are dequantized at a time
+_TILED_ROWS = {8: 384, 4: _INT4_ROWS + 1}  # bits -> least rows for which bfloat16 tiles are the fastest
+_STEP = 1 << 18  # elements that are dequantized in one step for tiles, so that they stay in the cache
+_BLOCK = 1 << 24  # elements of a dequantized weight that are multiplied at a time by tiles
+_STEP_DTYPE = {8: torch.float32, 4: torch.bfloat16}  # bits -> dtype by way of which bfloat16 is reached fastest
+_LOOPED_ROWS = 16  # most rows that run one by one through fbgemm, if no other int8 product is exact
 _DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
 
 
@@ -111,7 +112,7 @@ def _is_cpu_inference(x: Tensor, codes: Tensor) -> bool:
 
 
 def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """The product (rows, out), in any type of floating point."""
+    """The product (rows, out), in any floating-point dtype."""
     if bits == 4 and len(rows) <= _INT4_ROWS and has_operators(INT4_ROWS):
         return _int4_rows(rows, codes, scale)
     if bits == 8 and len(rows) > 1 and int8_matrix_products_are_exact():
@@ -131,14 +132,14 @@ def _tiled_product(
     outs = []
     for own, scales, part in zip(torch.split(codes, size), torch.split(scale, size), biases, strict=True):
         weight = x.new_empty(len(own), inner)
-        for place, few, steps in zip(*(torch.split(t, step) for t in (weight, own, scales)), strict=True):
-            place.copy_(_DEQUANTIZE[bits](few, steps, _TAKEN_BACK_TO[bits]))
+        for out, few, steps in zip(*(torch.split(t, step) for t in (weight, own, scales)), strict=True):
+            out.copy_(_DEQUANTIZE[bits](few, steps, _STEP_DTYPE[bits]))
         outs.append(fused_product(x, weight, part, activation))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
 
 
 def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Take some rows of the weight back at a time, as many as stay in the processor's cache."""
+    """Dequantize as many rows of the weight at a time as stay in the processor's cache."""
     dtype = torch.bfloat16 if bits == 4 and can_pack_cached(torch.bfloat16) else rows.dtype
     step = max(1, _PART // rows.shape[1])
     x, out = rows.to(dtype), rows.new_empty(len(rows), len(codes))
@@ -159,7 +160,7 @@ def _fbgemm_pack(codes: Tensor, scale: Tensor) -> Any:
     torch.backends.quantized.engine = "fbgemm"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # of a deprecation that has no successor yet
+            warnings.simplefilter("ignore", UserWarning)  # about a deprecated function that has no successor yet
             zeros = torch.zeros(len(codes), dtype=torch.long, device="cpu")
             weight = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
         return torch.ops.quantized.linear_prepack(weight, None)
@@ -181,13 +182,13 @@ def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 
 
 def _int4_pack(codes: Tensor, scale: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
-    """Codes and scales in torch's layout, and their size; made part by part, since codes take 4 bytes on the way."""
+    """Codes and scales in torch's layout, and their size; made part by part, since each code takes 4 bytes at first."""
     missing = -len(codes) % _INT4_OUTPUTS
     step = max(1, _PART // (codes.shape[1] * _INT4_BLOCK)) * _INT4_BLOCK
     packed = codes.new_empty(len(codes) + missing, codes.shape[1])
-    for place, part in zip(torch.split(packed, step), torch.split(codes, step), strict=True):
-        whole = F.pad(unpack_int4(part), (0, 0, 0, len(place) - len(part)))
-        place.copy_(torch._convert_weight_to_int4pack_for_cpu(whole, 1))
+    for out, part in zip(torch.split(packed, step), torch.split(codes, step), strict=True):
+        whole = F.pad(unpack_int4(part), (0, 0, 0, len(out) - len(part)))
+        out.copy_(torch._convert_weight_to_int4pack_for_cpu(whole, 1))
     steps = F.pad(scale, (0, 0, 0, missing)).t()  # (groups, out)
     scales = torch.stack([steps, torch.zeros_like(steps)], dim=2)
     return (packed, scales), packed.nbytes + scales.nbytes

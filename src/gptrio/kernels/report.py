@@ -10,19 +10,19 @@ from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
 from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-_PLAIN = "torch on weights taken back to the dtype of x"
+_PLAIN = "torch on weights dequantized to the dtype of x"
 
 
 def kernel_report() -> dict[str, str]:
-    """Say for each kind of weight which calls inference uses."""
+    """For each kind of weight, the calls that inference uses."""
     report = {}
     for dtype, name in _NAMES.items():
         packed = can_pack_cached(dtype)
         report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
     if one_row_is_fast():
-        report["float32"] = f"one row: MKL on the weight as it is; more rows: {report['float32']}"
+        report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
-    tiles = "; many: bfloat16 tiles on weights taken back" if has_bfloat16_tiles() else ""
+    tiles = "; many: bfloat16 tiles on dequantized weights" if has_bfloat16_tiles() else ""
     exact = int8_matrix_products_are_exact()
     more_rows = "torch's int8 product" if exact else f"{_PLAIN}, as int8 products overflow without VNNI"
     report["int8"] = (f"{one_row}; more rows: {more_rows}" if one_row else more_rows) + tiles
@@ -31,13 +31,13 @@ def kernel_report() -> dict[str, str]:
 
 
 def decoding_report() -> str:
-    """Say how tokens are decoded."""
+    """How tokens are decoded."""
     if not is_installed():
         return f"the products above, as {NOT_INSTALLED}"
     try:
         check_numba()
         from gptrio.kernels.cpu_decode.amx import is_available
-    except Exception as error:  # numba is the user's own, and may die of anything
+    except Exception as error:  # whatever the installed numba raises
         return f"the products above: {one_line(error)}"
     tiles = f", up to {MAX_ROWS_AMX} of bfloat16 and int8 weights by AMX" if is_available() else ""
     return f"a step compiled by numba for up to {MAX_ROWS} rows{tiles}; the products above for more; code: {status()}"

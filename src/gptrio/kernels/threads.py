@@ -1,8 +1,8 @@
-"""Torch operations that run on one thread, without a word to anyone else about how many threads torch has.
+"""Run torch operations on one thread, without changing the number of threads for anyone else.
 
-The threads of torch's OpenMP spin for milliseconds after an operation that they shared, where the threads of a compiled
-step want to run. `torch.set_num_threads` is for the whole process: a thread of Python that first uses torch meanwhile
-would keep the small number for good. OpenMP's own setting belongs to the thread that makes it.
+After an operation, torch's OpenMP threads spin for milliseconds on the cores that the threads of a compiled step need.
+`torch.set_num_threads` changes the whole process: another Python thread that first uses torch in the meantime would
+keep the small number. OpenMP's own setting changes the calling thread only.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import torch
 class OneThread:
     """A context in which torch's operations do not leave the Python thread that enters it.
 
-    It is for operations of this package alone, never around a call of the user's. Where torch has another back end than
-    an OpenMP that can be told, nothing happens.
+    For operations of this package only, never around a call of the user's. It has no effect unless torch's threads
+    belong to an OpenMP library that can be configured.
     """
 
     def __enter__(self) -> None:
@@ -37,7 +37,7 @@ class OneThread:
 
 @functools.cache
 def _setter() -> Callable[[int], Any] | None:
-    """OpenMP's setter of this thread's number, if torch goes by it; tried in a thread that ends then."""
+    """OpenMP's function that sets the calling thread's number, if torch obeys it; tested in a temporary thread."""
     try:
         setter = ctypes.PyDLL(None).omp_set_num_threads
     except (OSError, AttributeError, TypeError):
@@ -46,7 +46,7 @@ def _setter() -> Callable[[int], Any] | None:
     seen: list[int] = []
 
     def attempt() -> None:
-        torch.get_num_threads()  # which makes torch set this thread's number, once
+        torch.get_num_threads()  # torch sets the thread's number itself at its first use
         for number in (3, 1):
             setter(number)
             seen.append(torch.get_num_threads())

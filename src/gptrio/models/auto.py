@@ -31,7 +31,7 @@ _FAMILIES = {
     "gpt_neo": _classes("GPTNeo"),
     "gpt_neox": _classes("GPTNeoX"),
 }
-# arguments for the model that configurations have, too
+# arguments that are for the model, though configurations have them too
 _FOR_THE_MODEL = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 
 
@@ -88,7 +88,7 @@ class _AutoModel:
         """Add the model class of a configuration class.
 
         Raises:
-            ConfigError: the configuration class has a model already, or the model is of another.
+            ConfigError: the configuration class has a model already, or the model has another configuration class.
         """
         if model_class.config_class is not config_class:
             raise ConfigError(

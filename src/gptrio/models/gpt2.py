@@ -53,7 +53,7 @@ class GPT2Attention(MultiHeadAttention):
         self.resid_dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
+        """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         if self.is_cross_attention:
             q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values
             out, weights = context.attend_to_encoder(q, encoder, self.layer_idx, self.options())
@@ -69,15 +69,15 @@ class GPT2Attention(MultiHeadAttention):
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:
-        """What gives queries, keys and values."""
+        """The layer that computes queries, keys and values."""
         return (self.c_attn,)
 
     @property
     def output(self) -> nn.Module:
-        """What heads end in."""
+        """The linear layer after the heads."""
         return self.c_proj
 
-    # what the reference's layer says of itself; to change it, build the model with another configuration
+    # read-only attributes of Transformers' layer; to change them, build the model with another configuration
 
     @property
     def embed_dim(self) -> int:
@@ -101,11 +101,11 @@ class GPT2Attention(MultiHeadAttention):
 
     @property
     def reorder_and_upcast_attn(self) -> bool:
-        """Whether scores are taken in float32."""
+        """Whether scores are computed in float32."""
         return self.config.reorder_and_upcast_attn
 
     def keep_heads(self, kept: list[int]) -> None:
-        """Shrink to the heads at the places `kept`."""
+        """Remove all heads but those with the indices `kept`."""
         features = head_features(kept, self.head_dim)
         width = self.c_attn.nf // 3
         keep_outputs(self.c_attn, torch.cat([features + part * width for part in range(3)]))
@@ -179,11 +179,11 @@ class GPT2LMHeadModel(heads.CausalLMHead, GPT2PreTrainedModel):
 
 
 class SequenceSummary(nn.Module):
-    """Reads a sequence at one token (or their mean), and projects what it reads.
+    """The state of one token of a sequence (or the mean of all), projected.
 
     Args:
         config: its `summary_type`, `summary_use_proj`, `summary_proj_to_labels`, `summary_activation`,
-            `summary_first_dropout`, `num_labels` and `hidden_size` say how.
+            `summary_first_dropout`, `num_labels` and `hidden_size` are used.
     """
 
     def __init__(self, config: Any) -> None:
@@ -200,7 +200,7 @@ class SequenceSummary(nn.Module):
 
         Args:
             states: (..., T, C).
-            cls_index: (...) place of the token to read, for "cls_index"; the last one if None.
+            cls_index: (...) index of the token to read, for "cls_index"; the last one if None.
 
         Returns:
             (..., C) or (..., num_labels).
@@ -217,8 +217,8 @@ class SequenceSummary(nn.Module):
             return states[:, -1]
         if cls_index is None:
             return states[..., -1, :]
-        place = cls_index[..., None, None].expand(*cls_index.shape, 1, states.shape[-1])
-        return torch.gather(states, -2, place).squeeze(-2)
+        index = cls_index[..., None, None].expand(*cls_index.shape, 1, states.shape[-1])
+        return torch.gather(states, -2, index).squeeze(-2)
 
 
 @positional_order(
@@ -251,7 +251,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
         """Scores of every next token and of every choice.
 
         Args:
-            mc_token_ids: (B, choices) place of the token that the choice is read from; the last one by default.
+            mc_token_ids: (B, choices) index of the token that the choice is read from; the last one by default.
             labels: (B, choices, T) the input itself, shifted inside; -100 does not count.
             mc_labels: (B,) the right choice.
             return_dict: return a `ModelOutput` rather than a tuple.

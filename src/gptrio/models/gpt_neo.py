@@ -1,4 +1,4 @@
-"""GPT-Neo (Black et al., 2021): GPT-2's shape with unscaled scores, and layers that see a window in turn.
+"""GPT-Neo (Black et al., 2021): GPT-2's shape with unscaled scores, and a sliding window in every other layer.
 
 Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size, `V` vocabulary.
 """
@@ -44,7 +44,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.resid_dropout = Dropout(config.resid_dropout)
 
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
+        """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.out_proj(out)), weights
@@ -61,16 +61,16 @@ class GPTNeoSelfAttention(MultiHeadAttention):
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:
-        """What give queries, keys and values."""
+        """The layers that compute queries, keys and values."""
         return self.q_proj, self.k_proj, self.v_proj
 
     @property
     def output(self) -> nn.Module:
-        """What heads end in."""
+        """The linear layer after the heads."""
         return self.out_proj
 
     def keep_heads(self, kept: list[int]) -> None:
-        """Shrink to the heads at the places `kept`."""
+        """Remove all heads but those with the indices `kept`."""
         features = head_features(kept, self.head_dim)
         for projection in (self.q_proj, self.k_proj, self.v_proj):
             keep_outputs(projection, features)
@@ -87,7 +87,7 @@ class GPTNeoAttention(FastCallModule):
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
+        """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
 
 

@@ -36,7 +36,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         self.dense = Linear(width, width, bias=config.attention_bias)
 
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        """Map (B, T, C) to (B, T, C), and give the weights (B, H, T, S) if they are shown."""
+        """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
         assert context.rotary is not None
@@ -65,7 +65,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         return self.attention_dropout if self.training else 0.0
 
     def keep_heads(self, kept: list[int]) -> None:
-        """Shrink to the heads at the places `kept`."""
+        """Remove all heads but those with the indices `kept`."""
         keep_outputs(self.query_key_value, head_features(kept, 3 * self.head_dim))
         keep_inputs(self.dense, head_features(kept, self.head_dim))
 

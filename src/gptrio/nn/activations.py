@@ -72,7 +72,7 @@ def activation(name: str) -> nn.Module:
     """A new module of the activation `name`.
 
     Raises:
-        UnsupportedError: no such name; the message lists those there are.
+        UnsupportedError: no such name; the message lists the known ones.
     """
     if name not in ACTIVATIONS:
         raise UnsupportedError(f"activation {name!r} is not known; use one of {', '.join(ACTIVATIONS)}")

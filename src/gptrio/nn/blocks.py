@@ -13,7 +13,7 @@ from gptrio.nn.attention import AttentionOptions, Drop
 from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
-BlockOutput = tuple[Tensor | None, ...]  # the result; then weights of self- and of cross-attention, as far as shown
+BlockOutput = tuple[Tensor | None, ...]  # the result; then, if needed, the weights of self- and of cross-attention
 
 
 DROPOUTS = (Dropout, nn.Dropout, nn.Identity)  # modules that return their input in evaluation
@@ -28,7 +28,7 @@ class BlockSpec:
         projections: to queries, keys and values: one layer for all, or three.
         qkv_offsets: (key of head 0, value of head 0, stride between heads) in features of the concatenated outputs of
             the projections; the query of head 0 is at 0.
-        attention: gives `all_heads`, `head_dim`, `scale`, `window` and `layer_idx`.
+        attention: has `all_heads`, `head_dim`, `scale`, `window` and `layer_idx`.
         output: the linear layer after attention.
         mlp: the layer up, the activation, and the layer down.
         is_parallel: attention and MLP read the same input, and both are added to it.
@@ -44,7 +44,7 @@ class BlockSpec:
 
 
 class MultiHeadAttention(FastCallModule):
-    """What attention layers share; a family adds its projections.
+    """Base of the attention layers; a family adds its projections.
 
     Args:
         width: C, divided among the heads.
@@ -81,14 +81,14 @@ class MultiHeadAttention(FastCallModule):
             self.attn_dropout = Dropout(dropout)
 
     def options(self) -> AttentionOptions:
-        """How this layer attends now."""
+        """How this layer attends at present."""
         return AttentionOptions(
             self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._are_weights_observed()
         )
 
     @property
     def num_heads(self) -> int:
-        """Heads that are left."""
+        """Number of heads after pruning."""
         return self.all_heads - len(self.pruned_heads)
 
     @property
@@ -98,7 +98,7 @@ class MultiHeadAttention(FastCallModule):
 
     @property
     def dropout_rate(self) -> float:
-        """Probability of dropping a weight now."""
+        """Probability of dropping a weight at present."""
         return float(getattr(self.attn_dropout, "p", 0.0)) if self.training else 0.0
 
     def _are_weights_observed(self) -> bool:
@@ -134,16 +134,16 @@ class MLP(FastCallModule):
 
 
 class Block(FastCallModule):
-    """What blocks share.
+    """Base of the blocks of all families.
 
-    A block has a compiled decoding step if it says what it computes: by `spec`, and by `compiled_modules`.
+    A block has a compiled decoding step if `spec` and `compiled_modules` describe what it computes.
 
     Attributes:
         gradient_checkpointing: compute the block again in the backward pass; see
             `PreTrainedModel.gradient_checkpointing_enable`.
-        compiled_modules: the classes, by path, of the modules whose forward `spec` describes or which return their
-            input in evaluation; None for a block that has no `spec`. Another class in one of these places has no
-            compiled step. A class outside this package does not inherit it: it must set its own.
+        compiled_modules: the classes, by path, of the modules whose forward `spec` describes, or which return their
+            input in evaluation; None for a block without `spec`. A block with a module of another class at one of
+            these paths has no compiled step. Classes outside this package do not inherit this: they set their own.
     """
 
     gradient_checkpointing: bool = False
@@ -168,7 +168,7 @@ class PreNormBlock(Block):
         return self.attn
 
     def spec(self) -> BlockSpec:
-        """What this block computes; heads stand side by side in queries, keys and values."""
+        """What this block computes; queries, keys and values each have their heads side by side."""
         attn, mlp = self.self_attention, self.mlp
         width = attn.all_heads * attn.head_dim
         return BlockSpec(

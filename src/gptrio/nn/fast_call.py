@@ -1,7 +1,7 @@
-"""Modules that cost one Python call inside `skip_hook_dispatch`, where torch's own call machinery has nothing to do.
+"""Modules whose call runs their forward directly inside `skip_hook_dispatch`.
 
-Calling an `nn.Module` looks for hooks and compiled forms. A decoding step of a small model calls dozens of modules, and
-this search then takes as long as the arithmetic.
+Calling an `nn.Module` searches for hooks and compiled forms. A decoding step of a small model calls dozens of modules,
+and this search then takes as long as the arithmetic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._device import DeviceContext
 
 from gptrio.kernels.cpu_decode import Reason
 
-_HOMES = ("gptrio.", "torch.nn.")
+_OWN_PACKAGES = ("gptrio.", "torch.nn.")
 _CALLED = ("forward", "__call__", "_call_impl")  # what a call of a module runs
 _hook_dispatch: ContextVar[str | None] = ContextVar("gptrio_hook_dispatch", default="the model runs outside generate")
 
@@ -51,12 +51,12 @@ def is_dispatch_skipped() -> bool:
 
 
 def hook_reason(model: nn.Module) -> Reason | None:
-    """What stands between a call of some module of `model` and the forward of its class; None if nothing does.
+    """Why a call of some module of `model` is not just the forward of its class; None if each one is.
 
     What may: hooks (forward or backward, of a module or of all modules), a compiled form, a forward set on an instance
     (by a wrapper, `torch.compile` or accelerate) or on a class of this package or of torch, and modes that watch every
     operation or function of torch, such as flop counters.
-    This is the one place where that is decided; whatever would skip or fuse a call of a module asks here.
+    Everything that skips or fuses calls of modules decides by this function.
     """
     if _is_watched_globally():
         return Reason("hooks of all modules or a mode of torch see every call")
@@ -70,13 +70,13 @@ def hook_reason(model: nn.Module) -> Reason | None:
 def has_own_classes_only(model: nn.Module) -> bool:
     """Whether all modules of `model` are of this package's classes and torch's.
 
-    Modules of others may keep what they see, for a backward pass or to write to it.
+    Modules of other packages may store their inputs, for a backward pass or to write to them.
     """
-    return all(type(module).__module__.startswith(_HOMES) for module in model.modules())
+    return all(type(module).__module__.startswith(_OWN_PACKAGES) for module in model.modules())
 
 
 def is_watched(*modules: nn.Module | None) -> bool:
-    """Whether hooks see calls of one of these very modules, or another forward than its class's answers them."""
+    """Whether one of these modules has hooks, or another forward than that of its class."""
     if is_dynamo_compiling() or _hook_dispatch.get() is None:
         return False
     known = [module for module in modules if module is not None]
@@ -89,18 +89,18 @@ def has_package_forward(module: Any) -> bool:
 
 
 def is_written_in(function: Any, homes: str | tuple[str, ...]) -> bool:
-    """Whether a function was written in modules whose names start so, whatever a wrapper says of itself."""
+    """Whether a function was written in modules whose names start so, whatever name a wrapper has copied."""
     return str(getattr(function, "__globals__", {}).get("__name__", "")).startswith(homes)
 
 
 def _is_altered(kind: type) -> bool:
     """Whether what runs when a class of this package or of torch is called was written elsewhere."""
-    ours = kind.__module__.startswith(_HOMES)
-    return ours and not all(is_written_in(getattr(kind, name), _HOMES) for name in _CALLED)
+    ours = kind.__module__.startswith(_OWN_PACKAGES)
+    return ours and not all(is_written_in(getattr(kind, name), _OWN_PACKAGES) for name in _CALLED)
 
 
 def _is_watched_by_functions() -> bool:
-    """Whether a mode sees every function of torch; one that names the default device alters nothing."""
+    """Whether a mode sees every function of torch, other than the one that sets the default device."""
     return any(
         type(torch._C._get_function_stack_at(i)) is not DeviceContext
         for i in range(torch._C._len_torch_function_stack())
@@ -141,7 +141,7 @@ class FastCallModule(nn.Module):
         return super().__call__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """Find a part or parameter; torch's own search, which takes longer, is for all the rest."""
+        """Find a part or parameter; everything else by torch's own search, which takes longer."""
         own = self.__dict__
         if name in own.get("_modules", ()):
             return own["_modules"][name]

@@ -60,7 +60,7 @@ def can_express(mask: AttentionMask) -> bool:
 
 
 def _is_one_run(mask: AttentionMask) -> bool:
-    """True if the real tokens of every row follow each other."""
+    """Whether the real tokens of every row are consecutive."""
     if "one run" not in mask.memo:
         is_real = mask.attention_mask
         assert is_real is not None
@@ -72,7 +72,7 @@ def _is_one_run(mask: AttentionMask) -> bool:
 def flash(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: AttentionOptions, head_mask: Tensor | None
 ) -> tuple[Tensor, None]:
-    """The formula of `eager`, whose scores the package computes in float32; queries that are padding give zeros.
+    """The formula of `eager`, whose scores the package computes in float32; queries that are padding return zeros.
 
     Raises:
         MissingDependencyError: see `load`.
@@ -108,7 +108,7 @@ def flash(
 
 
 def _call_dtype(q: Tensor) -> torch.dtype:
-    """Type of the call: autocast's where it is on, for norms and rotations give float32 there."""
+    """Dtype of the call: that of autocast if it is on, since norms and rotations return float32 there."""
     if torch.is_autocast_enabled(q.device.type):
         return torch.get_autocast_dtype(q.device.type)
     if q.dtype == torch.float32 and q.is_cuda:
@@ -121,10 +121,10 @@ def _call_dtype(q: Tensor) -> torch.dtype:
 
 @dataclass
 class _Ragged:
-    """Rows of different lengths, laid end to end.
+    """Rows of different lengths, concatenated.
 
     Attributes:
-        index: (N,) places of the tokens in the flattened batch; None for all.
+        index: (N,) indices of the tokens in the flattened batch; None for all.
         bounds: (rows + 1,) int32, where each row starts and ends.
         longest: length of the longest row.
     """
@@ -139,7 +139,7 @@ class _Ragged:
         return flat if self.index is None else flat[self.index]
 
     def put(self, packed: Tensor, like: Tensor) -> Tensor:
-        """(N, H, D) to (B, T, H, D), zeros in between."""
+        """(N, H, D) to (B, T, H, D), zeros for padding."""
         if self.index is None:
             return packed.view(like.shape)
         out = packed.new_zeros(like.shape[0] * like.shape[1], *like.shape[2:])
@@ -147,7 +147,7 @@ class _Ragged:
 
 
 def _layout(mask: AttentionMask) -> tuple[_Ragged, _Ragged]:
-    """How queries and keys are laid end to end, computed once for all layers that share the mask."""
+    """How queries and keys are concatenated, computed once for all layers that share the mask."""
     if NAME not in mask.memo:
         mask.memo[NAME] = _of_segments(mask.segments) if mask.segments is not None else _of_padding(mask)
     layout: tuple[_Ragged, _Ragged] = mask.memo[NAME]

@@ -44,7 +44,7 @@ def token_loss(
 
     Raises:
         InputError: the numbers of logits and labels differ.
-        TokenIdError: a label is no class (on the CPU; a GPU reports it in its own way, later).
+        TokenIdError: a label is not a class (on the CPU; on a GPU, torch raises its own error later).
     """
     if logits.shape[:-1] != labels.shape:
         raise InputError(
@@ -66,7 +66,7 @@ def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, reduction:
         wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
         raise TokenIdError(
             f"label {int(wrong[0])} is none of the {classes} classes; expected 0 to {classes - 1}, or {ignore_index} "
-            "for what does not count"
+            "to be ignored"
         ) from error
 
 
@@ -88,7 +88,7 @@ def classification_loss(logits: Tensor, labels: Tensor, problem_type: str) -> Te
 
     Raises:
         InputError: the number of labels does not fit, or there is no such problem type.
-        TokenIdError: a label is no class.
+        TokenIdError: a label is not a class.
     """
     labels = labels.to(logits.device)
     if problem_type == "single_label_classification":
@@ -134,7 +134,7 @@ def causal_lm_loss(logits: Tensor, labels: Tensor | None, vocab_size: int | None
 
 
 def sequence_classification_loss(logits: Tensor, labels: Tensor, pooled_logits: Tensor, config: Any) -> Tensor:
-    """Loss of `pooled_logits` (B, num_labels); sets `config.problem_type` if it says nothing."""
+    """Loss of `pooled_logits` (B, num_labels); sets `config.problem_type` if that is None."""
     if config.problem_type is None:
         config.problem_type = infer_problem_type(config.num_labels, labels)
     return classification_loss(pooled_logits, labels, config.problem_type)
@@ -157,7 +157,7 @@ class LossMixin(nn.Module):
     """A model whose heads compute their loss by `loss_function`.
 
     Attributes:
-        loss_type: the part of the class's name that says which loss it has, such as "ForCausalLM"; None if none does.
+        loss_type: the part of the class's name that selects the loss, such as "ForCausalLM"; None if there is none.
     """
 
     loss_type: str | None
@@ -165,7 +165,7 @@ class LossMixin(nn.Module):
 
     @property
     def loss_function(self) -> LossFunction:
-        """The function that was set, or the one of `loss_type`; that of language models without one.
+        """The function that was set, or else that of `loss_type`, by default the loss of language models.
 
         It is called with `logits`, `labels`, `vocab_size` and the forward's further keywords by a language model; with
         `logits`, `labels`, `pooled_logits`, `config` by a classifier of sequences; with `logits`, `labels`, `config` by
@@ -179,5 +179,5 @@ class LossMixin(nn.Module):
 
 
 def loss_type_of(class_name: str) -> str | None:
-    """The kind of loss that the name of a model class says."""
+    """The part of a model class's name that selects its loss; None if there is none."""
     return next((name for name in _LOSSES if name in class_name), None)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # torch 2.5 has none
+is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # missing in torch 2.5
 
 # A value below this in an additive mask hides a key: scores, and biases that callers add to them, lie far above it.
 _HIDDEN_BELOW = -1000.0
@@ -21,7 +21,7 @@ _all_real: ContextVar[bool] = ContextVar("gptrio_tokens_are_real", default=False
 
 @contextmanager
 def tokens_are_real() -> Iterator[None]:
-    """Treat all tokens of calls without a mask, in this thread, as real ones, and do not warn of padding's id."""
+    """Treat all tokens of calls without a mask, in this thread, as real ones, and do not warn of the padding token."""
     token = _all_real.set(True)
     try:
         yield
@@ -58,7 +58,7 @@ class AttentionMask:
         segments: (B, T), the packed sequence each token belongs to; queries see only their own.
         positions: (T,) positions of the queries, if they are only known as a tensor.
         key_positions: (S,) positions of the keys where they do not follow each other; negative for empty slots.
-        memo: what back ends have computed from the mask, by a name or dtype of their own.
+        memo: what back ends have computed from the mask, under a name or dtype.
     """
 
     query_length: int
@@ -186,7 +186,9 @@ class AttentionMask:
         return cast(Tensor, self.memo[dtype])
 
     def _compute_additive(self, dtype: torch.dtype) -> Tensor:
-        least = torch.finfo(dtype).min / 2  # with room for a score: a row of -inf alone would be NaN
+        least = (
+            torch.finfo(dtype).min / 2
+        )  # a score can be added without overflow; a row of -inf alone would become NaN
         soft = torch.zeros((), dtype=dtype, device=self.device)
         real = self.real_keys()
         if real is not None:

@@ -20,7 +20,7 @@ class RotarySettings:
         base: of the frequencies.
         max_length: positions of pretraining.
         scaling: a normalized `rope_scaling`, or empty.
-        original_length: length before stretching, for "longrope" files that say it beside `rope_scaling`.
+        original_length: length before stretching, for "longrope" files that have it beside `rope_scaling`.
     """
 
     width: int
@@ -41,8 +41,8 @@ class RotarySettings:
 
 RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
 
-# Each way gives the inverse frequencies (R / 2,) in float32 and the factor of the tables, for sequences of `length`, a
-# tensor without axes: nothing here waits for its value.
+# Inverse frequencies (R / 2,) in float32, and the factor of the tables. The functions below compute them for sequences
+# of `length`, a tensor without axes, whose value they never read on the host.
 Frequencies = tuple[Tensor, float]
 
 
@@ -72,7 +72,7 @@ def _yarn(settings: RotarySettings, length: Tensor) -> Frequencies:
     trained = scaling.get("original_max_position_embeddings") or settings.max_length
 
     def pair_of(turns: float) -> float:
-        """The pair that turns so often over the trained length."""
+        """Index of the pair that turns this often over the trained length."""
         return width * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(settings.base))
 
     low, high = pair_of(scaling.get("beta_fast") or 32), pair_of(scaling.get("beta_slow") or 1)
@@ -175,7 +175,7 @@ class RotaryEmbedding(nn.Module):
         frequencies, factor = SCALINGS[self.settings.kind](self.settings, length)
         return torch.cat([frequencies, frequencies]), factor
 
-    # what the reference's module says of itself; to change it, set `settings`
+    # read-only attributes of Transformers' module; to change them, set `settings`
 
     @property
     def rope_type(self) -> str:
@@ -199,7 +199,7 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def original_inv_freq(self) -> Tensor:
-        """The same."""
+        """(R / 2,) inverse frequencies; the same as `inv_freq`."""
         return self.inv_freq
 
     @property
@@ -213,7 +213,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
-    """Turn the first R dimensions of each head by the angles of its position; half-split pairs (i, i + R / 2).
+    """Rotate the first R dimensions of each head by the angles of its position; pairs are (i, i + R / 2).
 
     Args:
         x: (B, H, T, n, D), of which n share a position: queries and keys.

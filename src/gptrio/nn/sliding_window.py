@@ -32,7 +32,7 @@ class BlockMask(AttentionMask):
 
     @property
     def is_causal_only(self) -> bool:
-        """Never: every block has a mask of its own."""
+        """False: each block has its own mask."""
         return False
 
     def visible(self) -> Tensor:
@@ -48,11 +48,11 @@ class BlockMask(AttentionMask):
         if whole.segments is not None:
             own = span(whole.segments, 1, 0, count * size).view(self.rows, count, size, 1)
             allowed = allowed & (own == self._of_keys(whole.segments)[:, :, None, :])
-        allowed = allowed | (queries >= end)  # filled up after the end; a softmax over nothing would be NaN
+        allowed = allowed | (queries >= end)  # queries after the end; a softmax over no key would be NaN
         return allowed.expand(self.rows, -1, -1, -1).flatten(0, 1).unsqueeze(1)
 
     def real_keys(self) -> Tensor | None:
-        """(B * N, 2 * window) bool, True for keys that are no padding; None if all are real."""
+        """(B * N, 2 * window) bool, True for keys that are not padding; None if all are real."""
         is_real = self.whole.attention_mask
         return None if is_real is None else self._of_keys(is_real).flatten(0, 1)
 
@@ -60,14 +60,14 @@ class BlockMask(AttentionMask):
         return -(-self.whole.query_length // self.size)
 
     def _of_keys(self, values: Tensor) -> Tensor:
-        """Values by position (B, positions) as (B, N, 2 * window), those of each block's keys."""
+        """Values by position (B, positions) as (B, N, 2 * window): those of each block's keys."""
         first, length = self.whole.query_start - self.size, (self._count() + 1) * self.size
         return span(values, 1, first, length).unfold(1, 2 * self.size, self.size)
 
 
 def should_use(mask: AttentionMask, head_mask: Tensor | None) -> bool:
-    """Whether a call is right and cheaper in blocks: a long sequence under a window, no mask of the caller's own."""
-    if is_exporting():  # its graph is for any length
+    """Whether a call can run in blocks and is cheaper so: a long sequence with a window and no custom mask."""
+    if is_exporting():  # an exported graph serves any length
         return False
     if mask.window is None or mask.query_length <= 2 * mask.window or not mask.causal:
         return False
@@ -103,15 +103,17 @@ def to_blocks(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> tuple[Ten
 
 
 def from_blocks(out: Tensor, rows: int, length: int) -> Tensor:
-    """Put results (B * N, H, window, D) together to (B, H, T, D)."""
+    """Join results (B * N, H, window, D) to (B, H, T, D)."""
     return out.reshape(rows, -1, *out.shape[1:]).transpose(1, 2).flatten(2, 3)[:, :, :length]
 
 
 def span(x: Tensor, axis: int, start: int, length: int) -> Tensor:
-    """Entries from `start` on along an axis, filled up with zeros before the first and after the last to `length`."""
+    """`length` entries from `start` on along an axis, with zeros before the first and after the last."""
     low = max(start, 0)
     before, after = low - start, start + length - x.shape[axis]
     kept = x.narrow(axis, low, x.shape[axis] - low)
-    if not torch.compiler.is_compiling() and before == after == 0:  # whose copy a graph of any length cannot avoid
+    if (
+        not torch.compiler.is_compiling() and before == after == 0
+    ):  # under torch.compile always pad, so that the graph serves any length
         return kept
     return F.pad(kept, [0, 0] * (x.dim() - 1 - axis) + [before, after])

@@ -1,4 +1,4 @@
-"""Swap the linear layers of a model for quantized ones: native int8 and int4, or those of bitsandbytes."""
+"""Replaces the linear layers of a model by quantized ones: native int8 and int4, or those of bitsandbytes."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ _NAMES: dict[str, Callable[[], QuantizationConfig]] = {
 
 
 class Quantizer(Protocol):
-    """What loading asks of a way to quantize.
+    """What loading needs of a quantization method.
 
     Attributes:
         ignore_missing: patterns of model keys that a checkpoint in full precision lacks.
         ignore_unexpected: patterns of checkpoint keys that belong to quantized weights.
-        default_dtype: type of everything that is not quantized when the caller names none; None for the usual one.
-        is_trainable: adapters can be trained over the quantized layers.
-        is_qat_trainable: the quantized weights themselves can be trained: never.
+        default_dtype: dtype of everything that is not quantized, if the caller passes none; None for the usual one.
+        is_trainable: whether adapters can be trained on the quantized layers.
+        is_qat_trainable: whether the quantized weights themselves can be trained: never.
         quantization_config: how it quantizes.
     """
 
@@ -71,14 +71,14 @@ class Quantizer(Protocol):
         """
 
     def finish(self, model: nn.Module) -> None:
-        """Tie what is tied, after all tensors are loaded."""
+        """Tie tied weights, after all tensors are loaded."""
 
     def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
         """Put layers in full precision, of the type, in place of the quantized ones."""
 
 
 def get_quantizer(config: QuantizationConfig | Mapping[str, Any] | str) -> Quantizer:
-    """The quantizer that a configuration asks for.
+    """The quantizer of a configuration.
 
     Args:
         config: a configuration object, its dictionary from `config.json`, or a name: "int8" or "int4", or by

@@ -45,7 +45,7 @@ class BitsAndBytesConfig:
             bnb_4bit_quant_type: "fp4" or "nf4".
             bnb_4bit_use_double_quant: quantize the scales too.
             bnb_4bit_quant_storage: type that the packed codes are stored as; uint8 if None.
-            kwargs: other keys of a configuration file; a warning names those that mean nothing here.
+            kwargs: other keys of a configuration file; a warning names those without effect.
 
         Raises:
             OptionError: values of a wrong type, or that contradict each other.

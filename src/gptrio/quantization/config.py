@@ -1,4 +1,4 @@
-"""How a model's weights are quantized, as `config.json` says it. Loads no torch."""
+"""How a model's weights are quantized, as `config.json` stores it. Loads no torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gptrio.kernels import GROUP_SIZES
 
 @dataclass
 class Int8Config:
-    """Weights of 8 bits, one scale per output; activations become int8 on the way where the processor has the means.
+    """Weights of 8 bits, one scale per output; activations are quantized too if the processor supports it.
 
     Attributes:
         modules_to_not_convert: names (or endings of names) of layers that keep their type.

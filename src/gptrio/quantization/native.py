@@ -18,7 +18,7 @@ from gptrio.quantization.modules import check_weight_shape, full_precision_modul
 
 
 class _QuantizedWeight(nn.Module):
-    """Codes and scales; a change of dtype touches neither.
+    """Codes and scales, neither of which is converted when the dtype of the model changes.
 
     Attributes:
         weight: int8 (out, in), or uint8 (out, in / 2) for 4 bits.
@@ -67,7 +67,7 @@ class _QuantizedWeight(nn.Module):
 
     @torch.no_grad()
     def set_rows(self, kept: int, new: Tensor | None) -> None:
-        """Keep the codes of the first outputs, and append those of others.
+        """Keep the codes of the first outputs, and append new ones.
 
         Args:
             kept: number of outputs that stay.
@@ -83,7 +83,7 @@ class _QuantizedWeight(nn.Module):
         self.out_features = len(self.weight)
 
     def load_codes(self, name: str, tensor: Tensor) -> None:
-        """Keep ready-made codes ("weight") or scales ("weight_scale") as they are.
+        """Store codes ("weight") or scales ("weight_scale") of a checkpoint unchanged.
 
         Raises:
             SizeMismatchError: they are of another type or shape than this layer's.
@@ -216,7 +216,7 @@ class NativeQuantizer:
         return True
 
     def finish(self, model: nn.Module) -> None:
-        """Let a tied head share the codes of the embedding."""
+        """Share the codes of the embedding with a tied head."""
         head = tied_head(model)
         if isinstance(head, QuantizedLinear):
             table = cast(Any, model).get_input_embeddings()
@@ -224,7 +224,7 @@ class NativeQuantizer:
 
     @torch.no_grad()
     def dequantize(self, model: nn.Module, dtype: torch.dtype) -> None:
-        """Put layers in full precision in place of the quantized ones; what was tied is tied by the model."""
+        """Put layers in full precision in place of the quantized ones; the model ties them again."""
         for name, layer in list(model.named_modules()):
             if isinstance(layer, QuantizedEmbedding):
                 table = Embedding(layer.num_embeddings, layer.embedding_dim, _weight=layer.dequantized(dtype))
@@ -242,7 +242,7 @@ class NativeQuantizer:
 
 
 def _without_weight(layer: nn.Linear | Conv1D) -> nn.Linear:
-    """A layer of the same shape whose weight comes from elsewhere."""
+    """A layer of the same shape, with the bias, and without storage for the weight."""
     outer, inner = layer.weight.shape
     empty = nn.Linear(inner, outer, bias=False, device="meta")
     empty.bias = layer.bias

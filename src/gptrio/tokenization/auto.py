@@ -46,7 +46,7 @@ class AutoTokenizer:
         Args:
             pretrained_model_name_or_path: folder, packaged model or hub id.
             use_fast: take the fast class where there is one.
-            tokenizer_type: a model type, such as "gpt2", instead of what the files say.
+            tokenizer_type: a model type, such as "gpt2", in place of the one that the files name.
             config: configuration of the model.
             **kwargs: as for the class's `from_pretrained`.
 
@@ -83,7 +83,9 @@ class AutoTokenizer:
             raise UnsupportedError("nothing to register: give slow_tokenizer_class or fast_tokenizer_class")
         for given, is_fast in ((slow_tokenizer_class, False), (fast_tokenizer_class, True)):
             if given is not None and given.is_fast != is_fast:
-                raise UnsupportedError(f"{given.__name__} is {'no ' * is_fast}fast tokenizer; swap the two arguments")
+                raise UnsupportedError(
+                    f"{given.__name__} is {'not ' * is_fast}a fast tokenizer; swap the two arguments"
+                )
         model_type = config_class.model_type
         known = TOKENIZER_MAPPING.get(model_type, (None, None))
         if known != (None, None) and not exist_ok:

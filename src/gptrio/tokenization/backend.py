@@ -28,7 +28,7 @@ def byte_level_backend(vocab: dict[str, int], merges: list[Pair]) -> Tokenizer:
 
 
 def build_backend(kwargs: dict[str, Any]) -> Tokenizer:
-    """Take the source of the backend out of the settings; the vocabulary files stay, as part of the settings."""
+    """Build a tokenizer from `tokenizer_object`, `tokenizer_file` (both are removed) or vocabulary files."""
     given: Tokenizer | None = kwargs.pop("tokenizer_object", None)
     path, from_slow = kwargs.pop("tokenizer_file", None), kwargs.pop("from_slow", False)
     if given is not None:
@@ -49,7 +49,7 @@ _SETTINGS = {"direction": "truncation_side", "strategy": "truncation_strategy", 
 
 
 def take_backend_settings(tokenizer: Tokenizer, kwargs: dict[str, Any]) -> None:
-    """Let a backend that truncates or pads by itself give the defaults."""
+    """Use the truncation and padding that a backend stores as defaults of the settings `kwargs`."""
     truncation, padding = tokenizer.truncation or {}, tokenizer.padding or {}
     found = {_SETTINGS.get(name, name): value for name, value in truncation.items()}
     for name, value in padding.items():
@@ -72,7 +72,7 @@ def set_lengths(tokenizer: Tokenizer, truncation: dict[str, Any] | None, padding
 
 
 def set_prefix_space(tokenizer: Tokenizer, add_prefix_space: bool) -> None:
-    """Make a byte-level pre-tokenizer add the space, or not; other kinds have none to set."""
+    """Make a byte-level pre-tokenizer add the space, or not; no effect on other kinds."""
     if isinstance(tokenizer.pre_tokenizer, ByteLevel):
         state = json.loads(tokenizer.pre_tokenizer.__getstate__())
         tokenizer.pre_tokenizer = ByteLevel(

@@ -16,7 +16,7 @@ Sample = tuple[Text, Text | None]
 
 
 class EncodingMixin(SpecialTokensMixin):
-    """The methods that encode; they call two methods of the subclass, for one sample and for many."""
+    """The methods that encode; a subclass implements `_encode_one` and `_encode_many`."""
 
     model_input_names: Sequence[str] = ("input_ids", "token_type_ids", "attention_mask")
     model_max_length: int
@@ -52,7 +52,7 @@ class EncodingMixin(SpecialTokensMixin):
             *args, **options: see `EncodeOptions`, positional in its order, or by name.
 
         Returns:
-            Lists (or tensors) by name: `input_ids`, `attention_mask` and what else was asked for.
+            Lists (or tensors) by name: `input_ids`, `attention_mask` and the other entries that the options name.
 
         Raises:
             TokenizationError: input of another form, or options that do not fit.
@@ -111,12 +111,11 @@ class EncodingMixin(SpecialTokensMixin):
         pad_id = self.pad_token_id
         return options.resolve(self.model_max_length, pad_id, self._warn_once if options.verbose else lambda *_: None)
 
-    def _wants(self, entry: str, asked: bool | None) -> bool:
-        """Whether a call returns an entry: if it was asked for, by default if the model takes it."""
+    def _is_returned(self, entry: str, asked: bool | None) -> bool:
+        """Whether a call returns an entry: as `asked`, or if that is None, whether the model uses it."""
         return entry in self.model_input_names if asked is None else asked
 
     def _warn_once(self, key: str, message: str) -> None:
-        """Warn, but only the first time for a key."""
         if key not in self._warned:
             self._warned.add(key)
             warn(message)

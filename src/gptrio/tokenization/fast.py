@@ -31,8 +31,8 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
     Args:
         tokenizer_object: a `tokenizers.Tokenizer`.
         tokenizer_file: path of a `tokenizer.json`.
-        vocab_file, merges_file: paths of vocabulary files, read when neither is given.
-        from_slow: read the vocabulary files even so.
+        vocab_file, merges_file: paths of vocabulary files, read if neither is given.
+        from_slow: read the vocabulary files even if one of these is given.
         added_tokens_decoder: tokens that are never split, by id.
         add_prefix_space: put a space before the text.
         **kwargs: see `PreTrainedTokenizerBase`.
@@ -74,7 +74,7 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return {**state, "_tokenizer": backend}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore, with a lock of its own."""
+        """Restore the state, with a new lock."""
         super().__setstate__({**state, "_tokenizer": Tokenizer.from_str(state["_tokenizer"]), "_lock": Lock()})
         self._tokenizer.encode_special_tokens = self.split_special_tokens
 
@@ -187,7 +187,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
             raise TokenizationError(f"cannot encode: {str(error).rstrip(', ')}") from error
 
     def _truncation(self, options: EncodeOptions) -> dict[str, Any] | None:
-        """The backend's truncation for a call."""
         if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
             return None
         assert options.max_length is not None, "checked when the options were resolved"
@@ -196,7 +195,6 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         return {**lengths, "strategy": strategy, "direction": self.truncation_side}
 
     def _padding(self, options: EncodeOptions) -> dict[str, Any] | None:
-        """The backend's padding for a call."""
         if options.padding == PaddingStrategy.DO_NOT_PAD:
             return None
         return {
@@ -209,11 +207,11 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
         }
 
     def _entries(self, rows: list[Encoding], options: EncodeOptions) -> dict[str, Any]:
-        """Entries that the options ask for, by name."""
+        """Entries of the result, by name."""
         data: dict[str, Any] = {"input_ids": [row.ids for row in rows]}
-        if self._wants("token_type_ids", options.return_token_type_ids):
+        if self._is_returned("token_type_ids", options.return_token_type_ids):
             data["token_type_ids"] = [row.type_ids for row in rows]
-        if self._wants("attention_mask", options.return_attention_mask):
+        if self._is_returned("attention_mask", options.return_attention_mask):
             data["attention_mask"] = [row.attention_mask for row in rows]
         if options.return_special_tokens_mask:
             data["special_tokens_mask"] = [row.special_tokens_mask for row in rows]

@@ -21,11 +21,11 @@ SPECIAL_TOKENS_MAP_FILE = "special_tokens_map.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CHAT_TEMPLATE_DIR = "additional_chat_templates"
 
-# names, without "Fast", of classes that say nothing of the model; the second is that of Transformers 5
+# classes, without "Fast", that are used for any model; the second one is of Transformers 5
 GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 
 _IGNORED = ("resume_download", "proxies", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash")
-# keys of tokenizer_config.json that say what to load, not how the tokenizer works; files are found in the folder alone
+# keys of tokenizer_config.json about loading rather than the tokenizer itself; files are searched in the folder only
 _NOT_SETTINGS = (
     "tokenizer_class",
     "auto_map",
@@ -43,7 +43,7 @@ PathLike = str | os.PathLike[str]
 
 
 def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict[str, Any]) -> AnyTokenizer:
-    """Build a tokenizer of class `cls` from its files; `kwargs` go before what these say."""
+    """Build a tokenizer of class `cls` from its files; `kwargs` override their settings."""
     kwargs = {name: value for name, value in kwargs.items() if name not in _IGNORED}
     hub, config = HubOptions.pop_from(kwargs), kwargs.pop("_tokenizer_config", None)  # AutoTokenizer has read it
     if config is None:
@@ -61,7 +61,7 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
     settings |= {key: _find_path(hub, name_or_path, file) for key, file in files.items() if settings.get(key) is None}
     if not any(settings[key] for key in files):
         names = ", ".join(files.values())
-        raise CheckpointNotFoundError(f"{name_or_path} holds no tokenizer for {cls.__name__}: expected {names}")
+        raise CheckpointNotFoundError(f"{name_or_path} has no tokenizer for {cls.__name__}: expected {names}")
     settings["name_or_path"] = os.fspath(name_or_path)
     if "added_tokens_decoder" in settings:
         added = _declared_tokens(settings["added_tokens_decoder"])
@@ -72,7 +72,7 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
 
 
 def _take_extra_special_tokens(settings: dict[str, Any]) -> None:
-    """Read a list of extra special tokens, as Transformers 5 writes them, as the additional ones of before."""
+    """Move extra special tokens that are a list, as in Transformers 5, to the additional special tokens."""
     extra = settings.get("extra_special_tokens")
     if isinstance(extra, list):
         del settings["extra_special_tokens"]
@@ -93,7 +93,7 @@ def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
         raise TokenizationError(f"tokenizer_class is {tokenizer_class!r}; expected the name of a class")
     generic = (*GENERIC_CLASSES, cls.__name__.removesuffix("Fast"))
     if tokenizer_class is not None and tokenizer_class.removesuffix("Fast") not in generic:
-        warn(f"the files are of a {tokenizer_class} and are read by {cls.__name__}, which may split text otherwise")
+        warn(f"the files belong to a {tokenizer_class}, but {cls.__name__} reads them and may split text differently")
 
 
 def _read_chat_templates(name_or_path: PathLike, hub: HubOptions) -> dict[str, str]:
@@ -108,7 +108,7 @@ def _read_chat_templates(name_or_path: PathLike, hub: HubOptions) -> dict[str, s
 
 
 def _declared_tokens(declared: Any) -> dict[int, AddedToken]:
-    """Added tokens by id, of the configuration or of the caller."""
+    """Added tokens by id, from the configuration or from the caller."""
     if not isinstance(declared, dict) or not all(str(index).isdecimal() for index in declared):
         raise TokenizationError(f"added_tokens_decoder is {declared!r}; expected added tokens by id")
     return {int(index): _as_token(token) for index, token in declared.items()}
@@ -117,7 +117,7 @@ def _declared_tokens(declared: Any) -> dict[int, AddedToken]:
 def _undeclared_tokens(
     cls: type[PreTrainedTokenizerBase], settings: Mapping[str, Any], path: Path | None
 ) -> dict[int, AddedToken]:
-    """Added tokens by id of folders whose configuration lists none: `added_tokens.json`, then `tokenizer.json`."""
+    """Added tokens by id if the configuration lists none: from `added_tokens.json`, then `tokenizer.json`."""
     special = set(_special_texts(cls, settings))
     added = {
         index: AddedToken(text, normalized=text not in special, special=text in special)
@@ -168,7 +168,7 @@ def _special(value: Any) -> Any:
 
 
 def _revive(value: Any) -> Any:
-    """Turn what JSON says of an AddedToken back into one, wherever it stands."""
+    """Turn each JSON object in `value` that describes an `AddedToken` back into one."""
     if isinstance(value, dict):
         if value.get("__type") == "AddedToken":
             return _as_token({name: item for name, item in value.items() if name != "__type"})
@@ -205,7 +205,7 @@ def save_tokenizer(
 
 
 def _config_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Content of `tokenizer_config.json`: the settings as they are now, without what other files hold."""
+    """Content of `tokenizer_config.json`: the current settings, without those that other files store."""
     config: dict[str, Any] = copy.deepcopy(tokenizer.init_kwargs)
     sides = [
         side

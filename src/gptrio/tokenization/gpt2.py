@@ -24,7 +24,7 @@ VOCAB_FILES_NAMES = {"vocab_file": "vocab.json", "merges_file": "merges.txt"}
 
 
 def _as_added_tokens(special: dict[str, Token | None]) -> dict[str, AddedToken | None]:
-    """Special tokens with their rules of matching, `normalized` as it is of a token that is not yet special."""
+    """Special tokens as `AddedToken`s; `normalized` is True unless the caller set it, as for ordinary tokens."""
     tokens = {name: AddedToken(token) if isinstance(token, str) else token for name, token in special.items()}
     return {
         name: AddedToken(**token.__getstate__()) if isinstance(token, AddedToken) else token
@@ -38,11 +38,11 @@ class GPT2Tokenizer(PreTrainedTokenizer):
     Args:
         vocab_file: path of a `vocab.json`.
         merges_file: path of a `merges.txt`.
-        errors: how `decode` treats bytes that are no UTF-8, as in `bytes.decode`.
+        errors: how `decode` treats bytes that are not UTF-8, as in `bytes.decode`.
         unk_token, bos_token, eos_token, pad_token: special tokens.
         add_prefix_space: put a space before the text, so that its first word is like any other.
         add_bos_token: put the bos token before each text.
-        **kwargs: `tokenizer_file`, path of a `tokenizer.json` read when the two vocabulary files are not there; and see
+        **kwargs: `tokenizer_file`, path of a `tokenizer.json` that is read if a vocabulary file is missing; and see
             `PreTrainedTokenizerBase`.
     """
 
@@ -87,7 +87,7 @@ class GPT2Tokenizer(PreTrainedTokenizer):
 
     @property
     def bpe_ranks(self) -> dict[tuple[str, str], int]:
-        """Merges, with the place of each in the list."""
+        """Merges, with the rank of each."""
         return self._bpe.ranks
 
     @property
@@ -106,7 +106,7 @@ class GPT2Tokenizer(PreTrainedTokenizer):
     def prepare_for_tokenization(
         self, text: str, is_split_into_words: bool = False, **kwargs: Any
     ) -> tuple[str, dict[str, Any]]:
-        """Put a space before a text when it is a word, or when the tokenizer (or `add_prefix_space`) is set to."""
+        """Put a space before a word, and before any text if `add_prefix_space` is true (the tokenizer's by default)."""
         prefix = kwargs.pop("add_prefix_space", self.add_prefix_space)
         return " " + text if prefix or is_split_into_words else text, kwargs
 
@@ -121,7 +121,7 @@ class GPT2Tokenizer(PreTrainedTokenizer):
         return self.decoder.get(index)
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Join tokens into text; `errors` says what happens to bytes that are no UTF-8."""
+        """Join tokens into text; the setting `errors` decides about bytes that are not UTF-8."""
         return from_alphabet("".join(tokens), self.errors)
 
     def build_inputs_with_special_tokens(self, token_ids_0: Ids, token_ids_1: Ids | None = None) -> Ids:
@@ -142,7 +142,7 @@ class GPT2Tokenizer(PreTrainedTokenizer):
     def get_special_tokens_mask(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Return 1 for special tokens and 0 for others, in what building the inputs of these ids gives."""
+        """Return 1 for special tokens and 0 for others in the result of `build_inputs_with_special_tokens`."""
         if already_has_special_tokens or not self.add_bos_token:
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens)
         first = [1] + [0] * len(token_ids_0)
@@ -167,7 +167,7 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
     Lists of words (`is_split_into_words`) need `add_prefix_space=True`.
 
     Args:
-        vocab_file, merges_file: paths of a `vocab.json` and a `merges.txt`, read when there is no tokenizer_file.
+        vocab_file, merges_file: paths of a `vocab.json` and a `merges.txt`, read if there is no tokenizer_file.
         tokenizer_file: path of a `tokenizer.json`.
         unk_token, bos_token, eos_token: special tokens.
         add_prefix_space: put a space before the text, so that its first word is like any other.
@@ -192,7 +192,7 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         from_file = tokenizer_file is not None and not kwargs.get("from_slow")
         from_vocabulary = not from_file and kwargs.get("tokenizer_object") is None
         special = {"unk_token": unk_token, "bos_token": bos_token, "eos_token": eos_token}
-        if from_vocabulary:  # as the tokenizer in Python has them
+        if from_vocabulary:  # with the same settings as the tokenizer in Python
             special["pad_token"] = kwargs.pop("pad_token", None)
             kwargs = {"errors": "replace", "add_bos_token": False, **kwargs, **_as_added_tokens(special)}
         else:
@@ -219,13 +219,13 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         elif self.num_special_tokens_to_add() == 0:
             self._warn_once(
                 "bos",
-                "add_bos_token=True has no effect: the tokenizer.json adds no bos token, and goes first as it does in "
+                "add_bos_token=True has no effect: the tokenizer.json adds no bos token and takes precedence, as in "
                 "Transformers. Load with from_slow=True, or use GPT2Tokenizer",
             )
 
     def _encode_many(self, samples: list[Sample], options: EncodeOptions) -> BatchEncoding:
         if options.is_split_into_words and not self.add_prefix_space:
             raise TokenizationError(
-                f"{type(self).__name__} takes lists of words only with add_prefix_space=True; load it with that"
+                f"{type(self).__name__} encodes lists of words only with add_prefix_space=True; load it with that"
             )
         return super()._encode_many(samples, options)

@@ -16,10 +16,10 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 class GPTNeoXTokenizerFast(PreTrainedTokenizerFast):
-    """Byte-level BPE with NFC and tokens for runs of spaces, as the 20B `tokenizer.json` says.
+    """Byte-level BPE with NFC and tokens for runs of spaces, as in the `tokenizer.json` of GPT-NeoX-20B.
 
     Args:
-        vocab_file, merges_file: vocabulary files, read when there is no tokenizer_file (plain byte-level BPE then).
+        vocab_file, merges_file: vocabulary files of plain byte-level BPE, read if there is no tokenizer_file.
         tokenizer_file: path of a `tokenizer.json`.
         unk_token, bos_token, eos_token, pad_token: special tokens.
         add_bos_token, add_eos_token: put these tokens around each text.
@@ -86,7 +86,7 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizerFast):
         self.update_post_processor()
 
     def update_post_processor(self) -> None:
-        """Tell the backend which special tokens stand around a text; call it after changing them.
+        """Set the special tokens that the backend adds around a text; call this after changing them.
 
         Raises:
             TokenizationError: one that is switched on is not set.
@@ -116,7 +116,7 @@ class GPTNeoXTokenizerFast(PreTrainedTokenizerFast):
     def get_special_tokens_mask(
         self, token_ids_0: Ids, token_ids_1: Ids | None = None, already_has_special_tokens: bool = False
     ) -> list[int]:
-        """Return 1 for special tokens and 0 for others, in what building the inputs of these ids gives."""
+        """Return 1 for special tokens and 0 for others in the result of `build_inputs_with_special_tokens`."""
         if already_has_special_tokens:
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, already_has_special_tokens=True)
         texts = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]

@@ -54,10 +54,10 @@ class EncodeOptions:
         return_special_tokens_mask: add 1 for special tokens.
         return_offsets_mapping: add (start, end) in characters of each token; fast tokenizers only.
         return_length: add the number of tokens.
-        verbose: warn about texts longer than the model takes.
+        verbose: warn about texts that are too long for the model.
         split_special_tokens: treat special tokens in the text as ordinary text (the tokenizer's setting when None).
         add_prefix_space: for this call; Python tokenizers only.
-        others: further arguments; those of a tokenizer in Python may mean something to its `prepare_for_tokenization`.
+        others: further arguments, which tokenizers in Python pass to their `prepare_for_tokenization`.
     """
 
     add_special_tokens: bool = True
@@ -125,7 +125,7 @@ class EncodeOptions:
         if cut and filled and max_length is not None and max_length % (self.pad_to_multiple_of or 1):
             raise TokenizationError(
                 f"max_length {max_length} of the truncation is not a multiple of pad_to_multiple_of "
-                f"{self.pad_to_multiple_of}; make it one"
+                f"{self.pad_to_multiple_of}; pass a multiple"
             )
         return replace(self, padding=padding, truncation=truncation, max_length=max_length)
 
@@ -138,7 +138,7 @@ class EncodeOptions:
         if self.truncation is None and self.max_length is not None and self.padding is False:
             warn(
                 "truncation implied",
-                "max_length was given without truncation: cutting with 'longest_first'; say truncation=True to mean it",
+                "max_length was given without truncation: cutting with 'longest_first'; pass truncation=True if so",
             )
             return TruncationStrategy.LONGEST_FIRST
         if self.truncation is None or isinstance(self.truncation, bool):

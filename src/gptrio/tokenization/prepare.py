@@ -107,7 +107,7 @@ class PrepareMixin(EncodingMixin):
         """Add attention masks and pad, by the resolved options."""
         main = self.model_input_names[0]
         fill = {"token_type_ids": self.pad_token_type_id, "special_tokens_mask": 1}
-        if self._wants("attention_mask", options.return_attention_mask):
+        if self._is_returned("attention_mask", options.return_attention_mask):
             fill["attention_mask"] = 0
             rows = [row if "attention_mask" in row else {**row, "attention_mask": [1] * len(row[main])} for row in rows]
         if options.padding == PaddingStrategy.DO_NOT_PAD:
@@ -162,7 +162,7 @@ class PrepareMixin(EncodingMixin):
         build = self.build_inputs_with_special_tokens
         row["input_ids"] = build(ids, pair_ids) if with_special else ids + (pair_ids or [])
         none_special = [0] * len(row["input_ids"])
-        if self._wants("token_type_ids", options.return_token_type_ids):
+        if self._is_returned("token_type_ids", options.return_token_type_ids):
             types = self.create_token_type_ids_from_sequences
             row["token_type_ids"] = types(ids, pair_ids) if with_special else none_special
         if options.return_special_tokens_mask:

@@ -1,4 +1,4 @@
-"""What a tokenizer's settings must be, whether a file says them, a caller or a backend."""
+"""Checks of a tokenizer's settings, which come from files, callers and backends."""
 
 from __future__ import annotations
 

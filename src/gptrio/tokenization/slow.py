@@ -21,7 +21,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
     """Base of the tokenizers in Python.
 
     A subclass provides `_tokenize`, `_convert_token_to_id`, `_convert_id_to_token`, `convert_tokens_to_string`,
-    `vocab_size`, `get_vocab` and `save_vocabulary`, and calls this `__init__` once it can.
+    `vocab_size`, `get_vocab` and `save_vocabulary`, and calls this `__init__` after it has read its vocabulary.
 
     Args:
         added_tokens_decoder: tokens that are never split, by id.
@@ -97,7 +97,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         Args:
             text: text.
             pair: second text.
-            add_special_tokens: put the model's special tokens around.
+            add_special_tokens: add the model's special tokens.
             **options: `split_special_tokens`, `is_split_into_words`, `add_prefix_space` of `EncodeOptions`.
         """
         parsed = EncodeOptions.of(options)
@@ -120,19 +120,19 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
             **kwargs: arguments of the call that are not in `EncodeOptions`.
 
         Returns:
-            The text to split, and the arguments that mean nothing here.
+            The text to split, and the arguments that were not used.
         """
         return text, kwargs
 
     def _split(self, text: str, options: EncodeOptions, is_word: bool) -> list[str]:
-        """Split a text at added tokens, and the pieces between them; `is_word` for a text out of a list of words."""
+        """Split a text at added tokens, and the pieces between them; `is_word` for a word of a list of words."""
         whole = self.split_special_tokens if options.split_special_tokens is None else options.split_special_tokens
         given = dict(options.others)
         if options.add_prefix_space is not None:
             given["add_prefix_space"] = options.add_prefix_space
         prepared, unknown = self.prepare_for_tokenization(text, is_word, **given)
         if unknown:
-            self._warn_once(f"unknown {sorted(unknown)}", f"{unknown_arguments(unknown)}; it changes nothing")
+            self._warn_once(f"unknown {sorted(unknown)}", f"{unknown_arguments(unknown)}; it has no effect")
         pieces = [prepared]
         if not whole and self._added_pattern is not None:
             pieces = self._strip_around_added([piece for piece in self._added_pattern.split(pieces[0]) if piece])
@@ -173,7 +173,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
         if None in ids:
             unknown = tokens[ids.index(None)]  # type: ignore[arg-type]  # the position of None
             raise TokenizationError(
-                f"token {unknown!r} is not in the vocabulary and there is no unk_token to stand for it"
+                f"token {unknown!r} is not in the vocabulary and there is no unk_token to replace it"
             )
         return ids
 

@@ -28,7 +28,7 @@ def to_tensor(value: Any, kind: str, name: str) -> Any:
         name: what the value is called in an error.
 
     Raises:
-        TokenizationError: lists of different lengths (numpy makes an array of objects of them), or no numbers.
+        TokenizationError: lists of different lengths (numpy gets an array of objects instead), or other values.
         UnsupportedError: an unknown kind.
     """
     kind = getattr(kind, "value", kind)

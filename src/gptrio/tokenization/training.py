@@ -98,7 +98,9 @@ def _renumber(processor: dict[str, Any], backend: Tokenizer, renamed: Names) -> 
     def number(token: str) -> int:
         index = backend.token_to_id(token)
         if index is None:
-            raise TokenizationError(f"{token!r} is put around texts but is not in the new vocabulary; name it special")
+            raise TokenizationError(
+                f"{token!r} is added around texts but is not in the new vocabulary; add it to new_special_tokens"
+            )
         return int(index)
 
     for entry in processor.get("special_tokens", {}).values():

@@ -53,7 +53,7 @@ def _parse_merges(lines: Iterable[Any], path: PathLike) -> list[Pair]:
 
 
 def read_object(path: PathLike | None) -> dict[str, Any]:
-    """Content of a JSON object's file; nothing when there is no file; raises TokenizationError."""
+    """The JSON object in a file; empty if the path is None. Raises TokenizationError."""
     return {} if path is None else read_json(path, TokenizationError)
 
 
@@ -82,7 +82,7 @@ def read_model(
     """Read vocabulary and merges from their two files, or else from a `tokenizer.json`.
 
     Raises:
-        CheckpointNotFoundError: neither is there.
+        CheckpointNotFoundError: neither exists.
         TokenizationError: a file is malformed.
     """
     if vocab_file is not None and merges_file is not None:

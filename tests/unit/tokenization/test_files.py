@@ -135,7 +135,7 @@ def test_two_names_of_the_token_for_the_hub_are_refused(gpt2_folder):
 
 def test_another_class_warns(fast, tmp_path):
     fast.save_pretrained(tmp_path)
-    with pytest.warns(GptrioWarning, match="of a GPT2Tokenizer and are read by GPTNeoXTokenizerFast"):
+    with pytest.warns(GptrioWarning, match="to a GPT2Tokenizer, but GPTNeoXTokenizerFast reads them"):
         GPTNeoXTokenizerFast.from_pretrained(tmp_path)
 
 
@@ -261,8 +261,8 @@ def test_register(fast, tmp_path, monkeypatch):
     assert type(AutoTokenizer.from_pretrained(tmp_path)) is OwnTokenizer
     for classes, message in (
         ({}, "nothing to register"),
-        ({"fast_tokenizer_class": OwnTokenizer}, "OwnTokenizer is no fast tokenizer"),
-        ({"slow_tokenizer_class": GPT2TokenizerFast}, "GPT2TokenizerFast is fast tokenizer"),
+        ({"fast_tokenizer_class": OwnTokenizer}, "OwnTokenizer is not a fast tokenizer"),
+        ({"slow_tokenizer_class": GPT2TokenizerFast}, "GPT2TokenizerFast is a fast tokenizer"),
         ({"slow_tokenizer_class": OwnTokenizer}, "exist_ok=True"),
     ):
         with pytest.raises(UnsupportedError, match=message):

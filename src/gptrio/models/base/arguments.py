@@ -1,4 +1,4 @@
-"""Arguments of Transformers' `from_pretrained` that change nothing here, or ask for something that gptrio lacks."""
+"""Arguments of Transformers' `from_pretrained` that have no effect here, or need something that gptrio lacks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from gptrio.errors import OptionError, UnsupportedError
 
-# arguments whose every value gives the same model here
+# arguments that have no effect, whatever their value
 _WITHOUT_EFFECT = (
     "_commit_hash",
     "_fast_init",
@@ -36,14 +36,14 @@ _UNSUPPORTED: dict[str, tuple[Any, str]] = {
 
 
 def drop_arguments_without_effect(class_name: str, kwargs: dict[str, Any]) -> None:
-    """Take the arguments out of `kwargs` that Transformers has and that change nothing here.
+    """Remove the arguments from `kwargs` that Transformers has and that have no effect here.
 
     Args:
         class_name: the model's class, for the message.
         kwargs: of `from_pretrained`.
 
     Raises:
-        UnsupportedError: the value of one asks for something that gptrio lacks.
+        UnsupportedError: the value of one needs something that gptrio lacks.
     """
     for name in _WITHOUT_EFFECT:
         kwargs.pop(name, None)

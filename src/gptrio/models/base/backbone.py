@@ -144,7 +144,7 @@ class Backbone(PreTrainedModel):
             output: BaseModelOutputWithPast = BaseModelOutputWithPastAndCrossAttentions(**result)
         else:
             output = BaseModelOutputWithPast(**result)
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
     def forward_last(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Hidden state (B, 1, C) of the last of the next tokens of unpadded rows: the forward without options.

@@ -28,7 +28,7 @@ def build(
     device: torch.device | str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Model:
-    """Build a model with new weights; on the meta device parameters have no storage, and all else its values.
+    """Build a model with new weights; on the meta device parameters have no storage, but buffers have their values.
 
     Args:
         cls: class of the model.
@@ -82,17 +82,17 @@ _DRAWING = ("normal_", "uniform_", "trunc_normal_")
 
 
 class TensorDefaults(TorchFunctionMode):
-    """In this thread, gives new tensors a default dtype, and on request leaves empty ones without storage.
+    """Sets the default dtype of new tensors in this thread, and on request puts empty ones on the meta device.
 
-    Modules make their parameters empty and then draw them; with `empty_on_meta`, such tensors are on the meta device
-    and nothing is drawn. A buffer, the weights of a loss or any other tensor that a constructor makes is in no
-    checkpoint, and has the value that the constructor gives it.
+    Modules create empty parameters and then draw them; with `empty_on_meta`, such tensors are on the meta device and
+    nothing is drawn. Buffers, weights of a loss and other tensors that a constructor makes are not in checkpoints; they
+    have the values that the constructor computes.
 
-    torch's default dtype is one for all threads, of which others may be building models of other types; and to draw on
-    the meta device, torch would load its compiler, which takes a second.
+    torch's own default dtype is shared by all threads, and another thread may be building a model of another dtype. To
+    draw on the meta device, torch would load its compiler, which takes a second.
 
     Args:
-        dtype: of floating-point tensors whose maker does not name one.
+        dtype: of floating-point tensors that are made without one.
         empty_on_meta: make what `torch.empty` makes on the meta device.
     """
 

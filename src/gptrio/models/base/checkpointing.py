@@ -18,8 +18,8 @@ class CheckpointingMixin(EmbeddingsMixin):
 
     Attributes:
         supports_gradient_checkpointing: True, for all families.
-        gradient_checkpointing: it is on. Every block has this flag as well, and it is the block's that counts, so that
-            some blocks alone can be checkpointed.
+        gradient_checkpointing: whether it is on. Each block has this flag too and obeys its own, so that only some
+            blocks can be checkpointed.
     """
 
     supports_gradient_checkpointing: ClassVar[bool] = True
@@ -65,14 +65,16 @@ class CheckpointingMixin(EmbeddingsMixin):
                 part.gradient_checkpointing = enable
 
     def obey_checkpointing_key(self) -> None:
-        """Do what the key `gradient_checkpointing` of an old configuration says, and take the key out."""
+        """Apply the key `gradient_checkpointing` of an old configuration, and remove the key."""
         if getattr(self.config, "gradient_checkpointing", False):
             self.gradient_checkpointing_enable()
             del self.config.gradient_checkpointing
-        self.gradient_checkpointing = self.is_gradient_checkpointing  # a head's, where its backbone did so
+        self.gradient_checkpointing = (
+            self.is_gradient_checkpointing
+        )  # of a model with a head, whose backbone has applied the key
 
     def enable_input_require_grads(self) -> None:
-        """Let token embeddings require gradients, for adapters and re-entrant checkpointing over frozen weights."""
+        """Make the embedded tokens require gradients, for adapters and re-entrant checkpointing over frozen weights."""
         self.disable_input_require_grads()
         table = self.get_input_embeddings()
         self._require_grads_hook = table.register_forward_hook(_require_grad)

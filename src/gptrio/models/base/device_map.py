@@ -19,7 +19,7 @@ _DISK = "disk"
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a caller puts a model's tensors.
+    """Where the tensors of a model are put.
 
     Args:
         device_map: a device, "auto" (or "balanced", "balanced_low_0", "sequential"), or {name of a module: device or
@@ -48,7 +48,7 @@ class Placement:
         """The device map, with "auto" replaced by accelerate's choice where `max_memory` or `offload_folder` is given.
 
         Args:
-            model: on the meta device, its layers in the form in which they will be filled.
+            model: on the meta device, its layers in the form in which they are loaded.
             dtype: type of the floating-point weights.
         """
         if self.device_map not in _PLANNED or not (self.max_memory or self.offload_folder):
@@ -69,7 +69,7 @@ class Placement:
         return chosen
 
     def dispatch(self, model: Any, device_map: DeviceMap | None) -> None:
-        """Let a model that is spread over several devices move activations between them, and weights from files.
+        """Make a model that is spread over several devices move activations between them, and weights from files.
 
         Args:
             model: with its weights.
@@ -103,9 +103,9 @@ class Placement:
 
 
 def device_function(device_map: DeviceMap | None) -> Callable[[str], torch.device]:
-    """A function of a tensor's name: the device it is put on as it is read; what goes to "disk" passes through the CPU.
+    """A function from a tensor's name to the device that it is read to: the CPU for tensors on "disk".
 
-    The function raises OptionError for a tensor that the map names no device for.
+    The function raises OptionError for a tensor without a device in the map.
     """
     if device_map is None:
         device_map = torch.get_default_device()

@@ -1,4 +1,4 @@
-"""Token tables of a model: which they are, tying them, and changing their number of rows."""
+"""Token embeddings of a model: access, tying, and changing their number of rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gptrio.nn.fast_call import FastCallModule
 
 @runtime_checkable
 class ResizableCodes(Protocol):
-    """A table or head of codes with scales for each row, as `gptrio.quantization` makes them."""
+    """A quantized table or head, with scales for each row, as `gptrio.quantization` makes them."""
 
     weight_scale: Tensor
 
@@ -38,18 +38,18 @@ class EmbeddingsMixin(FastCallModule):
         Raises:
             UnsupportedError: there is neither; such a class defines this method itself.
         """
-        owner = self._holder_of_table()
+        owner = self._table_owner()
         return cast(nn.Module, self.embed_tokens if owner is self else owner.get_input_embeddings())
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the token table."""
-        owner = self._holder_of_table()
+        owner = self._table_owner()
         if owner is self:
             self.embed_tokens = value
         else:
             owner.set_input_embeddings(value)
 
-    def _holder_of_table(self) -> Any:
+    def _table_owner(self) -> Any:
         if "embed_tokens" in self._modules:
             return self
         backbone = getattr(self, self.base_model_prefix, None)
@@ -87,7 +87,7 @@ class EmbeddingsMixin(FastCallModule):
                 tie()
 
     def tie_embeddings_and_encoder_decoder(self) -> None:
-        """Let the language-model head use the token table, if the configuration says so."""
+        """Share the token table with the language-model head, if the configuration says so."""
         if self.tied_weights():
             head, table = cast(nn.Linear, self.get_output_embeddings()), cast(nn.Embedding, self.get_input_embeddings())
             if table.weight.is_meta and not head.weight.is_meta:  # a file that names the head alone
@@ -106,7 +106,7 @@ class EmbeddingsMixin(FastCallModule):
         """Change the number of tokens; rows that stay keep their values, tied heads stay tied.
 
         Args:
-            new_num_tokens: V; as it is if None.
+            new_num_tokens: V; unchanged if None.
             pad_to_multiple_of: round V up to a multiple of this.
             mean_resizing: draw new rows around the mean of the old ones with their covariance (Hewitt, 2021) rather
                 than as new weights are drawn.
@@ -116,7 +116,7 @@ class EmbeddingsMixin(FastCallModule):
 
         Raises:
             InputError: V or the multiple is not a positive integer.
-            UnsupportedError: the rows are in a form that cannot be resized; the model is as it was.
+            UnsupportedError: the rows are in a form that cannot be resized; the model is unchanged.
         """
         table, head = cast(nn.Embedding, self.get_input_embeddings()), self.get_output_embeddings()
         rows = _rounded(table.num_embeddings if new_num_tokens is None else new_num_tokens, pad_to_multiple_of)
@@ -158,7 +158,7 @@ class EmbeddingsMixin(FastCallModule):
 
     @torch.no_grad()
     def _resize_codes(self, part: ResizableCodes, rows: int, mean_resizing: bool) -> None:
-        """Keep the codes of the rows that stay, and quantize new rows, which are drawn like what the old codes mean."""
+        """Keep the codes of the rows that stay; quantize new rows, which are drawn like the dequantized old ones."""
         old = part.dequantized()
         part.set_rows(
             min(rows, len(old)), self._drawn(old, rows - len(old), mean_resizing) if rows > len(old) else None

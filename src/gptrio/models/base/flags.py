@@ -1,4 +1,4 @@
-"""What a model class says of itself to other libraries, under the names that they read."""
+"""Attributes of model classes that other libraries read."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 
 class FlagsMixin(nn.Module):
-    """Names that Trainer, accelerate, PEFT and others ask a model class for.
+    """Attributes that Trainer, accelerate, PEFT and others read from a model class.
 
-    Values are Transformers' wherever the same holds here. They differ where gptrio does more (GPT-Neo has an sdpa back
-    end, and its steps compile whole) or less (attention functions that a caller registers are not looked up, and a
+    Values are those of Transformers if they are true here too. They differ where gptrio does more (GPT-Neo has an sdpa
+    back end, and its steps compile whole) or less (attention functions that a caller registers are not looked up, and a
     model does not spread itself over devices).
 
     Attributes:
-        is_parallelizable: the model spreads itself over devices; `device_map` does it from outside.
-        model_parallel: it has done so.
+        is_parallelizable: whether the model can spread itself over devices; pass `device_map` instead.
+        model_parallel: whether it has done so.
         model_tags: see `add_model_tags`.
         hf_device_map: {name of a module: device}; only on models that were loaded with a `device_map`.
         key_aliases: {pattern of a name in a checkpoint: replacement}, for names that the model lacks.
@@ -74,7 +74,7 @@ class FlagsMixin(nn.Module):
 
     @property
     def hf_quantizer(self) -> Quantizer:
-        """What has quantized the model, which `Trainer` asks whether adapters can be trained over it.
+        """The quantizer of the model; `Trainer` reads from it whether adapters can be trained on the model.
 
         Raises:
             AttributeError: nothing is quantized.
@@ -92,17 +92,17 @@ class FlagsMixin(nn.Module):
 
     @property
     def can_record_outputs(self) -> dict[str, Any]:
-        """Which modules give which recorded outputs: none, blocks hand them along."""
+        """Which modules have their outputs recorded: none, blocks return them."""
         return self._can_record_outputs or {}
 
     @property
     def tp_plan(self) -> dict[str, str]:
-        """How tensor parallelism splits layers: there is no plan."""
+        """How tensor parallelism splits layers; empty, as there is no plan."""
         return self._tp_plan
 
     @property
     def pp_plan(self) -> dict[str, tuple[str, str]]:
-        """How pipeline parallelism cuts the model: there is no plan."""
+        """How pipeline parallelism cuts the model; empty, as there is no plan."""
         return self._pp_plan
 
     @property
@@ -117,7 +117,7 @@ class FlagsMixin(nn.Module):
 
     @property
     def tp_size(self) -> int | None:
-        """Over how many devices tensor parallelism has split the model; None, as it has not."""
+        """Number of devices of tensor parallelism; None, as the model is not split."""
         return self._tp_size
 
 

@@ -1,4 +1,4 @@
-"""`generate` as a method of the models, and what decoding loops of the caller's own need of them."""
+"""`generate` as a method of the models, and what a caller's own decoding loop needs of a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class GenerationMixin:
-    """The methods of a model that are about generation."""
+    """The methods of a model for generation."""
 
     _can_generate: ClassVar[bool] = False
 
@@ -65,7 +65,7 @@ class GenerationMixin:
                 f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
                 "AutoModelForCausalLM"
             )
-        with gc_disabled():  # importing it makes objects that stay, too
+        with gc_disabled():  # importing it makes many long-lived objects
             from gptrio.generation.generate import generate
         return generate(self, inputs, *args, **kwargs)
 

@@ -33,7 +33,7 @@ Result = ModelOutput | tuple[Any, ...]
 
 
 class HeadModel(PreTrainedModel):
-    """A backbone with something on top.
+    """A backbone with a head.
 
     Attributes:
         backbone_class: class of the backbone, which is kept under `base_model_prefix`.
@@ -53,7 +53,7 @@ class HeadModel(PreTrainedModel):
         """Create the parameters of the head."""
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Result:
-        return output if self._wants_dict(return_dict) else output.to_tuple()
+        return output if self._returns_dict(return_dict) else output.to_tuple()
 
 
 @positional_order(
@@ -90,7 +90,7 @@ class CausalLMHead(HeadModel):
             return_dict: return a `ModelOutput` rather than a tuple.
             logits_to_keep: compute only the last so many positions (0: all), or those at the indices (n,).
             loss_kwargs: other keywords: `num_items_in_batch`, `ignore_index` or `shift_labels` of
-                `gptrio.nn.losses.next_token_loss`; what else a `loss_function` of the caller's own takes.
+                `gptrio.nn.losses.next_token_loss`; further arguments of a caller's own `loss_function`.
             backbone_inputs: see `Backbone.forward`.
 
         Returns:
@@ -170,23 +170,23 @@ class SequenceClassificationHead(HeadModel):
         return self._finish(output, return_dict)
 
     def _last_tokens(self, input_ids: Tensor | None, rows: int) -> Tensor | int:
-        """Place (B,) of the last token of each row that is not padding."""
+        """Index (B,) of the last token of each row that is not padding."""
         pad = self.config.pad_token_id
         if pad is None and rows > 1:
             raise InputError(
-                f"a batch of {rows} rows cannot be classified without config.pad_token_id, which tells where each row "
+                f"a batch of {rows} rows cannot be classified without config.pad_token_id, which shows where each row "
                 "ends; set it, or classify one row at a time"
             )
         if pad is None:
             return -1
         if input_ids is None:
             inputs.warn_once(
-                "padding cannot be told apart in inputs_embeds, so the last position of each row is classified; pass "
+                "padding cannot be recognised in inputs_embeds, so the last position of each row is classified; pass "
                 "input_ids, or rows of one length"
             )
             return -1
-        places = torch.arange(input_ids.shape[-1], device=input_ids.device)
-        last: Tensor = (places * (input_ids != pad)).argmax(-1)
+        positions = torch.arange(input_ids.shape[-1], device=input_ids.device)
+        last: Tensor = (positions * (input_ids != pad)).argmax(-1)
         return last
 
 

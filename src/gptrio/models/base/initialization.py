@@ -1,4 +1,4 @@
-"""New weights of a model: how they are drawn, and once only.
+"""Initialisation of new weights, each of which is drawn once only.
 
 Modules are drawn in Transformers' order and as often as there, so that one seed gives the same weights in both.
 """
@@ -19,7 +19,7 @@ _MARK = "_is_hf_initialized"  # on modules with weights drawn or loaded; other l
 
 
 class InitialisingMixin(CheckpointingMixin):
-    """Draws the weights of a model's parts; a subclass says how by `_init_weights`."""
+    """Draws the weights of a model's parts; subclasses override `_init_weights`."""
 
     base_model: Any
 
@@ -29,7 +29,7 @@ class InitialisingMixin(CheckpointingMixin):
         self.obey_checkpointing_key()
 
     def init_weights(self) -> None:
-        """Prune what the configuration says, draw the weights of parts that have none yet, and tie what is tied.
+        """Prune the heads that the configuration lists, draw weights that are not initialised yet, and tie embeddings.
 
         Weights that were drawn or loaded before stay; `model.apply(model._init_weights)` draws all of them anew.
         """
@@ -104,7 +104,7 @@ def initialize_missing(model: Any, device_of: Callable[[str], torch.device]) -> 
 
 
 def _visit(module: nn.Module, initialise: Callable[[nn.Module], None]) -> None:
-    """Call on a module after all below it; what is below a model inside the model is that model's own affair."""
+    """Call on a module after all below it; a model inside the model initialises its own modules."""
     for child in module.children():
         _visit(child, child._initialize_weights if isinstance(child, InitialisingMixin) else initialise)
     initialise(module)

@@ -1,4 +1,4 @@
-"""From a checkpoint to a model: built without storage, then given the file's tensors one by one."""
+"""Loads models: built without storage, then given the tensors of the checkpoint one by one."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def load_model(
         ignore_mismatched_sizes: initialise tensors of other shapes at random instead of raising.
         output_loading_info: also return a dictionary of missing, unexpected and mismatched keys.
         quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
-            its name; what the checkpoint says if None.
+            its name; as the checkpoint is quantized if None.
         load_in: "int8", "int4", or by bitsandbytes "nf4", "fp4" or "llm_int8", for short.
         generation_config: options of `generate`, instead of those beside the weights.
         key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
@@ -125,7 +125,7 @@ def load_weights(
     ignore_mismatched_sizes: bool,
     key_mapping: Mapping[str, str] | None,
 ) -> LoadReport:
-    """Give a model without storage its weights: those of the checkpoint, and new ones where it has none.
+    """Load the weights of a model without storage: those of the checkpoint, and new ones for the missing ones.
 
     Args:
         model: its parameters are on the meta device, its layers prepared by `quantizer`.
@@ -208,7 +208,7 @@ def _read_config(
     """The configuration with overrides applied, and the overrides that it does not know."""
     config = as_own_config(config)
     if isinstance(config, PretrainedConfig):
-        config = copy.deepcopy(config)  # the caller's stays as it is
+        config = copy.deepcopy(config)  # the caller's is not changed
         known = {key: value for key, value in overrides.items() if hasattr(config, key)}
         for key, value in known.items():
             setattr(config, key, value)
@@ -221,7 +221,7 @@ def _read_config(
 
 
 def _pinned(options: HubOptions, config: PretrainedConfig, name_or_path: str | os.PathLike[str] | None) -> HubOptions:
-    """The lookup options for the commit that the configuration was read from, or else that of the repository's own."""
+    """The lookup options for the commit that the configuration was read from, or the repository's current commit."""
     if name_or_path is None or os.path.isfile(name_or_path) or local_folder(name_or_path) is not None:
         return options
     if config._commit_hash is not None and config.name_or_path == os.fspath(name_or_path):

@@ -1,4 +1,4 @@
-"""Masks in the shapes and values that attention code of the caller's own takes them in."""
+"""Masks in the shapes and values that a caller's own attention code needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gptrio.models.base.inputs import spread_head_mask, warn_of_missing_mask
 
 
 class MaskingMixin(nn.Module):
-    """Turns masks of 1 and 0 into what is multiplied with, or added to, attention weights and scores."""
+    """Turns masks of 1 and 0 into factors of attention weights and summands of scores."""
 
     config: Any
     dtype: Any
@@ -88,7 +88,7 @@ class MaskingMixin(nn.Module):
         return causal * attention_mask[:, None, None]
 
     def warn_if_padding_and_no_attention_mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> None:
-        """Warn once if ids (B, T) have padding at an end, and no mask tells it apart."""
+        """Warn once if ids (B, T) have padding at an end, and no mask marks it."""
         warn_of_missing_mask(input_ids, attention_mask, self.config)
 
 

@@ -1,4 +1,4 @@
-"""What every model can do besides its forward: be built, loaded, saved, moved, tied and asked about itself."""
+"""The methods of every model besides its forward: building, loading, saving, parts, switches."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ class PreTrainedModel(
     has_cross_attention: ClassVar[bool] = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and files take: all but the compiled call, which runs the model that it was made of."""
+        """The state of a copy or pickle, without the compiled call, which runs the model that it was made from."""
         left = ("_compiled_call", "_compiled_call_impl")  # ours, and torch's own
         return {name: value for name, value in self.__dict__.items() if name not in left}
 
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
-        """Remember the configuration; a family's class builds its parts and then calls `post_init`."""
+        """Store the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
         config = as_own_config(config)
         if not isinstance(config, self.config_class):
@@ -134,7 +134,7 @@ class PreTrainedModel(
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
-        """Say by which auto class this class is loaded; see `gptrio.models.auto.check_auto_class` for the errors."""
+        """Set the auto class that loads this class; see `gptrio.models.auto.check_auto_class` for the errors."""
         from gptrio.models.auto import check_auto_class
 
         cls._auto_class = check_auto_class(cls, auto_class)
@@ -143,7 +143,7 @@ class PreTrainedModel(
 
     @property
     def base_model(self) -> Any:
-        """The backbone: this model itself, or the part that a head stands on."""
+        """The backbone: this model itself, or the part below its head."""
         return getattr(self, self.base_model_prefix, self)
 
     def get_decoder(self) -> Any:
@@ -181,7 +181,7 @@ class PreTrainedModel(
         raise AttributeError(f"{target} is neither a parameter, a buffer nor an extra state of {type(self).__name__}")
 
     def dequantize(self: Model) -> Model:
-        """Put layers in full precision, of the model's type, in place of quantized ones; the model is then plain.
+        """Put layers in full precision, of the model's type, in place of the quantized ones.
 
         Raises:
             OptionError: nothing is quantized.
@@ -198,7 +198,7 @@ class PreTrainedModel(
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter; of a model whose parameters accelerate keeps elsewhere, where it computes."""
+        """Device of the first parameter; if accelerate keeps it elsewhere, the device of the computation."""
         device = next(self.parameters()).device
         return device if device.type != "meta" else execution_device(self) or device
 
@@ -239,7 +239,7 @@ class PreTrainedModel(
         return self.config._attn_implementation or "sdpa"
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
-        """The back end that a name, or None, asks for.
+        """The back end of a name; sdpa for None.
 
         Raises:
             UnsupportedError: no such back end.
@@ -265,5 +265,5 @@ class PreTrainedModel(
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return self
 
-    def _wants_dict(self, return_dict: bool | None) -> bool:
+    def _returns_dict(self, return_dict: bool | None) -> bool:
         return bool(self.config.use_return_dict if return_dict is None else return_dict)

@@ -15,13 +15,13 @@ def prune(backbone: Any, heads_to_prune: Mapping[int, Iterable[int]]) -> dict[in
     """Remove heads from the attention of a backbone's blocks.
 
     Args:
-        backbone: its `blocks` have a `spec()`, and their `self_attention` knows `all_heads`, `pruned_heads` and
+        backbone: its `blocks` have a `spec()`, and their `self_attention` has `all_heads`, `pruned_heads` and
             `keep_heads(kept)`.
         heads_to_prune: {layer: heads}, numbered as in the unpruned model; negative layers count from the last one.
-            Heads already removed are passed over.
+            Heads that are removed already are ignored.
 
     Returns:
-        What was asked for, with layers counted from the first one.
+        The given heads, with layers counted from the first one.
 
     Raises:
         InputError: no such layer or head, or no head would be left.
@@ -55,7 +55,7 @@ def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:
     if wrong:
         raise InputError(f"heads {wrong} of layer {layer} do not exist; it has heads 0 to {total - 1}")
     left = [head for head in range(total) if head not in gone]
-    kept = [place for place, head in enumerate(left) if head not in heads]
+    kept = [index for index, head in enumerate(left) if head not in heads]
     if not kept:
         raise InputError(f"pruning heads {sorted(heads)} would leave layer {layer} without heads; keep at least one")
     if len(kept) < len(left):
@@ -64,5 +64,5 @@ def _prune_layer(attention: Any, heads: set[int], layer: int) -> None:
 
 
 def head_features(kept: list[int], width: int) -> Tensor:
-    """(len(kept) * width,) features of the heads at the places `kept`, each `width` wide."""
+    """(len(kept) * width,) indices of the features of the heads with the indices `kept`, each `width` wide."""
     return (torch.tensor(kept, device="cpu")[:, None] * width + torch.arange(width, device="cpu")).flatten()

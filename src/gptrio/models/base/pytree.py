@@ -1,4 +1,4 @@
-"""Results and caches as trees of tensors, so that `torch.export` and others that map over outputs see into them."""
+"""Registers results and caches as pytrees, so that `torch.export` and other code can map over their tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a model to a checkpoint folder."""
+"""Saves models into folders."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def save_model(
 ) -> None:
     """Write a model's configuration, generation options and weights into a folder.
 
-    Of a model with adapters (`add_adapter`, `load_adapter`) the active adapter alone is written, as upstream does.
+    Of a model with adapters (`add_adapter`, `load_adapter`) only the active adapter is written, as in Transformers.
 
     Weights appear only once they are complete; an error leaves those of an earlier save as they were.
 

@@ -36,7 +36,7 @@ class BackboneInputs(TypedDict, total=False):
 def overridable(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Decorate a model's forward that subclasses override with arguments of their own.
 
-    Type checkers then see it as they see `nn.Module.forward`; whoever runs or inspects it sees what it is.
+    Type checkers then accept any arguments, as for `nn.Module.forward`; at run time nothing changes.
     """
     return forward
 
@@ -68,7 +68,7 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
                 raise TypeError(f"{cls.__name__}.forward takes {len(names)} positional arguments, not {len(args)}")
             for name, value in zip(names, args):  # noqa: B905 - names may be more
                 if name in kwargs:
-                    raise TypeError(f"{cls.__name__}.forward got {name} twice, by its place and by its name")
+                    raise TypeError(f"{cls.__name__}.forward got {name} twice, by position and by name")
                 kwargs[name] = value
             others = [name for name in kwargs if name not in accepted]
             if others and not rest:
