@@ -1,7 +1,7 @@
 """Prompts with padding anywhere: each row's padding is moved to the left, and back in the result.
 
-A row is then decoded as if it were alone, whatever the attention mask: its next token follows its last real token, and
-positions and sliding windows count real tokens only. Left-padded prompts are not changed.
+A row is then decoded as if it were alone, for any attention mask: its next token follows its last real token, and only
+real tokens count in positions and sliding windows. Left-padded prompts are not changed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`generate`: read the arguments, make the call ready, and hand it to the decoding mode that they ask for."""
+"""`generate`: reads the arguments, prepares the call, and runs the decoding mode that they select."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def generate(
         model: a language model of this package.
         inputs: (B, T) token ids, padded anywhere; also as `input_ids`. `bos_token_id` alone if there are none.
         generation_config: the options; the model's own by default.
-        logits_processor: processors of scores, applied after those that the options ask for.
-        stopping_criteria: rules that finish rows, besides those that the options ask for.
+        logits_processor: processors of scores, applied after those of the options.
+        stopping_criteria: rules that finish rows, besides those of the options.
         prefix_allowed_tokens_fn: (row, ids) to the tokens that may follow.
         synced_gpus: run until all processes of a sharded model have finished.
         assistant_model: a smaller model that drafts tokens for this one to check.
-        streamer: gets the prompt, then the tokens as they come.
+        streamer: receives the prompt, then the new tokens of each step.
         negative_prompt_ids, negative_prompt_attention_mask: (B, U) what `guidance_scale` leads away from.
         use_model_defaults: options left at their default in `generation_config` are the model's own; True unless the
             model's file is older than such files' 4.50.

@@ -1,4 +1,4 @@
-"""Greedy search and sampling: one token after the other, as a generator of steps, and what consumes the steps."""
+"""Greedy search and sampling: one token after the other, as a generator of steps, and the consumers of the steps."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def report_finished(state: GenerationState, step: StepOutput) -> None:
 
 
 def await_others(model: Any, ids: Tensor, finished: bool) -> None:
-    """Tell the processes of a sharded model whether this one has finished; if so, run along until all have."""
+    """Exchange with the other processes of a sharded model who has finished; run on, when finished, until all have."""
     import torch.distributed as dist
 
     while True:

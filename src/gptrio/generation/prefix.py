@@ -21,7 +21,7 @@ from gptrio.hub import replace_file
 from gptrio.kernels.linear import packed_inference
 
 METADATA_KEY = "gptrio_prefix"
-# parts of the names of fields that keys and values do not depend on
+# fields whose names contain one of these do not affect keys and values
 _IRRELEVANT = ("drop", "initializer", "use_cache", "token_id", "summary", "tie_word")
 
 

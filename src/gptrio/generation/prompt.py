@@ -117,10 +117,10 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
     """Check the rows to continue and build their attention mask.
 
     Args:
-        model: gives device and vocabulary.
+        model: its device and vocabulary are used.
         inputs: (B, T) ids, or None.
         arguments: arguments of the model's forward; `input_ids` and the fields of `Prompt` are removed from it.
-        config: gives the special tokens.
+        config: its special tokens are used.
 
     Raises:
         InputError: the tensors do not fit each other or the model.
@@ -128,7 +128,7 @@ def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], c
         TokenIdError: an id outside the vocabulary.
     """
     own = arguments.pop("input_ids", None)
-    where = arguments.pop("cache_position", None)  # counted anew in every step
+    where = arguments.pop("cache_position", None)  # computed anew in every step
     if inputs is not None and own is not None:
         raise InputError("the prompt was given twice, as the first argument and as input_ids; give one of them")
     ids = own if inputs is None else inputs
@@ -182,7 +182,7 @@ def _check_gaps(model: Any, prompt: Prompt) -> None:
     if windows or prompt.cache.real_positions_last or not bool(prompt.attention_mask[:, -1].all()):
         why = "a local window would count it" if windows else "it is not on the left of the new tokens alone"
         raise InputError(
-            f"padding stands among new tokens that follow past_key_values, and {why}; pass the whole prompt, with what "
+            f"padding is among new tokens that follow past_key_values, and {why}; pass the whole prompt, with what "
             "the cache holds, or rows of new tokens without padding"
         )
 
@@ -252,8 +252,8 @@ def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
     """Warn if rows begin or end with a token that may be padding but counts as an end-of-text token."""
     if pad is not None and ids.shape[0] > 1 and bool((ids[:, [0, -1]] == pad).any()):
         warn(
-            f"some prompts begin or end with token {pad}, which pads as well as it ends a text; pass the tokenizer's "
-            "attention_mask to tell padding from text"
+            f"some prompts begin or end with token {pad}, which is both padding and end of text; pass the tokenizer's "
+            "attention_mask to distinguish them"
         )
 
 
@@ -273,7 +273,7 @@ def _check_cache(prompt: Prompt) -> None:
     held = prompt.cache.get_seq_length()
     if held >= prompt.length:
         raise InputError(
-            f"past_key_values hold {held} positions and the prompt has {prompt.length}; the prompt starts with what "
-            "the cache holds, and at least one token must follow (cache.crop shortens it); for new tokens alone pass "
+            f"past_key_values hold {held} positions and the prompt has {prompt.length}; the prompt starts with the "
+            "cached tokens, and at least one token must follow (cache.crop shortens it); for new tokens alone pass "
             "an attention_mask that counts the cache's positions too"
         )

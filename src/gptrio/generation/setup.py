@@ -1,4 +1,4 @@
-"""Make a call of `generate` ready: cache, model, processors, stopping rules, random numbers."""
+"""Prepares a call of `generate`: cache, runner, processors, stopping rules, random numbers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from gptrio.utils.seed import check_seed
 
 @dataclass
 class GenerateArguments:
-    """The arguments of `generate` that are no options of its config; see there."""
+    """The arguments of `generate` that are not options of its config; see there."""
 
     logits_processor: Iterable[Processor]
     stopping_criteria: Iterable[Criterion]
@@ -53,7 +53,7 @@ class GenerateArguments:
 def prepare_generation(
     model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, extras: GenerateArguments
 ) -> GenerationState:
-    """Join what a decoding loop needs.
+    """Build the state of a decoding loop.
 
     Raises:
         OptionError: arguments are impossible or contradict each other.
@@ -97,7 +97,7 @@ def _processors(model: Any, prompt: Prompt, config: GenerationConfig, extras: Ge
 
 
 def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: GenerateArguments) -> StoppingCriteriaList:
-    """What finishes rows; a length that the model cannot reach is an error where nothing else ends a row."""
+    """The rules that finish rows; a length that the model cannot reach is an error if no other rule ends a row."""
     context = context_length(model)
     warns = (config.max_length or 0) > context and positions(model) is None
     criteria = build_stopping(
@@ -106,10 +106,10 @@ def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: Gene
         tokenizer=extras.tokenizer,
         max_position_embeddings=context if warns else None,
     )
-    room = last_column(model, prompt)
-    if room is not None and all(type(item) is MaxLengthCriteria for item in criteria):
-        needed = (criteria.max_length or room) - 1  # the last token is never fed
-        if needed > room:
+    limit = last_column(model, prompt)
+    if limit is not None and all(type(item) is MaxLengthCriteria for item in criteria):
+        needed = (criteria.max_length or limit) - 1  # the last token is never fed to the model
+        if needed > limit:
             raise no_more_positions(model, prompt, needed + 1)
     return criteria
 

@@ -29,7 +29,7 @@ class OutputRecorder:
     """What the caller asked to see of every step.
 
     Attributes:
-        is_active: the caller asked for more than ids.
+        is_active: whether the caller asked for more than ids.
     """
 
     def __init__(self, config: GenerationConfig) -> None:
@@ -72,7 +72,7 @@ class GenerationState:
         streamer: gets the tokens, or None.
         synced_gpus: go on with other processes until all have finished.
         on_finish: is called when a row is finished, or None.
-        has_own_processors_only: no processor is the caller's, or calls a function of the caller's.
+        has_own_processors_only: whether no processor is the caller's or calls a function of the caller's.
     """
 
     model: Any
@@ -102,20 +102,20 @@ class GenerationState:
             return self.processors(ids, logits)
 
     def processing(self) -> AbstractContextManager[None]:
-        """A context to call the processors in; those of a caller find torch as the caller left it."""
+        """A context to call the processors in; torch's thread count is unchanged for those of the caller."""
         return self.step.on_one_thread() if self.has_own_processors_only else nullcontext()
 
 
 class SequenceStatus:
     """What changes while the rows of a batch are decoded.
 
-    Lengths and end tokens are looked at without a tensor call; they are all there is to look at in most calls.
+    Lengths and end tokens, the only criteria of most calls, are checked without tensor operations.
 
     Attributes:
         ids: (B, T) the tokens so far.
-        running: (B,) bool, the rows that go on; None while all do.
+        running: (B,) bool, True for rows that are not finished; None while none is.
         finish_reasons: row -> why it is finished.
-        is_finished: no row goes on.
+        is_finished: whether all rows are finished.
         record: outputs of the steps that the caller asked for.
 
     Args:
@@ -156,7 +156,7 @@ class SequenceStatus:
         return StepOutput(tokens, scores, self.ids, self)
 
     def finish_rows(self) -> dict[int, FinishReason]:
-        """Call the stopping criteria for the newest tokens; returns the rows that these finish, and why."""
+        """Call the stopping criteria on the newest tokens; return the rows that these finish, and why."""
         ids, count = self.ids, self.ids.shape[0]
         reasons: list[FinishReason | None] = [None] * count
         if self._others:
@@ -201,8 +201,8 @@ class StepOutput:
     def finished(self) -> dict[int, FinishReason]:
         """Rows that this step finishes, and why.
 
-        The stopping criteria are called when this is first read, before the next step at the latest. Whoever reads the
-        tokens first has them before a criterion of the caller's looks, as streamers of Transformers have.
+        The stopping criteria are called when this is first read, before the next step at the latest. Read the tokens
+        first to have them before the caller's own criteria are called, as streamers of Transformers do.
         """
         if self._finished is None:
             self._finished = self.status.finish_rows()
@@ -211,5 +211,5 @@ class StepOutput:
 
     @property
     def is_last(self) -> bool:
-        """Whether all rows are finished; found out with `finished`."""
+        """Whether all rows are finished; reading it calls the stopping criteria, as reading `finished` does."""
         return bool(self.finished) and self._is_last

@@ -19,7 +19,7 @@ Criterion = Callable[..., "torch.Tensor | bool"]
 
 
 class FinishReason(str, Enum):
-    """Why a row is finished; where several hold at once, the first of them."""
+    """Why a row is finished; if several reasons apply, the first in this order."""
 
     STOP_TOKEN = "stop_token"
     STOP_STRING = "stop_string"
@@ -61,7 +61,7 @@ class StoppingCriteriaList(list[Criterion]):
     """Criteria of which any one finishes a row."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        """Return (B,) True for each row that some criterion calls finished; a plain bool speaks for all rows."""
+        """Return (B,) True for each row that any criterion finishes; a criterion may return one bool for all rows."""
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
             done = done | criterion(input_ids, scores, **kwargs)
@@ -130,12 +130,12 @@ class EosTokenCriteria(StoppingCriteria):
 
 
 class StopStringCriteria(StoppingCriteria):
-    """Finish rows whose text has just come to hold one of some strings.
+    """Finish rows whose newest token completes one of some strings.
 
-    A string may begin and end inside tokens. It must end in the newest token: text before that was seen at its time.
+    A string may begin and end inside tokens. Text before the newest token was checked at earlier steps.
 
     Args:
-        tokenizer: the model's tokenizer; its `decode` is used. One token's text must not depend on far ones.
+        tokenizer: the model's tokenizer; its `decode` is used. The text of a token must not depend on distant tokens.
         stop_strings: one string or several.
 
     Raises:
@@ -226,7 +226,7 @@ def build_stopping(
 def finish_reasons(criteria: Iterable[Criterion], ids: torch.Tensor, scores: Any = None) -> list[FinishReason | None]:
     """Why each row of ids (B, T) is finished by its newest token; None for rows that go on.
 
-    Every criterion is called once. Where several hold, the first in the order of `FinishReason` is the reason.
+    Every criterion is called once. If several apply, the first in the order of `FinishReason` is the reason.
 
     Args:
         criteria: the rules.
@@ -266,5 +266,5 @@ def validate_stopping_criteria(stopping_criteria: StoppingCriteriaList, max_leng
     if criteria.max_length is None:
         criteria.append(MaxLengthCriteria(max_length))
     elif criteria.max_length != max_length:
-        warn(f"stopping_criteria stop at {criteria.max_length} tokens, max_length={max_length} says otherwise")
+        warn(f"stopping_criteria stop at {criteria.max_length} tokens, not at max_length={max_length}")
     return criteria

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _WINDOW, _CONTEXT = 48, 16  # tokens decoded at most, and kept when the window slides
-_HALF_CHARACTER = "\ufffd"
+_INCOMPLETE_CHARACTER = "\ufffd"
 
 
 class Streamer(Protocol):
@@ -34,14 +34,14 @@ class BaseStreamer:
 
     def put(self, value: torch.Tensor) -> None:
         """Take tokens: first the prompts (B, T), then new ones (B,) or (B, n)."""
-        raise NotImplementedError(f"{type(self).__name__} defines no put")
+        raise NotImplementedError(f"{type(self).__name__} does not define put")
 
     def end(self) -> None:
         """Take note that generation is over."""
-        raise NotImplementedError(f"{type(self).__name__} defines no end")
+        raise NotImplementedError(f"{type(self).__name__} does not define end")
 
     def end_row(self, row: int) -> None:
-        """Take note that a row is finished while others go on; what is put for it from now on is padding."""
+        """Take note that a row is finished while others go on; its further tokens are padding."""
 
 
 class _Text:
@@ -56,7 +56,7 @@ class _Text:
         self._given = 0  # characters of the decoded `_ids` that were returned
 
     def push(self, ids: Iterable[int]) -> str:
-        """Add tokens and return the text that is settled by them."""
+        """Add tokens and return the text that no further token can change."""
         self._ids.extend(ids)
         text = self._decode(self._ids)
         settled = max(self._settled(text), self._given)
@@ -73,15 +73,15 @@ class _Text:
         return piece
 
     def _settled(self, text: str) -> int:
-        """Length of the text that stays: all but half a character, and a space that cleaning up may still take out."""
+        """Length of the text that stays: without an incomplete character or a space that cleaning up may remove."""
         if self._cleans_up:  # " n't" and shorter lose their space
             space = text.rfind(" ", max(0, len(text) - 3))
             if space >= 0:
                 return space
-        return len(text) - text.endswith(_HALF_CHARACTER)
+        return len(text) - text.endswith(_INCOMPLETE_CHARACTER)
 
     def _slide(self, held: str) -> None:
-        """Forget old tokens, so that each step decodes a few only; the last ones stay as context."""
+        """Drop old tokens, so that each step decodes only a few; the last ones remain as context."""
         text = self._decode(self._ids[-_CONTEXT:])
         if text.endswith(held):
             self._ids, self._given = self._ids[-_CONTEXT:], len(text) - len(held)
@@ -91,7 +91,7 @@ class _Text:
 
 
 class TextStreamer(BaseStreamer):
-    """Print the text of one row as it is generated; subclasses do something else with it in `on_finalized_text`.
+    """Print the text of one row as it is generated; subclasses override `on_finalized_text` for another use.
 
     Args:
         tokenizer: decodes the tokens.
@@ -215,7 +215,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
 
 
 class BatchTextStreamer(BaseStreamer):
-    """Stream several rows: print them one below the other, each as early as the rows above it allow.
+    """Stream several rows: print them one below the other, each after the rows above it.
 
     The first `put` is the prompts (B, T), a row for each. Subclasses define `on_row_text` for another use.
 

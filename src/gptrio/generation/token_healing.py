@@ -25,7 +25,7 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
         model: the language model.
         prompt: rows of ids.
         tokenizer: the model's.
-        config: gives the special tokens.
+        config: its special tokens are used.
 
     Raises:
         OptionError: there is no tokenizer, or the prompt has embeddings or a cache.

@@ -1,4 +1,4 @@
-"""Transformers' classes over the same storage, for tools that ask for them by class, and ours over theirs."""
+"""Transformers' classes over the same storage, for tools that need these classes, and ours over theirs."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
 
     Raises:
         MissingDependencyError: Transformers is not installed.
-        UnsupportedError: the model is quantized by this package, holds adapters, has parts of its own, or is spread by
-            accelerate.
+        UnsupportedError: the model is quantized by this package, has adapters or parts of other classes, or is spread
+            by accelerate.
         InputError: something else was given.
     """
     library = import_optional(
@@ -68,7 +68,7 @@ def from_transformers(source: Any) -> PreTrainedModel | PreTrainedTokenizerBase:
         The object of the class of the same name; see `to_transformers` for what both share.
 
     Raises:
-        UnsupportedError: a class that gptrio does not have, or a model of parts of its own.
+        UnsupportedError: a class that gptrio does not have, or a model with parts of other classes.
         InputError: something else was given.
     """
     if is_foreign(source, TOKENIZER):

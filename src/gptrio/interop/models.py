@@ -1,4 +1,4 @@
-"""Models: the other library's class built without storage, then given the parameters of the first."""
+"""Converts models: builds the other library's class without storage, and shares the parameters with it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def model_to_transformers(model: PreTrainedModel, library: Any) -> Any:
             module._buffers[name] = None if buffer is None else buffer.to(model.device)
     if model.generation_config is not None:
         options = as_own_generation_config(model.generation_config).to_dict()
-        options.pop("_from_model_config", None)  # goes with a hash that only its own makers know
+        options.pop("_from_model_config", None)  # belongs to a hash of the original configuration
         other.generation_config = library.GenerationConfig.from_dict(options)
     if model.is_gradient_checkpointing:
         other.gradient_checkpointing_enable()
@@ -89,7 +89,7 @@ def _class_of(model: Any, package: str, library: Any) -> Any:
 
 
 def _attention_for(model: PreTrainedModel) -> str | None:
-    """The back end of Transformers that gives our numbers; None for its own choice."""
+    """The back end of Transformers that computes our numbers; None for its default."""
     config = model.config
     changed = (
         not getattr(config, "scale_attn_weights", True)
@@ -112,12 +112,12 @@ def _quantized_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _replace_quantized(source: Any, target: Any, library: Any) -> None:
-    """Let both models hold the same layers of bitsandbytes.
+    """Put the layers of bitsandbytes of one model into another.
 
     Args:
-        source: has them.
-        target: takes them, and says that it is quantized.
-        library: the module `transformers`, if the target is of it.
+        source: the model with these layers.
+        target: the other model; it is marked as quantized.
+        library: the module `transformers`, if the target is one of its models, else None.
     """
     layers = _quantized_layers(source)
     for path, layer in layers.items():
@@ -134,10 +134,10 @@ def _replace_quantized(source: Any, target: Any, library: Any) -> None:
 
 
 def _share(source: nn.Module, target: nn.Module) -> None:
-    """Give a model without storage the parameters of another of the same structure, and its modes.
+    """Share the parameters and modes of a model with another one of the same structure, without storage.
 
     Raises:
-        UnsupportedError: a parameter has no place, another shape, or no counterpart.
+        UnsupportedError: a parameter has no counterpart, or one of another shape.
     """
     homes = dict(target.named_modules())
     empty = {name for name, _ in target.named_parameters(remove_duplicate=False)}
@@ -145,10 +145,10 @@ def _share(source: nn.Module, target: nn.Module) -> None:
     for path, module in source.named_modules():
         home = homes.get(path)
         for leaf, parameter in module._parameters.items():
-            place = None if home is None else home._parameters.get(leaf)
-            if parameter is None and place is None:
+            own = None if home is None else home._parameters.get(leaf)
+            if parameter is None and own is None:
                 continue
-            if parameter is None or place is None or (place.is_meta and place.shape != parameter.shape):
+            if parameter is None or own is None or (own.is_meta and own.shape != parameter.shape):
                 strays.append(f"{path}.{leaf}")
             else:
                 assert home is not None

@@ -1,4 +1,4 @@
-"""Comparison of tensors on the scale of their values, as logits of two implementations are compared."""
+"""Comparison of tensors relative to their largest value, as for logits of two implementations."""
 
 from __future__ import annotations
 

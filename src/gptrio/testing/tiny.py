@@ -1,4 +1,4 @@
-"""Configurations of models of some 20,000 parameters, and a tokenizer of bytes, made on the spot."""
+"""Configurations of models of some 20,000 parameters, and a tokenizer of bytes, made without files."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def tiny_config(model_type: str = "gpt2", **overrides: Any) -> PretrainedConfig:
 
     Args:
         model_type: "gpt2", "gpt_neo" (its second layer local, with a window of 8) or "gpt_neox".
-        overrides: fields that shall differ.
+        overrides: fields with other values.
 
     Raises:
         UnsupportedError: another family.
-        ConfigError: a field that cannot be.
+        ConfigError: a field has an impossible value.
     """
     cls = config_class_of(model_type)
     return cls(**{**_SHARED, **_OF_FAMILY.get(model_type, {}), **overrides})

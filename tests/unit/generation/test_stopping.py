@@ -81,7 +81,7 @@ def test_confidence_looks_at_every_row():
 def test_criteria_gain_a_length_or_warn_of_another():
     assert gptrio.validate_stopping_criteria(gptrio.StoppingCriteriaList(), 5).max_length == 5
     criteria = gptrio.StoppingCriteriaList([gptrio.MaxLengthCriteria(4)])
-    with pytest.warns(GptrioWarning, match="stop at 4 tokens, max_length=5"):
+    with pytest.warns(GptrioWarning, match="stop at 4 tokens, not at max_length=5"):
         assert gptrio.validate_stopping_criteria(criteria, 5).max_length == 4
 
 

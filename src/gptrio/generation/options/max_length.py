@@ -1,4 +1,4 @@
-"""How long the result may become, and what to do with a prompt that is too long for the model."""
+"""Limits of the length of a result, and truncation of prompts that are too long for the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settle_lengths(
     Lengths count columns of the ids: a prompt of embeddings without ids has none.
 
     Args:
-        model: gives the number of positions.
+        model: its number of positions is used.
         prompt: the rows to continue.
         config: the options of this call; not changed.
         given: the options that the caller named in this call.
@@ -112,9 +112,9 @@ def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
 
 
 def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any]) -> Prompt:
-    """Return the prompt without as many first tokens as must go for the new tokens to fit."""
+    """Return the prompt without its first tokens, as many as needed for the new tokens to fit."""
     context = context_length(model)
-    most = context + 1  # the last token is never fed
+    most = context + 1  # the last token is never fed to the model
     new_tokens = config.max_new_tokens
     if new_tokens is None and config.max_length is not None:
         if _is_default(config, given):

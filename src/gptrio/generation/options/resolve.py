@@ -59,7 +59,7 @@ def as_own_config(given: Any) -> Any:
 def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
     """Return the model's options, or newer ones of its configuration.
 
-    Older code sets options on `model.config`. These count while `model.generation_config`, which was made from
+    Older code sets options on `model.config`. These apply while `model.generation_config`, which was made from
     `model.config`, has not been changed itself.
     """
     base: GenerationConfig = as_own_config(model.generation_config)

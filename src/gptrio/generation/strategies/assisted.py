@@ -1,4 +1,4 @@
-"""Assisted generation: check several drafted tokens in one run of the model, and keep those that it would have written.
+"""Assisted generation: check several draft tokens in one forward, and keep those that the model would choose.
 
 Sources: Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", arXiv:2211.17192; Saxena,
 "Prompt Lookup Decoding" (2023). Shapes: `B` rows, `n` drafted tokens, `V` vocabulary.
@@ -28,14 +28,14 @@ from gptrio.generation.strategies.candidates import (
     relative_cost,
 )
 
-ROLLING_BACK = (None, "dynamic", "dynamic_full", "offloaded")  # caches that can forget the end
+ROLLING_BACK = (None, "dynamic", "dynamic_full", "offloaded")  # caches that can be cropped
 
 
 def assisted_steps(state: GenerationState, draft: Draft, policy: DraftLengthPolicy) -> Iterator[StepOutput]:
-    """Append the tokens that plain greedy search or sampling would, several at a time where the draft is right.
+    """Append the tokens that plain greedy search or sampling would, several at a time if they match the draft.
 
-    A batch moves on by what all its rows accept. Drafts that prove wrong are made seldom. A run of accepted tokens is
-    one step, or several if rows finish in its middle.
+    A batch advances by the number of tokens that all its rows accept. If most drafts are rejected, few are made. A run
+    of accepted tokens is one step, or several if rows finish within it.
     """
     status = SequenceStatus(state, state.ids)
     limit = state.criteria.max_length
@@ -78,10 +78,10 @@ def _process(state: GenerationState, ids: Tensor, logits: Tensor) -> Tensor:
 def _accept(
     state: GenerationState, draft_ids: Tensor, draft_probs: Tensor | None, scores: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The model's own tokens (B, n + 1), equal to the draft as far as it is accepted, and how far that is (B,).
+    """The model's tokens (B, n + 1), and the number (B,) of draft tokens that they confirm.
 
     Args:
-        state: says whether to sample.
+        state: its options decide whether to sample.
         draft_ids: (B, n) the draft.
         draft_probs: (B, n, V) probabilities that it was drawn from, or None.
         scores: (B, n + 1, V) of the model.
@@ -111,7 +111,7 @@ def _speculative_sample(
     number = draft_ids.shape[1]
     p_draft, q_draft = (x.gather(2, draft_ids[..., None])[..., 0] for x in (p[:, :-1], q))  # (B, n)
     num_accepted = _num_leading(_uniform(p_draft, state) * q_draft <= p_draft)
-    q = torch.nn.functional.pad(q, (0, 0, 0, 1))  # after the last one nothing was drafted
+    q = torch.nn.functional.pad(q, (0, 0, 0, 1))  # no draft follows the last one
     at = num_accepted[:, None, None].expand(-1, 1, p.shape[-1])
     p_next, q_next = p.gather(1, at)[:, 0], q.gather(1, at)[:, 0]  # (B, V)
     rest = (p_next - q_next).clamp(min=0)
@@ -123,7 +123,6 @@ def _speculative_sample(
 
 
 def _uniform(like: Tensor, state: GenerationState) -> Tensor:
-    """Random numbers of the shape of `like` (B, n)."""
     options: dict[str, Any] = {"device": like.device, "dtype": like.dtype}
     if isinstance(state.generators, (list, tuple)):
         return torch.stack([torch.rand(like.shape[1], generator=own, **options) for own in state.generators])
@@ -146,7 +145,7 @@ def _parts(output: Any, number: int, matched: int) -> Iterator[Any]:
 def assisted_search(
     state: GenerationState, assistant_model: Any, tokenizer: Any, assistant_tokenizer: Any
 ) -> Tensor | GenerateDecoderOnlyOutput:
-    """Assisted generation with the draft that the options ask for.
+    """Assisted generation with the kind of draft that the options select.
 
     Args:
         state: the call.
@@ -154,12 +153,14 @@ def assisted_search(
         tokenizer, assistant_tokenizer: for models of different vocabularies.
 
     Raises:
-        OptionError: options do not go with drafting, or the two models with each other.
+        OptionError: options cannot be combined with drafts, or the two models with each other.
     """
     config = state.config
     if not config.use_cache or config.cache_implementation not in ROLLING_BACK:
         given = f"cache_implementation={config.cache_implementation!r}" if config.use_cache else "use_cache=False"
-        raise OptionError(f"assisted generation takes tokens back, which {given} does not allow; leave it out")
+        raise OptionError(
+            f"assisted generation removes rejected tokens from the cache, which {given} does not allow; leave it out"
+        )
     if config.guidance_scale not in (None, 1):
         raise OptionError("guidance_scale does not go with assisted generation; leave one out")
     if config.prompt_lookup_num_tokens is not None and config.assistant_early_exit is None:

@@ -1,7 +1,7 @@
 """Beam search and beam sampling, for all prompts at once, in tensors.
 
 `group_beam` is a second beam search, because Transformers has two that return different numbers: this one adds and
-compares scores in float32 on the device, fills a fixed number of places with finished beams and divides by lengths that
+compares scores in float32 on the device, fills a fixed number of slots with finished beams and divides by lengths that
 count the end token; the other one keeps Python lists of hypotheses and decides when to stop by other rules.
 
 Shapes: `P` prompts, `K` beams, `N` candidates kept for each prompt, `T` length so far, `V` vocabulary.
@@ -23,7 +23,7 @@ from gptrio.generation.state import GenerationState, OutputRecorder
 from gptrio.generation.stopping import sequence_finish_reason
 from gptrio.nn.fast_call import for_the_caller
 
-BEAM_PENALTY = -1.0e9  # added to scores of what must not be chosen
+BEAM_PENALTY = -1.0e9  # added to scores of beams that must not be chosen
 
 
 @dataclass
@@ -59,13 +59,13 @@ class Beams:
 
 
 def beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Keep the `num_beams` likeliest beginnings of each prompt, or a sample of them, and return the best that ended."""
+    """Keep the `num_beams` likeliest sequences of each prompt, or a sample, and return the best finished ones."""
     config, record = state.config, OutputRecorder(state.config)
     count, prompt = config.num_beams, state.ids.shape[1]
     fill = _fill(state)
     running, ended = _start(state, fill), _start(state, fill)
     ended.scores.fill_(BEAM_PENALTY)
-    running.scores[:, 1:] = BEAM_PENALTY  # the beams of a prompt are still the same: go on with the first
+    running.scores[:, 1:] = BEAM_PENALTY  # the beams of a prompt are still equal: continue the first only
     improvable = running.finished.new_ones(state.num_prompts, 1)
     some_ended = False
     while True:
@@ -100,7 +100,7 @@ def beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutpu
 
 
 def _fill(state: GenerationState) -> int:
-    """What follows the end of a beam; token 0 as padding counts as none, as it does upstream."""
+    """Token after the end of a beam; a `pad_token_id` of 0 counts as not set, as in Transformers."""
     ends = eos_ids(state.config)
     if not ends:
         return -1 if state.pad is None else state.pad
@@ -120,10 +120,10 @@ def _start(state: GenerationState, fill: int) -> Beams:
 
 
 def _candidates(state: GenerationState, running: Beams, scores: Tensor) -> Beams:
-    """The N likeliest continuations by one token (or a sample of them), best first, enough for all K to go on.
+    """The N likeliest continuations by one token (or a sample of them), best first; at least K do not end.
 
     Args:
-        running: the K beams that go on.
+        running: the K unfinished beams.
         scores: (P * K, V) log-probabilities of the next token.
     """
     vocabulary, count = scores.shape[-1], state.config.num_beams

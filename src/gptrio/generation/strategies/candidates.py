@@ -1,4 +1,4 @@
-"""Where the tokens that assisted generation checks come from: a smaller model, the first layers, or the text itself.
+"""Sources of draft tokens for assisted generation: a smaller model, the first layers, or the text itself.
 
 A draft never changes what is generated, only how fast. Shapes: `B` rows, `n` drafted tokens, `V` vocabulary.
 """
@@ -23,14 +23,14 @@ from gptrio.generation.sampling import Generators, draw
 from gptrio.generation.step import DecodeRunner
 
 Process = Callable[[Tensor, Tensor], Tensor]
-MAX_PAUSE = 256  # most steps without a draft after drafts that did not pay
-PROBE = 3  # tokens drafted after a pause, to find out whether drafts pay again
-CHECKING_COST = 0.2  # of one more drafted token in a run of the model, in steps
-DECAY = 0.8  # of earlier drafts' weight, at each draft
+MAX_PAUSE = 256  # most steps without a draft after drafts that cost more than they saved
+PROBE = 3  # tokens drafted after a pause, to measure the acceptance rate again
+CHECKING_COST = 0.2  # time to check one more draft token, in steps of the model
+DECAY = 0.8  # factor of the weight of earlier drafts, at each draft
 
 
 class Draft(Protocol):
-    """Something that guesses the next tokens."""
+    """A source of draft tokens."""
 
     def propose(self, ids: Tensor, number: int) -> tuple[Tensor, Tensor | None]:
         """Return up to `number` tokens (B, n) that may follow ids (B, T), and what they were drawn from, if they were.
@@ -40,15 +40,15 @@ class Draft(Protocol):
 
 
 class DraftLengthPolicy:
-    """How many tokens to draft: as many as pay at the acceptance rate of recent drafts, and none while none pays.
+    """How many tokens to draft: the number with the least expected time per token, at the recent acceptance rate.
 
-    Time is not measured, so that a seed gives the same tokens every time.
+    Time is estimated, not measured, so that a seed reproduces the same tokens.
 
     Args:
         most: most tokens at once.
-        schedule: "constant" keeps `most` and drafts as many as pay; the others, which a user has chosen, always draft
-            `most`, raise it by 2 after a draft that was accepted whole, and lower it by 1 after another.
-        cost: what drafting a token takes, in steps of the model.
+        schedule: "constant" keeps `most` as the upper limit; the others always draft `most`, raise it by 2 after a
+            draft that was accepted completely, and lower it by 1 after another one.
+        cost: time to draft a token, in steps of the model.
     """
 
     def __init__(self, most: int, schedule: str, cost: float) -> None:
@@ -81,7 +81,7 @@ class DraftLengthPolicy:
         return sum(rate**i for i in range(number + 1)) / (1 + number * self._cost)
 
     def learn(self, drafted: int, matched: int, ended: bool = False) -> None:
-        """Take note that `matched` of `drafted` tokens were accepted, and whether all rows `ended` among these."""
+        """Record that `matched` of `drafted` tokens were accepted, and whether all rows `ended` within them."""
         if not self._steady:
             self.most = self.most + 2 if matched == drafted and not ended else max(1, self.most - 1)
         if drafted == 0:
@@ -93,7 +93,7 @@ class DraftLengthPolicy:
 
 
 def relative_cost(draft: Any, model: Any) -> float:
-    """What a step of the draft takes in steps of the model, by layers and parameters; half a step at most."""
+    """Time of a step of the draft model in steps of the model, by layers and parameters; at most 0.5."""
     sizes = (draft.num_parameters(exclude_embeddings=True), model.num_parameters(exclude_embeddings=True))
     layers = draft.config.num_hidden_layers / (2 * model.config.num_hidden_layers)  # many small calls take time too
     cost: float = min(max(sizes[0] / max(sizes[1], 1), layers), 0.5)
@@ -208,11 +208,11 @@ class PromptLookupCandidateGenerator:
         return torch.cat([input_ids, draft[None, :kept]], dim=1), None
 
     def update_candidate_strategy(self, input_ids: Tensor, scores: Tensor, num_matches: int) -> None:
-        """Take note of how many drafted tokens were accepted; lookup does not adapt."""
+        """Do nothing: lookup does not adapt to the number of accepted tokens."""
 
 
 class LookupDraft:
-    """Tokens that followed the same words earlier in the row."""
+    """Draft tokens: those that followed the same n-gram earlier in the row."""
 
     def __init__(self, config: GenerationConfig) -> None:
         self._config = config
@@ -255,7 +255,7 @@ class TextDraft:
         added = self._decode(self._other, before + new)[len(text) :]
         tail = tokens[-self._lookbehind :]
         whole = self._tokenizer.encode(self._decode(self._tokenizer, tail) + added, add_special_tokens=False)
-        continues = whole[: len(tail)] == tail  # the border may fall inside a token
+        continues = whole[: len(tail)] == tail  # the boundary may be inside a token
         draft = whole[len(tail) :] if continues else self._tokenizer.encode(added, add_special_tokens=False)
         return torch.tensor([draft[:number]], dtype=torch.long, device=ids.device), None
 
@@ -283,7 +283,7 @@ def first_layers(model: Any, number: int) -> Any:
     """The model with its first `number` blocks only; weights are shared.
 
     Raises:
-        OptionError: it has no more blocks than that.
+        OptionError: the model does not have more blocks than that.
     """
     base = model.base_model
     if number >= len(base.blocks):

@@ -1,4 +1,4 @@
-"""Constrained beam search: beams that have come further with what must be written are kept beside likelier ones.
+"""Constrained beam search: beams that have fulfilled more of the constraints are kept beside likelier ones.
 
 Source: Post & Vilar, "Fast Lexically Constrained Decoding with Dynamic Beam Allocation", arXiv:1804.06609.
 """
@@ -26,7 +26,7 @@ from gptrio.generation.strategies.group_beam import BeamCandidate, Group, groupe
 
 
 def constrained_beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Search for the likeliest sequences that hold what `constraints` and `force_words_ids` ask for."""
+    """Search for the likeliest sequences that fulfil `constraints` and `force_words_ids`."""
     if state.config.num_beams == 1:
         raise OptionError("constraints and force_words_ids need beams to choose among; pass num_beams=2 or more")
     constraints = constraints_of(state.config)
@@ -46,7 +46,7 @@ def constrained_beam_search(state: GenerationState) -> Tensor | GenerateBeamDeco
 
 
 def constraints_of(config: GenerationConfig) -> list[Constraint]:
-    """The constraints of the options; a list of words in `force_words_ids` asks for any of them.
+    """The constraints of the options; a list of alternatives in `force_words_ids` is fulfilled by any of them.
 
     Raises:
         OptionError: there is none, or one is not a list of token ids.
@@ -72,9 +72,9 @@ def _rerank(
 
     Args:
         group: the beams.
-        continuations: what they would go on with.
+        continuations: their likeliest continuations.
         totals: (G, V) scores of all continuations.
-        state_of: how far a sequence has come.
+        state_of: returns the progress of a sequence.
     """
     candidates = list(continuations)
     sequences = [[*group.ids[each.beam], each.token] for each in continuations]

@@ -1,4 +1,4 @@
-"""What constrained beam search must write: phrases, one of several phrases, and the state of a list of them."""
+"""Constraints of beam search: a phrase, one of several phrases, and the progress of a list of constraints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MOST_STEPS = 10_000
 class Constraint(ABC):
     """A condition on the tokens of a beam, fulfilled step by step; subclass it for conditions of your own.
 
-    A subclass sets `seqlen`, the most steps it takes, before `super().__init__()`, which tries the constraint out.
+    A subclass sets `seqlen`, the most steps it takes, before `super().__init__()`, which tests the constraint.
 
     Raises:
         OptionError: following `advance` never fulfils the constraint.
@@ -76,10 +76,10 @@ class DisjunctiveConstraint(Constraint):
         lists = isinstance(nested_token_ids, list) and all(isinstance(ids, list) for ids in nested_token_ids)
         if not lists or not nested_token_ids:
             raise OptionError(f"nested_token_ids={nested_token_ids!r} must be a list of lists of token ids, not empty")
-        for place, ids in enumerate(nested_token_ids):
+        for index, ids in enumerate(nested_token_ids):
             if not ids or not _are_token_ids(ids):
                 raise OptionError(f"nested_token_ids holds {ids!r}; expected token ids, one at least")
-            others = nested_token_ids[:place] + nested_token_ids[place + 1 :]
+            others = nested_token_ids[:index] + nested_token_ids[index + 1 :]
             if any(other[: len(ids)] == ids for other in others):
                 raise OptionError(
                     f"nested_token_ids={nested_token_ids!r}: {ids!r} begins another phrase; leave one out"
@@ -180,7 +180,7 @@ class PhrasalConstraint(Constraint):
 
 
 class ConstraintListState:
-    """How far a beam is with a list of constraints: some fulfilled, at most one begun, the others pending.
+    """Progress of a beam in a list of constraints: some fulfilled, at most one begun, the others pending.
 
     Args:
         constraints: what must be written, in any order.
@@ -204,7 +204,7 @@ class ConstraintListState:
         return not self.pending_constraints and self.inprogress_constraint is None
 
     def get_bank(self) -> int:
-        """Return how much is done, in steps; beams are compared within equal numbers."""
+        """Return the number of fulfilled steps; beams are compared with those of the same number."""
         begun = self.inprogress_constraint
         partly = 0 if begun is None else self.max_seqlen - begun.remaining()
         return len(self.complete_constraints) * self.max_seqlen + partly

@@ -1,4 +1,4 @@
-"""Contrastive search: among the likeliest tokens, the one that is least like what stands before it.
+"""Contrastive search: among the likeliest tokens, the one whose state is least like those before it.
 
 Source: Su et al., "A Contrastive Framework for Neural Text Generation", arXiv:2202.06417.
 Shapes: `B` rows, `K` candidates, `T` length so far, `C` hidden size, `V` vocabulary.
@@ -77,7 +77,7 @@ def _try_together(state: GenerationState, ids: Tensor, candidates: Tensor) -> An
 
 
 def _try_in_turn(state: GenerationState, ids: Tensor, candidates: Tensor) -> Any:
-    """The same, a candidate at a time, with no more memory than one takes."""
+    """The same, one candidate after the other, with the memory of a single one."""
     outputs = []
     for tokens in candidates.unbind(1):
         outputs.append(state.step(torch.cat([ids, tokens[:, None]], dim=1), output_hidden_states=True))
@@ -87,7 +87,7 @@ def _try_in_turn(state: GenerationState, ids: Tensor, candidates: Tensor) -> Any
 
 
 def _keep(state: GenerationState, ids: Tensor, candidates: Tensor, tried: Any, best: Tensor) -> Any:
-    """Go on from the candidates at `best` (B,): their part of the output, and a cache that holds them."""
+    """Keep the candidates at `best` (B,): return their part of the output, and reduce the cache to them."""
     if state.ids.shape[0] == ids.shape[0]:
         tokens = candidates.gather(1, best[:, None])
         return state.step(torch.cat([ids, tokens], dim=1), output_hidden_states=True)

@@ -18,7 +18,7 @@ from gptrio.generation.outputs import GenerateDecoderOnlyOutput
 from gptrio.generation.state import GenerationState
 
 RELATIVE_TOP = 0.1  # tokens below this share of the likeliest one's probability are never chosen
-BELOW = -1e-3  # what stands for such a token's early score, as in the authors' code
+BELOW = -1e-3  # early score of such a token, as in the authors' code
 
 
 def dola_decode(state: GenerationState) -> Tensor | GenerateDecoderOnlyOutput:
@@ -51,7 +51,7 @@ def early_layers(config: Any, asked: str | list[int] | None) -> list[int]:
             raise OptionError(f"dola_layers={asked!r} names no layer below the model's last, {last}")
         return layers
     first = 0
-    if config.tie_word_embeddings and last > 1:  # scores of the embeddings themselves would only say the input
+    if config.tie_word_embeddings and last > 1:  # scores of the embeddings themselves would only reproduce the input
         first = min(last - 1, 2)
     if asked == "high":
         return list(range(last // 2 if last <= 40 else last - 20, last, 2))

@@ -1,7 +1,7 @@
-"""Diverse beam search, in groups that are kept different, and constrained beam search, which has a single group.
+"""Diverse beam search, in groups that are penalised for equal tokens, and constrained beam search, in one group.
 
-It works on Python lists, prompt by prompt, as Transformers' older beam search does. Its results differ from those of
-`beam` in which sequences it keeps and when it stops, so that one cannot stand in for the other.
+It works on Python lists, prompt by prompt, as Transformers' older beam search does. It keeps other sequences than
+`beam` does and stops at other times, so that neither can replace the other.
 
 Shapes: `P` prompts, `K` beams, `G` beams of a group, `V` vocabulary.
 """
@@ -26,7 +26,7 @@ Accept = Callable[[list[int]], bool]
 
 @dataclass
 class Hypothesis:
-    """A sequence that has ended.
+    """A finished sequence.
 
     Attributes:
         score: sum of log-probabilities over a power of the length.
@@ -40,11 +40,11 @@ class Hypothesis:
 
 
 class Hypotheses:
-    """Up to `size` sequences, of which better ones displace the worst.
+    """The best `size` finished sequences.
 
     Args:
         size: how many.
-        config: gives length penalty and early stopping.
+        config: its length penalty and early stopping are used.
         prompt: length of the prompt.
     """
 
@@ -73,7 +73,7 @@ class Hypotheses:
         self.kept.append(new)
 
     def is_done(self, best: float, length: int) -> bool:
-        """Whether no running beam can displace a sequence any more.
+        """Whether no running beam can replace a sequence any more.
 
         Args:
             best: best sum of log-probabilities of a running beam.
@@ -132,7 +132,7 @@ class Group:
         return len(self.origins[0])
 
     def advance(self, continuations: list[BeamCandidate]) -> None:
-        """Continue beams by tokens."""
+        """Append a token to each of the chosen beams."""
         self.ids = [[*self.ids[candidate.beam], candidate.token] for candidate in continuations]
         self.origins = [[*self.origins[candidate.beam], self.first + candidate.beam] for candidate in continuations]
         self.scores = [candidate.score for candidate in continuations]
@@ -141,11 +141,11 @@ class Group:
 def grouped_beam_search(
     state: GenerationState, rerank: Rerank | None = None, accept: Accept | None = None
 ) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Search in groups, one after the other in every step, so that processors can keep a group off the others' tokens.
+    """Search in groups, one after the other in every step, so that processors can penalise tokens of earlier groups.
 
     Args:
         state: the call.
-        rerank: reindices the beams that a group would go on with, given the scores (G, V) of all its continuations.
+        rerank: chooses the continuations of a group anew, given the likeliest ones and the scores (G, V) of all.
         accept: whether a sequence may end.
     """
     config, record = state.config, OutputRecorder(state.config)
@@ -180,7 +180,7 @@ def grouped_beam_search(
 
 def _start(state: GenerationState, size: int) -> list[Group]:
     rows = state.ids.tolist()
-    scores = [0.0] + [BEAM_PENALTY] * (size - 1)  # the beams of a group are still the same: go on with the first
+    scores = [0.0] + [BEAM_PENALTY] * (size - 1)  # the beams of a group are still equal: continue the first only
     config, prompt = state.config, state.ids.shape[1]
     return [
         Group(first, rows[first : first + size], list(scores), Hypotheses(size, config, prompt))
@@ -191,7 +191,7 @@ def _start(state: GenerationState, size: int) -> list[Group]:
 def _advance(
     state: GenerationState, members: list[Group], scores: Tensor, rerank: Rerank | None, accept: Accept | None
 ) -> list[BeamCandidate]:
-    """Take one step in a group of every prompt, given its processed scores (P * G, V); returns how beams go on."""
+    """Take one step in a group of every prompt, given its processed scores (P * G, V); return the continuations."""
     ends, size, vocabulary = eos_ids(state.config), members[0].size, scores.shape[-1]
     before = torch.tensor([group.scores for group in members], dtype=torch.float32, device=scores.device)  # (P, G)
     with state.step.on_one_thread():
@@ -218,7 +218,7 @@ def _advance(
 def _continuations(
     group: Group, candidates: list[BeamCandidate], ends: list[int], accept: Accept | None
 ) -> list[BeamCandidate]:
-    """The best candidates that go on; good ones that end are kept with the sequences that have ended."""
+    """The best candidates that do not end; good ones that end are added to the finished sequences."""
     continuations: list[BeamCandidate] = []
     for rank, candidate in enumerate(candidates):
         if candidate.token not in ends:
@@ -232,7 +232,7 @@ def _continuations(
 
 
 def _best(state: GenerationState, groups: list[Group], accept: Accept | None) -> list[Hypothesis]:
-    """The best sequences of each prompt, best first, the later of equal ones; beams that still run count as ended."""
+    """The best sequences of each prompt, best first, later ones before equal ones; running beams count as finished."""
     number, per_prompt = state.config.num_return_sequences, state.config.num_beam_groups
     for group in groups:
         if not group.done:
@@ -244,11 +244,11 @@ def _best(state: GenerationState, groups: list[Group], accept: Accept | None) ->
     return best
 
 
-def _close(group: Group, wanted: int, accept: Accept | None) -> None:
-    """Count running beams as ended: those that may end, and if they are too few the others too."""
+def _close(group: Group, number: int, accept: Accept | None) -> None:
+    """Add running beams to the finished sequences: those that may end, and if these are too few, the others."""
     beams = list(zip(group.ids, group.scores, group.origins, strict=True))
     accepted = [beam for beam in beams if accept is None or accept(beam[0])]
-    others = [beam for beam in beams if beam not in accepted] if len(accepted) < wanted else []
+    others = [beam for beam in beams if beam not in accepted] if len(accepted) < number else []
     for ids, score, origins in accepted + others:
         group.ended.add(ids, score, origins, group.new_tokens)
 
