@@ -28,7 +28,10 @@ def env(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
+    from gptrio.kernels.cpu_decode.compilation import compile_mode
+
     with report_errors(context, verbose):
+        compile_mode()  # an unknown one is refused first
         if compile_now:
             compile_step()
         facts = {**software(), **hardware()}

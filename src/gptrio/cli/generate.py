@@ -12,7 +12,7 @@ import typer
 
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.text import decode_argument, decode_text, is_unicode
-from gptrio.errors import OptionError
+from gptrio.errors import OptionError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -88,10 +88,13 @@ def generate(
 
     gptrio generate "def hello_world():"
     """
+    from gptrio.kernels.cpu_decode.compilation import compile_mode
+
     with report_errors(context, verbose):
         text = read_prompt(prompt, file)
         options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
         options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
+        compile_mode()  # an unknown one is refused before a model is loaded
         loaded, tokenizer = load(model, device, dtype, attn_implementation, quantize)
         seed = fix_seed(seed)
         start = time.perf_counter()
@@ -208,9 +211,13 @@ def run(
 ) -> list[dict[str, Any]]:
     """Generate, printing the text meanwhile if `stream`; return text, tokens and finish_reason of each row."""
     from gptrio import BatchTextStreamer, TextStreamer
+    from gptrio.generation.options.max_length import positions
 
     inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
-    limit = new_tokens or default_limit(model.config.max_position_embeddings, inputs["input_ids"].shape[1])
+    length = inputs["input_ids"].shape[1]
+    limit = new_tokens or default_limit(model.config.max_position_embeddings, length)
+    if options["overflow"] == "error":
+        limit = fitting_limit(positions(model), length, limit)
     decoding = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
     beams = options.get("num_beams") or model.generation_config.num_beams or 1
     if stream and beams == 1:
@@ -235,6 +242,24 @@ def default_limit(context: int, length: int) -> int:
     """Return the default number of new tokens, which fits after a prompt of `length` tokens if that fits itself."""
     free = context - length
     return min(DEFAULT_NEW_TOKENS, free if free > 0 else max(context // 2, 1))
+
+
+def fitting_limit(positions: int | None, length: int, limit: int) -> int:
+    """Return how many of `limit` new tokens a model can write after `length` others; warns if these are fewer.
+
+    Args:
+        positions: that the model has, or None if it has no limit. The last token needs none.
+        length: of the prompt; one that does not fit itself is left to `generate`.
+        limit: most tokens that were asked for.
+    """
+    free = limit if positions is None else positions + 1 - length
+    if not 0 < free < limit:
+        return limit
+    warn(
+        f"max_new_tokens={limit} is more than fits: {length} tokens of prompt leave room for {free} in the model's "
+        f"{positions} positions, where the text will end; overflow='truncate_left' drops the first tokens of the prompt"
+    )
+    return free
 
 
 def describe(

@@ -33,6 +33,7 @@ from gptrio.generation.strategies.dola import dola_decode
 from gptrio.generation.strategies.group_beam import grouped_beam_search
 from gptrio.generation.streamers import Streamer
 from gptrio.generation.token_healing import heal
+from gptrio.kernels.cpu_decode.compilation import compile_mode
 from gptrio.kernels.linear import packed_inference
 from gptrio.nn.fast_call import has_own_classes_only, skip_hook_dispatch
 
@@ -116,6 +117,7 @@ def generate(
     """
     if isinstance(custom_generate, str) or trust_remote_code:
         raise UnsupportedError("code from a checkpoint is never run; pass a function as custom_generate")
+    compile_mode()  # an unknown one is refused before anything runs
     config, forward_arguments = merge_config(model, generation_config, use_model_defaults, kwargs)
     extras = GenerateArguments(
         logits_processor or (),

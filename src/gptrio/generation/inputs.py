@@ -25,6 +25,8 @@ class ModelInputs:
         constants: arguments of the forward that are the same at every step.
         offset: columns of embeddings or of the cache that have no ids.
         position_offset: (B, 1) position id minus column, after the prompt; None if the model counts positions itself.
+        cache: what has been computed, or None; a forward may put another one in its place.
+        extra_positions: of the cache, that have no column: tokens that a model's own preparation adds.
 
     Args:
         prompt: the rows to continue.
@@ -36,6 +38,8 @@ class ModelInputs:
 
     def __init__(self, prompt: Prompt, config: GenerationConfig, copies: int, cache: Any, hooks: Reason | None) -> None:
         self.config, self.copies, self.cache, self.hooks = config, copies, cache, hooks
+        self.extra_positions = 0
+        self._gives_cache_position = cache is not None and type(cache) is not DynamicCache
         self.rows, self.offset = prompt.ids.shape[0] * copies, prompt.length - prompt.ids.shape[1]
         self._set_rows(prompt)
 
@@ -64,8 +68,7 @@ class ModelInputs:
         given = self._without_ids(step)
         given.pop("position_ids", None)
         mask = given.get("attention_mask", step.ids.new_ones(step.ids.shape[0], step.end)).long()
-        columns = torch.arange(step.start, step.end, device=mask.device)
-        return {**given, "attention_mask": mask, "cache_position": columns, "inputs_embeds": self.prompt.embeds}
+        return {**given, "attention_mask": mask, "cache_position": _columns(step), "inputs_embeds": self.prompt.embeds}
 
     def same_at_every_step(self, capacity: int) -> dict[str, Tensor]:
         """Mask and token types that hold for all steps of one column, up to `capacity` columns."""
@@ -76,17 +79,17 @@ class ModelInputs:
     def _without_ids(self, step: Step) -> dict[str, Any]:
         """Whatever the model does not find out by itself, the ids aside."""
         given = {"past_key_values": step.cache, **self.constants, **step.flags}
-        columns, types = torch.arange(step.start, step.end, device=step.ids.device), self.prompt.token_type_ids
         if self._mask is not None:
             given["attention_mask"] = self._mask_to(step.end)
         if self.position_offset is not None:
-            given["position_ids"] = self._positions_of(columns, step.start)
+            given["position_ids"] = self._positions_of(step)
         elif self.hooks is not None:
-            given["position_ids"] = columns.expand(step.ids.shape[0], -1)
+            given["position_ids"] = _columns(step).expand(step.ids.shape[0], -1)
+        types = self.prompt.token_type_ids
         if types is not None:
-            given["token_type_ids"] = types[:, columns.clamp(max=types.shape[1] - 1)]
-        if self.cache is not None and type(self.cache) is not DynamicCache:
-            given["cache_position"] = columns
+            given["token_type_ids"] = types[:, _columns(step).clamp(max=types.shape[1] - 1)]
+        if self._gives_cache_position:
+            given["cache_position"] = _columns(step)
         return given
 
     def _mask_to(self, length: int) -> Tensor:
@@ -98,10 +101,16 @@ class ModelInputs:
             self._mask = torch.cat([self._mask, real], dim=1)
         return self._mask[:, :length]
 
-    def _positions_of(self, columns: Tensor, start: int) -> Tensor:
-        """Position ids (B, T) of columns (T,), the first of which is `start`."""
+    def _positions_of(self, step: Step) -> Tensor:
+        """Position ids (B, T) of the new columns."""
         assert self._positions is not None and self.position_offset is not None
-        positions, known = self.position_offset + columns, self._positions[:, start : start + len(columns)]
-        if known.shape[1]:
+        start, end = step.start, step.end
+        positions = self.position_offset + (start if end - start == 1 else _columns(step))
+        if start < self._positions.shape[1]:
+            known = self._positions[:, start:end]
             positions[:, : known.shape[1]] = known
         return positions
+
+
+def _columns(step: Step) -> Tensor:
+    return torch.arange(step.start, step.end, device=step.ids.device)

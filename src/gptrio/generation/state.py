@@ -41,9 +41,8 @@ class OutputRecorder:
 
     def add(self, output: Any, logits: Tensor, scores: Tensor) -> None:
         """Keep a step's output of the model, and the logits (B, V) before and after processing."""
-        values = {"scores": scores, "logits": logits}
         for name, steps in self._kept.items():
-            steps.append(values[name] if name in values else getattr(output, name))
+            steps.append(scores if name == "scores" else logits if name == "logits" else getattr(output, name))
 
     def tuples(self) -> dict[str, tuple[Any, ...]]:
         """What was kept, a tuple with one entry for each step."""

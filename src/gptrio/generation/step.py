@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from gptrio.cache.transformers import as_own_cache
 from gptrio.generation.inputs import ModelInputs
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.max_length import last_column, no_more_positions
@@ -15,7 +14,7 @@ from gptrio.generation.prompt import Prompt
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.runners import select
 from gptrio.generation.runners.eager import EagerRunner
-from gptrio.generation.runners.protocol import Logits, Step, StepRunner
+from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import NotYet
 from gptrio.kernels.linear import packing_disabled
@@ -28,9 +27,6 @@ _AS_IT_IS = nullcontext()
 class DecodeRunner:
     """One model, one batch and its cache, from step to step.
 
-    Attributes:
-        cache: what has been computed; None to compute everything at every step.
-
     Args:
         model: a language model.
         prompt: the rows to continue, one for each prompt; it is computed once for all copies of a row where it can.
@@ -40,7 +36,7 @@ class DecodeRunner:
     """
 
     def __init__(self, model: CausalLM, prompt: Prompt, config: GenerationConfig, copies: int, cache: Any) -> None:
-        self.model, self.cache = model, cache
+        self.model = model
         hooks = None if is_dispatch_skipped() else hook_reason(cast(nn.Module, model))
         self._last_column = last_column(model, prompt)
         self._inputs = inputs = ModelInputs(prompt, config, copies, cache, hooks)
@@ -55,7 +51,6 @@ class DecodeRunner:
             if cache is not None and cache.get_seq_length():
                 cache.batch_repeat_interleave(copies)
         self._has_prompt = False
-        self._extra = 0  # positions of the cache that have no column: tokens that a model's own preparation adds
 
     def __call__(self, ids: Tensor, keep: int = 1, **flags: Any) -> Any:
         """Return the model's output for the positions that it has not seen, logits of the last `keep` only.
@@ -74,11 +69,16 @@ class DecodeRunner:
             found = select.choose_runner(self.model, self._inputs, step, self._pending)
             self._pending = found if isinstance(found, NotYet) else None
             self._runner = self._eager if isinstance(found, Reason) else found
-        return self._run(step)
+        return (self._runner if self._runner.supports(step) else self._eager).run(step)
+
+    @property
+    def cache(self) -> Any:
+        """What has been computed; None to compute everything at every step."""
+        return self._inputs.cache
 
     def _step(self, ids: Tensor, keep: int, flags: dict[str, Any]) -> Step:
-        offset, cache = self._inputs.offset, self.cache
-        start = 0 if cache is None else cache.get_seq_length() - self._extra
+        offset, cache = self._inputs.offset, self._inputs.cache
+        start = 0 if cache is None else cache.get_seq_length() - self._inputs.extra_positions
         is_plain = keep == 1 and not flags
         return Step(ids, ids[:, start - offset :], start, ids.shape[1] + offset, cache, keep, flags, is_plain)
 
@@ -91,21 +91,14 @@ class DecodeRunner:
             step = self._step(ids[::copies], keep, flags)
             while chunk is not None and step.end - step.start > chunk:
                 new_ids, end = step.new_ids[:, :chunk], step.start + chunk
-                self._run(step._replace(new_ids=new_ids, end=end, keep=1, flags={}, is_plain=True))
+                self._eager.run(step._replace(new_ids=new_ids, end=end, keep=1, flags={}, is_plain=True))
                 step = self._step(step.ids, keep, flags)
-            output = self._run(step)
+            output = self._eager.run(step)
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
             self._inputs.repeat_rows()
             for name in ("logits", "attentions", "hidden_states"):
                 setattr(output, name, _repeated(getattr(output, name, None), copies))
-        return output
-
-    def _run(self, step: Step) -> Any:
-        output = (self._runner if self._runner.supports(step) else self._eager).run(step)
-        if self.cache is not None and not isinstance(output, Logits):
-            self.cache = as_own_cache(output.past_key_values)
-            self._extra = self.cache.get_seq_length() - step.end if self._eager.prepare else 0
         return output
 
     def on_one_thread(self) -> AbstractContextManager[None]:
@@ -119,7 +112,7 @@ class DecodeRunner:
 
     def crop(self, length: int) -> None:
         """Forget the positions from `length` on (counted as columns of the ids)."""
-        kept = length + self._inputs.offset + self._extra
+        kept = length + self._inputs.offset + self._inputs.extra_positions
         if self.cache is not None and self.cache.get_seq_length() > kept:
             self.cache.crop(kept)
 

@@ -6,6 +6,8 @@ import json
 import platform
 from importlib.metadata import version
 
+import pytest
+
 import gptrio
 from gptrio.cli import env
 from gptrio.cli.app import run
@@ -37,3 +39,12 @@ def test_kernels_are_told_for_each_kind_of_weight(capsys):
 def test_a_library_that_is_absent_is_said_to_be(monkeypatch):
     monkeypatch.setattr(env, "OPTIONAL", ("no-such-library",))
     assert env.software()["no-such-library"] == "not installed"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--compile",)], ids=["facts", "compile"])
+def test_an_unknown_way_of_compiling_is_refused(arguments, monkeypatch, capsys):
+    monkeypatch.setenv("GPTRIO_COMPILE", "later")
+    assert run(["env", *arguments]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("gptrio: GPTRIO_COMPILE='later' in the environment is not known")

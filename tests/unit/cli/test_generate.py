@@ -262,20 +262,47 @@ def test_a_text_that_ends_like_a_stop_text_by_chance_was_still_cut_by_length(gen
     assert done == text and done["finish_reason"] == "length"
 
 
-def test_a_text_that_reaches_the_end_of_the_context_is_told_what_to_do(generate):
-    code, out, err = generate("a" * 60, "-n", "9", "--seed", "0")
-    assert (code, out[:60]) == (2, "a" * 60), "the text came as it was written"
-    assert "pass --max-new-tokens 5 or less, or --overflow truncate_left, which drops" in err
-    assert err.endswith("with 64 or less\n") and err.count("\n") == 1
+@pytest.mark.filterwarnings("always::gptrio.errors.GptrioWarning")
+@pytest.mark.parametrize("asked", ["9", "100000"])
+def test_more_tokens_than_fit_are_warned_of_at_once_and_the_text_ends_with_the_context(generate, asked):
+    arguments = ("a" * 60, "--seed", "0", "--json")
+    code, out, err = generate(*arguments, "-n", asked)
+    done = json.loads(out)["completions"]
+    assert (code, done[0]["tokens"], done[0]["finish_reason"]) == (0, 5, "length")
+    assert done == completion(generate, *arguments, "-n", "5")["completions"]
+    assert err.startswith(
+        f"gptrio: warning: --max-new-tokens {asked} is more than fits: 60 tokens of prompt leave room"
+    )
+    assert "for 5 in the model's 64 positions" in err and "--overflow truncate_left drops" in err
+    assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("prompt", ["a" * 60, "a" * 65], ids=["within", "past"])
-def test_what_a_message_about_too_many_tokens_advises_works(generate, prompt):
+@pytest.mark.filterwarnings("always::gptrio.errors.GptrioWarning")
+def test_the_warning_comes_before_the_text(generate, monkeypatch):
+    monkeypatch.setattr(sys, "stderr", sys.stdout)
+    code, out, _ = generate("a" * 60, "-n", "9", "--seed", "0")
+    assert (code, out.splitlines()[0][:15]) == (0, "gptrio: warning")
+
+
+def test_what_the_warning_about_too_many_tokens_advises_works(generate):
     """More new tokens than positions: dropping the beginning of the prompt alone would not help."""
-    code, _, err = generate(prompt, "-n", "100", "--greedy", "--json")
-    assert code == 2 and "--overflow truncate_left" in err and "64 or less" in err
-    done = completion(generate, prompt, "-n", "64", "--greedy", "--overflow", "truncate_left")["completions"][0]
+    code, _, err = generate("a" * 60, "-n", "100", "--greedy", "--json", "--overflow", "truncate_left")
+    assert code == 2 and "pass 64 or less" in err
+    done = completion(generate, "a" * 60, "-n", "64", "--greedy", "--overflow", "truncate_left")["completions"][0]
     assert done["tokens"] == 64 or done["finish_reason"] == "stop"
+
+
+def test_a_prompt_past_the_context_is_refused(generate):
+    code, out, err = generate("a" * 65, "-n", "100", "--greedy", "--json")
+    assert (code, out) == (2, "")
+    assert "--overflow truncate_left" in err and "64 or less" in err
+
+
+def test_an_unknown_way_of_compiling_is_refused_before_anything_runs(generate, monkeypatch):
+    monkeypatch.setenv("GPTRIO_COMPILE", "later")
+    code, out, err = generate("ab", "--seed", "0")
+    assert (code, out) == (2, "")
+    assert err.startswith("gptrio: GPTRIO_COMPILE='later' in the environment is not known; expected background, wait")
 
 
 def test_a_prompt_past_the_context_loses_its_beginning_on_request(generate):

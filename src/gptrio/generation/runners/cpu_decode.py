@@ -11,6 +11,8 @@ from gptrio.kernels.threads import OneThread
 if TYPE_CHECKING:
     from gptrio.models.base.compiled import CompiledStep
 
+_AS_IT_IS = nullcontext()
+
 
 class CpuDecodeRunner:
     """The compiled step of a model (see `gptrio.models.base.compiled`), for one token of every row.
@@ -20,8 +22,7 @@ class CpuDecodeRunner:
     """
 
     def __init__(self, compiled: CompiledStep) -> None:
-        self._compiled = compiled
-        self.threads = compiled.threads
+        self._compiled, self.threads = compiled, compiled.threads
 
     def __str__(self) -> str:
         return f"compiled for this processor, on {self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -32,5 +33,5 @@ class CpuDecodeRunner:
 
     def run(self, step: Step) -> Logits:
         """Logits (B, 1, V)."""
-        with OneThread() if self.threads > 1 else nullcontext():
+        with OneThread() if self.threads > 1 else _AS_IT_IS:
             return Logits(self._compiled(step.new_ids, step.cache))

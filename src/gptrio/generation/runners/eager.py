@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from typing import Any
 
+from gptrio.cache.transformers import as_own_cache
 from gptrio.generation.inputs import ModelInputs
 from gptrio.generation.prompt import keeping
 from gptrio.generation.protocol import CausalLM
@@ -39,13 +40,17 @@ class EagerRunner:
         if self.prepare is None:
             arguments = self._inputs.arguments(step)
         else:
-            prepared = self.prepare(step.ids, **self._inputs.arguments_to_prepare(step))
-            arguments = {name: value for name, value in prepared.items() if name != "logits_to_keep"}
+            arguments = dict(self.prepare(step.ids, **self._inputs.arguments_to_prepare(step)))
+            arguments.pop("logits_to_keep", None)
+        if self._keeps:
+            arguments["logits_to_keep"] = step.keep
         with nullcontext() if "attention_mask" in arguments else tokens_are_real():
-            if self._keeps:
-                return self._model(return_dict=True, logits_to_keep=step.keep, **arguments)
             output = self._model(return_dict=True, **arguments)
-        output.logits = output.logits[:, -step.keep :]
+        if not self._keeps:
+            output.logits = output.logits[:, -step.keep :]
+        if step.cache is not None:
+            self._inputs.cache = cache = as_own_cache(output.past_key_values)
+            self._inputs.extra_positions = 0 if self.prepare is None else cache.get_seq_length() - step.end
         return output
 
 

@@ -11,6 +11,7 @@ import torch
 
 import gptrio
 from gptrio.cache import DynamicCache, OffloadedStaticCache, StaticCache
+from gptrio.errors import OptionError
 from gptrio.generation.inputs import ModelInputs
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.prompt import Prompt
@@ -235,3 +236,16 @@ def test_generate_says_why_its_steps_are_not_compiled(caplog: pytest.LogCaptureF
         model.generate(IDS, max_new_tokens=3, eos_token_id=None, pad_token_id=0)
     assert len(caplog.messages) == 1
     assert caplog.messages[0].startswith("generate goes on without fast steps: ")
+
+
+def test_an_unknown_way_of_compiling_is_refused_before_the_first_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Streamer:
+        def put(self, value: Any) -> None:
+            pytest.fail("something ran")
+
+        def end(self) -> None:
+            pytest.fail("something ran")
+
+    monkeypatch.setenv("GPTRIO_COMPILE", "later")
+    with pytest.raises(OptionError, match="GPTRIO_COMPILE='later'"):
+        build().generate(IDS[:1], max_new_tokens=3, streamer=Streamer())
