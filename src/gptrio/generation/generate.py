@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrio.cache import Cache
 from gptrio.cache.transformers import as_given
@@ -20,6 +20,7 @@ from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
 from gptrio.generation.prompt import build_prompt, keeping
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.runners.select import direct_calls
 from gptrio.generation.sampling import Generators
 from gptrio.generation.setup import GenerateArguments, prepare_generation
@@ -52,14 +53,14 @@ _LOOPS: dict[GenerationMode, Callable[[GenerationState], Result]] = {
 
 
 def generate(
-    model: Any,
+    model: CausalLM,
     inputs: Tensor | None = None,
     generation_config: GenerationConfig | None = None,
     logits_processor: Iterable[Processor] | None = None,
     stopping_criteria: Iterable[Criterion] | None = None,
     prefix_allowed_tokens_fn: Callable[[int, Tensor], list[int]] | None = None,
     synced_gpus: bool | None = None,
-    assistant_model: Any = None,
+    assistant_model: CausalLM | None = None,
     streamer: Streamer | None = None,
     negative_prompt_ids: Tensor | None = None,
     negative_prompt_attention_mask: Tensor | None = None,
@@ -132,7 +133,7 @@ def generate(
         bool(synced_gpus),
         on_finish,
     )
-    models = [each for each in (model, assistant_model) if each is not None]
+    models = [cast(nn.Module, each) for each in (model, assistant_model) if each is not None]
     reason = direct_calls(
         models,
         logits_processor=logits_processor,
@@ -145,7 +146,7 @@ def generate(
     is_private = reason is None and all(has_own_classes_only(each) for each in models)
     with (
         torch.inference_mode() if is_private else torch.no_grad(),
-        packed_inference(model),
+        packed_inference(models[0]),
         skip_hook_dispatch(unless=reason),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import choose
 from gptrio.generation.state import GenerationState, SequenceStatus, StepOutput
 from gptrio.nn.fast_call import for_the_caller
@@ -79,7 +80,7 @@ def report_finished(state: GenerationState, step: StepOutput) -> None:
                 end_row(row)
 
 
-def await_others(model: Any, ids: Tensor, finished: bool) -> None:
+def await_others(model: CausalLM, ids: Tensor, finished: bool) -> None:
     """Exchange with the other processes of a sharded model who has finished; run on, when finished, until all have."""
     import torch.distributed as dist
 

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from gptrio.config.base import PretrainedConfig
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, InputError
 from gptrio.hub import replace_file
 from gptrio.kernels.linear import packed_inference
+
+if TYPE_CHECKING:
+    from gptrio.models.base.pretrained import PreTrainedModel
 
 METADATA_KEY = "gptrio_prefix"
 # fields whose names contain one of these do not affect keys and values
@@ -49,7 +52,7 @@ class PromptPrefix:
         self._windows = windows
 
     @classmethod
-    def compute(cls, model: Any, input_ids: Tensor) -> PromptPrefix:
+    def compute(cls, model: PreTrainedModel, input_ids: Tensor) -> PromptPrefix:
         """Run the model over a prompt.
 
         Args:
@@ -102,7 +105,7 @@ class PromptPrefix:
             save_file(tensors, temporary, {"format": "pt", METADATA_KEY: json.dumps(self.model)})
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Any) -> PromptPrefix:
+    def load(cls, path: str | os.PathLike[str], model: PreTrainedModel) -> PromptPrefix:
         """Read what `save` wrote, for the model that computed it, onto the model's device.
 
         Raises:
@@ -195,7 +198,7 @@ class PrefixLayer(CacheLayer):
         self._own.reset()
 
 
-def identify(model: Any) -> dict[str, str]:
+def identify(model: PreTrainedModel) -> dict[str, str]:
     """Return what keys and values depend on: the configuration's fields, dtype, and a hash of samples of weights."""
     config: PretrainedConfig = model.config
     common = {field.name for field in dataclasses.fields(PretrainedConfig)}

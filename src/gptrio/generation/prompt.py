@@ -16,6 +16,7 @@ from gptrio.cache.transformers import as_own_cache
 from gptrio.config.fields import as_list
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
 from gptrio.generation.options.config import GenerationConfig, eos_ids
+from gptrio.generation.protocol import CausalLM
 
 if TYPE_CHECKING:
     from gptrio.generation.columns import Moved
@@ -102,7 +103,7 @@ class Prompt:
         return replace(self, moved=None, **rest)
 
 
-def keeping(model: Any, count: int) -> dict[str, int]:
+def keeping(model: CausalLM, count: int) -> dict[str, int]:
     """Return `logits_to_keep=count` as a dictionary, which is empty if the model's forward does not take it."""
     own = model.__dict__.get("forward")
     return {"logits_to_keep": count} if _takes_logits_to_keep(own or type(model).forward) else {}
@@ -113,7 +114,7 @@ def _takes_logits_to_keep(forward: Any) -> bool:
     return "logits_to_keep" in inspect.signature(forward).parameters
 
 
-def build_prompt(model: Any, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
+def build_prompt(model: CausalLM, inputs: Tensor | None, arguments: dict[str, Any], config: GenerationConfig) -> Prompt:
     """Check the rows to continue and build their attention mask.
 
     Args:
@@ -175,7 +176,7 @@ def _skip_cached(prompt: Prompt, mask: Tensor | None, cache_position: Tensor | N
             setattr(prompt, name, torch.cat([columns.new_zeros(len(columns), held), columns], dim=1))
 
 
-def _check_gaps(model: Any, prompt: Prompt) -> None:
+def _check_gaps(model: CausalLM, prompt: Prompt) -> None:
     """Raise InputError for padding among new tokens that a mask cannot hide from the tokens after it."""
     assert prompt.attention_mask is not None
     windows = any(window is not None for window in windows_of(model.config))
@@ -187,7 +188,7 @@ def _check_gaps(model: Any, prompt: Prompt) -> None:
         )
 
 
-def _checked_ids(model: Any, ids: Any) -> Tensor:
+def _checked_ids(model: CausalLM, ids: Any) -> Tensor:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in (torch.long, torch.int) or not len(ids):
         what = f"{ids.dtype} of shape {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(f"the prompt must be a tensor of token ids (batch, length), such as input_ids; got {what}")
@@ -202,7 +203,7 @@ def _checked_ids(model: Any, ids: Any) -> Tensor:
 
 
 def _start(
-    model: Any, given: dict[str, Tensor | None], arguments: dict[str, Any], bos: int | list[int] | None
+    model: CausalLM, given: dict[str, Tensor | None], arguments: dict[str, Any], bos: int | list[int] | None
 ) -> Tensor:
     """Return the ids if none were given: empty rows beside embeddings, else `bos` for each row of the other tensors."""
     others = [value for value in [*given.values(), *arguments.values()] if isinstance(value, Tensor)]
@@ -216,7 +217,7 @@ def _from_bos(empty: Tensor, bos_token_id: int | list[int] | None) -> Tensor:
     return empty.new_tensor(as_list(bos_token_id)).expand(empty.shape[0], -1)
 
 
-def _on_device(model: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+def _on_device(model: CausalLM, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value.to(model.device) if isinstance(value, Tensor) else value
         for name, value in arguments.items()

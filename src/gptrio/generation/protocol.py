@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +22,13 @@ class CausalLM(Protocol):
         config: its configuration.
         generation_config: its own options of `generate`.
         training: whether it is in training mode.
+        base_model_prefix: name of the attribute that holds the model without its head.
     """
 
     config: Any
     generation_config: GenerationConfig
     training: bool
+    base_model_prefix: ClassVar[str]
 
     @property
     def base_model(self) -> Any:
@@ -43,8 +45,8 @@ class CausalLM(Protocol):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """An output with logits and past_key_values."""
 
-    def modules(self) -> Iterator[nn.Module]:
-        """Itself and all its parts."""
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What a call runs."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""
@@ -57,6 +59,9 @@ class CausalLM(Protocol):
 
     def get_input_embeddings(self) -> nn.Module:
         """The token table."""
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The layer that gives logits."""
 
     def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Logits (B, 1, V) of the token after `input_ids` (B, T), which have no padding."""

@@ -18,6 +18,7 @@ from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.processors.base import LogitsProcessorList, Processor
 from gptrio.generation.processors.build import build_processors
 from gptrio.generation.prompt import Prompt
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import Generators
 from gptrio.generation.state import GenerationState
 from gptrio.generation.step import DecodeRunner
@@ -51,7 +52,7 @@ class GenerateArguments:
 
 
 def prepare_generation(
-    model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, extras: GenerateArguments
+    model: CausalLM, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, extras: GenerateArguments
 ) -> GenerationState:
     """Build the state of a decoding loop.
 
@@ -81,7 +82,9 @@ def prepare_generation(
     )  # fmt: skip
 
 
-def _processors(model: Any, prompt: Prompt, config: GenerationConfig, extras: GenerateArguments) -> LogitsProcessorList:
+def _processors(
+    model: CausalLM, prompt: Prompt, config: GenerationConfig, extras: GenerateArguments
+) -> LogitsProcessorList:
     return build_processors(
         config,
         prompt_length=prompt.ids.shape[1],
@@ -96,7 +99,9 @@ def _processors(model: Any, prompt: Prompt, config: GenerationConfig, extras: Ge
     )
 
 
-def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: GenerateArguments) -> StoppingCriteriaList:
+def _criteria(
+    model: CausalLM, prompt: Prompt, config: GenerationConfig, extras: GenerateArguments
+) -> StoppingCriteriaList:
     """The rules that finish rows; a length that the model cannot reach is an error if no other rule ends a row."""
     context = context_length(model)
     warns = (config.max_length or 0) > context and positions(model) is None
@@ -114,7 +119,7 @@ def _criteria(model: Any, prompt: Prompt, config: GenerationConfig, extras: Gene
     return criteria
 
 
-def _cache(model: Any, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, copies: int) -> Any:
+def _cache(model: CausalLM, prompt: Prompt, config: GenerationConfig, mode: GenerationMode, copies: int) -> Any:
     """The cache of this call: the caller's, one by name, a dynamic one, or none."""
     given = prompt.cache
     if given is not None:

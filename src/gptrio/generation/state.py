@@ -12,6 +12,7 @@ from torch import Tensor
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.processors.base import LogitsProcessorList
 from gptrio.generation.prompt import Prompt
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import Generators
 from gptrio.generation.step import DecodeRunner
 from gptrio.generation.stopping import (
@@ -74,7 +75,7 @@ class GenerationState:
         has_own_processors_only: whether no processor is the caller's or calls a function of the caller's.
     """
 
-    model: Any
+    model: CausalLM
     config: GenerationConfig
     prompt: Prompt
     step: DecodeRunner

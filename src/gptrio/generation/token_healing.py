@@ -12,11 +12,12 @@ from gptrio.config.fields import as_list
 from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.prompt import Prompt, keeping
+from gptrio.generation.protocol import CausalLM
 
 BONUS = 1.0  # added to the score of the original token
 
 
-def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -> Prompt:
+def heal(model: CausalLM, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -> Prompt:
     """Replace the last token of each row by the likeliest token that begins with the same text.
 
     White space at both ends of a prompt is removed, because it would be a token of its own.
@@ -44,7 +45,9 @@ def heal(model: Any, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -
     return _padded(prompt, rows, config)
 
 
-def _healed(model: Any, tokens: list[int], vocabulary: dict[str, int], tokenizer: Any, bos: list[int]) -> list[int]:
+def _healed(
+    model: CausalLM, tokens: list[int], vocabulary: dict[str, int], tokenizer: Any, bos: list[int]
+) -> list[int]:
     *before, last = tokens
     beginning = tokenizer.convert_ids_to_tokens(last)
     longer = [token for text, token in vocabulary.items() if text.startswith(beginning)]

@@ -9,12 +9,13 @@ from gptrio.config.fields import LARGEST_COUNT
 from gptrio.errors import OptionError, warn
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.prompt import Prompt
+from gptrio.generation.protocol import CausalLM
 
 OVERFLOWS = ("error", "truncate_left")
 
 
 def settle_lengths(
-    model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], overflow: str
+    model: CausalLM, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], overflow: str
 ) -> tuple[Prompt, GenerationConfig]:
     """Return the prompt, cut if it has to be, and the options with `max_length` and `min_length` for this prompt.
 
@@ -53,7 +54,7 @@ def settle_lengths(
     return prompt, config
 
 
-def _max_length(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], embedded: int) -> int:
+def _max_length(model: CausalLM, prompt: Prompt, config: GenerationConfig, given: dict[str, Any], embedded: int) -> int:
     columns = prompt.ids.shape[1]
     if config.max_new_tokens is not None:
         return columns + config.max_new_tokens
@@ -73,17 +74,17 @@ def _min_length(config: GenerationConfig, columns: int, given: dict[str, Any], e
     return max(config.min_length - embedded, 0) if config.min_length else config.min_length
 
 
-def context_length(model: Any) -> int:
+def context_length(model: CausalLM) -> int:
     """Number of positions that the model was trained with; the largest count if its config does not name one."""
     return int(getattr(model.config, "max_position_embeddings", LARGEST_COUNT))
 
 
-def positions(model: Any) -> int | None:
+def positions(model: CausalLM) -> int | None:
     """Size of the model's table of positions, or None for a model without one, which accepts any position."""
     return getattr(getattr(model, "base_model", model), "max_positions", None)
 
 
-def _check_context(model: Any, prompt: Prompt, config: GenerationConfig) -> None:
+def _check_context(model: CausalLM, prompt: Prompt, config: GenerationConfig) -> None:
     """Raise OptionError for a prompt that is longer than the model's table of positions."""
     limit, longest = positions(model), prompt.longest_row
     if limit is not None and longest > limit:
@@ -94,13 +95,13 @@ def _check_context(model: Any, prompt: Prompt, config: GenerationConfig) -> None
         )
 
 
-def last_column(model: Any, prompt: Prompt) -> int | None:
+def last_column(model: CausalLM, prompt: Prompt) -> int | None:
     """Largest number of columns of ids that the model has positions for; None if there is no limit."""
     limit = positions(model)
     return None if limit is None else prompt.ids.shape[1] + limit - prompt.longest_row
 
 
-def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
+def no_more_positions(model: CausalLM, prompt: Prompt, columns: int) -> OptionError:
     """Return the error for a sequence that needs more positions than the model has."""
     limit, length, also = positions(model) or 0, prompt.longest_row, ""
     if prompt.cache is None:
@@ -111,7 +112,7 @@ def no_more_positions(model: Any, prompt: Prompt, columns: int) -> OptionError:
     )
 
 
-def _truncated(model: Any, prompt: Prompt, config: GenerationConfig, given: dict[str, Any]) -> Prompt:
+def _truncated(model: CausalLM, prompt: Prompt, config: GenerationConfig, given: dict[str, Any]) -> Prompt:
     """Return the prompt without its first tokens, as many as needed for the new tokens to fit."""
     context = context_length(model)
     most = context + 1  # the last token is never fed to the model

@@ -13,12 +13,13 @@ from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.schema import GENERATE_ARGUMENTS, option_types
+from gptrio.generation.protocol import CausalLM
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def merge_config(
-    model: Any, given: GenerationConfig | None, use_model_defaults: bool | None, kwargs: dict[str, Any]
+    model: CausalLM, given: GenerationConfig | None, use_model_defaults: bool | None, kwargs: dict[str, Any]
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """Return the options of this call in a new config, and the arguments of the model's forward.
 
@@ -56,7 +57,7 @@ def as_own_config(given: Any) -> Any:
     return own.as_made() if getattr(given, "_original_object_hash", None) == hash(given) else own
 
 
-def _config_of(model: Any, obeys_model_config: bool) -> GenerationConfig:
+def _config_of(model: CausalLM, obeys_model_config: bool) -> GenerationConfig:
     """Return the model's options, or newer ones of its configuration.
 
     Older code sets options on `model.config`. These apply while `model.generation_config`, which was made from

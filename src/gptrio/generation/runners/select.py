@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import cast
 
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ def fast_path(model: CausalLM, call: ModelInputs, path: FastPath) -> Reason | No
     return None if problem is None else Reason(problem)
 
 
-def direct_calls(models: Sequence[CausalLM], **shown: object) -> Reason | None:
+def direct_calls(models: Sequence[nn.Module], **shown: object) -> Reason | None:
     """Why a call of these models looks for hooks and makes tensors fit for autograd; None if nobody sees any of them.
 
     `shown` are arguments by which the caller sees tensors of the model.
@@ -47,7 +46,7 @@ def direct_calls(models: Sequence[CausalLM], **shown: object) -> Reason | None:
     name = next((name for name, is_given in shown.items() if is_given), None)
     if name is not None:
         return Reason(f"with {name} the caller sees tensors of the model")
-    return next(filter(None, (hook_reason(cast(nn.Module, model)) for model in models)), None)
+    return next(filter(None, map(hook_reason, models)), None)
 
 
 def shared_prefill(model: CausalLM, call: ModelInputs) -> Problems:

@@ -16,6 +16,7 @@ from torch import Tensor
 from gptrio.errors import OptionError
 from gptrio.generation.loop import drain
 from gptrio.generation.outputs import GenerateDecoderOnlyOutput
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import choose, draw
 from gptrio.generation.state import GenerationState, SequenceStatus, StepOutput
 from gptrio.generation.strategies.candidates import (
@@ -143,7 +144,7 @@ def _parts(output: Any, number: int, matched: int) -> Iterator[Any]:
 
 
 def assisted_search(
-    state: GenerationState, assistant_model: Any, tokenizer: Any, assistant_tokenizer: Any
+    state: GenerationState, assistant_model: CausalLM | None, tokenizer: Any, assistant_tokenizer: Any
 ) -> Tensor | GenerateDecoderOnlyOutput:
     """Assisted generation with the kind of draft that the options select.
 
@@ -170,6 +171,7 @@ def assisted_search(
         assistant_model, options = first_layers(state.model, config.assistant_early_exit), state.model.generation_config
         draft: Draft = _model_draft(state, assistant_model, options)
     else:
+        assert assistant_model is not None
         options = assistant_model.generation_config
         draft = _assistant_draft(state, assistant_model, tokenizer, assistant_tokenizer)
     cost = relative_cost(assistant_model, state.model)
@@ -180,7 +182,7 @@ def assisted_search(
     return result
 
 
-def _assistant_draft(state: GenerationState, model: Any, tokenizer: Any, assistant_tokenizer: Any) -> Draft:
+def _assistant_draft(state: GenerationState, model: CausalLM, tokenizer: Any, assistant_tokenizer: Any) -> Draft:
     """The draft of a smaller model, whose vocabulary may be another one."""
     options, sizes = model.generation_config, (model.config.vocab_size, state.model.config.vocab_size)
     if sizes[0] == sizes[1]:
@@ -197,6 +199,6 @@ def _assistant_draft(state: GenerationState, model: Any, tokenizer: Any, assista
     return TextDraft(model, tokenizer, assistant_tokenizer, options)
 
 
-def _model_draft(state: GenerationState, model: Any, options: Any) -> ModelDraft:
+def _model_draft(state: GenerationState, model: CausalLM, options: Any) -> ModelDraft:
     threshold = options.assistant_confidence_threshold or 0.0
     return ModelDraft(model, state.prompt, state.config, state.process, threshold, state.generators)

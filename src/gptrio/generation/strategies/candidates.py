@@ -19,6 +19,7 @@ from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.max_length import context_length, last_column
 from gptrio.generation.processors.base import TokenIds
 from gptrio.generation.prompt import Prompt, keeping
+from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import Generators, draw
 from gptrio.generation.step import DecodeRunner
 
@@ -92,7 +93,7 @@ class DraftLengthPolicy:
             self._pause //= 2
 
 
-def relative_cost(draft: Any, model: Any) -> float:
+def relative_cost(draft: CausalLM, model: CausalLM) -> float:
     """Time of a step of the draft model in steps of the model, by layers and parameters; at most 0.5."""
     sizes = (draft.num_parameters(exclude_embeddings=True), model.num_parameters(exclude_embeddings=True))
     layers = draft.config.num_hidden_layers / (2 * model.config.num_hidden_layers)  # many small calls take time too
@@ -114,7 +115,7 @@ class ModelDraft:
 
     def __init__(
         self,
-        model: Any,
+        model: CausalLM,
         prompt: Prompt,
         config: GenerationConfig,
         process: Process,
@@ -239,7 +240,7 @@ class TextDraft:
         config: the options of the call.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, assistant_tokenizer: Any, config: GenerationConfig) -> None:
+    def __init__(self, model: CausalLM, tokenizer: Any, assistant_tokenizer: Any, config: GenerationConfig) -> None:
         self._model, self._tokenizer, self._other = model, tokenizer, assistant_tokenizer
         self._lookbehind = config.target_lookbehind
         self._cache = DynamicCache()
@@ -279,7 +280,7 @@ class TextDraft:
         return text
 
 
-def first_layers(model: Any, number: int) -> Any:
+def first_layers(model: CausalLM, number: int) -> Any:
     """The model with its first `number` blocks only; weights are shared.
 
     Raises:

@@ -7,10 +7,10 @@ arXiv:2309.03883. Shapes: `B` rows, `E` early layers, `V` vocabulary.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptrio.errors import OptionError
 from gptrio.generation.loop import decode
@@ -24,7 +24,7 @@ BELOW = -1e-3  # early score of such a token, as in the authors' code
 def dola_decode(state: GenerationState) -> Tensor | GenerateDecoderOnlyOutput:
     """Greedy search or sampling from contrasted scores."""
     layers = early_layers(state.model.config, state.config.dola_layers)
-    head = state.model.get_output_embeddings()
+    head = cast(nn.Module, state.model.get_output_embeddings())
 
     def refine(output: Any, logits: Tensor) -> Tensor:
         states = torch.stack([output.hidden_states[layer][:, -1] for layer in layers])  # (E, B, C)

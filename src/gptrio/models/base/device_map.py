@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from gptrio.errors import OptionError, import_optional
+
+if TYPE_CHECKING:
+    from gptrio.models.base.pretrained import PreTrainedModel
 
 DeviceMap = str | int | torch.device | dict[str, Any]
 _PLANNED = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -68,7 +71,7 @@ class Placement:
         )
         return chosen
 
-    def dispatch(self, model: Any, device_map: DeviceMap | None) -> None:
+    def dispatch(self, model: PreTrainedModel, device_map: DeviceMap | None) -> None:
         """Make a model that is spread over several devices move activations between them, and weights from files.
 
         Args:

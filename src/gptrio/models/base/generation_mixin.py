@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from gptrio.memory import gc_disabled
 if TYPE_CHECKING:
     from gptrio.generation.options.schema import CompileConfig
     from gptrio.generation.outputs import GenerateOutput
+    from gptrio.generation.protocol import CausalLM
 
 
 class GenerationMixin:
@@ -67,7 +68,7 @@ class GenerationMixin:
             )
         with gc_disabled():  # importing it makes many long-lived objects
             from gptrio.generation.generate import generate
-        return generate(self, inputs, *args, **kwargs)
+        return generate(cast("CausalLM", self), inputs, *args, **kwargs)
 
     def heal_tokens(self, input_ids: Tensor, tokenizer: Any = None) -> Tensor:
         """Replace the last token of each prompt by the likeliest token that begins with the same text.
@@ -87,17 +88,19 @@ class GenerationMixin:
         from gptrio.generation.token_healing import heal
 
         ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}
-        return heal(self, Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
+        return heal(cast("CausalLM", self), Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
 
     def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
         """The model as `torch.compile` makes it, kept until another configuration is asked for."""
         from gptrio.generation.options.schema import CompileConfig
 
-        model: Any = self
         chosen = compile_config or CompileConfig()
         kept = self.__dict__.get("_compiled_call")
         if kept is None or kept[0] != chosen:
-            kept = self.__dict__["_compiled_call"] = chosen, torch.compile(model.__call__, **chosen.to_dict())
+            kept = self.__dict__["_compiled_call"] = (
+                chosen,
+                torch.compile(cast("CausalLM", self).__call__, **chosen.to_dict()),
+            )
         compiled: Callable[..., Any] = kept[1]
         return compiled
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from gptrio.config import PretrainedConfig
+    from gptrio.generation.options.config import GenerationConfig
     from gptrio.models.base.compiled import CompiledStep
 
 Result = ModelOutput | tuple[Any, ...]
@@ -65,6 +66,7 @@ class CausalLMHead(HeadModel):
     """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
 
     _can_generate = True
+    generation_config: GenerationConfig
 
     def build_head(self) -> None:
         """Create the linear layer (V, C)."""

@@ -6,7 +6,7 @@ Modules are drawn in Transformers' order and as often as there, so that one seed
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from torch import nn
 from gptrio.models.base.checkpointing import CheckpointingMixin
 from gptrio.models.base.pruning import prune
 from gptrio.nn.linear import LINEARS
+
+if TYPE_CHECKING:
+    from gptrio.models.base.pretrained import PreTrainedModel
 
 _MARK = "_is_hf_initialized"  # on modules with weights drawn or loaded; other libraries set and read it too
 
@@ -75,7 +78,7 @@ def mark_initialised(module: nn.Module) -> None:
     setattr(module, _MARK, True)
 
 
-def initialize_missing(model: Any, device_of: Callable[[str], torch.device]) -> None:
+def initialize_missing(model: PreTrainedModel, device_of: Callable[[str], torch.device]) -> None:
     """Give storage and new values to parameters that a checkpoint lacks, and move buffers to their device.
 
     Args:
