@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 import gptrio
-from gptrio import GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
+from gptrio import DynamicCache, GPT2LMHeadModel, InputError, MissingDependencyError, OptionError, enable_peft
 from gptrio.nn.linear import Conv1D
 from tests.reference import model_pair, padded, task_inputs, token_ids
 
@@ -89,6 +89,37 @@ def test_every_kind_of_adapter_adapts_what_it_adapts_in_the_reference(class_name
         for options in ({}, {"num_beams": 3}):
             options |= {"max_new_tokens": 9, "do_sample": False, "pad_token_id": 0, **inputs}
             assert torch.equal(ours.generate(**options), oracle.generate(**options))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@pytest.mark.parametrize("class_name", CLASSES)
+@torch.inference_mode()
+def test_compiled_steps_of_a_model_with_lora_give_the_numbers_of_the_reference(
+    class_name: str, rows: int, dtype: torch.dtype, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("numba")
+    torch.manual_seed(0)
+    heads = {"GPT2": "n_head", "GPTNeo": "num_heads"}.get(class_name.partition("LM")[0].partition("For")[0])
+    models = pair(class_name, dtype=dtype, **{heads or "num_attention_heads": 2})
+    config = peft.LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    oracle, ours = (peft.get_peft_model(model, config).eval() for model in models)
+    draw_adapter(oracle)
+    ours.load_state_dict(oracle.state_dict(), strict=False)
+    ids, cache = token_ids(rows, 16), DynamicCache(config=ours.config)
+    expected = oracle(input_ids=ids).logits
+    ours(input_ids=ids[:, :4], past_key_values=cache)
+    step = ours.get_base_model().compiled_step(1)
+    tolerance = 3e-5 if dtype is torch.float32 else 0.1 * expected.float().std().item()
+    for place in range(4, 16):
+        logits = step(ids[:, place, None], cache)[:, 0]
+        torch.testing.assert_close(logits, expected[:, place].float(), atol=tolerance, rtol=1e-5)
+    with caplog.at_level("INFO", "gptrio"):
+        options = {"input_ids": ids[:1], "max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
+        tokens = ours.generate(**options)
+    assert "decoding steps run compiled" in caplog.text
+    if dtype is torch.float32:
+        assert torch.equal(tokens, oracle.generate(**options))
 
 
 @pytest.mark.parametrize("kind", PROMPTS)

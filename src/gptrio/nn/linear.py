@@ -12,6 +12,20 @@ from gptrio.kernels.quantized import quantized_linear
 from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped
 
 
+class LowRankUpdate(NamedTuple):
+    """What an adapter adds to a product (LoRA; Hu et al., 2021): `scaling * B @ (A @ x)`.
+
+    Attributes:
+        a: (rank, in).
+        b: (out, rank).
+        scaling: a factor.
+    """
+
+    a: Tensor
+    b: Tensor
+    scaling: float
+
+
 class WeightView(NamedTuple):
     """How a linear layer stores its weight and bias.
 
@@ -21,6 +35,7 @@ class WeightView(NamedTuple):
         is_in_out: the weight is stored (in, out), GPT-2's layout.
         scale: of codes: float32 (out,) for 8 bits, bfloat16 (out, in / group) for 4 bits; None for floats.
         group: inputs that share a scale of 4 bits; None for all other weights.
+        updates: of the active adapters.
     """
 
     weight: Tensor
@@ -28,6 +43,7 @@ class WeightView(NamedTuple):
     is_in_out: bool = False
     scale: Tensor | None = None
     group: int | None = None
+    updates: tuple[LowRankUpdate, ...] = ()
 
     @property
     def inputs(self) -> int:
@@ -41,7 +57,11 @@ class WeightView(NamedTuple):
 
 
 def weight_view(layer: Any) -> WeightView:
-    """How a linear layer of this package or of torch, or of a subclass, stores its weight now."""
+    """How a linear layer of this package or of torch, of a subclass, or a LoRA layer of PEFT stores its weight now."""
+    if is_lora(type(layer)):
+        pairs = ((layer.lora_A[name], layer.lora_B[name], layer.scaling[name]) for name in active_adapters(layer))
+        updates = tuple(LowRankUpdate(a.weight, b.weight, scaling) for a, b, scaling in pairs)
+        return weight_view(layer.base_layer)._replace(updates=updates)
     own = getattr(layer, "weight_view", None)
     return WeightView(layer.weight, layer.bias) if own is None else cast(WeightView, own())
 
@@ -52,6 +72,18 @@ def is_known_linear(layer: nn.Module) -> bool:
     A subclass that changes the forward does not inherit what its base says of it.
     """
     return type(layer) is nn.Linear or "weight_view" in vars(type(layer))
+
+
+def is_lora(kind: type) -> bool:
+    """Whether a class is PEFT's LoRA layer around a linear one; PEFT is not imported."""
+    return (kind.__module__, kind.__name__) == ("peft.tuners.lora.layer", "Linear")
+
+
+def active_adapters(layer: Any) -> list[str]:
+    """Names of the adapters that a LoRA layer adds to its base layer's product: none where they are merged into it."""
+    if layer.disable_adapters or layer.merged:
+        return []
+    return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 class Linear(FastCallModule, nn.Linear):

@@ -21,8 +21,11 @@ def tied_head(model: Any) -> nn.Module | None:
 
 
 def full_precision_modules(model: Any) -> tuple[str, ...]:
-    """Names of modules that no method quantizes: small heads, which are trained anew."""
-    return tuple(getattr(model, "full_precision_modules", ()))
+    """Names of modules that no method quantizes: small heads, which are trained anew, and the weights of adapters."""
+    layers = [(n, m) for n, m in model.named_modules() if type(m).__module__.startswith("peft.tuners.")]
+    parts = (f"{name}.{part}" for name, layer in layers for part, _ in layer.named_modules())
+    adapters = [name for name in parts if ".base_layer" not in name]
+    return (*getattr(model, "full_precision_modules", ()), *adapters)
 
 
 def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:

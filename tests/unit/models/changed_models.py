@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import LoraConfig
 from torch import nn
 
 from gptrio import GPT2Config, GPT2LMHeadModel, GPTNeoConfig, GPTNeoForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
@@ -261,6 +263,33 @@ def activation(model: Any, chance: random.Random) -> None:
         block.mlp.act = other_activation(chance)
 
 
+def adapted(model: Any, chance: random.Random) -> None:
+    """LoRA around one linear layer or all, by one adapter or two, in one of the states that PEFT knows."""
+    names = [name for name, _ in modules(model, Linear, Conv1D)]
+    targets = names if chance.random() < 0.5 else [chance.choice(names)]
+    kinds: tuple[dict[str, Any], ...] = ({}, {}, {}, {"use_rslora": True}, {"lora_dropout": 0.5}, {"lora_bias": True})
+    options = chance.choice((*kinds, {"use_dora": True}))
+    adapters = ["first", "second"][: chance.choice((1, 1, 2))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of fan_in_fan_out, which PEFT corrects
+        for name in adapters:
+            rank = chance.choice((1, 2, 3, 8, 16, 17))
+            model.add_adapter(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, **options), name)
+    dtype = chance.choice((None, None, torch.float32, torch.bfloat16, torch.float64))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter).mul_(0.3 * parameter.shape[-1] ** -0.5).to(dtype)
+    model.set_adapter(adapters[: chance.choice((1, 2))])
+    state = chance.choice(("on", "on", "on", "off", "merged", "merged and off", "scaled"))
+    for layer in (module for module in model.modules() if hasattr(module, "lora_A")):
+        if "merged" in state:
+            layer.merge()
+        if "off" in state:
+            layer.enable_adapters(False)
+        if state == "scaled":
+            layer.scale_layer(0.5)
+
+
 CHANGES: tuple[Callable[[Any, random.Random], None], ...] = (
     activation,
     last_norm,
@@ -290,4 +319,6 @@ CHANGES: tuple[Callable[[Any, random.Random], None], ...] = (
     normed_weight,
     other_residual,
     unused_part,
+    adapted,
+    adapted,  # whose states are many
 )

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numba import carray, float32, int32, types, uint32
 
-from gptrio.kernels.cpu_decode.llvm_intrinsics import MATHS, float_of, kernel, make_view
+from gptrio.kernels.cpu_decode.llvm_intrinsics import MATHS, float_of, kernel, load_float16, make_view, store_float32
+from gptrio.kernels.cpu_decode.structs import BFLOAT16
 
 
 def _make_array(element: Any) -> Callable[[int, int], Any]:
@@ -35,6 +36,17 @@ def round_to_bfloat16(source, target, count):
         bits = numbers[i]
         nearest = (bits + uint32(0x7FFF) + ((bits >> uint32(16)) & uint32(1))) >> uint32(16)
         rounded[i] = uint32(0x7FC0) if bits & uint32(0x7FFFFFFF) > uint32(0x7F800000) else nearest
+
+
+@kernel()
+def widen(format, source, target, count):
+    """Write numbers of a 16 bit format at an address as floats at another."""
+    numbers, bits = halves(source, count), words(target, count)
+    for i in range(count):
+        if format == BFLOAT16:
+            bits[i] = uint32(numbers[i]) << uint32(16)
+        else:
+            store_float32(target + 4 * i, load_float16(source + 2 * i))
 
 
 @kernel()

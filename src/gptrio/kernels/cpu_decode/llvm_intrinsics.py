@@ -351,14 +351,16 @@ def float_of(context: Any, bits: Any) -> Any:
     return types.float32(types.uint32), generate
 
 
-@intrinsic
-def load_float32(context: Any, address: Any) -> Any:
-    """The float at an address."""
+def _make_loader(format: int) -> Callable[[int], float]:
+    @intrinsic
+    def load_one(context: Any, address: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
+            value = builder.load(pointer(builder, arguments[0], _STORED[format]), align=_SIZES[format])
+            return builder.fpext(builder.bitcast(value, _HALF), FLOAT) if format == FLOAT16 else value
 
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        return builder.load(pointer(builder, arguments[0], FLOAT), align=4)
+        return types.float32(types.int64), generate
 
-    return types.float32(types.int64), generate
+    return load_one
 
 
 def _make_storer(format: int) -> Callable[[int, float], None]:
@@ -376,6 +378,7 @@ def _make_storer(format: int) -> Callable[[int, float], None]:
     return store_one
 
 
+load_float32, load_float16 = _make_loader(FLOAT32), _make_loader(FLOAT16)
 store_float32, store_float16 = _make_storer(FLOAT32), _make_storer(FLOAT16)
 
 

@@ -108,23 +108,23 @@ def _store(format, address, values, count):
             store_float16(address + 2 * i, load_float32(values + 4 * i))
 
 
-def score_floats(seen: int) -> int:
-    """Floats that `_score` writes for so many keys: it takes LINES keys at a time, the last one twice if it is odd."""
-    return -(-seen // LINES) * LINES
+def row_dot_floats(rows: int) -> int:
+    """Floats that `row_dots` writes for so many rows: it takes LINES at a time, the last row twice if it is odd."""
+    return -(-rows // LINES) * LINES
 
 
 @kernel()
-def _score(format, keys, ahead, q, width, seen, scores):
-    """Products of a query with the keys that it sees: `score_floats` of them. What is `ahead` is read next."""
+def row_dots(format, matrix, ahead, x, width, rows, out):
+    """Products of the rows of a matrix with a vector: `row_dot_floats` of them. What is `ahead` is read next."""
     line = width * size_of(format)
-    s = 0
-    while s + LANES <= seen:
-        float_dots_of_lanes(format, keys + s * line, line, ahead, q, width, scores + 4 * s)
-        s += LANES
-    while s < seen:
-        step = line if s + LINES <= seen else 0
-        float_dots(format, keys + s * line, step, ahead, q, width, scores + 4 * s)
-        s += LINES
+    r = 0
+    while r + LANES <= rows:
+        float_dots_of_lanes(format, matrix + r * line, line, ahead, x, width, out + 4 * r)
+        r += LANES
+    while r < rows:
+        step = line if r + LINES <= rows else 0
+        float_dots(format, matrix + r * line, step, ahead, x, width, out + 4 * r)
+        r += LINES
 
 
 @kernel(fastmath=MATHS)
@@ -163,7 +163,7 @@ def attend(m, layer, thread, threads):
             _rotate(floats(k, width), cosines, sines, half)
         keys, values = layer.keys + pair * layer.capacity * line, layer.values + pair * layer.capacity * line
         _store(format, keys + layer.slot * line, k, width)
-        _score(format, keys + first * line, values - keys, q, width, seen, scores_address)
+        row_dots(format, keys + first * line, values - keys, q, width, seen, scores_address)
         _store(format, values + layer.slot * line, v, width)
         _softmax(floats(scores_address, seen), seen, float32(layer.scale))
         out = m.attended + 4 * (row * m.width + head * width)

@@ -17,7 +17,7 @@ from gptrio.kernels.cpu_decode.amx import is_available
 from gptrio.kernels.cpu_decode.arrays import floats
 from gptrio.kernels.cpu_decode.compilation import keep_code_in
 from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, features, get, kernel, make_view, pause, put, replace
-from gptrio.kernels.cpu_decode.matmul import multiply
+from gptrio.kernels.cpu_decode.low_rank import linear
 from gptrio.kernels.cpu_decode.ops import activate, attend, layer_norm
 from gptrio.kernels.cpu_decode.structs import (
     ATTENTION_OUTPUT,
@@ -71,28 +71,28 @@ def _run(control, model, thread, threads):
         if layer.parallel:
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
         for k in range(layer.projections):
-            multiply(p[QKV + k], normed, line, m.qkv, 3 * line, rows, False, workspace, thread, threads)
+            linear(p[QKV + k], normed, line, m.qkv, 3 * line, rows, False, workspace, thread, threads)
         phase += 1
         _barrier(control, phase, threads)
         attend(m, layer, thread, threads)
         phase += 1
         _barrier(control, phase, threads)
-        multiply(p[ATTENTION_OUTPUT], m.attended, line, m.x, line, rows, True, workspace, thread, threads)
+        linear(p[ATTENTION_OUTPUT], m.attended, line, m.x, line, rows, True, workspace, thread, threads)
         if not layer.parallel:
             phase += 1
             _barrier(control, phase, threads)
             layer_norm(m.x, also, layer.norm2_weight, layer.norm2_bias, layer.norm2_eps, rows, width)
-        start, end = multiply(p[MLP_UP], also, line, m.hidden, 4 * layer.inner, rows, False, workspace, thread, threads)
+        start, end = linear(p[MLP_UP], also, line, m.hidden, 4 * layer.inner, rows, False, workspace, thread, threads)
         for r in range(rows):
             activate(layer.activation, floats(m.hidden + 4 * (r * layer.inner + start), end - start))
         phase += 1
         _barrier(control, phase, threads)
-        multiply(p[MLP_DOWN], m.hidden, 4 * layer.inner, m.x, line, rows, True, workspace, thread, threads)
+        linear(p[MLP_DOWN], m.hidden, 4 * layer.inner, m.x, line, rows, True, workspace, thread, threads)
         phase += 1
         _barrier(control, phase, threads)
     layer_norm(m.x, normed, m.norm_weight, m.norm_bias, m.norm_eps, rows, width)
     head = carray(_products(m.head), (1,))[0]
-    multiply(head, normed, line, m.logits, 4 * head.outputs, rows, False, workspace, thread, threads)
+    linear(head, normed, line, m.logits, 4 * head.outputs, rows, False, workspace, thread, threads)
     phase += 1
     _barrier(control, phase, threads)
     return phase

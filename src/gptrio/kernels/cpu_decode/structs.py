@@ -21,6 +21,20 @@ PRODUCT = np.dtype(
         ("inputs", np.int64),
         ("outputs", np.int64),
         ("offset", np.int64),  # of the first output in its row
+        ("updates", np.int64),  # address of UPDATE rows
+        ("num_updates", np.int64),
+    ],
+    align=True,
+)
+
+# A low-rank update of a product: y += scaling * ((x @ A.T) @ B.T).
+UPDATE = np.dtype(
+    [
+        ("format", np.int64),  # of A and B: FLOAT32, BFLOAT16 or FLOAT16
+        ("a", np.int64),  # (rank, inputs)
+        ("b", np.int64),  # (outputs, rank)
+        ("rank", np.int64),
+        ("scaling", np.float64),
     ],
     align=True,
 )

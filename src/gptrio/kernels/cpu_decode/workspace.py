@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gptrio.kernels import guards
-from gptrio.kernels.cpu_decode.ops import score_floats
+from gptrio.kernels.cpu_decode.ops import row_dot_floats
 from gptrio.kernels.cpu_decode.structs import LANES
 
 
@@ -33,14 +33,14 @@ def sizes(*, threads: int, rows: int, width: int, inner: int, positions: int, wo
         width: C.
         inner: width of the widest MLP.
         positions: most keys that a query sees.
-        room_bytes: most bytes that a product needs (`products.room_for`).
+        workspace_bytes: most bytes that a product needs (`matmul.workspace_for`, `low_rank.workspace_for`).
     """
     return {
         "normed": Size(threads, 2 * rows * width),
         "qkv": Size(1, rows * 3 * width),
         "attended": Size(1, rows * width),
         "hidden": Size(1, rows * inner),
-        "scores": Size(threads, score_floats(positions)),
+        "scores": Size(threads, row_dot_floats(positions)),
         "workspace": Size(threads, -(-workspace_bytes // 4)),
     }
 

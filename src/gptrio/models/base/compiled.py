@@ -15,7 +15,7 @@ from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.models.base.compiled_requirements import FORMATS, activation_of, first_unmet
 from gptrio.nn.blocks import BlockSpec
-from gptrio.nn.linear import weight_view
+from gptrio.nn.linear import LowRankUpdate, weight_view
 
 if TYPE_CHECKING:
     from gptrio.kernels.cpu_decode.workspace import Workspace
@@ -257,9 +257,22 @@ class CompiledStep:
             row["bias"] = 0 if view.bias is None else self._floats(view.bias)
             row["scale"], row["group"] = 0 if view.scale is None else self._address(view.scale), view.group or 1
             row["format"] = FORMATS[view.weight.dtype]
+            row["updates"], row["num_updates"] = self._updates(view.updates), len(view.updates)
             row["tiled"] = supports(row)
             self.most_rows = self.most_rows if row["tiled"] else MAX_ROWS
             self._workspace_bytes = max(self._workspace_bytes, workspace_for(row))
+        return int(rows.ctypes.data)
+
+    def _updates(self, updates: tuple[LowRankUpdate, ...]) -> int:
+        """Address of a table of low-rank updates."""
+        from gptrio.kernels.cpu_decode.low_rank import workspace_for
+
+        rows = np.zeros(len(updates), tables.UPDATE)
+        self._kept.append(rows)
+        for row, (a, b, scaling) in zip(rows, updates, strict=True):
+            row["a"], row["b"], row["format"] = self._address(a), self._address(b), FORMATS[a.dtype]
+            row["rank"], row["scaling"] = len(a), scaling
+            self._workspace_bytes = max(self._workspace_bytes, workspace_for(len(a)))
         return int(rows.ctypes.data)
 
     def _norm(self, norm: Any) -> tuple[int, int, float]:

@@ -18,9 +18,9 @@ from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
-from gptrio.nn.blocks import BlockSpec
+from gptrio.nn.blocks import DROPOUTS, BlockSpec
 from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
-from gptrio.nn.linear import WeightView, is_known_linear, weight_view
+from gptrio.nn.linear import LowRankUpdate, WeightView, active_adapters, is_known_linear, is_lora, weight_view
 from gptrio.nn.rotary import RotaryEmbedding
 
 Problems = Iterator[str]
@@ -74,7 +74,7 @@ def _declaration(module: Any) -> Mapping[str, tuple[type, ...]] | None:
 
 def _own_modules(model: Any) -> Problems:
     """Modules of this package, of torch, or of a class that was declared; in evaluation, with no method replaced."""
-    declared: set[type] = set()
+    declared = {kind for kind in map(type, model.modules()) if is_lora(kind)}
     for part in (model, model.base_model, *model.base_model.blocks):
         declaration = _declaration(part)
         if declaration is not None:
@@ -97,8 +97,15 @@ def _own_modules(model: Any) -> Problems:
 
 
 def _one_dtype(model: Any) -> Problems:
+    """Parameters of one dtype; those of adapters may have another."""
     dtypes = set()
+    lora = [module for module in model.modules() if is_lora(type(module))]
+    adapters = {
+        parameter for module in lora for parameter in [*module.lora_A.parameters(), *module.lora_B.parameters()]
+    }
     for name, parameter in model.named_parameters():
+        if parameter in adapters:
+            continue
         if type(parameter) is not nn.Parameter or not parameter.is_cpu:
             yield f"{name} is a {type(parameter).__name__} on {parameter.device}"
         dtypes.add(parameter.dtype)
@@ -213,7 +220,9 @@ def _known_norm(name: str, norm: Any, width: int) -> Problems:
 
 def _known_linear(name: str, layer: Any, inputs: int, outputs: int | None, dtype: torch.dtype) -> Problems:
     """A layer of a known kind, `inputs` to `outputs`, or to any multiple of 16 where a weight is stored (in, out)."""
-    if not is_known_linear(layer):
+    if is_lora(type(layer)):
+        yield from _known_adapters(name, layer)
+    elif not is_known_linear(layer):
         yield f"{name} is a {type(layer).__name__}"
         return
     view = weight_view(layer)
@@ -231,6 +240,35 @@ def _known_linear(name: str, layer: Any, inputs: int, outputs: int | None, dtype
         yield f"a weight of {name} does not lie in the CPU's memory row after row"
     if view.bias is not None and (view.bias.shape != (view.outputs,) or not view.bias.is_cpu):
         yield f"the bias of {name} is {tuple(view.bias.shape)}, not ({view.outputs},)"
+    for update in view.updates:
+        yield from _known_update(name, view, update)
+
+
+def _known_adapters(name: str, layer: Any) -> Problems:
+    """LoRA in its first form around a known layer: what the layer adds is what its view says."""
+    if not is_known_linear(layer.base_layer):
+        yield f"{name} adapts a {type(layer.base_layer).__name__}"
+    if layer.merged and layer.disable_adapters:
+        yield f"adapters of {name} are merged and disabled: its next call takes them out of the weight"
+    for adapter in active_adapters(layer):
+        if adapter in layer.lora_variant:
+            yield f"the adapter {adapter!r} of {name} is a {type(layer.lora_variant[adapter]).__name__}"
+        pair = layer.lora_A[adapter], layer.lora_B[adapter]
+        if any(type(part) is not nn.Linear or part.bias is not None for part in pair):
+            yield f"the adapter {adapter!r} of {name} has a bias, or parts that are no plain nn.Linear"
+        if type(layer.lora_dropout[adapter]) not in DROPOUTS:
+            yield f"the dropout of the adapter {adapter!r} of {name} is a {type(layer.lora_dropout[adapter]).__name__}"
+
+
+def _known_update(name: str, view: WeightView, update: LowRankUpdate) -> Problems:
+    """A and B of one dtype of floats, which fit the weight and each other."""
+    (a, b, scaling), rank = update, len(update.a)
+    if (tuple(a.shape), tuple(b.shape)) != ((rank, view.inputs), (view.outputs, rank)):
+        yield f"an adapter of {name} has A {tuple(a.shape)} and B {tuple(b.shape)}"
+    if a.dtype is not b.dtype or a.dtype not in FLOAT_FORMATS or not (_is_plain(a) and _is_plain(b)):
+        yield f"an adapter of {name} has weights of {a.dtype} and {b.dtype}, or they do not lie row after row"
+    if any(type(tensor) is not nn.Parameter for tensor in (a, b)) or not isinstance(scaling, (int, float)):
+        yield f"an adapter of {name} has weights of {type(a).__name__} and {type(b).__name__}, scaled by {scaling!r}"
 
 
 def _is_plain(tensor: Tensor) -> bool:
