@@ -1,7 +1,7 @@
 """Which tensor of a checkpoint belongs to which parameter of a model. Loads no torch.
 
 Files of one model differ in their names: released GPT-2 has no `transformer.` prefix, old files say `gamma` and `beta`
-for layer norms, and causal masks or rotary tables lie among the weights. A family's class declares such differences;
+for layer norms, and some files also have causal masks or rotary tables. A family's class declares such differences;
 `KeyRules` carries them here.
 """
 

@@ -20,7 +20,7 @@ from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
 
 AS_NAMED = KeyRules()  # names in the files are those of the model
-EXTRA_STATE = "_extra_state"  # torch's name for what a module saves beside parameters and buffers
+EXTRA_STATE = "_extra_state"  # torch's name for what a module saves besides parameters and buffers
 Device = str | int | torch.device
 _DTYPES = {
     "F64": torch.float64,

@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command that `sys.argv` asks for and exit with its code.
+    """Run the command line in `sys.argv` and exit with its code.
 
     0 is success, 1 an error while running, 2 an impossible command line, 130 an interruption from the keyboard.
     """

@@ -209,7 +209,7 @@ def fix_seed(seed: int | None) -> int:
 def run(
     model: Any, tokenizer: Any, prompt: str, new_tokens: int | None, options: dict[str, Any], stream: bool
 ) -> list[dict[str, Any]]:
-    """Generate, printing the text meanwhile if `stream`; return text, tokens and finish_reason of each row."""
+    """Generate, and print the text meanwhile if `stream`; return text, tokens and finish_reason of each row."""
     from gptrio import BatchTextStreamer, TextStreamer
     from gptrio.generation.options.max_length import positions
 

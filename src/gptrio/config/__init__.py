@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself: one declared, validated configuration class per family."""
+"""Configurations of models: one declared, validated class for each family."""
 
 from __future__ import annotations
 

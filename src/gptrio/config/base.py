@@ -30,7 +30,7 @@ _ALWAYS_IN_FILES = ("model_type", "transformers_version")
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
 class PretrainedConfig(SerializableConfig):
-    """What a checkpoint says about its model; the families add their own fields.
+    """The description of a model in its checkpoint; the families add their own fields.
 
     Every field is also an attribute under each of its aliases (`attribute_map`). Other keys become attributes and are
     written back. Values are checked at construction and by `validate`.
@@ -42,7 +42,7 @@ class PretrainedConfig(SerializableConfig):
         dtype: type of the weights, as a name ("bfloat16") or `torch.dtype`; `torch_dtype` is its older name.
         pruned_heads: {layer: [heads]} removed from attention.
         tie_word_embeddings: output and input embeddings are one tensor.
-        is_decoder, is_encoder_decoder, add_cross_attention, cross_attention_hidden_size: the role beside an encoder.
+        is_decoder, is_encoder_decoder, add_cross_attention, cross_attention_hidden_size: the use with an encoder.
         architectures: class names that the weights were saved from.
         num_labels, id2label, label2id: classes of a classification head; each may be given alone.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
@@ -190,7 +190,7 @@ class PretrainedConfig(SerializableConfig):
 
     @property
     def use_return_dict(self) -> bool:
-        """Whether forward returns a `ModelOutput`: asked for, and not tracing."""
+        """Whether forward returns a `ModelOutput`: `return_dict`, unless for tracing."""
         return self.return_dict and not self.torchscript
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PretrainedConfig:

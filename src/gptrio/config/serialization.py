@@ -58,7 +58,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         Args:
             config_dict: names (or aliases) and values, as in `config.json`.
             return_unused_kwargs: also return the keywords that are not configuration attributes.
-            kwargs: overrides; those that name no attribute are ignored or, if asked for, returned.
+            kwargs: overrides; those that are not attributes are ignored, or returned with `return_unused_kwargs`.
         """
         values = cls._canonical(config_dict)
         values.pop("_attn_implementation", None)  # chosen by the caller, never by a file
@@ -67,9 +67,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         known |= {name for name in overrides if isinstance(getattr(cls, name, None), property)}
         used = {name: value for name, value in overrides.items() if name in known}
         config = cls(**cls._override(values, used))
-        own = {
-            name for name in overrides.keys() - known if config._is_attribute(name)
-        }  # attributes that a subclass adds
+        own = {name for name in overrides.keys() - known if config._is_attribute(name)}  # which a subclass adds
         for name in own:
             setattr(config, name, overrides[name])
         if not return_unused_kwargs:
@@ -145,7 +143,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         write_text(json_file_path, self.to_json_string(use_diff))
 
     def save_pretrained(self, save_directory: PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Write `config.json` into a folder, made if need be, and push the folder to the hub if asked to.
+        """Write `config.json` into a folder, made if need be, and optionally push the folder to the hub.
 
         Args:
             save_directory: the folder.
@@ -195,14 +193,14 @@ class SerializableConfig(GenerationKeys, Pushable):
         model_type = renamed.pop("model_type", None) or cls.model_type
         if cls.model_type and model_type not in [getattr(base, "model_type", "") for base in cls.__mro__]:
             raise ConfigError(
-                f"{cls.__name__} is for model_type={cls.model_type!r}, but the configuration says {model_type!r}; "
+                f"{cls.__name__} is for model_type={cls.model_type!r}, but the configuration has {model_type!r}; "
                 "use that family's class or AutoConfig"
             )
         return renamed
 
 
 def _plain(value: Any) -> Any:
-    """Return a copy of `value` made of what JSON can hold, as far as its types are known."""
+    """Return a copy of `value` of types that JSON supports, as far as possible."""
     if hasattr(value, "to_dict"):  # nested configurations
         return value.to_dict()
     if isinstance(value, Mapping):

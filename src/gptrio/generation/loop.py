@@ -45,7 +45,7 @@ def decode_steps(state: GenerationState, refine: Refine | None = None, **flags: 
 
 
 def drain(state: GenerationState, steps: Iterable[StepOutput]) -> Tensor | GenerateDecoderOnlyOutput:
-    """Run steps to their end, hand each to the streamer and the caller, and return what the caller asked for."""
+    """Run all steps, pass each to the streamer and the caller, and return the result that the caller requested."""
     for step in steps:
         stream(state, step.tokens)
         if step.finished and (state.on_finish or state.streamer) is not None:
@@ -62,14 +62,14 @@ def drain(state: GenerationState, steps: Iterable[StepOutput]) -> Tensor | Gener
 
 
 def stream(state: GenerationState, tokens: Tensor) -> None:
-    """Hand tokens (B,) or (B, n) to the streamer, if there is one."""
+    """Pass tokens (B,) or (B, n) to the streamer, if there is one."""
     if state.streamer is not None:
         with for_the_caller():
             state.streamer.put(tokens.clone().cpu())  # a clone can be trained on
 
 
 def report_finished(state: GenerationState, step: StepOutput) -> None:
-    """Hand the rows that a step finishes to the caller's `on_finish`, and to the streamer where others go on."""
+    """Report the rows that a step finishes to `on_finish`, and to the streamer if other rows continue."""
     end_row = None if step.is_last else getattr(state.streamer, "end_row", None)
     number = step.ids.shape[1] - state.ids.shape[1]
     with for_the_caller():

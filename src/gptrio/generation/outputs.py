@@ -1,4 +1,4 @@
-"""What `generate` returns when it is asked for more than ids.
+"""Results of `generate` with `return_dict_in_generate`.
 
 Shapes: `B` prompts times sequences for each (beam search keeps times beams), `T` length, `V` vocabulary, `N` steps.
 """

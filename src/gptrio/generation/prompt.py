@@ -30,7 +30,7 @@ class Prompt:
     """The rows to continue.
 
     Attributes:
-        ids: (B, T) tokens; T may be 0 beside embeddings.
+        ids: (B, T) tokens; T may be 0 with embeddings.
         attention_mask: (B, S) bool, True for real tokens, S the longer of ids and embeddings; None if all are real.
         embeds: (B, S, C) that the first step reads instead of ids, or None.
         position_ids: (B, S) given by the caller, or None.
@@ -205,7 +205,7 @@ def _checked_ids(model: CausalLM, ids: Any) -> Tensor:
 def _start(
     model: CausalLM, given: dict[str, Tensor | None], arguments: dict[str, Any], bos: int | list[int] | None
 ) -> Tensor:
-    """Return the ids if none were given: empty rows beside embeddings, else `bos` for each row of the other tensors."""
+    """Return the ids if none were given: empty rows with embeddings, else `bos` for each row of the other tensors."""
     others = [value for value in [*given.values(), *arguments.values()] if isinstance(value, Tensor)]
     empty = torch.empty((others[0].shape[0] if others else 1, 0), dtype=torch.long, device=model.device)
     return empty if given["inputs_embeds"] is not None else _from_bos(empty, bos)

@@ -27,37 +27,37 @@ from gptrio.generation.streamers import Streamer
 
 
 class OutputRecorder:
-    """What the caller asked to see of every step.
+    """The outputs of every step that the caller requested.
 
     Attributes:
-        is_active: whether the caller asked for more than ids.
+        is_active: whether the caller requested more than ids.
     """
 
     def __init__(self, config: GenerationConfig) -> None:
         self.is_active = bool(config.return_dict_in_generate)
         names = ("scores", "logits", "attentions", "hidden_states")
-        self._kept: dict[str, list[Any]] = {
+        self._steps: dict[str, list[Any]] = {
             name: [] for name in names if self.is_active and getattr(config, f"output_{name}")
         }
 
     def add(self, output: Any, logits: Tensor, scores: Tensor) -> None:
         """Keep a step's output of the model, and the logits (B, V) before and after processing."""
-        for name, steps in self._kept.items():
+        for name, steps in self._steps.items():
             steps.append(scores if name == "scores" else logits if name == "logits" else getattr(output, name))
 
     def tuples(self) -> dict[str, tuple[Any, ...]]:
         """What was kept, a tuple with one entry for each step."""
-        return {name: tuple(steps) for name, steps in self._kept.items()}
+        return {name: tuple(steps) for name, steps in self._steps.items()}
 
     @property
     def scores(self) -> tuple[Tensor, ...] | None:
         """Processed scores so far, for stopping criteria that look at them."""
-        return tuple(self._kept["scores"]) if "scores" in self._kept else None
+        return tuple(self._steps["scores"]) if "scores" in self._steps else None
 
 
 @dataclass(frozen=True)
 class GenerationState:
-    """What a decoding loop needs; fixed once it is set up.
+    """The constant part of a call, for its decoding loop.
 
     Attributes:
         model: the language model.
@@ -65,7 +65,7 @@ class GenerationState:
         prompt: the prompts, a row for every sequence or beam.
         step: runs the model.
         processors: change the scores.
-        criteria: say which rows are finished.
+        criteria: decide which rows are finished.
         pad: token that fills finished rows, or None.
         num_prompts: number of prompts.
         generators: where random numbers come from: torch's own, one for all rows, or one for each.
@@ -116,10 +116,10 @@ class SequenceStatus:
         running: (B,) bool, True for rows that are not finished; None while none is.
         finish_reasons: row -> why it is finished.
         is_finished: whether all rows are finished.
-        record: outputs of the steps that the caller asked for.
+        record: the requested outputs of the steps.
 
     Args:
-        state: its criteria say which rows are finished, its `pad` fills these.
+        state: its criteria decide which rows are finished, and its `pad` fills these.
         ids: (B, T) the prompts.
     """
 

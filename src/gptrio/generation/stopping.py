@@ -44,7 +44,7 @@ class Tokenizer(Protocol):
 
 
 class StoppingCriteria:
-    """A callable that says which rows are finished; subclass it and define `__call__`."""
+    """A callable that returns which rows are finished; subclass it and define `__call__`."""
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         """Return (B,) True for each row that is finished.
@@ -196,7 +196,7 @@ def build_stopping(
     tokenizer: Tokenizer | None = None,
     max_position_embeddings: int | None = None,
 ) -> StoppingCriteriaList:
-    """Return the criteria that the options ask for, then the caller's.
+    """Return the criteria of the options, then the caller's.
 
     Args:
         config: the options.

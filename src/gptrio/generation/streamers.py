@@ -67,7 +67,7 @@ class _Text:
         return piece
 
     def flush(self) -> str:
-        """Return what was held back, and start anew."""
+        """Return the remaining text, and start anew."""
         piece = self._decode(self._ids)[self._given :] if self._ids else ""
         self._ids, self._given = [], 0
         return piece
@@ -107,7 +107,7 @@ class TextStreamer(BaseStreamer):
         self._text = _Text(tokenizer, decode_kwargs)
 
     def put(self, value: torch.Tensor) -> None:
-        """Take tokens (T,) or (1, T) and hand their text on as far as it is settled."""
+        """Take tokens (T,) or (1, T), and pass on the text that no further token can change."""
         if value.dim() > 1 and value.shape[0] > 1:
             raise InputError(
                 f"{type(self).__name__} streams one row and got {value.shape[0]}; use BatchTextStreamer or "
@@ -121,7 +121,7 @@ class TextStreamer(BaseStreamer):
             self.on_finalized_text(piece)
 
     def end(self) -> None:
-        """Hand on what was held back, and be ready for another prompt."""
+        """Pass on the remaining text, and prepare for another prompt."""
         self.next_tokens_are_prompt = True
         self.on_finalized_text(self._text.flush(), stream_end=True)
 
@@ -235,7 +235,7 @@ class BatchTextStreamer(BaseStreamer):
         self._current = 0
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompts (B, T), then tokens (B,) or (B, n), and hand the settled text of each row on."""
+        """Take the prompts (B, T), then tokens (B,) or (B, n), and pass on the settled text of each row."""
         is_prompt = self._number == 0
         if is_prompt:
             if value.dim() != 2:
@@ -253,13 +253,13 @@ class BatchTextStreamer(BaseStreamer):
                 self.on_row_text(row, piece)
 
     def end_row(self, row: int) -> None:
-        """Hand on what a finished row held back; further tokens of the row are padding and dropped."""
+        """Pass on the remaining text of a finished row; its further tokens are padding and are dropped."""
         text = self._rows.pop(row, None)
         if text is not None:
             self.on_row_text(row, text.flush(), row_end=True)
 
     def end(self) -> None:
-        """Finish all rows, and be ready for other prompts."""
+        """Finish all rows, and prepare for other prompts."""
         for row in list(self._rows):
             self.end_row(row)
         self._number = self._current = 0

@@ -20,7 +20,7 @@ BONUS = 1.0  # added to the score of the original token
 def heal(model: CausalLM, prompt: Prompt, tokenizer: Any, config: GenerationConfig) -> Prompt:
     """Replace the last token of each row by the likeliest token that begins with the same text.
 
-    White space at both ends of a prompt is removed, because it would be a token of its own.
+    White space at both ends of a prompt is removed, because it would become a separate token.
 
     Args:
         model: the language model.

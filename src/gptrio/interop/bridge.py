@@ -25,7 +25,7 @@ def to_transformers(source: PreTrainedModel | PreTrainedTokenizerBase) -> Any:
 
     Both models have the same parameters: what trains, moves or converts one does so to the other, and nothing is
     copied. Hooks stay with the model that they were put on. A tokenizer shares its backend, so that tokens added to one
-    are known to the other; a tokenizer without a backend (the one in Python) gives another one of the same vocabulary.
+    are added to the other; a tokenizer without a backend (the one in Python) becomes a separate one.
 
     Args:
         source: a model of this package, plain or of bitsandbytes layers; or a tokenizer.

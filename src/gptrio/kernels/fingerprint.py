@@ -1,8 +1,8 @@
 """Numbers that show whether a tensor still has exactly the same bytes.
 
-Every byte counts, and so does its place: memory is read as rows of 1,024 signed bytes, and each row is multiplied by a
-random matrix of 8 columns that is nowhere 0. These integers, in order, are the fingerprint. One changed byte is always
-seen. Edits of several bytes of a row go unseen where all 8 columns cancel, with a chance of about 126 ** -8 = 2 ** -56.
+Every byte counts, and so does its position: memory is read as rows of 1,024 signed bytes, and each row is multiplied by
+a random matrix of 8 columns without zeros. These integers, in order, are the fingerprint. One changed byte is always
+seen. Edits of several bytes of a row go unseen if all 8 columns cancel, with a chance of about 126 ** -8 = 2 ** -56.
 
 The product of integers takes as long as reading the memory does, on processors with instructions for it.
 """

@@ -69,8 +69,8 @@ def check_same(found: Tensor, expected: Tensor, name: str, first: int = 0) -> No
         GuardError: they differ.
     """
     if not torch.equal(found, expected):
-        place = int((found != expected).nonzero()[0]) + first
+        offset = int((found != expected).nonzero()[0]) + first
         raise GuardError(
-            f"the compiled decoding step wrote outside its part of {name}, at byte {place} from its beginning; this is "
+            f"the compiled decoding step wrote outside its part of {name}, at byte {offset} from its start; this is "
             "a fault of gptrio: report it with the model and the call, and pass disable_compile=True until it is fixed"
         )

@@ -53,7 +53,7 @@ class MultiHeadAttention(FastCallModule):
         scale: factor of the scores; 1 / sqrt(head width) if None.
         dropout: probability of dropping an attention weight in training; None for a family without a module for it.
         window: most positions a query sees, itself included; None for all.
-        float32_scores: take scores in float32 whatever the dtype.
+        float32_scores: compute scores in float32 for any dtype.
     """
 
     is_causal: ClassVar[bool] = True

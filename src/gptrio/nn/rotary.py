@@ -151,7 +151,7 @@ class RotaryEmbedding(nn.Module):
         self._frequencies: dict[torch.device, tuple[RotarySettings, Frequencies]] = {}
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the type and place of `x`."""
+        """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the dtype and on the device of `x`."""
         frequencies, factor = self._frequencies_for(position_ids)
         with torch.autocast(x.device.type, enabled=False):
             angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R)

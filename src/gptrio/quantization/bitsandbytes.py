@@ -209,7 +209,7 @@ def _mend_scales(layer: Any, state: dict[str, Tensor], prefix: str, _: Any) -> N
 
 
 def _statistics(source: TensorSource, key: str, four: bool) -> dict[str, Tensor]:
-    """What a checkpoint says of the codes under `key`; empty for a weight in full precision."""
+    """The statistics of the codes under `key` in a checkpoint; empty for a weight in full precision."""
     prefix = f"{key}." if four else key.removesuffix("weight")
     names = [name for name in list(source.keys()) if name.startswith(prefix) and (four or name == f"{prefix}SCB")]
     return {name.removeprefix(prefix) if not four else name: source.tensor(name) for name in names}

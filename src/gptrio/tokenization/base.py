@@ -39,7 +39,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         clean_up_tokenization_spaces: whether `decode` removes the space before punctuation by default.
         split_special_tokens: treat special tokens in the text as ordinary text.
         chat_template: a template, or several by name; stored for saving.
-        extra_special_tokens: special tokens with attributes of their own, by attribute name.
+        extra_special_tokens: further special tokens, by attribute name.
         name_or_path: where it was loaded from.
         **kwargs: special tokens; anything else is stored for saving.
     """

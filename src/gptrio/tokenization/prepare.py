@@ -154,7 +154,7 @@ class PrepareMixin(EncodingMixin):
         return {**row, "length": len(row["input_ids"])} if options.return_length else row
 
     def _prepare(self, ids: Ids, pair_ids: Ids | None, options: EncodeOptions) -> dict[str, Any]:
-        """Cut, add special tokens, and make the entries that the (resolved) options ask for, unpadded."""
+        """Cut, add special tokens, and make the entries of the (resolved) options, unpadded."""
         with_special = options.add_special_tokens
         if options.return_token_type_ids and not with_special:
             raise TokenizationError("return_token_type_ids needs add_special_tokens=True")
@@ -223,7 +223,7 @@ def truncate(
         side: "left" or "right", where to cut.
 
     Returns:
-        First text, second text, overflow. All stay as they are when the text to cut is too short.
+        First text, second text, overflow. All are unchanged if the text to cut is too short.
     """
     if remove <= 0:
         return ids, pair_ids, []

@@ -101,7 +101,7 @@ class SpecialTokensMixin(ABC):
 
     @property
     def additional_special_tokens(self) -> list[str] | None:
-        """Special tokens that have no attribute of their own; None if they were set to that."""
+        """Special tokens without a separate attribute; None if they were set to None."""
         tokens = self._special_tokens_map["additional_special_tokens"]
         return None if tokens is None else [str(token) for token in tokens]
 

@@ -81,7 +81,7 @@ def test_two_spellings_must_agree() -> None:
         ({"id2label": {"x": "a"}}, r"id2label=.* integer keys"),
         ({"label2id": 3}, r"label2id=3"),
         ({"attn_implementation": "magic"}, r"attn_implementation='magic' .* eager, sdpa, flash_attention_2"),
-        ({"model_type": "gpt_neo"}, r"GPT2Config is for model_type='gpt2', but the configuration says 'gpt_neo'"),
+        ({"model_type": "gpt_neo"}, r"GPT2Config is for model_type='gpt2', but the configuration has 'gpt_neo'"),
         ({"to_dict": 1}, r"'to_dict', which the class uses"),
     ],
 )

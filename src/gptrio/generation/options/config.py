@@ -98,15 +98,15 @@ class GenerationConfig(GenerationOptions, Pushable):
         warn(message)
 
     def get_generation_mode(self, assistant_model: object | None = None) -> GenerationMode:
-        """Return the decoding mode of these options; warn if drafts or DoLa, asked for too, do not work with it."""
+        """Return the decoding mode of these options; warn if it ignores drafts or DoLa, which they also select."""
         mode = self._base_mode()
         single = mode in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE)
         drafts = (assistant_model, self.prompt_lookup_num_tokens, self.assistant_early_exit)
-        asked = {
+        special_modes = {
             GenerationMode.ASSISTED_GENERATION: any(draft is not None for draft in drafts),
             GenerationMode.DOLA_GENERATION: self.dola_layers is not None,
         }
-        for special in (special for special, is_asked in asked.items() if is_asked):
+        for special in (mode for mode, is_selected in special_modes.items() if is_selected):
             if single:
                 mode = special
             else:
@@ -330,7 +330,7 @@ def _with_dtype_names(value: Any) -> Any:
 
 
 def _dtype_name(value: Any) -> Any:
-    """Return the name of a torch dtype without "torch."; other values as they are."""
+    """Return the name of a torch dtype without "torch."; other values unchanged."""
     return str(value).removeprefix("torch.") if str(value).startswith("torch.") else value
 
 
@@ -343,7 +343,7 @@ def _json_text(options: dict[str, Any], fallback: Callable[[Any], Any]) -> str:
 
 
 def _jsonable(value: Any) -> Any:
-    """Return what stands for `value` in JSON; raise OptionError for values such as Constraint objects."""
+    """Return `value` in a form for JSON; raise OptionError for values such as Constraint objects."""
     if hasattr(value, "to_dict"):
         return value.to_dict()
     if _dtype_name(value) is not value:  # in cache_config

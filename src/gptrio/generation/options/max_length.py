@@ -96,7 +96,7 @@ def _check_context(model: CausalLM, prompt: Prompt, config: GenerationConfig) ->
 
 
 def last_column(model: CausalLM, prompt: Prompt) -> int | None:
-    """Largest number of columns of ids that the model has positions for; None if there is no limit."""
+    """Largest number of columns of ids for which the model has positions; None if there is no limit."""
     limit = positions(model)
     return None if limit is None else prompt.ids.shape[1] + limit - prompt.longest_row
 

@@ -86,7 +86,7 @@ def _fill(config: GenerationConfig, base: GenerationConfig, use_model_defaults: 
         is_unset = vars(config).get(name) == getattr(GenerationConfig, name, None)
         if is_unset and not name.startswith("_") and (use_model_defaults or name in _TOKENS):
             setattr(config, name, value)
-    if config.temperature == 0:  # the caller asks for greedy search, whatever the model's own options are
+    if config.temperature == 0:  # greedy search, even if the model's own options select sampling
         config.do_sample = False
 
 

@@ -129,7 +129,7 @@ class GenerationOptions:
     encoder_no_repeat_ngram_size: int | None = option(0, "N-grams of this size in the prompt do not recur.", ge=0)
     bad_words_ids: list[list[int]] | None = option(None, "Token sequences that are never generated.")
     force_words_ids: list[list[int] | list[list[int]]] | None = option(
-        None, "Token sequences that must occur; a list of alternatives in place of one asks for any of them."
+        None, "Token sequences that must occur; one may be a list of alternatives."
     )
     constraints: list[Any] | None = option(None, "Constraint objects that beam search must fulfil.")
     renormalize_logits: bool | None = option(False, "Turn the processed scores into log-probabilities.")
@@ -153,7 +153,9 @@ class GenerationOptions:
     output_hidden_states: bool | None = option(False, "Return hidden states.")
     output_scores: bool | None = option(False, "Return the processed scores.")
     output_logits: bool | None = option(None, "Return the model's raw scores.")
-    return_dict_in_generate: bool | None = option(False, "Return an object with all that was asked for, not ids only.")
+    return_dict_in_generate: bool | None = option(
+        False, "Return an object with all requested outputs instead of the ids."
+    )
     # special tokens
     pad_token_id: int | None = option(None, "Fills rows that ended.")
     bos_token_id: int | list[int] | None = option(None, "Begins a sequence when there is no prompt.")
@@ -255,7 +257,7 @@ def check_conflicts(options: GenerationOptions) -> None:
 
 
 def ignored_options(options: GenerationOptions) -> list[str]:
-    """Return one phrase for each option, or group of options, that has no effect beside the others."""
+    """Return one phrase for each option, or group of options, that has no effect with the others."""
     contrastive = bool(options.penalty_alpha) and options.num_beams == 1  # takes its candidates by top_k
     sampling = ["temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
     if not contrastive:

@@ -89,7 +89,7 @@ def merge(built: Sequence[Item], own: Iterable[Item], name: str) -> list[Item]:
     merged = [by_type.get(type(item), item) for item in built]
     replaced = sorted({type(item).__name__ for item in built if type(item) in by_type})
     if replaced:
-        warn(f"{', '.join(replaced)} from {name}= replaces the one that the options ask for; leave one out")
+        warn(f"{', '.join(replaced)} from {name}= replaces the one of the options; leave one out")
     return merged + [item for item in own if not any(item is other for other in merged)]
 
 

@@ -1,4 +1,4 @@
-"""Builds the processors that the options ask for, in the order of Transformers 4.56."""
+"""Builds the processors that the options need, in the order of Transformers 4.56."""
 
 from __future__ import annotations
 

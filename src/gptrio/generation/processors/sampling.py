@@ -27,7 +27,7 @@ def outside_top_p(scores: torch.Tensor, top_p: float | torch.Tensor, keep: int =
     Args:
         scores: (B, V).
         top_p: p, or one for each row (B, 1), where 1 keeps all tokens of the row.
-        keep: kept whatever their probability.
+        keep: number of likeliest tokens to keep at any probability.
     """
     rest = 1 - top_p
     if isinstance(top_p, torch.Tensor) and isinstance(rest, torch.Tensor):

@@ -99,7 +99,7 @@ class _BiasedSequences(LogitsProcessor):
         return scores + bias
 
     def _prepare(self, scores: torch.Tensor) -> torch.Tensor:
-        """Make and return the biases that always count (V,) and the tensors of longer sequences, beside the scores."""
+        """Make and return the biases that always count (V,), and make the tensors of longer sequences."""
         outside = [token for ids in self.sequence_bias for token in ids if token >= scores.shape[-1]]
         if outside:
             raise TokenIdError(f"tokens {outside} of the biased sequences lie outside the {scores.shape[-1]} scores")

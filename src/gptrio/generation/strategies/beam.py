@@ -193,11 +193,11 @@ def _best(state: GenerationState, ended: Beams) -> tuple[Tensor, Tensor, Tensor]
 def finish(
     state: GenerationState, record: OutputRecorder, ids: Tensor, scores: Tensor, origins: Tensor
 ) -> Tensor | GenerateBeamDecoderOnlyOutput:
-    """Report why each sequence ends, and return what the caller asked for.
+    """Report why each sequence ends, and return the result that the caller requested.
 
     Args:
         state: the call.
-        record: what the caller asked to see of every step.
+        record: the requested outputs of every step.
         ids: (rows, T).
         scores: (rows,).
         origins: (rows, new tokens) row of the scores that each token was taken from.

@@ -227,7 +227,7 @@ class ConstraintListState:
                 break
 
     def add(self, token_id: int) -> tuple[bool, bool]:
-        """Take a token and return (complete, stepped): it fulfilled a constraint, it brought one a step on."""
+        """Take a token and return (complete, stepped): whether it fulfilled or advanced a constraint."""
         _token(token_id)
         if self.completed:
             return True, False

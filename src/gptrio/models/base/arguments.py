@@ -21,7 +21,7 @@ _WITHOUT_EFFECT = (
     "resume_download",
     "weights_only",  # torch files are always read without running their code
 )
-# name -> the value without effect, beside None, and what to do instead
+# name -> the other value without effect than None, and what to do instead
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "from_tf": (False, "convert the TensorFlow weights with Transformers' from_tf=True and save_pretrained"),
     "from_flax": (False, "convert the Flax weights with Transformers' from_flax=True and save_pretrained"),

@@ -78,7 +78,7 @@ class EmbeddingsMixin(FastCallModule):
         return {f"{paths[id(head)]}.weight": f"{paths[id(self.get_input_embeddings())]}.weight"}
 
     def tie_weights(self) -> None:
-        """Tie this model, the models inside it, and whatever has a method `_tie_weights` that does so itself."""
+        """Tie this model, the models inside it, and all modules that have a method `_tie_weights`."""
         for module in self.modules():
             if isinstance(module, EmbeddingsMixin):
                 module.tie_embeddings_and_encoder_decoder()

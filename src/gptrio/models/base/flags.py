@@ -29,7 +29,7 @@ class FlagsMixin(nn.Module):
         hf_device_map: {name of a module: device}; only on models that were loaded with a `device_map`.
         key_aliases: {pattern of a name in a checkpoint: replacement}, for names that the model lacks.
         computed_buffers: patterns of names in checkpoints that hold what the model computes itself.
-        full_precision_modules: names of modules that quantization leaves as they are: small heads, trained anew.
+        full_precision_modules: names of modules that are never quantized: small heads, which are trained anew.
     """
 
     config: Any

@@ -24,7 +24,7 @@ class GenerationMixin:
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class has a language-model head, of gptrio or, as the base `GenerationMixin` says, its own."""
+        """Whether the class has a language-model head: gptrio's, or any with the base class `GenerationMixin`."""
         return cls._can_generate or any(
             GenerationMixin in base.__bases__
             for base in cls.__mro__
@@ -91,7 +91,7 @@ class GenerationMixin:
         return heal(cast("CausalLM", self), Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
 
     def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
-        """The model as `torch.compile` makes it, kept until another configuration is asked for."""
+        """The compiled model, stored until another configuration is passed."""
         from gptrio.generation.options.schema import CompileConfig
 
         chosen = compile_config or CompileConfig()

@@ -63,7 +63,7 @@ def load_model(
         cls: class of the model.
         name_or_path: folder, packaged name, hub id or a single weight file; None with `config` and `state_dict`.
         model_args: further positional arguments of the class.
-        config: configuration, or where to read it; beside the weights if None.
+        config: configuration, or where to read it; from the folder of the weights if None.
         state_dict: tensors to load instead of files.
         dtype: type of the weights, or "auto" for that of the checkpoint; float32 (torch's default type) if None.
         torch_dtype: older name of `dtype`.
@@ -76,7 +76,7 @@ def load_model(
         quantization_config: quantize on load: an `Int8Config`, `Int4Config` or `BitsAndBytesConfig`, its dictionary, or
             its name; as the checkpoint is quantized if None.
         load_in: "int8", "int4", or by bitsandbytes "nf4", "fp4" or "llm_int8", for short.
-        generation_config: options of `generate`, instead of those beside the weights.
+        generation_config: options of `generate`, instead of those in the folder of the weights.
         key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
         kwargs: lookup options (see `gptrio.hub.HubOptions`); `max_memory`, `offload_folder` and `offload_buffers` (see
             `gptrio.models.base.device_map.Placement`); overrides of the configuration such as `num_labels`; further
@@ -86,7 +86,7 @@ def load_model(
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
         OptionError: an argument is unknown.
-        UnsupportedError: an argument of Transformers that asks for what gptrio does not have.
+        UnsupportedError: an argument of Transformers that needs something that gptrio lacks.
     """
     options = HubOptions.pop_from(kwargs)
     drop_arguments_without_effect(cls.__name__, kwargs)
@@ -205,7 +205,7 @@ def _read_config(
     options: HubOptions,
     overrides: dict[str, Any],
 ) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """The configuration with overrides applied, and the overrides that it does not know."""
+    """The configuration with overrides applied, and the overrides that it does not have."""
     config = as_own_config(config)
     if isinstance(config, PretrainedConfig):
         config = copy.deepcopy(config)  # the caller's is not changed
@@ -265,9 +265,9 @@ def _set_generation_config(
     options: HubOptions,
     overrides: Mapping[str, Any],
 ) -> None:
-    """Set the options that are given, or those beside the weights; without either those of the configuration stay.
+    """Set the given options, or those in the folder of the weights; without either, the model's are not changed.
 
-    Overrides of the configuration that are options of `generate` win over those beside the weights.
+    Overrides of the configuration that are options of `generate` override those in the folder of the weights.
     """
     if not model.can_generate():
         return

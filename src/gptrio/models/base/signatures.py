@@ -34,7 +34,7 @@ class BackboneInputs(TypedDict, total=False):
 
 
 def overridable(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Decorate a model's forward that subclasses override with arguments of their own.
+    """Decorate a model's forward that subclasses override with other arguments.
 
     Type checkers then accept any arguments, as for `nn.Module.forward`; at run time nothing changes.
     """
@@ -45,8 +45,8 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
     """Decorate a model class with the order in which its forward takes positional arguments.
 
     `inspect.signature` then shows these arguments, those of `BackboneInputs` included. Other arguments of the class or
-    its base can still be given by name. A head hands on to its backbone, and to hooks there, every one of the
-    `BackboneInputs` that it accepts: None where one is not given.
+    its base can still be given by name. A head passes all of the `BackboneInputs` that it accepts to
+    its backbone, and to hooks there: None for those that were not given.
 
     Args:
         order: names of the arguments. `**name` at the end accepts other keywords: the forward that the class defines
