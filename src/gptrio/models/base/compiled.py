@@ -20,13 +20,14 @@ from gptrio.nn.linear import LowRankUpdate, weight_view
 if TYPE_CHECKING:
     from gptrio.kernels.cpu_decode.workspace import Workspace
     from gptrio.models.base.backbone import Backbone
+    from gptrio.models.base.pretrained import PreTrainedModel
 
 _SMALL = 1 << 21  # weights of a model that one thread steps through as fast as several
 _NO_WINDOW = 1 << 40
 _SPARE = 256  # positions by which the workspace for scores grows
 
 
-def compiled_step(model: Any, rows: int = 1, left_padding: Tensor | None = None) -> CompiledStep | Reason:
+def compiled_step(model: PreTrainedModel, rows: int = 1, left_padding: Tensor | None = None) -> CompiledStep | Reason:
     """The compiled step of a language model in inference, or the reason why it has none.
 
     Args:
@@ -60,7 +61,7 @@ class CompiledStep:
         left_padding: (B,) columns of padding before each row; None if there are none.
     """
 
-    def __init__(self, model: Any, left_padding: Tensor | None = None) -> None:
+    def __init__(self, model: PreTrainedModel, left_padding: Tensor | None = None) -> None:
         """Write the tables that the compiled step reads."""
         from gptrio.kernels.cpu_decode.thread_pool import team_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_
 from gptrio.nn.linear import LowRankUpdate, WeightView, active_adapters, is_known_linear, is_lora, weight_view
 from gptrio.nn.rotary import RotaryEmbedding
 
+if TYPE_CHECKING:
+    from gptrio.models.base.pretrained import PreTrainedModel
+
 Problems = Iterator[str]
 
 FLOAT_FORMATS = {torch.float32: tables.FLOAT32, torch.bfloat16: tables.BFLOAT16, torch.float16: tables.FLOAT16}
@@ -35,7 +38,7 @@ _METHODS = frozenset(
 _NORMS = (LayerNorm, nn.LayerNorm)
 
 
-def first_unmet(model: Any) -> Reason | None:
+def first_unmet(model: PreTrainedModel) -> Reason | None:
     """Why a model has no compiled step, or None if it has one."""
     for check in REQUIREMENTS:
         for problem in check(model):
@@ -50,12 +53,12 @@ def activation_of(act: nn.Module) -> int | None:
     return {nn.Identity: tables.NONE, nn.ReLU: tables.RELU, nn.SiLU: tables.SILU}.get(type(act))
 
 
-def _no_autocast(model: Any) -> Problems:
+def _no_autocast(model: PreTrainedModel) -> Problems:
     if torch.is_autocast_enabled("cpu"):
         yield "autocast is on"
 
 
-def _no_hooks(model: Any) -> Problems:
+def _no_hooks(model: PreTrainedModel) -> Problems:
     if not is_dispatch_skipped() and (reason := hook_reason(model)):
         yield reason
 
@@ -113,11 +116,11 @@ def _one_dtype(model: Any) -> Problems:
         yield f"parameters are of {', '.join(sorted(map(str, dtypes))) or 'no dtype'}"
 
 
-def _known_backbone(model: Any) -> Problems:
+def _known_backbone(model: PreTrainedModel) -> Problems:
     yield from _known_parts("the backbone", model.base_model)
 
 
-def _known_blocks(model: Any) -> Problems:
+def _known_blocks(model: PreTrainedModel) -> Problems:
     blocks = model.base_model.blocks
     if len(blocks) == 0:
         yield "there are no blocks"
@@ -145,7 +148,7 @@ def _part(module: Any, path: str) -> Any:
     return module
 
 
-def _known_attention(model: Any) -> Problems:
+def _known_attention(model: PreTrainedModel) -> Problems:
     """Heads of one number and width in all blocks, which write to the cache's layer of their own number."""
     first = model.base_model.blocks[0].self_attention
     for i, block in enumerate(model.base_model.blocks):
@@ -164,12 +167,12 @@ def _known_attention(model: Any) -> Problems:
             yield f"{name} has a window of {own.window!r}"
 
 
-def _width(model: Any) -> int:
+def _width(model: PreTrainedModel) -> int:
     attention = model.base_model.blocks[0].self_attention
     return int(attention.all_heads * attention.head_dim)
 
 
-def _known_embeddings(model: Any) -> Problems:
+def _known_embeddings(model: PreTrainedModel) -> Problems:
     """Embeddings as wide as the heads together, and rotary tables that fit into a head."""
     backbone, width = model.base_model, _width(model)
     parts = {path: _part(backbone, path) for path in _declaration(backbone) or ()}
@@ -184,7 +187,7 @@ def _known_embeddings(model: Any) -> Problems:
         yield "positions are rotated by tables that are not a RotaryEmbedding's"
 
 
-def _known_layers(model: Any) -> Problems:
+def _known_layers(model: PreTrainedModel) -> Problems:
     """Norms, projections, MLPs and head of kinds, sizes and activations that the kernels take."""
     width, parameter = _width(model), next(model.parameters())
     for i, block in enumerate(model.base_model.blocks):
