@@ -21,18 +21,14 @@ class ModelInputs:
 
     Attributes:
         prompt: the rows, one for each prompt until they are repeated.
+        config: the options of the call.
+        copies: rows that continue each prompt.
         rows: B, with all copies.
         constants: arguments of the forward that are the same at every step.
         offset: columns of embeddings or of the cache that have no ids.
         position_offset: (B, 1) position id minus column, after the prompt; None if the model counts positions itself.
         cache: what has been computed, or None; a forward may put another one in its place.
         extra_positions: of the cache, that have no column: tokens that a model's own preparation adds.
-
-    Args:
-        prompt: the rows to continue.
-        config: the options of the call.
-        copies: rows that continue each prompt.
-        cache: of the batch, or None.
         hooks: what stands between calls of modules and their forwards, or None; hooks see all arguments.
     """
 

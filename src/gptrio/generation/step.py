@@ -40,13 +40,14 @@ class DecodeRunner:
         hooks = None if is_dispatch_skipped() else hook_reason(cast(nn.Module, model))
         self._last_column = last_column(model, prompt)
         self._inputs = inputs = ModelInputs(prompt, config, copies, cache, hooks)
-        self._shares_prefill = copies > 1 and select.fast_path(model, inputs, select.shared_prefill) is None
+        shares_prefill = copies > 1 and select.fast_path(model, inputs, select.shared_prefill) is None
+        self._copies = copies if shares_prefill else 1  # to make of every row once the prompt is computed
         self._eager = EagerRunner(model, inputs, select.fast_path(model, inputs, select.next_logits) is None)
         self._runner: StepRunner = self._eager
         self._pending: Reason | None = None  # why a faster runner is not there yet, if there may be one
         if select.fast_path(model, inputs, select.fast_steps) is None:
             self._pending = NotYet("the prompt is computed first")
-        if copies > 1 and not self._shares_prefill:
+        if copies > self._copies:
             inputs.repeat_rows()
             if cache is not None and cache.get_seq_length():
                 cache.batch_repeat_interleave(copies)
@@ -62,11 +63,14 @@ class DecodeRunner:
         """
         if self._last_column is not None and ids.shape[1] > self._last_column:
             raise no_more_positions(self.model, self._inputs.prompt, ids.shape[1])
+        inputs, cache = self._inputs, self._inputs.cache
+        start = 0 if cache is None else cache.get_seq_length() - inputs.extra_positions
+        end, is_plain = ids.shape[1] + inputs.offset, keep == 1 and not flags
+        step = Step(ids, ids[:, start - inputs.offset :], start, end, cache, keep, flags, is_plain)
         if not self._has_prompt:
-            return self._prefill(ids, keep, flags)
-        step = self._step(ids, keep, flags)
+            return self._prefill(step)
         if self._pending is not None and step.is_plain and step.end - step.start == 1:
-            found = select.choose_runner(self.model, self._inputs, step, self._pending)
+            found = select.choose_runner(self.model, inputs, step, self._pending)
             self._pending = found if isinstance(found, NotYet) else None
             self._runner = self._eager if isinstance(found, Reason) else found
         return (self._runner if self._runner.supports(step) else self._eager).run(step)
@@ -76,23 +80,17 @@ class DecodeRunner:
         """What has been computed; None to compute everything at every step."""
         return self._inputs.cache
 
-    def _step(self, ids: Tensor, keep: int, flags: dict[str, Any]) -> Step:
-        offset, cache = self._inputs.offset, self._inputs.cache
-        start = 0 if cache is None else cache.get_seq_length() - self._inputs.extra_positions
-        is_plain = keep == 1 and not flags
-        return Step(ids, ids[:, start - offset :], start, ids.shape[1] + offset, cache, keep, flags, is_plain)
-
-    def _prefill(self, ids: Tensor, keep: int, flags: dict[str, Any]) -> Any:
+    def _prefill(self, step: Step) -> Any:
         """Compute the prompt, in chunks if that was asked for, and give its result to all copies of a row."""
-        self._has_prompt = True
-        copies = self._inputs.copies if self._shares_prefill else 1
+        self._has_prompt, copies = True, self._copies
         chunk = None if self.cache is None or self._eager.prepare else self._inputs.config.prefill_chunk_size
+        step = step._replace(ids=step.ids[::copies], new_ids=step.new_ids[::copies])
         with _AS_IT_IS if self._pending is None else packing_disabled():
-            step = self._step(ids[::copies], keep, flags)
             while chunk is not None and step.end - step.start > chunk:
-                new_ids, end = step.new_ids[:, :chunk], step.start + chunk
+                new_ids, later_ids = step.new_ids[:, :chunk], step.new_ids[:, chunk:]
+                end = step.start + chunk
                 self._eager.run(step._replace(new_ids=new_ids, end=end, keep=1, flags={}, is_plain=True))
-                step = self._step(step.ids, keep, flags)
+                step = step._replace(new_ids=later_ids, start=end, cache=self.cache)
             output = self._eager.run(step)
         if copies > 1:
             self.cache.batch_repeat_interleave(copies)
@@ -107,14 +105,14 @@ class DecodeRunner:
 
     def reorder(self, rows: Tensor) -> None:
         """Continue row `rows[i]` (B,) as row i."""
-        if self.cache is not None:
-            self.cache.reorder_cache(rows)
+        if (cache := self.cache) is not None:
+            cache.reorder_cache(rows)
 
     def crop(self, length: int) -> None:
         """Forget the positions from `length` on (counted as columns of the ids)."""
         kept = length + self._inputs.offset + self._inputs.extra_positions
-        if self.cache is not None and self.cache.get_seq_length() > kept:
-            self.cache.crop(kept)
+        if (cache := self.cache) is not None and cache.get_seq_length() > kept:
+            cache.crop(kept)
 
 
 def _repeated(value: Any, times: int) -> Any:

@@ -75,7 +75,7 @@ def _declaration(module: Any) -> Mapping[str, tuple[type, ...]] | None:
     return None
 
 
-def _own_modules(model: Any) -> Problems:
+def _own_modules(model: PreTrainedModel) -> Problems:
     """Modules of this package, of torch, or of a class that was declared; in evaluation, with no method replaced."""
     declared = {kind for kind in map(type, model.modules()) if is_lora(kind)}
     for part in (model, model.base_model, *model.base_model.blocks):
