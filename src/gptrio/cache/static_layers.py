@@ -19,7 +19,7 @@ from gptrio.cache.protocol import (
     num_queries,
 )
 from gptrio.errors import InputError
-from gptrio.kernels.cuda_graph import is_recording
+from gptrio.kernels.cuda_graph import is_capturing
 
 
 class StaticLayer(CacheLayer):
@@ -121,7 +121,7 @@ class StaticLayer(CacheLayer):
             states = self._append(keys, values, start)
             self._set_length(start + keys.shape[-2])
             return states
-        if not (torch.compiler.is_compiling() or is_recording() or position.is_cuda):
+        if not (torch.compiler.is_compiling() or is_capturing() or position.is_cuda):
             self._check_positions(position)
         states = self._write(keys, values, position)
         assert self._end is not None

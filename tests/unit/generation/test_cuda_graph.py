@@ -1,4 +1,4 @@
-"""A recorded decoding step writes what the plain one writes.
+"""A captured decoding step writes what the plain one writes.
 
 Without a GPU, torch's tracer takes the place of CUDA graphs: it too keeps the exact calls, the tensors they met and
 every number of Python, and knows nothing of what Python did around them.
@@ -30,23 +30,23 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def traced(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-    """A recorder for the CPU."""
+    """A capturer for the CPU."""
     result = compute().clone()
     graph = make_fx(compute)()
     return lambda: result.copy_(graph())
 
 
 class Counted:
-    """A recorder that counts."""
+    """A capturer that counts."""
 
-    def __init__(self, recorder: Callable[..., Callable[[], Tensor]]) -> None:
-        self.recorder = recorder
-        self.recordings = self.replays = 0
+    def __init__(self, capturer: Callable[..., Callable[[], Tensor]]) -> None:
+        self.capturer = capturer
+        self.captures = self.replays = 0
         self.last: weakref.ref[Any] = weakref.ref(self)
 
     def __call__(self, compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
-        self.recordings += 1
-        replay = self.recorder(compute, device)
+        self.captures += 1
+        replay = self.capturer(compute, device)
 
         def counted() -> Tensor:
             self.replays += 1
@@ -62,9 +62,9 @@ def device(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def recorder(device: str, monkeypatch: pytest.MonkeyPatch) -> Counted:
-    counted = Counted(graphs.RECORDERS.get(device, traced))
-    monkeypatch.setitem(graphs.RECORDERS, device, counted)
+def capturer(device: str, monkeypatch: pytest.MonkeyPatch) -> Counted:
+    counted = Counted(graphs.CAPTURE_BY_DEVICE.get(device, traced))
+    monkeypatch.setitem(graphs.CAPTURE_BY_DEVICE, device, counted)
     return counted
 
 
@@ -93,16 +93,16 @@ def generate(model: Any, **options: Any) -> Any:
 @pytest.mark.parametrize("padded", [False, True], ids=["full", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_the_plain_step(
-    family: str, padded: bool, back_end: str, device: str, recorder: Counted
+    family: str, padded: bool, back_end: str, device: str, capturer: Counted
 ) -> None:
     model = build(family, device)
     model.set_attn_implementation(back_end)
     given = padded_prompts(device) if padded else {"input_ids": prompts(device)}
     actual = generate(model, cache_implementation="static", **given)
-    assert (recorder.recordings, recorder.replays) == (1, NEW - 1)
+    assert (capturer.captures, capturer.replays) == (1, NEW - 1)
     assert torch.equal(actual, generate(model, cache_implementation="static", disable_compile=True, **given))
     assert torch.equal(actual, generate(model, **given))
-    assert recorder.replays == NEW - 1
+    assert capturer.replays == NEW - 1
 
 
 @pytest.mark.parametrize(
@@ -118,50 +118,50 @@ def test_tokens_are_those_of_the_plain_step(
     ids=lambda options: "-".join(options),
 )
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_mode_is_served(family: str, options: dict[str, Any], device: str, recorder: Counted) -> None:
+def test_every_mode_is_served(family: str, options: dict[str, Any], device: str, capturer: Counted) -> None:
     model = build(family, device)
     given = {**padded_prompts(device), **options, "max_new_tokens": 20}
     actual = generate(model, cache_implementation="static", **given)
-    assert (recorder.recordings, recorder.replays) == (1, 19)
+    assert (capturer.captures, capturer.replays) == (1, 19)
     assert torch.equal(actual, generate(model, **given))
 
 
 @pytest.mark.filterwarnings("ignore:.*text beyond may degrade")
-def test_rotary_tables_that_depend_on_the_length_are_computed_anew(device: str, recorder: Counted) -> None:
+def test_rotary_tables_that_depend_on_the_length_are_computed_anew(device: str, capturer: Counted) -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
     config = tiny_config("gpt_neox", max_position_embeddings=40, rope_scaling=scaling, rotary_pct=0.5)
     model = gptrio.AutoModelForCausalLM.from_config(config).eval().to(device)
     randomise(model)
     actual = generate(model, input_ids=prompts(device), cache_implementation="static")
-    assert recorder.replays == NEW - 1
+    assert capturer.replays == NEW - 1
     assert torch.equal(actual, generate(model, input_ids=prompts(device)))
 
 
 @pytest.mark.parametrize("given", ["position_ids", "token_type_ids"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_positions_and_types_are_told(family: str, given: str, device: str, recorder: Counted) -> None:
+def test_positions_and_types_are_told(family: str, given: str, device: str, capturer: Counted) -> None:
     if family == "gpt_neox" and given == "token_type_ids":
         pytest.skip("the family has no token types")
     model, ids = build(family, device), prompts(device)
     values = {"position_ids": torch.arange(3, 10, device=device).expand(2, -1), "token_type_ids": ids % 2}
     options = {"input_ids": ids, given: values[given], "max_new_tokens": 20}
     actual = generate(model, cache_implementation="static", **options)
-    assert recorder.replays == 19
+    assert capturer.replays == 19
     assert torch.equal(actual, generate(model, **options))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_embeddings_may_be_the_prompt(family: str, device: str, recorder: Counted) -> None:
+def test_embeddings_may_be_the_prompt(family: str, device: str, capturer: Counted) -> None:
     model = build(family, device)
     embeds = model.get_input_embeddings()(prompts(device)).detach()
     actual = generate(model, inputs_embeds=embeds, cache_implementation="static", max_new_tokens=20)
-    assert recorder.replays == 19
+    assert capturer.replays == 19
     assert torch.equal(actual, generate(model, inputs_embeds=embeds, max_new_tokens=20))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_cache_serves_several_calls_and_is_left_as_a_plain_step_leaves_it(
-    family: str, device: str, recorder: Counted
+    family: str, device: str, capturer: Counted
 ) -> None:
     model = build(family, device)
     cache, plain = StaticCache(model.config, 120), StaticCache(model.config, 120)
@@ -176,28 +176,28 @@ def test_a_cache_serves_several_calls_and_is_left_as_a_plain_step_leaves_it(
             assert_close(ours[1], theirs[1])
         cache.reset()
         plain.reset()
-    assert recorder.recordings == 3
+    assert capturer.captures == 3
     if family == "gpt_neo":
         assert type(cache.layers[1]) is SlidingWindowLayer
 
 
-def test_a_cache_goes_on_where_a_recorded_call_ended(device: str, recorder: Counted) -> None:
+def test_a_cache_goes_on_where_a_captured_call_ended(device: str, capturer: Counted) -> None:
     model = build("gpt_neo", device)
     cache = StaticCache(model.config, 120)
     first = generate(model, input_ids=prompts(device), past_key_values=cache, max_new_tokens=10)
     longer = torch.cat([first, prompts(device)], dim=1)
     actual = generate(model, input_ids=longer, past_key_values=cache, max_new_tokens=20)
-    assert recorder.recordings == 2
+    assert capturer.captures == 2
     assert torch.equal(actual, generate(model, input_ids=longer, max_new_tokens=20))
 
 
-def test_logits_that_are_kept_are_those_of_their_step(device: str, recorder: Counted) -> None:
+def test_logits_that_are_kept_are_those_of_their_step(device: str, capturer: Counted) -> None:
     model = build("gpt2", device)
     options = {"input_ids": prompts(device), "output_logits": True, "output_scores": True}
     options |= {"return_dict_in_generate": True, "max_new_tokens": 20}
     actual = generate(model, cache_implementation="static", **options)
     expected = generate(model, **options)
-    assert recorder.replays == 19
+    assert capturer.replays == 19
     assert_close(torch.stack(actual.logits), torch.stack(expected.logits))
     assert_close(torch.stack(actual.scores), torch.stack(expected.scores))
 
@@ -216,13 +216,13 @@ def test_logits_that_are_kept_are_those_of_their_step(device: str, recorder: Cou
     ],
     ids=lambda options: "-".join(options),
 )
-def test_what_a_recording_cannot_show_goes_without(options: dict[str, Any], device: str, recorder: Counted) -> None:
+def test_what_a_capture_cannot_show_goes_without(options: dict[str, Any], device: str, capturer: Counted) -> None:
     given = {"cache_implementation": "static", "max_new_tokens": 5, **options}
     generate(build("gpt2", device), input_ids=prompts(device), **given)
-    assert recorder.recordings == 0
+    assert capturer.captures == 0
 
 
-def test_hooks_and_forwards_of_others_run(device: str, recorder: Counted) -> None:
+def test_hooks_and_forwards_of_others_run(device: str, capturer: Counted) -> None:
     hooked, own, training = (build("gpt2", device) for _ in range(3))
     seen: list[int] = []
     hooked.lm_head.register_forward_hook(lambda *_: seen.append(1))
@@ -231,40 +231,40 @@ def test_hooks_and_forwards_of_others_run(device: str, recorder: Counted) -> Non
     for model in (hooked, own, training):
         generate(model, input_ids=prompts(device), cache_implementation="static", max_new_tokens=6)
     assert len(seen) == 12
-    assert recorder.recordings == 0
+    assert capturer.captures == 0
 
 
-def test_a_model_with_cross_attention_goes_without(device: str, recorder: Counted) -> None:
+def test_a_model_with_cross_attention_goes_without(device: str, capturer: Counted) -> None:
     model = build("gpt2", device, add_cross_attention=True)
     cache = StaticCache(model.config, 30)
     actual = generate(model, input_ids=prompts(device), past_key_values=cache, max_new_tokens=6)
-    assert recorder.recordings == 0
+    assert capturer.captures == 0
     assert torch.equal(actual, generate(model, input_ids=prompts(device), max_new_tokens=6))
 
 
-def test_what_cannot_be_recorded_runs_plainly(device: str, recorder: Counted, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_captured_runs_plainly(device: str, capturer: Counted, caplog: pytest.LogCaptureFixture) -> None:
     model, ids = build("gpt2", device), prompts(device)
 
     def waits(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         compute()
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    recorder.recorder = waits
+    capturer.capturer = waits
     actual = generate(model, input_ids=ids, cache_implementation="static")
     assert torch.equal(actual, generate(model, input_ids=ids))
-    assert recorder.recordings == 1
+    assert capturer.captures == 1
     assert "operation not permitted" in caplog.text
 
 
-def test_a_full_cache_is_said(device: str, recorder: Counted) -> None:
+def test_a_full_cache_is_said(device: str, capturer: Counted) -> None:
     model = build("gpt2", device)
     for room in (7, 10):
         with pytest.raises(InputError, match=f"has {room + 1} positions, but the cache was made for {room}"):
             generate(model, input_ids=prompts(device), past_key_values=StaticCache(model.config, room))
-    assert (recorder.recordings, recorder.replays) == (1, 3)
+    assert (capturer.captures, capturer.replays) == (1, 3)
 
 
-def test_edits_of_weights_between_steps_are_seen(device: str, recorder: Counted) -> None:
+def test_edits_of_weights_between_steps_are_seen(device: str, capturer: Counted) -> None:
     model = build("gpt2", device)
     twin = copy.deepcopy(model)
 
@@ -277,15 +277,15 @@ def test_edits_of_weights_between_steps_are_seen(device: str, recorder: Counted)
 
     common = {"input_ids": prompts(device), "max_new_tokens": 20}
     actual = generate(model, cache_implementation="static", logits_processor=[editing(model)], **common)
-    assert recorder.replays == 19
+    assert capturer.replays == 19
     assert torch.equal(actual, generate(twin, logits_processor=[editing(twin)], **common))
 
 
-def test_a_recording_ends_with_its_call(device: str, recorder: Counted) -> None:
+def test_a_capture_ends_with_its_call(device: str, capturer: Counted) -> None:
     model = build("gpt2", device)
     generate(model, input_ids=prompts(device), cache_implementation="static", max_new_tokens=6)
-    assert recorder.replays == 5
-    assert recorder.last() is None
+    assert capturer.replays == 5
+    assert capturer.last() is None
 
 
 def test_the_tracer_refuses_what_a_capture_refuses() -> None:

@@ -1,4 +1,4 @@
-"""Recording: what is told while it lasts, and the order of the calls that make a CUDA graph."""
+"""Capture: what is told while it lasts, and the order of the calls that make a CUDA graph."""
 
 from __future__ import annotations
 
@@ -16,36 +16,36 @@ from gptrio.kernels import cuda_graph as graphs
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 1)
 
 
-def test_only_a_gpu_has_a_recorder() -> None:
-    assert graphs.can_record(CUDA)
-    assert not graphs.can_record(CPU)
+def test_only_on_a_gpu_is_there_something_to_capture_with() -> None:
+    assert graphs.can_capture(CUDA)
+    assert not graphs.can_capture(CPU)
 
 
-def test_recording_is_known_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_is_known_while_it_lasts(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
 
     def compute() -> Tensor:
-        seen.append(graphs.is_recording())
+        seen.append(graphs.is_capturing())
         return torch.ones(1)
 
-    def recorder(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    def capturer(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
         compute()
         return compute
 
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", recorder)
-    replay = graphs.record(compute, CPU)
+    monkeypatch.setitem(graphs.CAPTURE_BY_DEVICE, "cpu", capturer)
+    replay = graphs.capture(compute, CPU)
     replay()
     assert seen == [True, False]
 
 
-def test_recording_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_capture_ends_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> Tensor:
         raise RuntimeError("no memory")
 
-    monkeypatch.setitem(graphs.RECORDERS, "cpu", lambda compute, device: compute)
+    monkeypatch.setitem(graphs.CAPTURE_BY_DEVICE, "cpu", lambda compute, device: compute)
     with pytest.raises(RuntimeError, match="no memory"):
-        graphs.record(fails, CPU)()
-    assert not graphs.is_recording()
+        graphs.capture(fails, CPU)()
+    assert not graphs.is_capturing()
 
 
 class Stream:
@@ -91,7 +91,7 @@ def test_a_cuda_graph_is_captured_after_a_warm_up_on_a_side_stream(monkeypatch: 
         log.append("compute")
         return result
 
-    replay = graphs.record(compute, CUDA)
+    replay = graphs.capture(compute, CUDA)
     assert replay() is replay() is result
     warm_up = ["side waits for current", "in side", "compute", "compute", "compute", "out", "current waits for side"]
     assert log == ["in cuda:1", *warm_up, "in capture", "compute", "out", "out", "replay", "replay"]

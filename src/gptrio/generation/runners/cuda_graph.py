@@ -42,7 +42,7 @@ class CudaGraphRunner:
             logits: Tensor = output.logits
             return logits
 
-        self._replay = cuda_graph.record(compute, self._ids.device)
+        self._replay = cuda_graph.capture(compute, self._ids.device)
 
     def __str__(self) -> str:
         return "as a CUDA graph"

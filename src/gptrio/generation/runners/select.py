@@ -17,7 +17,7 @@ from gptrio.generation.runners.cuda_graph import CudaGraphRunner
 from gptrio.generation.runners.eager import own_preparation
 from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, NOT_INSTALLED, Reason, is_installed
-from gptrio.kernels.cuda_graph import can_record
+from gptrio.kernels.cuda_graph import can_capture
 from gptrio.nn.fast_call import dispatch_reason, has_package_forward, hook_reason
 
 _log = logging.getLogger("gptrio")
@@ -84,7 +84,7 @@ def _uncompiled_steps(model: CausalLM, call: ModelInputs) -> Problems:
 
 def _varying_steps(model: CausalLM, call: ModelInputs) -> Problems:
     device = call.prompt.ids.device
-    if not can_record(device):
+    if not can_capture(device):
         yield f"there are no CUDA graphs on {device.type}"
     if not call.cache.is_compileable:
         yield "the static cache has other layers than its own, or none"

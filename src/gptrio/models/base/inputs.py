@@ -15,7 +15,7 @@ from gptrio.cache.transformers import as_own_cache
 from gptrio.config import PretrainedConfig
 from gptrio.config.fields import as_list
 from gptrio.errors import InputError, warn
-from gptrio.kernels.cuda_graph import is_recording
+from gptrio.kernels.cuda_graph import is_capturing
 from gptrio.nn.masks import are_tokens_real
 
 if TYPE_CHECKING:
@@ -197,4 +197,4 @@ def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: 
 
 
 def _is_traced() -> bool:
-    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_recording()
+    return torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_capturing()

@@ -144,14 +144,14 @@ GRAPHS: dict[str, Callable[[], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("sentence", GRAPHS)
 def test_what_stands_against_a_cuda_graph(sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", lambda compute, device: compute)
+    monkeypatch.setitem(cuda_graph.CAPTURE_BY_DEVICE, "cpu", lambda compute, device: compute)
     assert reason(fast_steps, **static()) is None
     assert str(reason(fast_steps, **GRAPHS[sentence]())).startswith(sentence)
 
 
 def test_a_cuda_graph_needs_one_device_that_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason(fast_steps, **static()) == "there are no CUDA graphs on cpu"
-    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", lambda compute, device: compute)
+    monkeypatch.setitem(cuda_graph.CAPTURE_BY_DEVICE, "cpu", lambda compute, device: compute)
     split = build()
     split.lm_head.to("meta")
     assert reason(fast_steps, **static(model=split)) == "the model lies on several devices"
@@ -162,7 +162,7 @@ def test_a_cuda_graph_needs_one_device_that_has_them(monkeypatch: pytest.MonkeyP
 
 
 def test_a_cuda_graph_needs_layers_of_fixed_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cuda_graph.RECORDERS, "cpu", lambda compute, device: compute)
+    monkeypatch.setitem(cuda_graph.CAPTURE_BY_DEVICE, "cpu", lambda compute, device: compute)
     given = static()
     given["past_key_values"].layers.clear()
     assert reason(fast_steps, **given) == "the static cache has other layers than its own, or none"
