@@ -37,13 +37,7 @@ _DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
 
 
 def quantized_linear(
-    x: Tensor,
-    codes: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    *,
-    bits: int,
-    activation: str = "none",
+    x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, *, bits: int, activation: str = "none"
 ) -> Tensor:
     """Compute `activation(x @ W.T + bias)` with a quantized weight.
 

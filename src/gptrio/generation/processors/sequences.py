@@ -152,9 +152,7 @@ class NoBadWordsLogitsProcessor(_BiasedSequences):
     """
 
     def __init__(
-        self,
-        bad_words_ids: Sequence[Sequence[int]],
-        eos_token_id: int | Sequence[int] | torch.Tensor | None = None,
+        self, bad_words_ids: Sequence[Sequence[int]], eos_token_id: int | Sequence[int] | torch.Tensor | None = None
     ) -> None:
         ends = [] if eos_token_id is None else TokenIds("eos_token_id", eos_token_id).ids
         words = _checked(bad_words_ids, "bad_words_ids")

@@ -98,10 +98,7 @@ class EmbeddingsMixin(FastCallModule):
             head.out_features = table.num_embeddings
 
     def resize_token_embeddings(
-        self,
-        new_num_tokens: int | None = None,
-        pad_to_multiple_of: int | None = None,
-        mean_resizing: bool = True,
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Embedding:
         """Change the number of tokens; rows that stay keep their values, tied heads stay tied.
 

@@ -142,10 +142,7 @@ class SequenceClassificationHead(HeadModel):
 
     @overridable
     def forward(
-        self,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **backbone_inputs: Unpack[BackboneInputs],
+        self, labels: Tensor | None = None, return_dict: bool | None = None, **backbone_inputs: Unpack[BackboneInputs]
     ) -> Result:
         """Scores of every label.
 
@@ -207,10 +204,7 @@ class TokenClassificationHead(HeadModel):
 
     @overridable
     def forward(
-        self,
-        labels: Tensor | None = None,
-        return_dict: bool | None = None,
-        **backbone_inputs: Unpack[BackboneInputs],
+        self, labels: Tensor | None = None, return_dict: bool | None = None, **backbone_inputs: Unpack[BackboneInputs]
     ) -> Result:
         """Scores of every label for every token.
 
