@@ -13,6 +13,7 @@ ALIASES = {"stop_strings": "stop", "load_in": "quantize"}
 # patterns of what is neither an option of the command nor a key of the model's files, and their translations
 PHRASES = {
     r"do_sample=False": "--greedy",
+    r"with do_sample=True": "without --greedy",
     r"do_sample=True": "no --greedy",
     r"\btoken=(?:\.\.\.|True)": "HF_TOKEN in the environment",
     r"\blocal_files_only=True": "HF_HUB_OFFLINE=1 in the environment",

@@ -106,8 +106,8 @@ def _named_classes(
         name = model.get("tokenizer_class")
         if name is None and not model.get("model_type"):
             raise CheckpointNotFoundError(
-                f"{str(name_or_path)!r} names no tokenizer: expected a tokenizer_config.json with tokenizer_class or a "
-                "config.json with model_type; or call the tokenizer's own class"
+                f"no tokenizer found for {str(name_or_path)!r}: expected a tokenizer_config.json with tokenizer_class "
+                "or a config.json with model_type; or call the tokenizer's own class"
             )
         if name is None:
             return _classes_of_model(model["model_type"]), hub

@@ -39,7 +39,7 @@ ROOMS = (
         ("top_p=1.5 is out of range", "--top-p 1.5 is out of range"),
         ("or pass overflow='truncate_left' to drop", "or pass --overflow truncate_left to drop"),
         ("pass a smaller max_new_tokens, or", "pass a smaller --max-new-tokens, or"),
-        ("temperature=0 with do_sample=True; pass do_sample=False", "--temperature 0 with no --greedy; pass --greedy"),
+        ("temperature=0 with do_sample=True; pass do_sample=False", "--temperature 0 without --greedy; pass --greedy"),
         ("stop_strings=[''] must be strings", "--stop [''] must be strings"),
         ("load it with dtype=torch.bfloat16, or use 'sdpa'", "load it with --dtype bfloat16, or use 'sdpa'"),
         ("attn_implementation='x' is not known", "--attn-implementation x is not known"),
