@@ -56,8 +56,10 @@ class ModelInputs:
         """Arguments of the forward for a step."""
         given, embeds = self._without_ids(step), self.prompt.embeds
         if embeds is not None and step.start < embeds.shape[1]:
-            return {**given, "inputs_embeds": embeds[:, step.start : step.end]}
-        return {**given, "input_ids": step.new_ids}
+            given["inputs_embeds"] = embeds[:, step.start : step.end]
+        else:
+            given["input_ids"] = step.new_ids
+        return given
 
     def arguments_to_prepare(self, step: Step) -> dict[str, Any]:
         """Arguments of a `prepare_inputs_for_generation` besides all ids; it finds the positions itself."""
