@@ -55,6 +55,13 @@ def test_nothing_is_told_where_all_is_well(arguments: dict[str, Any]) -> None:
     assert warned(GPT2LMHeadModel(tiny_config()).eval(), input_ids=IDS, **arguments) == []
 
 
+def test_padding_that_is_one_of_several_ends_may_be_a_real_token() -> None:
+    several = GPT2LMHeadModel(tiny_config(pad_token_id=8, eos_token_id=[256, 8])).eval()
+    assert warned(several, input_ids=IDS) == []
+    others = GPT2LMHeadModel(tiny_config(pad_token_id=8, eos_token_id=[256, 9])).eval()
+    assert len(warned(others, input_ids=IDS)) == 1
+
+
 def test_padding_tokens_without_a_mask() -> None:
     model = GPT2LMHeadModel(tiny_config(pad_token_id=8)).eval()
     (message,) = warned(model, input_ids=IDS)
