@@ -8,6 +8,7 @@ play, it is torch's own call, and its numbers are torch's. Inside, it runs throu
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
+from gptrio.kernels import cpu_prefill
+from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.kernels.packing import can_pack, comparing_once, drop_stale_packs, find_pack
 
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
@@ -28,6 +31,7 @@ MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where t
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN lets a core idle
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
+_calls = itertools.count()  # of `packed_inference`
 _may_pack: ContextVar[bool] = ContextVar("gptrio_may_pack", default=True)
 
 
@@ -44,6 +48,8 @@ def packed_inference(model: nn.Module) -> Iterator[None]:
         return
     _run_alone_after_fork()
     drop_stale_packs(model)
+    if next(_calls) == 1:  # a process that comes here twice is worth the half second that loading takes
+        unready_reason()
     token = _fast.set(True)
     try:
         with comparing_once():
@@ -60,6 +66,11 @@ def packing_disabled() -> Iterator[None]:
         yield
     finally:
         _may_pack.reset(token)
+
+
+def is_packed_inference() -> bool:
+    """Whether calls run inside `packed_inference`."""
+    return _fast.get()
 
 
 @functools.cache
@@ -150,6 +161,9 @@ def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     ):
         parts = x.reshape(rows, -1).tensor_split(-(-rows // _LEAST_ROWS))
         return torch.cat([fused_product(part, weight, bias, activation) for part in parts]).view(*x.shape[:-1], -1)
+    compiled = cpu_prefill.kernels
+    if compiled is not None and compiled.supports_activation(activation, x.dtype, rows * weight.shape[0]):
+        return compiled.activate_(fused_product(x, weight, bias), activation)
     fused = "gelu" if activation in _GELU else "none"
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, fused, [], _GELU.get(activation, ""))
     return out.relu_() if activation == "relu" else out
@@ -157,6 +171,9 @@ def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 def activate_(x: Tensor, activation: str) -> Tensor:
     """`activate` in place: a second tensor of that size, new memory for every layer, would cost more than it does."""
+    compiled = cpu_prefill.kernels
+    if compiled is not None and compiled.supports_activation(activation, x.dtype, x.numel()):
+        return compiled.activate_(x, activation)
     if activation in _GELU:
         return cast(Tensor, torch.ops.aten.gelu_(x, approximate=_GELU[activation]))
     return x.relu_() if activation == "relu" else x

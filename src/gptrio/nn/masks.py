@@ -145,6 +145,11 @@ class AttentionMask:
             return False
         return self.query_start == self.key_offset and (self.window is None or self.window >= self.key_length)
 
+    @property
+    def is_causal_span(self) -> bool:
+        """True if query i sees all keys up to its own position, or the window of them, and nothing else masks keys."""
+        return self.is_causal_only and self.causal and self.key_positions is None
+
     def visible(self) -> Tensor:
         """(1 or B, 1, T, S) bool: positions that causality, window and packing allow, padding included."""
         keys = self.key_positions

@@ -69,47 +69,47 @@ def workspace_for(p: Any) -> int:
     return int(PACKED + packed + (4 * MOST * p["outputs"] if p["is_in_out"] else packed))
 
 
-def _tell(builder: Builder, name: str, *arguments: Value) -> None:
+def call(builder: Builder, name: str, *arguments: Value) -> None:
     """Call an intrinsic that returns nothing; whole numbers of Python are tile registers."""
     values = [ir.Constant(I8, value) if isinstance(value, int) else value for value in arguments]
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
 
 
-def _load_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
-    _tell(builder, "tileloadd64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
+def load_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+    """Load a tile register from rows `stride` bytes apart, 64 by default."""
+    call(builder, "tileloadd64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
 
 
-def _store_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
-    _tell(
-        builder, "tilestored64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride
-    )
+def store_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+    """Store a tile register to rows `stride` bytes apart, 64 by default."""
+    call(builder, "tilestored64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
 
 
 @intrinsic
-def _set_up(context: Any, address: Any) -> Any:
+def set_up(context: Any, address: Any) -> Any:
     """Give tile registers the sizes that are written at an address."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        _tell(builder, "ldtilecfg", pointer(builder, arguments[0]))
+        call(builder, "ldtilecfg", pointer(builder, arguments[0]))
         return ir.Constant(I64, 0)
 
     return types.int64(types.int64), generate
 
 
 @intrinsic
-def _release(context: Any) -> Any:
+def release(context: Any) -> Any:
     """Leave the tile registers to others."""
 
     def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        _tell(builder, "tilerelease")
+        call(builder, "tilerelease")
         return ir.Constant(I64, 0)
 
     return types.int64(), generate
 
 
 @intrinsic
-def _transpose(context: Any, source: Any, stride: Any, target: Any) -> Any:
+def transpose(context: Any, source: Any, stride: Any, target: Any) -> Any:
     """Transpose 16 rows of 16 groups of 4 bytes, `stride` bytes apart, into rows of 64 bytes."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
@@ -117,17 +117,22 @@ def _transpose(context: Any, source: Any, stride: Any, target: Any) -> Any:
         rows = [
             builder.load(pointer(builder, address, _QUADS), align=1) for address in apart(builder, source, stride, SIDE)
         ]
-        for _step in range(4):  # a perfect shuffle of the rows, four times over
-            halves = zip(rows[: SIDE // 2], rows[SIDE // 2 :], strict=True)
-            rows = [_woven(builder, *pair, SIDE, part) for pair in halves for part in range(2)]
-        for i, row in enumerate(rows):
+        for i, row in enumerate(transposed(builder, rows)):
             builder.store(row, pointer(builder, target, _QUADS, LINE * i), align=4)
         return ir.Constant(I64, 0)
 
     return types.int64(*(types.int64,) * 3), generate
 
 
-def _woven(builder: Builder, left: Value, right: Value, count: int, part: int, length: int = SIDE // 2) -> Value:
+def transposed(builder: Builder, rows: list[Value]) -> list[Value]:
+    """The columns of 16 vectors of 16 groups of 4 bytes, by a perfect shuffle of the rows, four times over."""
+    for _step in range(4):
+        halves = zip(rows[: SIDE // 2], rows[SIDE // 2 :], strict=True)
+        rows = [interleaved(builder, *pair, SIDE, part) for pair in halves for part in range(2)]
+    return rows
+
+
+def interleaved(builder: Builder, left: Value, right: Value, count: int, part: int, length: int = SIDE // 2) -> Value:
     """The elements of two vectors of `count` in turn, `length` of each from `part * length` on."""
     addresses = [first + part * length + i for i in range(length) for first in (0, count)]
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), addresses))
@@ -147,18 +152,18 @@ def _make_rows_product(format: int, groups: int, blocks: int) -> Callable[..., N
             size = ir.Constant(I64, LINE)
             lines = apart(builder, weight, stride, SIDE * groups)
             for index in range(groups * blocks):
-                _tell(builder, "tilezero", index)
+                call(builder, "tilezero", index)
             with loop(builder, count, 1) as step:
                 start = builder.mul(step, size)
                 inputs = builder.add(x, builder.mul(step, ir.Constant(I64, TILE * blocks)))
                 for b, address in enumerate(apart(builder, inputs, ir.Constant(I64, TILE), blocks)):
-                    _load_tile(builder, _INPUTS + b, address)
+                    load_tile(builder, _INPUTS + b, address)
                 for g in range(groups):
-                    _load_tile(builder, _WEIGHTS + g, builder.add(lines[SIDE * g], start), stride)
+                    load_tile(builder, _WEIGHTS + g, builder.add(lines[SIDE * g], start), stride)
                     for b in range(blocks):
-                        _tell(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+                        call(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
             for index, address in enumerate(apart(builder, out, ir.Constant(I64, TILE), groups * blocks)):
-                _store_tile(builder, index, address)
+                store_tile(builder, index, address)
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 5), generate
@@ -183,8 +188,8 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
         values = [builder.load(pointer(builder, line, pair), align=2) for line in lines[: 2 * SIDE]]
         for j in range(SIDE):
             for g in range(together):
-                woven = _woven(builder, values[2 * j], values[2 * j + 1], SIDE * together, g, SIDE)
-                builder.store(woven, pointer(builder, workspace, woven.type, TILE * g + LINE * j), align=2)
+                row = interleaved(builder, values[2 * j], values[2 * j + 1], SIDE * together, g, SIDE)
+                builder.store(row, pointer(builder, workspace, row.type, TILE * g + LINE * j), align=2)
 
     @intrinsic
     def product(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, out: Any, workspace: Any) -> Any:
@@ -193,18 +198,18 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
             tile = ir.Constant(I64, TILE)
             tiles, results = apart(builder, workspace, tile, groups), apart(builder, out, tile, groups * blocks)
             for b in range(blocks):
-                _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
+                load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
             for g in range(groups):
                 if g % together == 0:
                     first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
                     interleave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
                 own = _WEIGHTS + g % 2
-                _load_tile(builder, own, tiles[g])
+                load_tile(builder, own, tiles[g])
                 for b in range(blocks):
                     index = g * blocks + b
-                    _load_tile(builder, index % _INPUTS, results[index])
-                    _tell(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
-                    _store_tile(builder, index % _INPUTS, results[index])
+                    load_tile(builder, index % _INPUTS, results[index])
+                    call(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
+                    store_tile(builder, index % _INPUTS, results[index])
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 6), generate
@@ -250,7 +255,7 @@ _bfloat16_rows, _int8_rows, _columns = _rows_product_of(BFLOAT16), _rows_product
 
 
 @kernel()
-def _prepare(setup, rows, blocks, is_in_out):
+def prepare_tiles(setup, rows, blocks, is_in_out):
     """Write and load the sizes of the tile registers: `rows` inputs, in so many blocks of 16 or fewer."""
     sizes = small_integers(setup, LINE)
     sizes[:] = 0
@@ -259,7 +264,7 @@ def _prepare(setup, rows, blocks, is_in_out):
         own = SIDE if tile >= _WEIGHTS else min(rows - SIDE * (tile % blocks), SIDE)
         sizes[16 + 2 * tile] = LINE if is_in_out or tile >= _WEIGHTS else 4 * own  # bytes of a row
         sizes[48 + tile] = own if is_in_out else SIDE  # rows
-    _set_up(setup)
+    set_up(setup)
 
 
 @kernel()
@@ -295,13 +300,13 @@ def _multiply(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end):
     else:
         for r in range(rows):
             round_to_bfloat16(x + r * x_stride, packed + r * line, p.inputs)
-    _prepare(workspace + SETUP, rows, blocks, p.is_in_out)
+    prepare_tiles(workspace + SETUP, rows, blocks, p.is_in_out)
     further = packed + MOST * line
     if p.is_in_out:
         _multiply_in_out(p, packed, line, y, y_stride, rows, blocks, adds, workspace, further, start, end)
     else:
         _multiply_out_in(p, packed, line, y, y_stride, rows, blocks, adds, workspace, further, start, end)
-    _release()
+    release()
     return end - (end - start) % SIDE
 
 
@@ -326,7 +331,7 @@ def _multiply_in_out(p, x, line, y, y_stride, rows, blocks, adds, workspace, tot
 def _multiply_out_in(p, x, line, y, y_stride, rows, blocks, adds, workspace, tiles, start, end):
     for t in range(line // LINE):
         for b in range(blocks):
-            _transpose(x + b * SIDE * line + LINE * t, line, tiles + TILE * (t * blocks + b))
+            transpose(x + b * SIDE * line + LINE * t, line, tiles + TILE * (t * blocks + b))
     o = start
     while o + SIDE <= end:
         groups = 2 if o + 2 * SIDE <= end else 1
@@ -337,7 +342,7 @@ def _multiply_out_in(p, x, line, y, y_stride, rows, blocks, adds, workspace, til
         for g in range(groups):
             for b in range(blocks):
                 target, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
-                _transpose(workspace + TOTALS + TILE * (g * blocks + b), LINE, workspace + TURNED)
+                transpose(workspace + TOTALS + TILE * (g * blocks + b), LINE, workspace + TURNED)
                 _finish(
                     p,
                     workspace + TURNED,

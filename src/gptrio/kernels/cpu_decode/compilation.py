@@ -312,7 +312,7 @@ def keep_code_in(folder: Path, function: Any, may_compile: bool) -> None:
                 raise LookupError(f"there is no compiled code in {folder}")
             return found
 
-    function._cache = Cache(function.py_func)
+    function._cache = Cache(function.__wrapped__)
 
 
 def _without(why: str) -> Reason:
@@ -321,9 +321,11 @@ def _without(why: str) -> Reason:
 
 
 def _prepare(folder: Path, may_compile: bool) -> None:
-    from gptrio.kernels.cpu_decode.step import prepare
+    from gptrio.kernels.cpu_decode import step
+    from gptrio.kernels.cpu_prefill import calls
 
-    prepare(folder, may_compile)
+    step.prepare(folder, may_compile)
+    calls.prepare(folder, may_compile)
 
 
 def _start() -> subprocess.Popen[bytes]:
@@ -356,7 +358,8 @@ def _root() -> Path:
 @functools.cache
 def _key() -> str:
     own = Path(__file__)
-    files = [*sorted(own.parent.glob("*.py")), own.parent.parent / "formats.py"]
+    rooms = (own.parent, own.parent.parent / "cpu_prefill")
+    files = [*(file for room in rooms for file in sorted(room.glob("*.py"))), own.parent.parent / "formats.py"]
     sources = [path.read_bytes() for path in files if path != own]
     versions = [f"{name} {_version(name)}" for name in ("numba", "llvmlite")]
     flags = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]

@@ -188,15 +188,17 @@ def make_axpy(format: int, inputs: int) -> Callable[..., None]:
 def make_tile(format: int, rows: int, parts: int) -> Callable[..., None]:
     """An intrinsic that adds the products of `rows` inputs with 16 * `parts` columns of a weight to `rows` results.
 
-    It is called as (weight, stride, x, x_stride, y, y_stride, count): address of the first row of the columns, and
-    bytes to the next row; address of the inputs' `count` floats, and bytes to the next input; address of the results'
-    floats, and bytes to the next result.
+    It is called as (weight, stride, x, x_stride, x_step, y, y_stride, count): address of the first row of the columns,
+    and bytes to the next row; address of the inputs' `count` floats, bytes to the next input, and from float to float;
+    address of the results' floats, and bytes to the next result.
     """
 
     @intrinsic
-    def tile(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, y: Any, y_stride: Any, count: Any) -> Any:
+    def tile(
+        context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, x_step: Any, y: Any, y_stride: Any, count: Any
+    ) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, x, x_stride, y, y_stride, count = arguments
+            weight, stride, x, x_stride, x_step, y, y_stride, count = arguments
             inputs, results = apart(builder, x, x_stride, rows), apart(builder, y, y_stride, rows)
             sums = [[zeros(builder) for _ in range(parts)] for _ in range(rows)]
             with loop(builder, count, 1) as start:
@@ -206,7 +208,7 @@ def make_tile(format: int, rows: int, parts: int) -> Callable[..., None]:
                 addresses = apart(builder, line, ir.Constant(I64, LANES * _SIZES[format]), parts)
                 values = [_load(builder, format, target) for target in addresses]
                 for own, row in zip(sums, inputs, strict=True):
-                    factor = _spread(builder, after(builder, row, start, 4))
+                    factor = _spread(builder, builder.add(row, builder.mul(start, x_step)))
                     for target, value in zip(own, values, strict=True):
                         _accumulate(builder, target, value, factor)
             for own, result in zip(sums, results, strict=True):
@@ -217,7 +219,7 @@ def make_tile(format: int, rows: int, parts: int) -> Callable[..., None]:
                     builder.store(total, pointer(builder, address, _FLOATS), align=4)
             return ir.Constant(I64, 0)
 
-        return types.int64(*(types.int64,) * 7), generate
+        return types.int64(*(types.int64,) * 8), generate
 
     return tile
 

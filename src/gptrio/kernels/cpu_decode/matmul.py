@@ -92,11 +92,11 @@ def _tile_of_any_form(parts: int) -> Callable[..., Any]:
     @kernel()
     def tile(format, weight, stride, x, x_stride, y, y_stride, count):
         if format == FLOAT32:
-            float32(weight, stride, x, x_stride, y, y_stride, count)
+            float32(weight, stride, x, x_stride, 4, y, y_stride, count)
         elif format == BFLOAT16:
-            bfloat16(weight, stride, x, x_stride, y, y_stride, count)
+            bfloat16(weight, stride, x, x_stride, 4, y, y_stride, count)
         else:
-            float16(weight, stride, x, x_stride, y, y_stride, count)
+            float16(weight, stride, x, x_stride, 4, y, y_stride, count)
 
     return tile
 
