@@ -129,9 +129,8 @@ def make_exponentials(columns: int, format: int) -> Callable[..., None]:
                     if together == 1:
                         _store_floats(builder, values[0], target, LINE * c)
                     else:
-                        pairs = interleaved(
-                            builder, *(_to_bfloats(builder, value) for value in values), LANES, 0, LANES
-                        )
+                        first, second = (_to_bfloats(builder, value) for value in values)
+                        pairs = interleaved(builder, first, second, LANES, 0, LANES)
                         builder.store(pairs, pointer(builder, target, pairs.type, TILE * c), align=4)
             for c, own in enumerate(totals):
                 _store_floats(builder, builder.load(own), sums, LINE * c)
