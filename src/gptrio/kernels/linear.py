@@ -69,8 +69,8 @@ def packing_disabled() -> Iterator[None]:
 
 
 def is_packed_inference() -> bool:
-    """Whether calls run inside `packed_inference`."""
-    return _fast.get()
+    """Whether calls run inside `packed_inference`; False while torch traces them."""
+    return not is_dynamo_compiling() and _fast.get()
 
 
 @functools.cache
@@ -99,7 +99,7 @@ def linear(
     Returns:
         (..., out).
     """
-    may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
+    may_be_packed = weight.numel() >= MIN_ELEMENTS and is_packed_inference()
     if may_be_packed and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
     out = F.linear(x, weight.t() if transposed else weight, bias)
