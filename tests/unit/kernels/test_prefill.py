@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -212,3 +214,12 @@ def test_guard_words_show_what_is_written_outside(kernels: Any, monkeypatch: pyt
     monkeypatch.setattr(guards, "check", spoiled)
     with pytest.raises(GuardError, match="of attention"):
         kernels.attend(q, k, v, 0.2, 0, None)
+
+
+def test_another_process_loads_the_code_and_compiles_nothing(kernels: Any) -> None:
+    program = (
+        "from gptrio.kernels.cpu_decode.compilation import CompiledCode; from gptrio.kernels import cpu_prefill;"
+        "CompiledCode().load(); print(cpu_prefill.kernels is not None)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (run.stdout, run.stderr, run.returncode) == ("True\n", "", 0)

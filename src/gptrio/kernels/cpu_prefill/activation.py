@@ -9,7 +9,7 @@ import numpy as np
 from numba import carray
 
 from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, kernel, make_view
-from gptrio.kernels.cpu_decode.structs import FLOAT32, GELU_ERF, GELU_TANH
+from gptrio.kernels.cpu_decode.structs import BFLOAT16, FLOAT32, GELU_ERF, GELU_TANH
 from gptrio.kernels.cpu_prefill.vectors import make_activation
 
 _CHUNK = 1 << 14  # values that a thread takes at a time
@@ -26,7 +26,7 @@ ACTIVATION = np.dtype(
 _tasks = make_view(numba.from_dtype(ACTIVATION))
 
 
-def make_entry(format: int) -> Callable[[int], None]:
+def _make_run(format: int) -> Callable[..., None]:
     """What each thread runs, given the address of an ACTIVATION row, for values of a format."""
     size = 4 if format == FLOAT32 else 2
     by_tanh, by_erf = make_activation(GELU_TANH, format), make_activation(GELU_ERF, format)
@@ -43,7 +43,17 @@ def make_entry(format: int) -> Callable[[int], None]:
                 by_erf(task.x + size * start, count)
             start = _CHUNK * (add_and_get(address, 1) - 1)
 
-    def activate(address):
-        run(address)
+    return run
 
-    return activate
+
+_run_floats, _run_bfloats = _make_run(FLOAT32), _make_run(BFLOAT16)
+
+
+def activate_floats(address):
+    """A thread's part of GELU in float32; `address` is that of an ACTIVATION row."""
+    _run_floats(address)
+
+
+def activate_bfloats(address):
+    """A thread's part of GELU in bfloat16; `address` is that of an ACTIVATION row."""
+    _run_bfloats(address)

@@ -254,7 +254,22 @@ def _make_attend_by_tiles() -> Callable[..., None]:
     return attend
 
 
-def make_entry(format: int) -> Callable[[int], None]:
+@kernel()
+def _prepare(workspace):
+    prepare_tiles(workspace, KEYS, 2, True)
+
+
+@kernel()
+def _no_preparation(workspace):
+    pass
+
+
+@kernel()
+def _no_release():
+    pass
+
+
+def _make_run(format: int) -> Callable[..., None]:
     """What each thread runs, given the address of an ATTENTION row, for values of a format."""
     by_tiles, columns = format == BFLOAT16, max(_QUERIES)
     attend = _make_attend_by_tiles() if by_tiles else _make_attend_by_floats()
@@ -281,22 +296,17 @@ def make_entry(format: int) -> Callable[[int], None]:
             item = add_and_get(address, 1) - 1
         after()
 
-    def attention(address):
-        run(address)
-
-    return attention
+    return run
 
 
-@kernel()
-def _prepare(workspace):
-    prepare_tiles(workspace, KEYS, 2, True)
+_run_floats, _run_bfloats = _make_run(FLOAT32), _make_run(BFLOAT16)
 
 
-@kernel()
-def _no_preparation(workspace):
-    pass
+def attend_floats(address):
+    """A thread's part of attention in float32; `address` is that of an ATTENTION row."""
+    _run_floats(address)
 
 
-@kernel()
-def _no_release():
-    pass
+def attend_bfloats(address):
+    """A thread's part of attention in bfloat16; `address` is that of an ATTENTION row."""
+    _run_bfloats(address)

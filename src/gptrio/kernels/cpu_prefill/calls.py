@@ -26,6 +26,7 @@ from gptrio.kernels.cpu_prefill.vectors import supports_bfloat16
 
 MIN_QUERIES, MIN_VALUES = 32, 1 << 16  # with fewer, torch's own operations are as fast
 _ITEMS_PER_THREAD = 4  # that parts of heads are made for, as later queries see more keys
+_FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
 _KINDS = {"gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF}
 _NO_WINDOW = 1 << 40
 _local = threading.local()  # `workspace`: memory that the last call of this thread needed
@@ -44,19 +45,19 @@ class PrefillKernels:
 
     def __init__(self, folder: Path, may_compile: bool) -> None:
         """Load the code, or compile it."""
-        self._formats = {torch.float32: FLOAT32}
+        functions = {torch.float32: (attention.attend_floats, activation.activate_floats)}
         if supports_bfloat16():
-            self._formats[torch.bfloat16] = BFLOAT16
-        self._attention, self._activation = (
-            {format: _compiled(room.make_entry(format), folder, may_compile) for format in self._formats.values()}
-            for room in (attention, activation)
-        )
+            functions[torch.bfloat16] = attention.attend_bfloats, activation.activate_bfloats
+        self._entries = {
+            dtype: tuple(_compiled(function, folder, may_compile) for function in both)
+            for dtype, both in functions.items()
+        }
 
     def supports_attention(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
         """Whether queries (B, H, T, D), keys and values (B, H, S, D) are plain, of one known dtype, and many enough."""
         width = 16 if q.dtype is torch.float32 else 32
         return (
-            q.dtype in self._formats
+            q.dtype in self._entries
             and q.shape[2] >= MIN_QUERIES
             and q.shape[-1] % width == 0
             and all(_is_plain(x) and x.dtype is q.dtype and x.stride(-1) == 1 for x in (q, k, v))
@@ -77,7 +78,7 @@ class PrefillKernels:
             (B, T, H * D).
         """
         rows, heads, queries, width = q.shape
-        format, threads = self._formats[q.dtype], torch.get_num_threads()
+        format, threads = _FORMATS[q.dtype], torch.get_num_threads()
         out = _empty((rows, queries, heads * width), q.dtype)
         parts = max(min(-(-_ITEMS_PER_THREAD * threads // (rows * heads)), queries // 64), 1)
         task = np.zeros(1, attention.ATTENTION)
@@ -91,7 +92,7 @@ class PrefillKernels:
         size = -(-attention.buffers(format, k.shape[2], width)[-1] // 64) * 64
         workspace = _workspace(size * threads)
         task["workspace"], task["workspace_stride"] = -(-workspace.data_ptr() // 64) * 64, size
-        _run(self._attention[format], task)
+        _run(self._entries[q.dtype][0], task)
         if guards.are_on():
             guards.check(out, "the result of attention")
             guards.check(workspace, "the workspace of attention")
@@ -99,13 +100,13 @@ class PrefillKernels:
 
     def supports_activation(self, kind: str, dtype: torch.dtype, count: int) -> bool:
         """Whether an activation of so many values of a dtype is known, and faster than torch's."""
-        return kind in _KINDS and dtype in self._formats and count >= MIN_VALUES and count % 16 == 0
+        return kind in _KINDS and dtype in self._entries and count >= MIN_VALUES and count % 16 == 0
 
     def activate_(self, x: Tensor, kind: str) -> Tensor:
         """Apply an activation that is supported to a contiguous tensor, in place."""
         task = np.zeros(1, activation.ACTIVATION)
         task["kind"], task["x"], task["count"] = _KINDS[kind], x.data_ptr(), x.numel()
-        _run(self._activation[self._formats[x.dtype]], task)
+        _run(self._entries[x.dtype][1], task)
         return x
 
 
