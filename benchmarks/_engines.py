@@ -25,7 +25,7 @@ class TorchModel:
         self.model_class = getattr(self.module, _config(folder)["architectures"][0])
 
     def load(self, folder: str, dtype: str, threads: int) -> None:
-        """Load a model in a dtype, or quantized."""
+        """Load a model in a dtype, or quantized; of an adapter's folder, its base and then the adapter, by PEFT."""
         import torch
 
         torch.set_num_threads(threads)
@@ -33,7 +33,13 @@ class TorchModel:
         if dtype in ("int8", "int4"):
             settings = getattr(self.module, dtype.capitalize() + "Config")()
             options = {"dtype": "bfloat16", "quantization_config": settings}  # of all but weights; attention is faster
-        self.model = self.model_class.from_pretrained(folder, **options)
+        adapter = Path(folder) / "adapter_config.json"
+        if adapter.exists():
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            model = self.model_class.from_pretrained(base, **options)
+            self.model = importlib.import_module("peft").PeftModel.from_pretrained(model, folder)
+        else:
+            self.model = self.model_class.from_pretrained(folder, **options)
         self.model.generation_config.eos_token_id = None
 
     def generate(self, prompts: Ids, new: int) -> Ids:
@@ -42,7 +48,9 @@ class TorchModel:
 
         ids = torch.tensor(prompts)
         mask = torch.ones_like(ids)
-        out = self.model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        out = self.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0
+        )
         return [[int(token) for token in row] for row in out[:, ids.shape[1] :].tolist()]
 
 

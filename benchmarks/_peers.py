@@ -49,7 +49,7 @@ class Recipe:
 
 
 RECIPES = {
-    "transformers": Recipe([TORCH, ("transformers==4.56.2", "numpy")], dtypes=FLOATS),
+    "transformers": Recipe([TORCH, ("transformers==4.56.2", "peft==0.21.2", "numpy")], dtypes=FLOATS),
     "ctranslate2": Recipe(
         [TORCH, ("ctranslate2==4.8.5", "transformers==4.56.2", "numpy", "setuptools")],
         dtypes=("float32", "int8"),
