@@ -146,7 +146,7 @@ def generate(
     is_private = reason is None and all(has_own_classes_only(each) for each in models)
     with (
         torch.inference_mode() if is_private else torch.no_grad(),
-        packed_inference(models[0]),
+        packed_inference(models[0], may_compile=not config.disable_compile),
         skip_hook_dispatch(unless=reason),
     ):
         prompt = build_prompt(model, inputs, forward_arguments, config)

@@ -1,7 +1,7 @@
 """Guard words around memory that compiled code writes to, for tests and for finding faults.
 
-With `GPTRIO_GUARDS=1` in the environment, every buffer of the compiled decoding step lies between guard words, and so
-do the keys and values of a cache. All of a new buffer is filled with the same word, which is NaN as float32, bfloat16
+With `GPTRIO_GUARDS=1` in the environment, every buffer that compiled code writes to lies between guard words, and so do
+the keys and values of a cache. All of a new buffer is filled with the same word, which is NaN as float32, bfloat16
 and float16: a read outside of what was written spoils the result, and a write outside changes a guard word.
 """
 
@@ -71,6 +71,6 @@ def check_same(found: Tensor, expected: Tensor, name: str, first: int = 0) -> No
     if not torch.equal(found, expected):
         offset = int((found != expected).nonzero()[0]) + first
         raise GuardError(
-            f"the compiled decoding step wrote outside its part of {name}, at byte {offset} from its start; this is "
+            f"compiled code wrote outside its part of {name}, at byte {offset} from its start; this is "
             "a fault of gptrio: report it with the model and the call, and pass disable_compile=True until it is fixed"
         )

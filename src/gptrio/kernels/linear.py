@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,37 +25,46 @@ from gptrio.kernels import cpu_prefill
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.kernels.packing import can_pack, comparing_once, drop_stale_packs, find_pack
 
+if TYPE_CHECKING:
+    from gptrio.kernels.cpu_prefill.calls import PrefillKernels
+
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN lets a core idle
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
+_may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
 _calls = itertools.count()  # of `packed_inference`
 _may_pack: ContextVar[bool] = ContextVar("gptrio_may_pack", default=True)
 
 
 @contextmanager
-def packed_inference(model: nn.Module) -> Iterator[None]:
+def packed_inference(model: nn.Module, may_compile: bool = True) -> Iterator[None]:
     """Let the linear layers of `model` use this machine's fastest kernels, in this thread, for inference.
 
     Results differ from the plain path by rounding only (sums run in another order). Parameters may change between
     calls and inside: a changed parameter is packed anew (`packing` says how a change is found). A process forked later
     runs torch with one thread: OpenMP cannot restart its threads there, and would wait for them for ever.
+
+    Args:
+        model: whose layers run inside.
+        may_compile: use code that was compiled for this processor, where it is loaded.
     """
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         yield
         return
     _run_alone_after_fork()
     drop_stale_packs(model)
-    if next(_calls) == 1:  # a process that comes here twice is worth the half second that loading takes
+    if may_compile and next(_calls) == 1:  # a process that comes here twice is worth the half second of loading
         unready_reason()
-    token = _fast.set(True)
+    tokens = _fast.set(True), _may_compile.set(may_compile)
     try:
         with comparing_once():
             yield
     finally:
-        _fast.reset(token)
+        _fast.reset(tokens[0])
+        _may_compile.reset(tokens[1])
 
 
 @contextmanager
@@ -68,9 +77,10 @@ def packing_disabled() -> Iterator[None]:
         _may_pack.reset(token)
 
 
-def is_packed_inference() -> bool:
-    """Whether calls run inside `packed_inference`; False while torch traces them."""
-    return not is_dynamo_compiling() and _fast.get()
+def prefill_kernels() -> PrefillKernels | None:
+    """The compiled kernels of a prompt: inside `packed_inference` and outside of torch's tracing, once loaded."""
+    may_be_used = not is_dynamo_compiling() and _fast.get() and _may_compile.get()
+    return cpu_prefill.kernels if may_be_used else None
 
 
 @functools.cache
@@ -99,7 +109,7 @@ def linear(
     Returns:
         (..., out).
     """
-    may_be_packed = weight.numel() >= MIN_ELEMENTS and is_packed_inference()
+    may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
     if may_be_packed and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
     out = F.linear(x, weight.t() if transposed else weight, bias)
@@ -161,7 +171,7 @@ def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     ):
         parts = x.reshape(rows, -1).tensor_split(-(-rows // _LEAST_ROWS))
         return torch.cat([fused_product(part, weight, bias, activation) for part in parts]).view(*x.shape[:-1], -1)
-    compiled = cpu_prefill.kernels
+    compiled = prefill_kernels()
     if compiled is not None and compiled.supports_activation(activation, x.dtype, rows * weight.shape[0]):
         return compiled.activate_(fused_product(x, weight, bias), activation)
     fused = "gelu" if activation in _GELU else "none"
@@ -171,7 +181,7 @@ def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
 
 def activate_(x: Tensor, activation: str) -> Tensor:
     """`activate` in place: a second tensor of that size, new memory for every layer, would cost more than it does."""
-    compiled = cpu_prefill.kernels
+    compiled = prefill_kernels()
     if compiled is not None and compiled.supports_activation(activation, x.dtype, x.numel()):
         return compiled.activate_(x, activation)
     if activation in _GELU:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
-from gptrio.kernels import cpu_prefill
-from gptrio.kernels.linear import is_packed_inference
+from gptrio.kernels.linear import prefill_kernels
 from gptrio.nn import flash, sliding_window
 from gptrio.nn.masks import AttentionMask
 
@@ -68,7 +67,7 @@ def attention(
         implementation = "eager"
     if implementation == flash.NAME and not flash.can_express(mask):
         implementation = "sdpa"
-    compiled = cpu_prefill.kernels if implementation == "sdpa" and is_packed_inference() else None
+    compiled = prefill_kernels() if implementation == "sdpa" else None
     if compiled is not None and head_mask is None and mask.is_causal_span and compiled.supports_attention(q, k, v):
         return compiled.attend(q, k, v, options.scale, mask.query_start - mask.key_offset, mask.window), None
     rows, length = q.shape[0], q.shape[2]

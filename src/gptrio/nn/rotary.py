@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,9 +154,13 @@ class RotaryEmbedding(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the dtype and on the device of `x`."""
         frequencies, factor = self._frequencies_for(position_ids)
-        with torch.autocast(x.device.type, enabled=False):
+        kind = x.device.type
+        with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
             angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R)
-            return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
+            cos, sin = angles.cos(), angles.sin()
+            if factor != 1.0:
+                cos, sin = cos * factor, sin * factor
+            return cos.to(x.dtype), sin.to(x.dtype)
 
     def _frequencies_for(self, position_ids: Tensor) -> Frequencies:
         """Inverse frequencies (R,) for both parts of a pair; computed for each call if they depend on its length."""

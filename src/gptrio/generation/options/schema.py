@@ -175,7 +175,7 @@ class GenerationOptions:
     target_lookbehind: int = option(10, "Target tokens re-encoded to align two tokenizers.", ge=1)
     # compilation
     compile_config: CompileConfig | None = option(None, "How to compile the decoding step.")
-    disable_compile: bool = option(False, "Never compile a step or capture it in a CUDA graph.")
+    disable_compile: bool = option(False, "Never run compiled code or capture a step in a CUDA graph.")
 
 
 @lru_cache(maxsize=1)

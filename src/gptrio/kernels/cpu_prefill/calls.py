@@ -60,6 +60,7 @@ class PrefillKernels:
             q.dtype in self._entries
             and q.shape[2] >= MIN_QUERIES
             and q.shape[-1] % width == 0
+            and not torch.is_autocast_enabled("cpu")
             and all(_is_plain(x) and x.dtype is q.dtype and x.stride(-1) == 1 for x in (q, k, v))
         )
 
