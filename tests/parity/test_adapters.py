@@ -110,10 +110,13 @@ def test_compiled_steps_of_a_model_with_lora_give_the_numbers_of_the_reference(
     expected = oracle(input_ids=ids).logits
     ours(input_ids=ids[:, :4], past_key_values=cache)
     step = ours.get_base_model().compiled_step(1)
-    tolerance = 3e-5 if dtype is torch.float32 else 0.1 * expected.float().std().item()
-    for place in range(4, 16):
-        logits = step(ids[:, place, None], cache)[:, 0]
-        torch.testing.assert_close(logits, expected[:, place].float(), atol=tolerance, rtol=1e-5)
+    logits = torch.stack([step(ids[:, place, None], cache)[:, 0] for place in range(4, 16)], 1)
+    if dtype is torch.float32:
+        torch.testing.assert_close(logits, expected[:, 4:], atol=3e-5, rtol=1e-5)
+    else:  # as near to the numbers of these weights in float32 as the reference is, whose error is one of few samples
+        exact = copy.deepcopy(oracle).float()(input_ids=ids).logits
+        error, reference_error = logits - exact[:, 4:], expected.float() - exact
+        assert error.pow(2).mean() <= 1.5**2 * reference_error[:, 4:].pow(2).mean()
     with caplog.at_level("INFO", "gptrio"):
         options = {"input_ids": ids[:1], "max_new_tokens": 9, "do_sample": False, "pad_token_id": 0}
         tokens = ours.generate(**options)
