@@ -35,7 +35,7 @@ _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs 
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
-_calls = itertools.count()  # of `packed_inference`
+_calls = itertools.count()  # of `packed_inference`, for models on the CPU
 _may_pack: ContextVar[bool] = ContextVar("gptrio_may_pack", default=True)
 
 
@@ -56,8 +56,9 @@ def packed_inference(model: nn.Module, may_compile: bool = True) -> Iterator[Non
         return
     _run_alone_after_fork()
     drop_stale_packs(model)
-    if may_compile and next(_calls) == 1:  # a process that comes here twice is worth the half second of loading
-        unready_reason()
+    weight = next(model.parameters(), None)
+    if may_compile and weight is not None and weight.is_cpu and next(_calls) == 1:
+        unready_reason()  # a process that comes here twice is worth the half second that loading takes
     tokens = _fast.set(True), _may_compile.set(may_compile)
     try:
         with comparing_once():

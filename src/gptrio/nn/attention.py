@@ -67,8 +67,8 @@ def attention(
         implementation = "eager"
     if implementation == flash.NAME and not flash.can_express(mask):
         implementation = "sdpa"
-    compiled = prefill_kernels() if implementation == "sdpa" else None
-    if compiled is not None and head_mask is None and mask.is_causal_span and compiled.supports_attention(q, k, v):
+    compiled = prefill_kernels() if implementation == "sdpa" and not options.dropout and head_mask is None else None
+    if compiled is not None and compiled.supports_attention(q, k, v) and mask.is_causal_span:
         return compiled.attend(q, k, v, options.scale, mask.query_start - mask.key_offset, mask.window), None
     rows, length = q.shape[0], q.shape[2]
     in_blocks = implementation != flash.NAME and not options.need_weights and sliding_window.should_use(mask, head_mask)

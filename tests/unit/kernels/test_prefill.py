@@ -194,10 +194,25 @@ def test_the_second_generation_loads_the_kernels(monkeypatch: pytest.MonkeyPatch
     looks: list[int] = []
     monkeypatch.setattr(linear_room, "_calls", iter(range(4)))
     monkeypatch.setattr(linear_room, "unready_reason", lambda: looks.append(1))
-    model = models()[0]
-    for expected in (0, 1, 1):
-        with packed_inference(model):
+    model, elsewhere = models()[0], torch.nn.Linear(1, 1, device="meta")
+    for expected, each in ((0, model), (0, elsewhere), (0, elsewhere), (1, model), (1, model)):
+        with packed_inference(each):
             assert len(looks) == expected
+    with packed_inference(model, may_compile=False):
+        assert next(linear_room._calls) == 3
+
+
+def test_a_model_in_training_mode_drops_weights_as_torch_does(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = models()[0].train()
+    ids, options = torch.randint(1, 300, (1, 130)), {"max_new_tokens": 1, "do_sample": False, "pad_token_id": 0}
+    options |= {"return_dict_in_generate": True, "output_logits": True}
+    logits = []
+    for hides in (False, True):
+        if hides:
+            monkeypatch.setattr(cpu_prefill, "kernels", None)
+        torch.manual_seed(5)
+        logits.append(model.generate(ids, **options).logits[0])
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["out", "workspace"])

@@ -57,8 +57,8 @@ class PrefillKernels:
         """Whether queries (B, H, T, D), keys and values (B, H, S, D) are plain, of one known dtype, and many enough."""
         width = 16 if q.dtype is torch.float32 else 32
         return (
-            q.dtype in self._entries
-            and q.shape[2] >= MIN_QUERIES
+            q.shape[2] >= MIN_QUERIES
+            and q.dtype in self._entries
             and q.shape[-1] % width == 0
             and not torch.is_autocast_enabled("cpu")
             and all(_is_plain(x) and x.dtype is q.dtype and x.stride(-1) == 1 for x in (q, k, v))
