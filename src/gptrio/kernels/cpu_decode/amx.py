@@ -69,29 +69,31 @@ def workspace_for(p: Any) -> int:
     return int(PACKED + packed + (4 * MOST * p["outputs"] if p["is_in_out"] else packed))
 
 
-def call(builder: Builder, name: str, *arguments: Value) -> None:
+def _call(builder: Builder, name: str, *arguments: Value) -> None:
     """Call an intrinsic that returns nothing; whole numbers of Python are tile registers."""
     values = [ir.Constant(I8, value) if isinstance(value, int) else value for value in arguments]
     kind = ir.FunctionType(ir.VoidType(), [value.type for value in values])
     builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), values)
 
 
-def load_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+def _load_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
     """Load a tile register from rows `stride` bytes apart, 64 by default."""
-    call(builder, "tileloadd64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
+    _call(builder, "tileloadd64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
 
 
-def store_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
+def _store_tile(builder: Builder, tile: int, address: Value, stride: Value | None = None) -> None:
     """Store a tile register to rows `stride` bytes apart, 64 by default."""
-    call(builder, "tilestored64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride)
+    _call(
+        builder, "tilestored64", tile, pointer(builder, address), ir.Constant(I64, LINE) if stride is None else stride
+    )
 
 
 @intrinsic
-def set_up(context: Any, address: Any) -> Any:
+def _set_up(context: Any, address: Any) -> Any:
     """Give tile registers the sizes that are written at an address."""
 
     def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        call(builder, "ldtilecfg", pointer(builder, arguments[0]))
+        _call(builder, "ldtilecfg", pointer(builder, arguments[0]))
         return ir.Constant(I64, 0)
 
     return types.int64(types.int64), generate
@@ -102,7 +104,7 @@ def release(context: Any) -> Any:
     """Leave the tile registers to others."""
 
     def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        call(builder, "tilerelease")
+        _call(builder, "tilerelease")
         return ir.Constant(I64, 0)
 
     return types.int64(), generate
@@ -138,35 +140,38 @@ def interleaved(builder: Builder, left: Value, right: Value, count: int, part: i
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), addresses))
 
 
-def _make_rows_product(format: int, groups: int, blocks: int) -> Callable[..., None]:
-    """An intrinsic for the products of 16 * `groups` rows of a weight with `blocks` times 16 inputs, or fewer.
+def make_rows_product(format: int, groups: int, blocks: int) -> Callable[..., None]:
+    """An intrinsic for the products of 16 * `groups` rows with `blocks` times 16 columns that lie as tiles, or fewer.
 
-    It is called as (weight, stride, x, count, out): address of the first row, and bytes to the next; address of the
-    inputs as tiles, the blocks side by side; number of tiles in a row; address of groups * blocks tiles of results.
+    It is called as (rows, stride, group, step, tiles, count, out, out_stride): address of the first row, and bytes to
+    the next row, to the next 16 rows, and to the next 64 bytes of each; address of the tiles, the blocks side by side,
+    and their number along a row; address of the results, 4 bytes each, and bytes to their next row.
     """
 
     @intrinsic
-    def product(context: Any, weight: Any, stride: Any, x: Any, count: Any, out: Any) -> Any:
+    def product(
+        context: Any, rows: Any, stride: Any, group: Any, step: Any, tiles: Any, count: Any, out: Any, out_stride: Any
+    ) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, x, count, out = arguments
-            size = ir.Constant(I64, LINE)
-            lines = apart(builder, weight, stride, SIDE * groups)
+            rows, stride, group, step, tiles, count, out, out_stride = arguments
+            first = apart(builder, rows, group, groups)
             for index in range(groups * blocks):
-                call(builder, "tilezero", index)
-            with loop(builder, count, 1) as step:
-                start = builder.mul(step, size)
-                inputs = builder.add(x, builder.mul(step, ir.Constant(I64, TILE * blocks)))
-                for b, address in enumerate(apart(builder, inputs, ir.Constant(I64, TILE), blocks)):
-                    load_tile(builder, _INPUTS + b, address)
+                _call(builder, "tilezero", index)
+            with loop(builder, count, 1) as number:
+                start, columns = builder.mul(number, step), after(builder, tiles, number, TILE * blocks)
+                for b, address in enumerate(apart(builder, columns, ir.Constant(I64, TILE), blocks)):
+                    _load_tile(builder, _INPUTS + b, address)
                 for g in range(groups):
-                    load_tile(builder, _WEIGHTS + g, builder.add(lines[SIDE * g], start), stride)
+                    _load_tile(builder, _WEIGHTS + g, builder.add(first[g], start), stride)
                     for b in range(blocks):
-                        call(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
-            for index, address in enumerate(apart(builder, out, ir.Constant(I64, TILE), groups * blocks)):
-                store_tile(builder, index, address)
+                        _call(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+            for g in range(groups):
+                line = after(builder, out, out_stride, SIDE * g)
+                for b, address in enumerate(apart(builder, line, ir.Constant(I64, LINE), blocks)):
+                    _store_tile(builder, g * blocks + b, address, out_stride)
             return ir.Constant(I64, 0)
 
-        return types.int64(*(types.int64,) * 5), generate
+        return types.int64(*(types.int64,) * 8), generate
 
     return product
 
@@ -198,18 +203,18 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
             tile = ir.Constant(I64, TILE)
             tiles, results = apart(builder, workspace, tile, groups), apart(builder, out, tile, groups * blocks)
             for b in range(blocks):
-                load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
+                _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
             for g in range(groups):
                 if g % together == 0:
                     first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
                     interleave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
                 own = _WEIGHTS + g % 2
-                load_tile(builder, own, tiles[g])
+                _load_tile(builder, own, tiles[g])
                 for b in range(blocks):
                     index = g * blocks + b
-                    load_tile(builder, index % _INPUTS, results[index])
-                    call(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
-                    store_tile(builder, index % _INPUTS, results[index])
+                    _load_tile(builder, index % _INPUTS, results[index])
+                    _call(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
+                    _store_tile(builder, index % _INPUTS, results[index])
             return ir.Constant(I64, 0)
 
         return types.int64(*(types.int64,) * 6), generate
@@ -218,18 +223,18 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
 
 
 def _rows_product_of(format: int) -> Callable[..., Any]:
-    one, two, both_one, both_two = (_make_rows_product(format, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
+    one, two, both_one, both_two = (make_rows_product(format, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
 
     @kernel()
-    def product(groups, blocks, weight, stride, x, count, out):
+    def product(groups, blocks, rows, stride, group, step, tiles, count, out, out_stride):
         if groups == 1 and blocks == 1:
-            one(weight, stride, x, count, out)
+            one(rows, stride, group, step, tiles, count, out, out_stride)
         elif groups == 1:
-            two(weight, stride, x, count, out)
+            two(rows, stride, group, step, tiles, count, out, out_stride)
         elif blocks == 1:
-            both_one(weight, stride, x, count, out)
+            both_one(rows, stride, group, step, tiles, count, out, out_stride)
         else:
-            both_two(weight, stride, x, count, out)
+            both_two(rows, stride, group, step, tiles, count, out, out_stride)
 
     return product
 
@@ -264,7 +269,7 @@ def prepare_tiles(setup, rows, blocks, is_in_out):
         own = SIDE if tile >= _WEIGHTS else min(rows - SIDE * (tile % blocks), SIDE)
         sizes[16 + 2 * tile] = LINE if is_in_out or tile >= _WEIGHTS else 4 * own  # bytes of a row
         sizes[48 + tile] = own if is_in_out else SIDE  # rows
-    set_up(setup)
+    _set_up(setup)
 
 
 @kernel()
@@ -335,24 +340,17 @@ def _multiply_out_in(p, x, line, y, y_stride, rows, blocks, adds, workspace, til
     o = start
     while o + SIDE <= end:
         groups = 2 if o + 2 * SIDE <= end else 1
+        weight, totals, totals_stride = p.weight + o * line, workspace + TOTALS, LINE * blocks
         if p.format == INT8:
-            _int8_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, workspace + TOTALS)
+            _int8_rows(groups, blocks, weight, line, SIDE * line, LINE, tiles, line // LINE, totals, totals_stride)
         else:
-            _bfloat16_rows(groups, blocks, p.weight + o * line, line, tiles, line // LINE, workspace + TOTALS)
+            _bfloat16_rows(groups, blocks, weight, line, SIDE * line, LINE, tiles, line // LINE, totals, totals_stride)
         for g in range(groups):
             for b in range(blocks):
                 target, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
-                transpose(workspace + TOTALS + TILE * (g * blocks + b), LINE, workspace + TURNED)
-                _finish(
-                    p,
-                    workspace + TURNED,
-                    target,
-                    y_stride,
-                    count,
-                    adds,
-                    workspace + SCALES + 4 * SIDE * b,
-                    o + SIDE * g,
-                )
+                transpose(totals + SIDE * g * totals_stride + LINE * b, totals_stride, workspace + TURNED)
+                scales = workspace + SCALES + 4 * SIDE * b
+                _finish(p, workspace + TURNED, target, y_stride, count, adds, scales, o + SIDE * g)
         o += SIDE * groups
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, float32
 from numba.extending import register_jitable
 
-from gptrio.kernels.cpu_decode.amx import prepare_tiles, release, transpose
+from gptrio.kernels.cpu_decode.amx import make_rows_product, prepare_tiles, release, transpose
 from gptrio.kernels.cpu_decode.arrays import floats
 from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, kernel, make_tile, make_view
 from gptrio.kernels.cpu_decode.structs import BFLOAT16, FLOAT32, LANES
@@ -23,7 +23,6 @@ from gptrio.kernels.cpu_prefill.vectors import (
     make_exponentials,
     make_maxima,
     make_square,
-    multiply_by_tiles,
     transpose_pairs,
 )
 
@@ -210,6 +209,7 @@ def _make_attend_by_tiles() -> Callable[..., None]:
     line = 4 * columns
     maxima_of = make_maxima(columns // LANES)
     exponentials = make_exponentials(columns // LANES, BFLOAT16)
+    multiply_by_tiles = make_rows_product(BFLOAT16, KEYS // LANES, columns // LANES)
 
     @kernel()
     def transpose_values(task, v, start, stop, tail, values):
@@ -228,6 +228,7 @@ def _make_attend_by_tiles() -> Callable[..., None]:
         queries, transposed, tail = workspace + places[3], workspace + places[4], workspace + places[5]
         totals, scores, weights = workspace + places[6], workspace + places[7], workspace + places[8]
         values = workspace + places[9]
+        prepare_tiles(workspace, KEYS, columns // LANES, True)
         transpose_values(task, v, _seen(task, first, 1)[0], _seen(task, end, 0)[1], tail, values)
         for query in range(first, end, columns):
             count = min(columns, end - query)
@@ -250,36 +251,19 @@ def _make_attend_by_tiles() -> Callable[..., None]:
                 rows = values + group * (d // LANES) + _TILE * (start // KEYS)
                 multiply_by_tiles(rows, 64, group, _TILE, weights, blocks, totals + line * d, line)
             finish(sums, totals, count, width, square, out + query * task.out_step, task.out_step)
+        release()
 
     return attend
 
 
-@kernel()
-def _prepare(workspace):
-    prepare_tiles(workspace, KEYS, 2, True)
-
-
-@kernel()
-def _no_preparation(workspace):
-    pass
-
-
-@kernel()
-def _no_release():
-    pass
-
-
 def _make_run(format: int) -> Callable[..., None]:
     """What each thread runs, given the address of an ATTENTION row, for values of a format."""
-    by_tiles, columns = format == BFLOAT16, max(_QUERIES)
-    attend = _make_attend_by_tiles() if by_tiles else _make_attend_by_floats()
-    before, after = (_prepare, release) if by_tiles else (_no_preparation, _no_release)
+    attend, columns = _make_attend_by_tiles() if format == BFLOAT16 else _make_attend_by_floats(), max(_QUERIES)
 
     @kernel()
     def run(address):
         task = carray(_tasks(address), (1,))[0]
         workspace = task.workspace + task.workspace_stride * (add_and_get(address + 8, 1) - 1)
-        before(workspace)
         size = ((task.queries + task.parts - 1) // task.parts + columns - 1) // columns * columns
         item = add_and_get(address, 1) - 1
         while item < task.items:
@@ -287,14 +271,11 @@ def _make_run(format: int) -> Callable[..., None]:
             end, head = min(first + size, task.queries), item // task.parts
             row, head = head // task.heads, head % task.heads
             q, k = task.q + row * task.q_row + head * task.q_head, task.k + row * task.k_row + head * task.k_head
-            v, out = (
-                task.v + row * task.v_row + head * task.v_head,
-                task.out + row * task.out_row + head * task.out_head,
-            )
+            v = task.v + row * task.v_row + head * task.v_head
+            out = task.out + row * task.out_row + head * task.out_head
             if first < end:
                 attend(task, q, k, v, out, first, end, workspace)
             item = add_and_get(address, 1) - 1
-        after()
 
     return run
 

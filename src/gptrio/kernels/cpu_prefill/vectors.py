@@ -19,11 +19,8 @@ from gptrio.kernels.cpu_decode.amx import (
     LINE,
     SIDE,
     TILE,
-    call,
     interleaved,
     is_available,
-    load_tile,
-    store_tile,
     transposed,
 )
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
@@ -84,11 +81,11 @@ def make_maxima(columns: int) -> Callable[..., None]:
     def maxima(context: Any, scores: Any, rows: Any, maxima: Any) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
             scores, rows, maxima = arguments
-            best = [_variable(builder, load_floats(builder, maxima, LINE * c)) for c in range(columns)]
+            best = [_variable(builder, _load_floats(builder, maxima, LINE * c)) for c in range(columns)]
             with loop(builder, rows, 1) as row:
                 line = after(builder, scores, row, LINE * columns)
                 for c, target in enumerate(best):
-                    value, known = load_floats(builder, line, LINE * c), builder.load(target)
+                    value, known = _load_floats(builder, line, LINE * c), builder.load(target)
                     builder.store(builder.select(builder.fcmp_ordered(">", value, known), value, known), target)
             for c, target in enumerate(best):
                 _store_floats(builder, builder.load(target), maxima, LINE * c)
@@ -113,15 +110,15 @@ def make_exponentials(columns: int, format: int) -> Callable[..., None]:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
             scores, rows, maxima, sums, factor, out = arguments
             scale = splat(builder, factor, LANES)
-            offsets = [builder.fmul(load_floats(builder, maxima, LINE * c), scale) for c in range(columns)]
-            totals = [_variable(builder, load_floats(builder, sums, LINE * c)) for c in range(columns)]
+            offsets = [builder.fmul(_load_floats(builder, maxima, LINE * c), scale) for c in range(columns)]
+            totals = [_variable(builder, _load_floats(builder, sums, LINE * c)) for c in range(columns)]
             with loop(builder, rows, together) as row:
                 line = after(builder, scores, row, LINE * columns)
                 target = after(builder, out, row, LINE * columns) if together == 1 else _row_of_tile(builder, out, row)
                 for c in range(columns):
                     values = []
                     for k in range(together):
-                        score = load_floats(builder, line, LINE * (columns * k + c))
+                        score = _load_floats(builder, line, LINE * (columns * k + c))
                         product = builder.fmul(score, scale, flags=("contract",))
                         power = builder.fsub(product, offsets[c], flags=("contract",))
                         values.append(_exp2(builder, power, format))
@@ -157,7 +154,7 @@ def make_activation(kind: int, format: int) -> Callable[..., None]:
             with loop(builder, count, LANES) as start:
                 place = after(builder, address, start, size)
                 if format == FLOAT32:
-                    _store_floats(builder, _gelu(builder, load_floats(builder, place), kind, format), place)
+                    _store_floats(builder, _gelu(builder, _load_floats(builder, place), kind, format), place)
                 else:
                     value = _gelu(builder, _load_bfloats(builder, place), kind, format)
                     builder.store(_to_bfloats(builder, value), pointer(builder, place, _HALVES), align=2)
@@ -166,40 +163,6 @@ def make_activation(kind: int, format: int) -> Callable[..., None]:
         return types.int64(*(types.int64,) * 2), generate
 
     return activation
-
-
-@intrinsic
-def multiply_by_tiles(
-    context: Any, rows: Any, stride: Any, group: Any, step: Any, tiles: Any, count: Any, out: Any, out_stride: Any
-) -> Any:
-    """Products of 32 rows of bfloat16 with 32 columns that lie as tiles, two of them side by side.
-
-    It is called as (rows, stride, group, step, tiles, count, out, out_stride): address of the first row, and bytes to
-    the next one, to the next 16, and to the next 32 values of each; address of the tiles; number of pairs of tiles;
-    address of the results' floats, and bytes to their next row.
-    """
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        rows, stride, group, step, tiles, count, out, out_stride = arguments
-        halves = range(2)
-        for index in range(4):
-            call(builder, "tilezero", index)
-        with loop(builder, count, 1) as number:
-            place, pair = builder.mul(number, step), after(builder, tiles, number, 2 * TILE)
-            for b in halves:
-                load_tile(builder, 4 + b, builder.add(pair, ir.Constant(I64, TILE * b)))
-            for g in halves:
-                first = builder.add(rows, builder.mul(group, ir.Constant(I64, g)))
-                load_tile(builder, 6 + g, builder.add(first, place), stride)
-                for b in halves:
-                    call(builder, "tdpbf16ps", 2 * g + b, 6 + g, 4 + b)
-        for g in halves:
-            line = after(builder, out, out_stride, SIDE * g)
-            for b in halves:
-                store_tile(builder, 2 * g + b, builder.add(line, ir.Constant(I64, LINE * b)), out_stride)
-        return ir.Constant(I64, 0)
-
-    return types.int64(*(types.int64,) * 8), generate
 
 
 @intrinsic
@@ -232,8 +195,8 @@ def make_square(format: int) -> Callable[..., None]:
     def square(context: Any, rows: Any, stride: Any, factors: Any, out: Any, out_stride: Any) -> Any:
         def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
             rows, stride, factors, out, out_stride = arguments
-            scale = load_floats(builder, factors)
-            lines = [builder.fmul(load_floats(builder, line), scale) for line in apart(builder, rows, stride, SIDE)]
+            scale = _load_floats(builder, factors)
+            lines = [builder.fmul(_load_floats(builder, line), scale) for line in apart(builder, rows, stride, SIDE)]
             columns = transposed(builder, [builder.bitcast(line, _INTS) for line in lines])
             for column, address in zip(columns, apart(builder, out, out_stride, SIDE), strict=True):
                 value = builder.bitcast(column, _FLOATS)
@@ -265,7 +228,7 @@ def copy_rows(context: Any, source: Any, stride: Any, rows: Any, target: Any, ta
     return types.int64(*(types.int64,) * 6), generate
 
 
-def load_floats(builder: Builder, address: Value, offset: int = 0) -> Value:
+def _load_floats(builder: Builder, address: Value, offset: int = 0) -> Value:
     """The 16 floats at an address."""
     return builder.load(pointer(builder, address, _FLOATS, offset), align=4)
 
