@@ -18,10 +18,8 @@ from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import NotYet
 from gptrio.kernels.linear import packing_disabled
-from gptrio.kernels.threads import OneThread
+from gptrio.kernels.threads import yielding_to
 from gptrio.nn.fast_call import hook_reason, is_dispatch_skipped
-
-_AS_IT_IS = nullcontext()
 
 
 class DecodeRunner:
@@ -85,7 +83,7 @@ class DecodeRunner:
         self._has_prompt, copies = True, self._copies
         chunk = None if self.cache is None or self._eager.prepare else self._inputs.config.prefill_chunk_size
         step = step._replace(ids=step.ids[::copies], new_ids=step.new_ids[::copies])
-        with _AS_IT_IS if self._pending is None else packing_disabled():
+        with nullcontext() if self._pending is None else packing_disabled():
             while chunk is not None and step.end - step.start > chunk:
                 new_ids, later_ids = step.new_ids[:, :chunk], step.new_ids[:, chunk:]
                 end = step.start + chunk
@@ -101,7 +99,7 @@ class DecodeRunner:
 
     def on_one_thread(self) -> AbstractContextManager[None]:
         """A context for torch operations between compiled steps, whose threads need the processors."""
-        return OneThread() if self._runner.threads > 1 else _AS_IT_IS
+        return yielding_to(self._runner.threads)
 
     def reorder(self, rows: Tensor) -> None:
         """Continue row `rows[i]` (B,) as row i."""

@@ -172,18 +172,23 @@ def fused_product(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
     ):
         parts = x.reshape(rows, -1).tensor_split(-(-rows // _LEAST_ROWS))
         return torch.cat([fused_product(part, weight, bias, activation) for part in parts]).view(*x.shape[:-1], -1)
-    compiled = prefill_kernels()
-    if compiled is not None and compiled.supports_activation(activation, x.dtype, rows * weight.shape[0]):
-        return compiled.activate_(fused_product(x, weight, bias), activation)
+    if _compiled_activation(activation, x.dtype, rows * weight.shape[0]) is not None:
+        return activate_(fused_product(x, weight, bias), activation)
     fused = "gelu" if activation in _GELU else "none"
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, fused, [], _GELU.get(activation, ""))
     return out.relu_() if activation == "relu" else out
 
 
+def _compiled_activation(activation: str, dtype: torch.dtype, count: int) -> PrefillKernels | None:
+    """The compiled kernels, if they apply this activation to so many values faster than torch does."""
+    kernels = None if activation == "none" else prefill_kernels()
+    return kernels if kernels is not None and kernels.supports_activation(activation, dtype, count) else None
+
+
 def activate_(x: Tensor, activation: str) -> Tensor:
     """`activate` in place: a second tensor of that size, new memory for every layer, would cost more than it does."""
-    compiled = prefill_kernels()
-    if compiled is not None and compiled.supports_activation(activation, x.dtype, x.numel()):
+    compiled = _compiled_activation(activation, x.dtype, x.numel())
+    if compiled is not None:
         return compiled.activate_(x, activation)
     if activation in _GELU:
         return cast(Tensor, torch.ops.aten.gelu_(x, approximate=_GELU[activation]))

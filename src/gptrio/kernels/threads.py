@@ -11,6 +11,7 @@ import ctypes
 import functools
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ class OneThread:
         setter = _setter()
         if setter is not None and self._before > 1:
             setter(self._before)
+
+
+_AS_IT_IS = nullcontext()
+
+
+def yielding_to(threads: int) -> AbstractContextManager[None]:
+    """`OneThread` where a compiled step runs on several threads; else a context without effect."""
+    return OneThread() if threads > 1 else _AS_IT_IS
 
 
 @functools.cache

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from gptrio.generation.runners.protocol import Logits, Step
-from gptrio.kernels.threads import OneThread
+from gptrio.kernels.threads import yielding_to
 
 if TYPE_CHECKING:
     from gptrio.models.base.compiled import CompiledStep
-
-_AS_IT_IS = nullcontext()
 
 
 class CpuDecodeRunner:
@@ -33,5 +30,5 @@ class CpuDecodeRunner:
 
     def run(self, step: Step) -> Logits:
         """Logits (B, 1, V)."""
-        with OneThread() if self.threads > 1 else _AS_IT_IS:
+        with yielding_to(self.threads):
             return Logits(self._compiled(step.new_ids, step.cache))

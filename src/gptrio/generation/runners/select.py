@@ -67,10 +67,12 @@ def fast_steps(model: CausalLM, call: ModelInputs) -> Problems:
     """What stands against compiled steps over a growing cache, and against a CUDA graph over a static one."""
     if call.config.disable_compile:
         yield "disable_compile is set"
-    yield from _varying_steps(model, call) if type(call.cache) is StaticCache else _uncompiled_steps(model, call)
+    yield from (
+        _against_cuda_graph(model, call) if type(call.cache) is StaticCache else _against_compiled_steps(model, call)
+    )
 
 
-def _uncompiled_steps(model: CausalLM, call: ModelInputs) -> Problems:
+def _against_compiled_steps(model: CausalLM, call: ModelInputs) -> Problems:
     if not is_installed():
         yield NOT_INSTALLED
     yield from _more_than_tokens(model, call)
@@ -82,7 +84,7 @@ def _uncompiled_steps(model: CausalLM, call: ModelInputs) -> Problems:
         yield "padding stands after or between the tokens of a row"
 
 
-def _varying_steps(model: CausalLM, call: ModelInputs) -> Problems:
+def _against_cuda_graph(model: CausalLM, call: ModelInputs) -> Problems:
     device = call.prompt.ids.device
     if not can_capture(device):
         yield f"there are no CUDA graphs on {device.type}"

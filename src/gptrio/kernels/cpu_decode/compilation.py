@@ -25,12 +25,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from gptrio.errors import OptionError
 from gptrio.kernels.cpu_decode import NOT_INSTALLED, Reason, check_numba, is_installed, one_line
+from gptrio.utils.installed import installed_version
 
 MODES = ("background", "wait", "never")
 RETRY_SECONDS = 3600.0  # for so long nobody tries again what could not be compiled
@@ -361,17 +361,10 @@ def _key() -> str:
     rooms = (own.parent, own.parent.parent / "cpu_prefill")
     files = [*(file for room in rooms for file in sorted(room.glob("*.py"))), own.parent.parent / "formats.py"]
     sources = [path.read_bytes() for path in files if path != own]
-    versions = [f"{name} {_version(name)}" for name in ("numba", "llvmlite")]
+    versions = [f"{name} {installed_version(name) or 'unknown'}" for name in ("numba", "llvmlite")]
     flags = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
     facts = [platform.python_version(), platform.machine(), _processor(), *versions, *flags]
     return hashlib.sha256(b"\0".join([*sources, *(fact.encode() for fact in facts)])).hexdigest()[:16]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _processor() -> str:

@@ -15,14 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from gptrio.kernels.cpu_decode.amx import (
-    LINE,
-    SIDE,
-    TILE,
-    interleaved,
-    is_available,
-    transposed,
-)
+from gptrio.kernels.cpu_decode.amx import LINE, SIDE, TILE, interleaved, is_available, transposed
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     FLOAT,
     I16,
