@@ -6,7 +6,11 @@ GptrioError
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
-│   └── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
+│   ├── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
+│   ├── ChatTemplateError                     a chat template is malformed, fails, or does too much
+│   └── ToolSchemaError                       no JSON schema can be made of a function
+│       ├── TypeHintParsingException          a type hint has no JSON schema, or is missing
+│       └── DocstringParsingException         the docstring does not describe an argument
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
@@ -54,6 +58,22 @@ class TokenizationError(GptrioError, ValueError):
 
 class UnknownArgumentError(TokenizationError, TypeError):
     """A tokenizer was called with an argument that it does not have."""
+
+
+class ChatTemplateError(TokenizationError):
+    """A chat template is malformed, fails, or does more than it may; what it raises is also jinja2's TemplateError."""
+
+
+class ToolSchemaError(TokenizationError):
+    """No JSON schema can be made of a function, which is to describe it to a model."""
+
+
+class TypeHintParsingException(ToolSchemaError):
+    """A type hint of the function has no JSON schema, or is missing."""
+
+
+class DocstringParsingException(ToolSchemaError):
+    """The function's docstring does not describe an argument."""
 
 
 class UnsupportedError(GptrioError, ValueError):

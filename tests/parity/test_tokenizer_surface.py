@@ -26,9 +26,6 @@ PAIRED = dict(zip(("ours", "theirs"), (gptrio, transformers), strict=True))
 
 # public names of the reference's that gptrio lacks
 ABSENT = {
-    "apply_chat_template": "chat templates come with the pipelines",
-    "encode_message_with_chat_template": "chat templates come with the pipelines",
-    "get_chat_template": "chat templates come with the pipelines",
     "save_chat_templates": "save_pretrained writes them",
     "as_target_tokenizer": "deprecated; text_target= does it, and these models have no encoder",
     "prepare_seq2seq_batch": "deprecated; for models with an encoder",

@@ -9,6 +9,7 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from gptrio.errors import TokenizationError, UnsupportedError
+from gptrio.tokenization.chat_template import ChatTemplateMixin
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.files import load_tokenizer, save_tokenizer
 from gptrio.tokenization.options import VERY_LARGE_INTEGER
@@ -29,7 +30,7 @@ _CLEAN_UP = (
 _MOST_SETTINGS = 1000  # entries; a longer table is a vocabulary
 
 
-class PreTrainedTokenizerBase(PrepareMixin, Pushable):
+class PreTrainedTokenizerBase(ChatTemplateMixin, PrepareMixin, Pushable):
     """Base of the tokenizers in Python and of the fast ones.
 
     Args:
@@ -38,7 +39,7 @@ class PreTrainedTokenizerBase(PrepareMixin, Pushable):
         model_input_names: entries that a call returns by default.
         clean_up_tokenization_spaces: whether `decode` removes the space before punctuation by default.
         split_special_tokens: treat special tokens in the text as ordinary text.
-        chat_template: a template, or several by name; stored for saving.
+        chat_template: a template for `apply_chat_template`, or several by name.
         extra_special_tokens: further special tokens, by attribute name.
         name_or_path: where it was loaded from.
         **kwargs: special tokens; anything else is stored for saving.

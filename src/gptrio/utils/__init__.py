@@ -1,5 +1,7 @@
-"""What scripts import from `transformers.utils`: verbosity, seeds, and which packages are installed."""
+"""What scripts import from `transformers.utils`: verbosity, seeds, JSON schemas, and which packages are installed."""
 
+from gptrio.errors import DocstringParsingException as DocstringParsingException
+from gptrio.errors import TypeHintParsingException as TypeHintParsingException
 from gptrio.outputs import ModelOutput as ModelOutput
 from gptrio.utils import logging as logging
 from gptrio.utils.installed import is_accelerate_available as is_accelerate_available
@@ -40,4 +42,5 @@ from gptrio.utils.installed import is_torch_xla_available as is_torch_xla_availa
 from gptrio.utils.installed import is_torch_xpu_available as is_torch_xpu_available
 from gptrio.utils.installed import is_torchvision_available as is_torchvision_available
 from gptrio.utils.installed import is_vision_available as is_vision_available
+from gptrio.utils.json_schema import get_json_schema as get_json_schema
 from gptrio.utils.seed import set_seed as set_seed

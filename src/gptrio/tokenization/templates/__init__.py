@@ -1,0 +1,1 @@
+"""Chat templates: jinja2 within limits."""
