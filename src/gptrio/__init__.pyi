@@ -201,3 +201,13 @@ from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXFo
 from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
+from gptrio.scoring.choices import Choice as Choice
+from gptrio.scoring.choices import Preference as Preference
+from gptrio.scoring.choices import choose as choose
+from gptrio.scoring.choices import prefer as prefer
+from gptrio.scoring.perplexity import Perplexity as Perplexity
+from gptrio.scoring.perplexity import perplexity as perplexity
+from gptrio.scoring.results import TextScore as TextScore
+from gptrio.scoring.results import TopToken as TopToken
+from gptrio.scoring.results import Word as Word
+from gptrio.scoring.score import score as score

@@ -1,0 +1,169 @@
+"""`score`: the log-probability, rank and likeliest alternatives of every token of given texts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import InputError
+from gptrio.scoring.encoding import Encoded, Text, encode_texts
+from gptrio.scoring.forward import BATCH_TOKENS, Predictions, Wanted, predict
+from gptrio.scoring.packing import Row
+from gptrio.scoring.results import TextScore, TopToken
+
+Start = int | Literal["auto"] | None
+
+
+@overload
+def score(
+    model: Any,
+    tokenizer: Any,
+    texts: str,
+    context: str | None = ...,
+    top: int = ...,
+    *,
+    start: Start = ...,
+    boundaries: bool = ...,
+    batch_tokens: int = ...,
+    share_prefixes: bool = ...,
+) -> TextScore: ...
+
+
+@overload
+def score(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    context: str | Sequence[Text] | None = ...,
+    top: int = ...,
+    *,
+    start: Start = ...,
+    boundaries: bool = ...,
+    batch_tokens: int = ...,
+    share_prefixes: bool = ...,
+) -> list[TextScore]: ...
+
+
+def score(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[Text],
+    context: str | Sequence[Text] | None = None,
+    top: int = 0,
+    *,
+    start: Start = "auto",
+    boundaries: bool = False,
+    batch_tokens: int = BATCH_TOKENS,
+    share_prefixes: bool = True,
+) -> TextScore | list[TextScore]:
+    """Compute the log-probability of every token of texts, each token after all before it.
+
+    Logits exist for some positions at a time only, never for a whole batch, and log-probabilities are computed in
+    float32. Texts are batched by tokens; beginnings that texts share, such as a common context, are computed once.
+
+    Args:
+        model: a language model of this package.
+        tokenizer: the model's.
+        texts: a string; or several, each a string or a list of ids.
+        context: what precedes the texts without being scored: one for all, or one for each.
+        top: how many of the likeliest tokens to return for each position.
+        start: a token that the model reads before everything. "auto" is the tokenizer's `bos_token_id`, or else its
+            `eos_token_id`, for texts without a context, and nothing for the others; None is nothing.
+        boundaries: also compute what `TextScore.words(corrected=True)` needs.
+        batch_tokens: most tokens that are computed at once.
+        share_prefixes: compute shared beginnings once; without it, no result depends on the other texts.
+
+    Returns:
+        A `TextScore` for a string, a list of them in the order of several texts.
+
+    Raises:
+        InputError: a text is empty or longer than the model's context, or arguments do not fit each other.
+        TokenIdError: an id outside the vocabulary.
+
+    Example:
+        >>> result = gptrio.score(model, tokenizer, "def main():")
+        >>> list(zip(result.tokens, result.log_probs))
+    """
+    several: Sequence[Text] = [texts] if isinstance(texts, str) else texts
+    if top < 0 or top > model.config.vocab_size:
+        raise InputError(f"top={top} is impossible; expected 0 to {model.config.vocab_size}, the vocabulary's size")
+    encoded = encode_texts(tokenizer, several, contexts_of(several, context))
+    starts = [start_ids(tokenizer, start, bool(one.context_ids)) for one in encoded]
+    end = [end_of_text(tokenizer)] if boundaries else []
+    before = [[*first, *one.context_ids] for first, one in zip(starts, encoded, strict=True)]
+    wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model.device) if boundaries else None)
+    rows = [Row([*known, *one.ids, *end], max(len(known), 1)) for known, one in zip(before, encoded, strict=True)]
+    results = dict(predict(model, rows, wanted, batch_tokens, share_prefixes))
+    scores = [_result(tokenizer, one, results.get(i), skipped=not before[i]) for i, one in enumerate(encoded)]
+    return scores[0] if isinstance(texts, str) else scores
+
+
+def contexts_of(texts: Sequence[Text], context: str | Sequence[Text] | None) -> Sequence[Text]:
+    """One context for each text; raises InputError if their number differs."""
+    if context is None or isinstance(context, str):
+        return [context or ""] * len(texts)
+    if len(context) != len(texts):
+        raise InputError(f"context has {len(context)} entries for {len(texts)} texts; give one for each, or a string")
+    return context
+
+
+def start_ids(tokenizer: Any, start: Start, has_context: bool) -> list[int]:
+    """The token before everything, as a list of one or none; see `score`.
+
+    Raises:
+        InputError: "auto", and the tokenizer has neither a bos nor an eos token.
+    """
+    if start == "auto":
+        return [] if has_context else [end_of_text(tokenizer)]
+    return [] if start is None else [start]
+
+
+def end_of_text(tokenizer: Any) -> int:
+    """The tokenizer's bos token, or else its eos token; raises InputError if it has neither."""
+    for index in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if index is not None:
+            return int(index)
+    raise InputError(
+        "the tokenizer has neither a bos nor an eos token to score a first token after; pass start= an id, or None"
+    )
+
+
+def boundary_ids(tokenizer: Any, device: torch.device) -> Tensor:
+    """(M,) ids of tokens that begin with white space, and of the end of text."""
+    return torch.tensor(_boundary_ids(tokenizer), device=device)
+
+
+@functools.lru_cache(maxsize=8)
+def _boundary_ids(tokenizer: Any) -> list[int]:
+    whitespace = ("Ġ", "Ċ", "ĉ", "č", " ")  # space, newline, tab and return in the byte alphabet; added tokens' space
+    found = {index for token, index in tokenizer.get_vocab().items() if token.startswith(whitespace)}
+    return sorted(found | {end_of_text(tokenizer)})
+
+
+def _result(tokenizer: Any, encoded: Encoded, found: Predictions | None, skipped: bool) -> TextScore:
+    """The score of one text from its predictions, the first token's missing if `skipped`."""
+    none: list[Any] = [None] if skipped else []
+    number = len(encoded.ids) - len(none)  # what boundaries predict after the last token is not part of the text
+    log_probs, ranks = none, none
+    top: list[list[TopToken]] = []
+    mass: list[float | None] = []
+    if found is not None:  # it is for a single token with nothing before it
+        assert found.ranks is not None
+        log_probs, ranks = none + found.log_probs[:number].tolist(), none + found.ranks[:number].tolist()
+        if found.top_ids is not None:
+            top = [[] for _ in none] + list(_top_tokens(tokenizer, found, number))
+        if found.mass is not None:
+            mass = none + found.mass.tolist()
+    place = (encoded.offsets, encoded.byte_offsets)
+    return TextScore(encoded.text, encoded.ids, encoded.tokens, *place, log_probs, ranks, top, mass)
+
+
+def _top_tokens(tokenizer: Any, found: Predictions, number: int) -> Iterator[list[TopToken]]:
+    """The likeliest tokens of each of the first `number` positions."""
+    assert found.top_ids is not None and found.top_log_probs is not None
+    for ids, values in zip(found.top_ids[:number].tolist(), found.top_log_probs[:number].tolist(), strict=True):
+        yield [TopToken(*one) for one in zip(ids, tokenizer.convert_ids_to_tokens(ids), values, strict=True)]
