@@ -141,8 +141,8 @@ def predict(
 ) -> Iterator[tuple[int, Predictions]]:
     """Compute the log-probability of the predicted ids of each row; yields (index of the row, its predictions).
 
-    Rows of which nothing is predicted are left out. The others come in another order than they were given, as soon as their forward has run. The result of a row depends on
-    the others by rounding only.
+    Rows of which nothing is predicted are left out. The others come in another order than they were given, as soon as
+    their forward has run. The result of a row depends on the others by rounding only.
 
     Args:
         model: a language model of this package.
