@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -53,6 +55,18 @@ class StubHub:
 
         return Handler
 
+    def _listing(self, url: str) -> bytes | None:
+        """The hub's answer to a question for the files of a folder; None for other questions and no such folder."""
+        _, is_asked, place = urlsplit(url).path.partition("/tree/")
+        name = place.partition("/")[2]
+        if not is_asked or not (self.folder / name).is_dir():
+            return None
+        files = [
+            {"path": f"{name}/{path.name}", "type": "file", "size": 0, "oid": ""}
+            for path in (self.folder / name).iterdir()
+        ]
+        return json.dumps(files).encode()
+
     def _answer(self, request: BaseHTTPRequestHandler, with_body: bool) -> None:
         path = self.folder / request.path.split("/resolve/", 1)[-1].split("/", 1)[-1]
         self.asked.append(f"{request.command} {path.name}")
@@ -64,8 +78,10 @@ class StubHub:
         if self.mood == "hangs":
             time.sleep(30)
             return
-        status = int(self.mood) if self.mood.isdigit() else 200 if path.is_file() else 404
-        content = path.read_bytes() if status == 200 else b""
+        listed = self._listing(request.path)
+        found = listed is not None or path.is_file()
+        status = int(self.mood) if self.mood.isdigit() else 200 if found else 404
+        content = b"" if status != 200 else path.read_bytes() if listed is None else listed
         request.send_response(status)
         request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -58,6 +58,26 @@ def download(repo_id: str, filename: str, options: HubOptions, required: bool) -
         )
     _warn_of_cached_copy(repo_id, reason)
     return _found(path, required, _missing_message(repo_id, filename, options, ""))
+
+
+def list_folder(repo_id: str, folder: str, options: HubOptions) -> list[str]:
+    """Names of what is in a folder of a hub repository: in the hub's answer, or, if there is none, in its cache."""
+    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    revision, cache_dir = options.revision, None if options.cache_dir is None else Path(options.cache_dir)
+    if not _offline_reason(options, constants.HF_HUB_OFFLINE):
+        try:
+            with _one_try():
+                tree = HfApi(token=options.token).list_repo_tree(repo_id, folder, revision=revision)
+                return sorted(PurePosixPath(entry.path).name for entry in tree)
+        except Exception:  # the library's, requests' or httpx's: no such folder, or no answer
+            pass
+    try:
+        snapshot = snapshot_download(repo_id, revision=revision, cache_dir=cache_dir, local_files_only=True)
+    except LocalEntryNotFoundError:
+        return []
+    return sorted(path.name for path in Path(snapshot, folder).glob("*"))
 
 
 def _offline_reason(options: HubOptions, is_offline: bool) -> str:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from gptrio.downloads import COMMIT, download
+from gptrio.downloads import COMMIT, download, list_folder
 from gptrio.errors import (
     CheckpointFormatError,
     CheckpointNotFoundError,
@@ -90,6 +90,13 @@ class HubOptions:
             UnsafeCheckpointError: `filename` or `subfolder` points outside the folder.
         """
         return cast(Path, _locate(name_or_path, filename, self, required=True))
+
+    def list_folder(self, name_or_path: str | os.PathLike[str], folder: str) -> list[str]:
+        """Return the names of what is in a folder of a model, in order; none if there is no such folder."""
+        relative, local = _relative_path(self.subfolder, folder), local_folder(name_or_path)
+        if local is None:
+            return list_folder(os.fspath(name_or_path), str(relative), self)
+        return sorted(path.name for path in (local / relative).glob("*"))
 
 
 def refuse_remote_code(kwargs: MutableMapping[str, Any]) -> None:

@@ -147,6 +147,21 @@ def test_a_file_cut_short_is_not_taken(hub: StubHub, tmp_path: Path) -> None:
     assert load(hub.url, tmp_path, "tokenizer").lines == ["LOADED GPT2TokenizerFast"]
 
 
+def test_named_chat_templates_come_from_the_hub_and_then_from_its_cache(tmp_path: Path) -> None:
+    folder, templates = tmp_path / "repository", {"default": "{{ a }}", "tool_use": "{{ b }}"}
+    tokenizer = AutoTokenizer.from_pretrained(write_gpt2(folder), tokenizer_type="gpt2", chat_template=templates)
+    tokenizer.save_pretrained(folder)
+    show = "from gptrio import AutoTokenizer as A; print(A.from_pretrained('someone/tiny').chat_template)"
+    with StubHub(folder).running() as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        for offline in ("0", "1"):
+            environment = {**os.environ, **own, "HF_HUB_OFFLINE": offline}
+            done = subprocess.run(
+                [sys.executable, "-c", show], capture_output=True, text=True, check=True, env=environment
+            )
+            assert done.stdout.strip() == str(templates)
+
+
 def test_offline_mode_asks_nobody(hub: StubHub, cache: Path) -> None:
     hub.asked.clear()
     assert load(hub.url, cache, HF_HUB_OFFLINE="1").lines == WHOLE

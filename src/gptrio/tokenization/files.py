@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -97,14 +98,16 @@ def _warn_of_other_class(cls: type, tokenizer_class: str | None) -> None:
 
 
 def _read_chat_templates(name_or_path: PathLike, hub: HubOptions) -> dict[str, str]:
-    """Templates by name: the default one, and those of a local folder's extra directory."""
+    """Templates by name: the default one, and those in a folder of their own.
+
+    The hub is asked for the names in that folder only if there is a default template, to save a request for all others.
+    """
     default = hub.find(name_or_path, CHAT_TEMPLATE_FILE)
-    paths = {} if default is None else {"default": default}
-    folder = local_folder(name_or_path)
-    if folder is not None:
-        extra = folder / hub.subfolder / CHAT_TEMPLATE_DIR
-        paths |= {path.stem: path for path in sorted(extra.glob("*.jinja"))}
-    return {name: path.read_text(encoding="utf-8") for name, path in paths.items()}
+    paths = {"default": default}
+    if default is not None or local_folder(name_or_path) is not None:
+        files = [file for file in hub.list_folder(name_or_path, CHAT_TEMPLATE_DIR) if file.endswith(".jinja")]
+        paths |= {file.removesuffix(".jinja"): hub.find(name_or_path, f"{CHAT_TEMPLATE_DIR}/{file}") for file in files}
+    return {name: path.read_text(encoding="utf-8") for name, path in paths.items() if path is not None}
 
 
 def _declared_tokens(declared: Any) -> dict[int, AddedToken]:
@@ -241,6 +244,12 @@ def _save_chat_templates(
 ) -> tuple[str, ...]:
     named = {} if template is None else {"default": template} if isinstance(template, str) else template
     paths = []
+    for name in named:
+        if not re.fullmatch(r"[\w-][\w.-]*", name):
+            raise TokenizationError(
+                f"chat template {name!r} cannot be a file of that name: expected letters, digits, '_', '-' and '.'; "
+                "rename it, or save with save_jinja_files=False"
+            )
     for name, text in named.items():
         if name == "default":
             path = joined_path(folder, filename_prefix, CHAT_TEMPLATE_FILE)

@@ -93,6 +93,14 @@ def test_chat_templates_survive(tokenizer, tmp_path, template, as_files):
     assert type(tokenizer).from_pretrained(tmp_path).chat_template == template
 
 
+@pytest.mark.parametrize("name", ["../outside", "a/b", "", ".hidden", "/tmp/x"])
+def test_a_chat_template_is_not_written_outside_its_folder(gpt2, tmp_path, name):
+    gpt2.chat_template = {"default": "{{ a }}", name: "{{ b }}"}
+    with pytest.raises(TokenizationError, match="cannot be a file of that name"):
+        gpt2.save_pretrained(tmp_path / "folder")
+    assert names(tmp_path) == {"folder"} and names(tmp_path / "folder") == set()
+
+
 def test_unknown_settings_survive(gpt2, tmp_path):
     gpt2.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"of_another_era": {"x": [1]}}
