@@ -6,7 +6,7 @@ import torch
 
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, NOT_INSTALLED, check_numba, is_installed, one_line
 from gptrio.kernels.cpu_decode.compilation import status
-from gptrio.kernels.linear import can_pack_cached, one_row_is_fast
+from gptrio.kernels.linear import can_pack_cached, mkl_is_fast
 from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
@@ -19,7 +19,7 @@ def kernel_report() -> dict[str, str]:
     for dtype, name in _NAMES.items():
         packed = can_pack_cached(dtype)
         report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
-    if one_row_is_fast():
+    if mkl_is_fast():
         report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
     tiles = "; many: bfloat16 tiles on dequantized weights" if has_bfloat16_tiles() else ""

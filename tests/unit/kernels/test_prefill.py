@@ -20,7 +20,7 @@ from gptrio.kernels import linear as linear_room
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.kernels.linear import packed_inference
 
-ERROR = {torch.float32: 2e-6, torch.bfloat16: 8e-3}  # relative to the largest result
+ERROR = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # relative to the largest result
 SHAPES = [  # rows, heads, queries, keys, width, window
     (1, 2, 64, 64, 64, None),
     (2, 3, 100, 100, 32, None),
@@ -72,7 +72,6 @@ def skip_unknown(kernels: Any, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 def test_attention_equals_float64(kernels: Any, threads: int, dtype: torch.dtype, shape: tuple[Any, ...]) -> None:
-    skip_unknown(kernels, dtype)
     *sizes, window = shape
     q, k, v = inputs(*sizes, dtype)
     assert kernels.supports_attention(q, k, v)
@@ -84,7 +83,6 @@ def test_attention_equals_float64(kernels: Any, threads: int, dtype: torch.dtype
 
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 def test_what_comes_later_does_not_matter(kernels: Any, dtype: torch.dtype) -> None:
-    skip_unknown(kernels, dtype)
     q, k, v = inputs(1, 2, 90, 90, 64, dtype)
     before = kernels.attend(q, k, v, 0.2, 0, None)
     k[:, :, 50:], v[:, :, 50:] = 1e4, -1e4
@@ -95,7 +93,6 @@ def test_what_comes_later_does_not_matter(kernels: Any, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", list(ERROR), ids=str)
 def test_nan_and_large_scores(kernels: Any, dtype: torch.dtype) -> None:
-    skip_unknown(kernels, dtype)
     q, k, v = inputs(1, 1, 64, 64, 32, dtype)
     out = kernels.attend(q * 100, k * 100, v, 1.0, 0, None)
     want = exact(q * 100, k * 100, v, 1.0, None)
@@ -113,7 +110,7 @@ def test_other_tensors_are_left_to_torch(kernels: Any) -> None:
     assert supports(1, 2, 32, 40, 64)
     assert not supports(1, 2, 31, 40, 64)
     assert not supports(1, 2, 64, 64, 24)
-    assert not supports(1, 2, 64, 64, 64, dtype=torch.float16)
+    assert not supports(1, 2, 64, 64, 64, dtype=torch.float64)
     q, k, v = inputs(1, 2, 64, 64, 64, torch.float32)
     assert not kernels.supports_attention(q, k.transpose(-1, -2), v)
     assert not kernels.supports_attention(torch.nn.Parameter(q), k, v)

@@ -27,6 +27,7 @@ from gptrio.kernels.cpu_prefill.vectors import supports_bfloat16
 MIN_QUERIES, MIN_VALUES = 32, 1 << 16  # with fewer, torch's own operations are as fast
 _ITEMS_PER_THREAD = 4  # that parts of heads are made for, as later queries see more keys
 _FORMATS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16}
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # those without a kernel of their own are computed in float32
 _KINDS = {"gelu_tanh": GELU_TANH, "gelu_erf": GELU_ERF}
 _NO_WINDOW = 1 << 40
 _local = threading.local()  # `workspace`: memory that the last call of this thread needed
@@ -54,11 +55,11 @@ class PrefillKernels:
         }
 
     def supports_attention(self, q: Tensor, k: Tensor, v: Tensor) -> bool:
-        """Whether queries (B, H, T, D), keys and values (B, H, S, D) are plain, of one known dtype, and many enough."""
-        width = 16 if q.dtype is torch.float32 else 32
+        """Whether queries (B, H, T, D), keys and values (B, H, S, D) are plain, of one dtype, and many enough."""
+        width = 32 if q.dtype is torch.bfloat16 and q.dtype in self._entries else 16
         return (
             q.shape[2] >= MIN_QUERIES
-            and q.dtype in self._entries
+            and q.dtype in _DTYPES
             and q.shape[-1] % width == 0
             and not torch.is_autocast_enabled("cpu")
             and all(_is_plain(x) and x.dtype is q.dtype and x.stride(-1) == 1 for x in (q, k, v))
@@ -78,6 +79,8 @@ class PrefillKernels:
         Returns:
             (B, T, H * D).
         """
+        if q.dtype not in self._entries:
+            return self.attend(q.float(), k.float(), v.float(), scale, offset, window).to(q.dtype)
         rows, heads, queries, width = q.shape
         format, threads = _FORMATS[q.dtype], torch.get_num_threads()
         out = _empty((rows, queries, heads * width), q.dtype)
