@@ -7,7 +7,7 @@ import re
 import gptrio
 from tests.architecture.source import ROOT
 
-NOT_IN_CI = {"hatchling", "flash-attn"}  # fetched by the build alone; needs a GPU
+NOT_IN_CI = {"hatchling", "flash-attn", "lm-eval"}  # fetched by the build alone; needs a GPU; brings 50 packages
 
 
 def read(name: str) -> str:
