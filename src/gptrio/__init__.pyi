@@ -201,8 +201,11 @@ from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXFo
 from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
+from gptrio.pipelines import FeatureExtractionPipeline as FeatureExtractionPipeline
 from gptrio.pipelines import Pipeline as Pipeline
+from gptrio.pipelines import TextClassificationPipeline as TextClassificationPipeline
 from gptrio.pipelines import TextGenerationPipeline as TextGenerationPipeline
+from gptrio.pipelines import ZeroShotClassificationPipeline as ZeroShotClassificationPipeline
 from gptrio.pipelines import pipeline as pipeline
 from gptrio.scoring.choices import Choice as Choice
 from gptrio.scoring.choices import Preference as Preference

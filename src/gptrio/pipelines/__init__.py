@@ -3,4 +3,8 @@
 from gptrio.pipelines.base import ChunkPipeline as ChunkPipeline
 from gptrio.pipelines.base import Pipeline as Pipeline
 from gptrio.pipelines.factory import pipeline as pipeline
+from gptrio.pipelines.feature_extraction import FeatureExtractionPipeline as FeatureExtractionPipeline
+from gptrio.pipelines.pt_utils import KeyDataset as KeyDataset
+from gptrio.pipelines.text_classification import TextClassificationPipeline as TextClassificationPipeline
 from gptrio.pipelines.text_generation import TextGenerationPipeline as TextGenerationPipeline
+from gptrio.pipelines.zero_shot_classification import ZeroShotClassificationPipeline as ZeroShotClassificationPipeline

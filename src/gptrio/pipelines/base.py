@@ -206,7 +206,7 @@ class Pipeline(ABC, Pushable):
         """Outputs of rows that run together."""
         if len(rows) == 1:
             return [self.forward(dict(rows[0]), **forward_params)]
-        side = getattr(self.tokenizer, "padding_side", "right")
+        side = "right" if self._batches_by_length else getattr(self.tokenizer, "padding_side", "right")
         batch = collate(rows, self._pad_token_id(), side)
         padded_length, names = length_of(batch), {*batch, *self._outputs_by_token}
         outputs = self.forward(batch, **forward_params)
@@ -216,7 +216,7 @@ class Pipeline(ABC, Pushable):
 
     def _pad_token_id(self) -> int:
         """The id that fills rows up; no result depends on it if the model and the tokenizer have none."""
-        known = (getattr(self.tokenizer, "pad_token_id", None), getattr(self.model.config, "pad_token_id", None))
+        known = (getattr(self.model.config, "pad_token_id", None), getattr(self.tokenizer, "pad_token_id", None))
         return next((number for number in known if number is not None), 0)
 
     def forward(self, model_inputs: dict[str, Any], **forward_params: Any) -> Any:

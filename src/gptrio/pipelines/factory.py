@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import torch
 
 from gptrio.config import AutoConfig, PretrainedConfig
-from gptrio.errors import OptionError, UnsupportedError
+from gptrio.errors import GptrioWarning, OptionError, UnsupportedError
 from gptrio.hub import HubOptions
 from gptrio.pipelines.base import Pipeline
 from gptrio.pipelines.tasks import Task, check_heads, find_task, infer_task
@@ -158,7 +159,10 @@ def _load_model(task: str, row: Task, model: str, config: Any, arguments: dict[s
     check_heads(task, list(loaded.architectures or []), model)
     if config is not None:
         arguments["config"] = config
-    return row.model_class().from_pretrained(model, **arguments)
+    with warnings.catch_warnings():
+        if not row.heads:  # a backbone leaves out the head's weights
+            warnings.filterwarnings("ignore", "[^;]* in the checkpoint but not in the model", GptrioWarning)
+        return row.model_class().from_pretrained(model, **arguments)
 
 
 def _load_tokenizer(tokenizer: Any, source: str | None, use_fast: bool, hub: dict[str, Any], is_needed: bool) -> Any:

@@ -36,6 +36,7 @@ def pipeline_options(
     prefix = getattr(model.config, "prefix", None)
     of_task = dict((model.config.task_specific_params or {}).get(task) or {})
     prefix = of_task.pop("prefix", prefix)
+    config = config_of_call(config, of_task)
     config.update(**of_task)
     if config.pad_token_id is None:
         config.pad_token_id = getattr(tokenizer, "pad_token_id", None)

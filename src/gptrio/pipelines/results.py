@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
+import torch
+
 from gptrio.utils import logging
 
 Report = Callable[[float], None]  # is told which part of some inputs is done, from 0 to 1
@@ -36,6 +38,7 @@ class Results(Iterator[Any]):
     def _run(self, run: Callable[[list[Any], Report], list[Any]], inputs: Iterator[Any], window: int) -> Iterator[Any]:
         is_hidden = None if logging.is_progress_bar_enabled() else True  # None: unless it is a terminal
         done = 0
+        torch.empty((), dtype=torch.int64).random_()  # as a DataLoader does, for the samples of a seeded program
         with logging.tqdm(total=self._count, delay=1, disable=is_hidden) as bar:
             while items := list(islice(inputs, window)):
 

@@ -35,7 +35,6 @@ class Task:
         return getattr(importlib.import_module("gptrio.models.auto"), self.auto_class)
 
 
-_CLASSIFIER = ("AutoModelForSequenceClassification", ("ForSequenceClassification",))
 TASKS: dict[str, Task] = {
     "text-generation": Task(
         "text_generation",
@@ -44,6 +43,19 @@ TASKS: dict[str, Task] = {
         ("LMHeadModel", "ForCausalLM"),
         "openai-community/gpt2",
     ),
+    "text-classification": Task(
+        "text_classification",
+        "TextClassificationPipeline",
+        "AutoModelForSequenceClassification",
+        ("ForSequenceClassification",),
+    ),
+    "zero-shot-classification": Task(
+        "zero_shot_classification",
+        "ZeroShotClassificationPipeline",
+        "AutoModelForSequenceClassification",
+        ("ForSequenceClassification",),
+    ),
+    "feature-extraction": Task("feature_extraction", "FeatureExtractionPipeline", "AutoModel", ()),
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 

@@ -263,12 +263,14 @@ class TextGenerationPipeline(Pipeline):
     def _lengthen(self, generate_kwargs: dict[str, Any], prefix_length: int) -> None:
         """Count the prefix in the lengths that count the prompt."""
         config = generate_kwargs["generation_config"]
-        if not prefix_length:
-            return
-        if generate_kwargs.get("max_new_tokens", config.max_new_tokens) is None:
+
+        def counts_prompt(option: str) -> bool:
+            return option not in generate_kwargs and getattr(config, option) is None
+
+        if prefix_length and counts_prompt("max_new_tokens"):
             most = generate_kwargs.get("max_length") or self.generation_config.max_length
             generate_kwargs["max_length"] = (most or 0) + prefix_length
-        if "min_length" in generate_kwargs and generate_kwargs.get("min_new_tokens", config.min_new_tokens) is None:
+        if prefix_length and "min_length" in generate_kwargs and counts_prompt("min_new_tokens"):
             generate_kwargs["min_length"] += prefix_length
 
     def _batches(self, rows: Sequence[Row], batch_size: int | None, forward_params: dict[str, Any]) -> list[list[int]]:

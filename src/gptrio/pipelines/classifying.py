@@ -1,0 +1,48 @@
+"""What pipelines over classifiers of sequences share: the call of the model, scores, labels."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import InputError
+
+
+class ClassificationFunction(enum.Enum):
+    """What turns logits into scores."""
+
+    SIGMOID = "sigmoid"
+    SOFTMAX = "softmax"
+    NONE = "none"
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Scores (..., labels) of logits (..., labels)."""
+        if self is ClassificationFunction.NONE:
+            return logits
+        return logits.sigmoid() if self is ClassificationFunction.SIGMOID else logits.softmax(-1)
+
+
+def check_has_tokens(row: Any, text: Any) -> None:
+    """Raise InputError for a text without tokens, which has nothing to classify."""
+    if row["input_ids"].shape[-1] == 0:
+        raise InputError(f"the text {text!r} has no tokens, so there is nothing to classify; leave it out")
+
+
+def classifier_logits(model: Any, inputs: dict[str, Tensor]) -> Any:
+    """Result of a sequence classifier for a row or a batch padded on the right: `logits` (B, labels).
+
+    Rows are told from their padding by `config.pad_token_id`, as the model does; a model without one takes the
+    last token of each row.
+    """
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs = {**inputs, "use_cache": False}  # type: ignore[dict-item]  # an option beside the tensors
+    ids = inputs["input_ids"]
+    if len(ids) == 1 or model.config.pad_token_id is not None:
+        return model(**inputs)
+    states = model.base_model(**inputs)[0]  # (B, T, C)
+    last = inputs["attention_mask"].sum(-1) - 1
+    return {"logits": model.score(states[torch.arange(len(ids), device=ids.device), last])}
