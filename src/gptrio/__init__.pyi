@@ -202,9 +202,13 @@ from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTo
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
 from gptrio.pipelines import FeatureExtractionPipeline as FeatureExtractionPipeline
+from gptrio.pipelines import NerPipeline as NerPipeline
 from gptrio.pipelines import Pipeline as Pipeline
+from gptrio.pipelines import QuestionAnsweringPipeline as QuestionAnsweringPipeline
+from gptrio.pipelines import SquadExample as SquadExample
 from gptrio.pipelines import TextClassificationPipeline as TextClassificationPipeline
 from gptrio.pipelines import TextGenerationPipeline as TextGenerationPipeline
+from gptrio.pipelines import TokenClassificationPipeline as TokenClassificationPipeline
 from gptrio.pipelines import ZeroShotClassificationPipeline as ZeroShotClassificationPipeline
 from gptrio.pipelines import pipeline as pipeline
 from gptrio.scoring.choices import Choice as Choice

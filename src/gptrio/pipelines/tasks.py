@@ -56,6 +56,18 @@ TASKS: dict[str, Task] = {
         ("ForSequenceClassification",),
     ),
     "feature-extraction": Task("feature_extraction", "FeatureExtractionPipeline", "AutoModel", ()),
+    "token-classification": Task(
+        "token_classification",
+        "TokenClassificationPipeline",
+        "AutoModelForTokenClassification",
+        ("ForTokenClassification",),
+    ),
+    "question-answering": Task(
+        "question_answering",
+        "QuestionAnsweringPipeline",
+        "AutoModelForQuestionAnswering",
+        ("ForQuestionAnswering",),
+    ),
 }
 ALIASES = {"sentiment-analysis": "text-classification", "ner": "token-classification"}
 

@@ -1,0 +1,364 @@
+"""`TokenClassificationPipeline`: a label for each token, or entities of several tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from types import GeneratorType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from gptrio.errors import InputError, OptionError, warn
+from gptrio.generation.options.max_length import positions
+from gptrio.pipelines.base import ChunkPipeline, Parameters
+from gptrio.pipelines.batching import Row
+from gptrio.pipelines.results import is_column
+from gptrio.pipelines.spans import Span, in_text, is_continuation, join_words
+from gptrio.tokenization.encoding import short
+
+Entity = dict[str, Any]
+Scores = NDArray[np.floating[Any]]
+
+
+class AggregationStrategy(str, Enum):
+    """How tokens become entities.
+
+    Attributes:
+        NONE: not at all; each token has its own label.
+        SIMPLE: neighbours of one tag are an entity; a label that starts with "B-" begins a new one.
+        FIRST: like SIMPLE; a word has the label of its first token.
+        AVERAGE: like SIMPLE; a word has the label of the highest mean score.
+        MAX: like SIMPLE; a word has the label of its token with the highest score.
+    """
+
+    NONE = "none"
+    SIMPLE = "simple"
+    FIRST = "first"
+    AVERAGE = "average"
+    MAX = "max"
+
+
+_BY_WORD = (AggregationStrategy.FIRST, AggregationStrategy.AVERAGE, AggregationStrategy.MAX)
+
+
+class _Placed(NamedTuple):
+    """An input with the places of its tokens."""
+
+    sentence: Any
+    offset_mapping: Sequence[Span]
+
+
+class TokenClassificationPipeline(ChunkPipeline):
+    """Names entities, or gives a label to each token, with a model of `AutoModelForTokenClassification`.
+
+    Args:
+        ignore_labels: labels that are left out (["O"]).
+        aggregation_strategy: an `AggregationStrategy`, or its value as text.
+        stride: split texts that are too long into parts, which overlap by this number of tokens; without it, the rest
+            of a long text is left out. Fast tokenizers only.
+        is_split_into_words: inputs are lists of words. Fast tokenizers only.
+        delimiter: joins those words to the text in which `start` and `end` count (a space).
+        offset_mapping: (start, end) of each token, if the tokenizer does not know it.
+        grouped_entities, ignore_subwords: older names of "simple", and with both "first".
+
+    Example:
+        >>> ner = pipeline("ner", "my-model", aggregation_strategy="simple")
+        >>> ner("My name is Sarah")
+        [{'entity_group': 'PER', 'score': 0.99, 'word': ' Sarah', 'start': 11, 'end': 16}]
+    """
+
+    default_input_names = "sequences"
+    _load_tokenizer = True
+    _batches_by_length = True
+    _outputs_by_token = ("logits",)
+
+    def _sanitize_parameters(
+        self,
+        ignore_labels: Sequence[str] | None = None,
+        grouped_entities: bool | None = None,
+        ignore_subwords: bool | None = None,
+        aggregation_strategy: AggregationStrategy | str | None = None,
+        offset_mapping: Sequence[Span] | None = None,
+        is_split_into_words: bool | None = None,
+        stride: int | None = None,
+        delimiter: str | None = None,
+        **unknown: Any,
+    ) -> Parameters:
+        if unknown:
+            raise OptionError(f"token classification has no argument {', '.join(map(repr, unknown))}; leave it out")
+        if grouped_entities is not None or ignore_subwords is not None:
+            aggregation_strategy = _older_strategy(grouped_entities, ignore_subwords)
+        strategy = None if aggregation_strategy is None else _strategy(aggregation_strategy)
+        self._check(strategy, stride)
+        preprocess = {
+            "is_split_into_words": is_split_into_words,
+            "delimiter": delimiter,
+            "offset_mapping": offset_mapping,
+            "stride": stride,
+        }
+        postprocess = {"aggregation_strategy": strategy, "ignore_labels": ignore_labels}
+        return _given(preprocess), {}, _given(postprocess)
+
+    def _check(self, strategy: AggregationStrategy | None, stride: int | None) -> None:
+        if strategy in _BY_WORD and not self.tokenizer.is_fast:
+            raise OptionError(
+                f"aggregation_strategy={strategy.value!r} needs a fast tokenizer, which knows where words begin; use "
+                "'simple', or a tokenizer whose class ends in Fast"
+            )
+        if stride is None:
+            return
+        limit = self._longest()
+        if limit is None or not 0 <= stride < limit:
+            raise OptionError(f"stride={stride} must be from 0 to less than the most tokens of a text, {limit}")
+        if strategy == AggregationStrategy.NONE:
+            raise OptionError(
+                "stride joins entities of overlapping parts; aggregation_strategy='none' makes none, pass 'simple'"
+            )
+        if not self.tokenizer.is_fast:
+            raise OptionError("stride needs a fast tokenizer; use one whose class ends in Fast")
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+        """Entities, or labels of tokens, of a text, or a list of them for each text.
+
+        Args:
+            inputs: text, list of texts, or with `is_split_into_words` list(s) of words; generator or dataset.
+            kwargs: of this call: those of the class, and `batch_size`.
+
+        Returns:
+            Dictionaries of `entity` and `index` for tokens, or `entity_group` for entities; and `score`, `word` (as the
+            tokenizer writes it), `start` and `end` (characters; None if the tokenizer does not know them).
+
+        Raises:
+            InputError: inputs of another form, or none.
+        """
+        offsets = kwargs.pop("offset_mapping", None)
+        is_split = kwargs.get("is_split_into_words", self._preprocess_params.get("is_split_into_words", False))
+        if isinstance(inputs, (list, tuple)) and inputs:
+            is_one = is_split and not all(isinstance(item, list) for item in inputs)
+            inputs = [list(inputs)] if is_one else list(inputs)
+        elif not isinstance(inputs, (str, Dataset, GeneratorType)) and not is_column(inputs):
+            raise InputError(f"inputs is {short(inputs)}; expected a text, or a list of at least one")
+        if offsets:
+            inputs = _placed(inputs, offsets)
+        return super().__call__(inputs, **kwargs)
+
+    def _longest(self) -> int | None:
+        """Most tokens of a text: of the tokenizer, or of the model if that has fewer positions; None without limit."""
+        limit = self.tokenizer.model_max_length
+        limits = [limit if limit and 0 < limit < 1e20 else None, positions(self.model)]
+        return min((int(given) for given in limits if given is not None), default=None)
+
+    def preprocess(
+        self,
+        sentence: Any,
+        offset_mapping: Sequence[Span] | None = None,
+        is_split_into_words: bool = False,
+        delimiter: str = " ",
+        stride: int | None = None,
+    ) -> Iterator[Row]:
+        """Yield the rows of a text: one, or with `stride` as many as needed."""
+        if isinstance(sentence, _Placed):
+            sentence, offset_mapping = sentence
+        _check_text(sentence, is_split_into_words, self.tokenizer.is_fast)
+        text, words = join_words(sentence, delimiter) if is_split_into_words else (sentence, [])
+        limit = self._longest()
+        encoded = self.tokenizer(
+            [sentence],
+            is_split_into_words=is_split_into_words,
+            truncation=limit is not None,
+            max_length=limit,
+            stride=stride or 0,
+            return_overflowing_tokens=stride is not None,
+            return_special_tokens_mask=True,
+            return_offsets_mapping=self.tokenizer.is_fast,
+        )
+        names = [name for name in (*self.tokenizer.model_input_names, "special_tokens_mask") if name in encoded]
+        count = len(encoded["input_ids"])
+        for i in range(count):
+            row: dict[str, Any] = {name: torch.tensor([encoded[name][i]]) for name in names}
+            offsets = offset_mapping or (encoded["offset_mapping"][i] if self.tokenizer.is_fast else None)
+            if offsets is not None and is_split_into_words:
+                offsets = in_text(offsets, encoded.word_ids(i), words)
+            row["offset_mapping"] = None if offsets is None else torch.tensor([offsets])
+            yield {**row, "sentence": text, "is_last": i == count - 1}
+
+    def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
+        names = [name for name in self.tokenizer.model_input_names if name in model_inputs]
+        output = self.model(**{name: model_inputs[name] for name in names}, use_cache=False)
+        return {**model_inputs, "logits": output["logits"] if isinstance(output, dict) else output[0]}
+
+    def postprocess(
+        self,
+        all_outputs: list[dict[str, Any]],
+        aggregation_strategy: AggregationStrategy = AggregationStrategy.NONE,
+        ignore_labels: Sequence[str] | None = None,
+    ) -> list[Entity]:
+        """Entities of a text, from the outputs of its rows."""
+        ignored = ["O"] if ignore_labels is None else ignore_labels
+        entities: list[Entity] = []
+        for output in all_outputs:
+            offsets = output["offset_mapping"]
+            tokens = self.gather_pre_entities(
+                output["sentence"],
+                output["input_ids"][0].numpy(),
+                _probabilities(output["logits"][0]),
+                None if offsets is None else [(start, end) for start, end in offsets[0].tolist()],
+                output["special_tokens_mask"][0].numpy(),
+                aggregation_strategy,
+            )
+            found = self.aggregate(tokens, aggregation_strategy)
+            entities += [e for e in found if e.get("entity") not in ignored and e.get("entity_group") not in ignored]
+        return self.aggregate_overlapping_entities(entities) if len(all_outputs) > 1 else entities
+
+    def gather_pre_entities(
+        self,
+        sentence: str,
+        input_ids: NDArray[np.integer[Any]],
+        scores: Scores,
+        offset_mapping: Sequence[Span] | None,
+        special_tokens_mask: NDArray[np.integer[Any]],
+        aggregation_strategy: AggregationStrategy,
+    ) -> list[Entity]:
+        """What is known of each token (T,) that is not special, from scores (T, labels) and places."""
+        entities = []
+        for index, token_scores in enumerate(scores):
+            if special_tokens_mask[index]:
+                continue
+            number = int(input_ids[index])
+            word: str = self.tokenizer.convert_ids_to_tokens(number)
+            start, end = (None, None) if offset_mapping is None else offset_mapping[index]
+            is_subword = False
+            if start is not None and end is not None:
+                is_subword = is_continuation(sentence, word, (start, end), self.tokenizer)
+                if number == self.tokenizer.unk_token_id:
+                    word, is_subword = sentence[start:end], False
+            known = {"word": word, "scores": token_scores, "start": start, "end": end}
+            entities.append({**known, "index": index, "is_subword": is_subword})
+        return entities
+
+    def aggregate(self, pre_entities: list[Entity], aggregation_strategy: AggregationStrategy) -> list[Entity]:
+        """Label tokens or words, and group them if the strategy asks for it."""
+        if aggregation_strategy in _BY_WORD:
+            return self.group_entities(self.aggregate_words(pre_entities, aggregation_strategy))
+        entities = [
+            {**self._labelled(token["scores"]), **{name: token[name] for name in ("index", "word", "start", "end")}}
+            for token in pre_entities
+        ]
+        return entities if aggregation_strategy == AggregationStrategy.NONE else self.group_entities(entities)
+
+    def aggregate_words(self, entities: list[Entity], aggregation_strategy: AggregationStrategy) -> list[Entity]:
+        """Join the tokens of each word, which get one label."""
+        words: list[list[Entity]] = []
+        for token in entities:
+            if words and token["is_subword"]:
+                words[-1].append(token)
+            else:
+                words.append([token])
+        return [self.aggregate_word(word, aggregation_strategy) for word in words]
+
+    def aggregate_word(self, entities: list[Entity], aggregation_strategy: AggregationStrategy) -> Entity:
+        """Join the tokens of a word."""
+        if aggregation_strategy == AggregationStrategy.AVERAGE:
+            scores = np.nanmean(np.stack([token["scores"] for token in entities]), axis=0)
+        elif aggregation_strategy == AggregationStrategy.MAX:
+            scores = max((token["scores"] for token in entities), key=lambda scores: scores.max())
+        else:
+            scores = entities[0]["scores"]
+        return {**self._labelled(scores), **self._place(entities)}
+
+    def group_entities(self, entities: list[Entity]) -> list[Entity]:
+        """Join neighbours with one tag."""
+        groups: list[list[Entity]] = []
+        last = None
+        for entity in entities:
+            prefix, tag = self.get_tag(entity["entity"])
+            if tag == last and prefix != "B":
+                groups[-1].append(entity)
+            else:
+                groups.append([entity])
+            last = tag
+        return [self.group_sub_entities(group) for group in groups]
+
+    def group_sub_entities(self, entities: list[Entity]) -> Entity:
+        """Join the tokens, or words, of an entity."""
+        score = np.nanmean([entity["score"] for entity in entities])
+        return {"entity_group": entities[0]["entity"].split("-", 1)[-1], "score": score, **self._place(entities)}
+
+    def get_tag(self, entity_name: str) -> tuple[str, str]:
+        """Return "B" or "I" and the tag of a label; labels without either count as "I"."""
+        return (entity_name[0], entity_name[2:]) if entity_name.startswith(("B-", "I-")) else ("I", entity_name)
+
+    def aggregate_overlapping_entities(self, entities: list[Entity]) -> list[Entity]:
+        """Keep the longest of overlapping entities, and of equally long ones that with the higher score."""
+        kept: list[Entity] = []
+        for entity in sorted(entities, key=lambda entity: entity["start"]):
+            if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
+                kept.append(entity)
+            elif _rank(entity) > _rank(kept[-1]):
+                kept[-1] = entity
+        return kept
+
+    def _labelled(self, scores: Scores) -> Entity:
+        best = int(scores.argmax())
+        return {"entity": self.model.config.id2label[best], "score": scores[best]}
+
+    def _place(self, entities: list[Entity]) -> Entity:
+        word = self.tokenizer.convert_tokens_to_string([entity["word"] for entity in entities])
+        return {"word": word, "start": entities[0]["start"], "end": entities[-1]["end"]}
+
+
+NerPipeline = TokenClassificationPipeline
+
+
+def _given(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+def _strategy(value: AggregationStrategy | str) -> AggregationStrategy:
+    try:
+        return AggregationStrategy(value.lower())
+    except ValueError:
+        names = ", ".join(repr(strategy.value) for strategy in AggregationStrategy)
+        raise OptionError(f"aggregation_strategy is {value!r}; expected one of {names}") from None
+
+
+def _older_strategy(grouped: bool | None, ignore_subwords: bool | None) -> AggregationStrategy:
+    whole_words = AggregationStrategy.FIRST if ignore_subwords else AggregationStrategy.SIMPLE
+    strategy = whole_words if grouped else AggregationStrategy.NONE
+    warn(f"grouped_entities and ignore_subwords are older names; pass aggregation_strategy={strategy.value!r}")
+    return strategy
+
+
+def _placed(inputs: Any, offsets: Sequence[Any]) -> Any:
+    """Inputs with the places of their tokens."""
+    if not isinstance(inputs, list):
+        return _Placed(inputs, offsets[0] if isinstance(offsets[0], list) else offsets)
+    mappings = [offsets] if isinstance(offsets[0], tuple) else offsets
+    if len(mappings) != len(inputs):
+        raise InputError(f"offset_mapping is of {len(mappings)} texts, and inputs has {len(inputs)}; expected as many")
+    return [_Placed(*pair) for pair in zip(inputs, mappings, strict=True)]
+
+
+def _check_text(sentence: Any, is_split: bool, is_fast: bool) -> None:
+    if is_split and not is_fast:
+        raise InputError("is_split_into_words=True needs a fast tokenizer; use one whose class ends in Fast")
+    if is_split and not isinstance(sentence, list):
+        raise InputError(f"the input is {short(sentence)}; with is_split_into_words=True a list of words is expected")
+    if not is_split and not isinstance(sentence, str):
+        raise InputError(f"the input is {short(sentence)}; expected a text, or pass is_split_into_words=True for words")
+
+
+def _probabilities(logits: torch.Tensor) -> Scores:
+    """Softmax over the labels of logits (T, labels)."""
+    numbers = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).numpy()
+    exponentials = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
+    scores: Scores = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return scores
+
+
+def _rank(entity: Entity) -> tuple[int, float]:
+    return entity["end"] - entity["start"], entity["score"]
