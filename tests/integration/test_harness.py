@@ -160,7 +160,9 @@ def test_evaluation_works_without_transformers(tmp_path):
 import sys
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *_: None if name.partition(".")[0] == "transformers" else find(name, *_)
+def find_others(name, *rest):
+    return None if name.partition(".")[0] == "transformers" else find(name, *rest)
+PathFinder.find_spec = staticmethod(find_others)
 from gptrio.scoring.harness import GptrioLM
 from gptrio.testing import tiny_config
 from gptrio.testing.tiny import byte_tokenizer
