@@ -14,7 +14,13 @@ from gptrio.cli.errors import print_error
 from gptrio.cli.text import set_output_encoding
 
 # command -> module with a function of the same name
-COMMANDS = {"generate": "gptrio.cli.generate", "env": "gptrio.cli.env"}
+COMMANDS = {
+    "generate": "gptrio.cli.generate",
+    "score": "gptrio.cli.score",
+    "ppl": "gptrio.cli.ppl",
+    "compare": "gptrio.cli.compare",
+    "env": "gptrio.cli.env",
+}
 
 
 class LazyGroup(TyperGroup):
@@ -52,7 +58,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Generate text with GPT-2, GPT-Neo and GPT-NeoX models."""
+    """Generate and score text with GPT-2, GPT-Neo and GPT-NeoX models."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 

@@ -19,6 +19,8 @@ from gptrio.nn.rotary import RotaryTables
 from gptrio.scoring.packing import Pack, PackedRow, Row, pack_rows
 
 BATCH_TOKENS = 8192
+Progress = Callable[[int, int], None] | None  # called with the number of rows that are done, and of all
+Found = Iterator[tuple[int, "Predictions"]]
 _HEAD_VALUES = 1 << 23  # logits that exist at a time
 
 
@@ -159,6 +161,14 @@ def predict(
     with _evaluating(model):
         for pack in pack_rows(rows, batch_tokens, share):
             yield from _predict_pack(model, pack, rows, wanted, batch_tokens)
+
+
+def reported(found: Found, total: int, progress: Progress) -> Found:
+    """Hand predictions on, and call `progress` after each."""
+    for done, one in enumerate(found, start=1):
+        yield one
+        if progress is not None:
+            progress(done, total)
 
 
 def context_length(model: Any) -> int:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gptrio.errors import InputError
 from gptrio.scoring.encoding import Text, encode_texts
-from gptrio.scoring.forward import BATCH_TOKENS, Wanted, context_length, predict
+from gptrio.scoring.forward import BATCH_TOKENS, Progress, Wanted, context_length, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.score import Start, start_ids
 
@@ -46,6 +46,7 @@ def perplexity(
     *,
     start: Start = "auto",
     batch_tokens: int = BATCH_TOKENS,
+    progress: Progress = None,
 ) -> Perplexity:
     """Compute the perplexity of a text of any length.
 
@@ -60,6 +61,7 @@ def perplexity(
         stride: tokens from one window to the next, at most the context's length; half of it by default.
         start: the token before the text; see `score`.
         batch_tokens: most tokens that are computed at once.
+        progress: called with the number of windows that are done and of all.
 
     Raises:
         InputError: the text has no token to score, or the stride is impossible.
@@ -75,11 +77,9 @@ def perplexity(
     if len(ids) < 2:
         raise InputError("text is a single token, which has nothing before it to be predicted from; keep start='auto'")
     rows = windows(ids, context, stride)
-    total = math.fsum(
-        value
-        for _, found in predict(model, rows, Wanted(), batch_tokens, share=False)
-        for value in found.log_probs.tolist()
-    )
+    found = predict(model, rows, Wanted(), batch_tokens, share=False)
+    parts = [part.log_probs.tolist() for _, part in reported(found, len(rows), progress)]
+    total = math.fsum(value for part in parts for value in part)
     scored = encoded.byte_offsets if first else encoded.byte_offsets[1:]
     count, size = len(scored), sum(end - begin for begin, end in scored)
     return Perplexity(math.exp(-total / count), total, count, size, stride, context)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptrio.errors import InputError
 from gptrio.scoring.encoding import Encoded, Text, encode_texts
-from gptrio.scoring.forward import BATCH_TOKENS, Predictions, Wanted, predict
+from gptrio.scoring.forward import BATCH_TOKENS, Predictions, Progress, Wanted, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.results import TextScore, TopToken
 
@@ -30,6 +30,7 @@ def score(
     boundaries: bool = ...,
     batch_tokens: int = ...,
     share_prefixes: bool = ...,
+    progress: Progress = ...,
 ) -> TextScore: ...
 
 
@@ -45,6 +46,7 @@ def score(
     boundaries: bool = ...,
     batch_tokens: int = ...,
     share_prefixes: bool = ...,
+    progress: Progress = ...,
 ) -> list[TextScore]: ...
 
 
@@ -59,6 +61,7 @@ def score(
     boundaries: bool = False,
     batch_tokens: int = BATCH_TOKENS,
     share_prefixes: bool = True,
+    progress: Progress = None,
 ) -> TextScore | list[TextScore]:
     """Compute the log-probability of every token of texts, each token after all before it.
 
@@ -75,7 +78,8 @@ def score(
             `eos_token_id`, for texts without a context, and nothing for the others; None is nothing.
         boundaries: also compute what `TextScore.words(corrected=True)` needs.
         batch_tokens: most tokens that are computed at once.
-        share_prefixes: compute shared beginnings once; without it, no result depends on the other texts.
+        share_prefixes: compute shared beginnings once.
+        progress: called with the number of texts that are done and of all.
 
     Returns:
         A `TextScore` for a string, a list of them in the order of several texts.
@@ -97,7 +101,7 @@ def score(
     before = [[*first, *one.context_ids] for first, one in zip(starts, encoded, strict=True)]
     wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model.device) if boundaries else None)
     rows = [Row([*known, *one.ids, *end], max(len(known), 1)) for known, one in zip(before, encoded, strict=True)]
-    results = dict(predict(model, rows, wanted, batch_tokens, share_prefixes))
+    results = dict(reported(predict(model, rows, wanted, batch_tokens, share_prefixes), len(rows), progress))
     scores = [_result(tokenizer, one, results.get(i), skipped=not before[i]) for i, one in enumerate(encoded)]
     return scores[0] if isinstance(texts, str) else scores
 

@@ -29,7 +29,7 @@ def test_every_command_has_help(name, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["compose"], "No such command 'compose'; see 'gptrio --help'"),
+        (["paint"], "No such command 'paint'; see 'gptrio --help'"),
         (["generate", "--fast", "x"], "No such option: --fast"),
         (["gen", "x"], "No such command 'gen' (did you mean 'generate'?); see 'gptrio --help'"),
         (["generate", "--top-k"], "'--top-k' requires an argument; see 'gptrio generate --help'"),

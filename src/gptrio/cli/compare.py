@@ -1,0 +1,107 @@
+"""`gptrio compare`: which of two texts is likelier, token by token."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from gptrio.cli import scoring
+from gptrio.cli.errors import report_errors
+from gptrio.cli.generate import DEFAULT_MODEL, load
+from gptrio.cli.text import decode_argument, decode_text, is_unicode
+from gptrio.errors import OptionError
+
+if TYPE_CHECKING:
+    from gptrio.scoring.results import TextScore
+
+
+def compare(
+    context: typer.Context,
+    first: Annotated[str, typer.Argument(metavar="A", help="A text; - reads standard input.", show_default=False)],
+    second: Annotated[str, typer.Argument(metavar="B", help="Another text.", show_default=False)],
+    model: scoring.Model = DEFAULT_MODEL,
+    after: Annotated[
+        str | None, typer.Option("--context", help="What precedes both without being scored.", show_default=False)
+    ] = None,
+    html: scoring.Html = None,
+    dtype: scoring.DtypeOption = None,
+    quantize: scoring.QuantizeOption = None,
+    device: scoring.Device = None,
+    as_json: scoring.Json = False,
+    verbose: scoring.Verbose = False,
+) -> None:
+    """Show which of two texts a model finds likelier, token by token.
+
+    gptrio compare "import os" "import banana"
+
+    gptrio compare " x + 1" " y + 1" --context "def f(x): return" --html page.html
+    """
+    with report_errors(context, verbose):
+        texts = read_texts(first, second)
+        loaded, tokenizer = load(model, device, dtype, None, quantize)
+        from gptrio import score
+
+        results = score(loaded, tokenizer, texts, decode_argument(after) if after else None)
+        difference = results[0].total - results[1].total
+        if html is not None:
+            scoring.write_html(html, dict(zip("AB", results, strict=True)), f"A and B by {model}")
+        if as_json:
+            found: dict[str, Any] = {"model": model, "likelier": likelier(difference), "difference": difference}
+            found |= {name: scoring.as_dict(result) for name, result in zip("AB", results, strict=True)}
+            print(json.dumps(found, ensure_ascii=not is_unicode(sys.stdout)))
+            return
+        for name, result in zip("AB", results, strict=True):
+            scoring.print_text(surprisals(name, result))
+        print(verdict(difference))
+
+
+def read_texts(first: str, second: str) -> list[str]:
+    """Both texts; one of them may be standard input.
+
+    Raises:
+        OptionError: one is empty or not UTF-8, or both are standard input.
+    """
+    if first == second == "-":
+        raise OptionError("only one of the texts can be standard input; give the other one itself")
+    texts = []
+    for text in (first, second):
+        whole = decode_text(sys.stdin.buffer.read(), "standard input").rstrip("\n") if text == "-" else text
+        texts.append(whole if text == "-" else decode_argument(whole))
+    if not all(texts):
+        raise OptionError("a text is empty; give it at least one character")
+    return texts
+
+
+def surprisals(name: str, result: TextScore) -> Text:
+    """A text's total, its tokens, and below each its surprisal in bits."""
+    from gptrio.scoring.heat_map import surprisal
+
+    above, below = Text(f"{name}  "), "   "
+    for piece, log_prob in zip(scoring.pieces(result), result.log_probs, strict=True):
+        token, bits = scoring.shown(piece), "-" if log_prob is None else f"{surprisal(log_prob):.1f}"
+        width = max(len(token), len(bits)) + 1
+        above.append(token, style=scoring.style_of(0.0 if log_prob is None else surprisal(log_prob)) or "default")
+        above.append(" " * (width - len(token)))
+        below += f"{bits:<{width}}"
+    numbers = f"\n   {scoring.summary(result)}\n"
+    return above.append("\n").append(below.rstrip(), style="dim").append(numbers)
+
+
+def likelier(difference: float) -> str | None:
+    """ "A" or "B", or None if both are as probable."""
+    return None if difference == 0 else "A" if difference > 0 else "B"
+
+
+def verdict(difference: float) -> str:
+    """Which text is likelier, and by how much."""
+    name = likelier(difference)
+    if name is None:
+        return "A and B are equally likely"
+    gap = abs(difference)
+    times = f"{math.exp(gap):,.3g} times as probable" if gap < 30 else f"10^{gap / math.log(10):.0f} times as probable"
+    return f"{name} is likelier: {times} (difference of log-probabilities {gap:.3f})"

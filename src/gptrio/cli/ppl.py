@@ -1,0 +1,55 @@
+"""`gptrio ppl`: the perplexity of a text of any length."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gptrio.cli import scoring
+from gptrio.cli.errors import report_errors
+from gptrio.cli.generate import DEFAULT_MODEL, load
+
+
+def ppl(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
+    ] = None,
+    model: scoring.Model = DEFAULT_MODEL,
+    stride: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Tokens from one window to the next; fewer give every token a longer past, for more computation.",
+            show_default="half of the model's context",
+        ),
+    ] = None,
+    dtype: scoring.DtypeOption = None,
+    quantize: scoring.QuantizeOption = None,
+    device: scoring.Device = None,
+    as_json: scoring.Json = False,
+    verbose: scoring.Verbose = False,
+) -> None:
+    """Compute the perplexity of a text of any length, by windows that overlap.
+
+    gptrio ppl story.txt
+
+    gptrio ppl story.txt --model gpt2 --stride 256
+
+    cat *.py | gptrio ppl --json
+    """
+    with report_errors(context, verbose):
+        text = scoring.read_file(file)
+        loaded, tokenizer = load(model, device, dtype, None, quantize)
+        from gptrio import perplexity
+
+        with scoring.progress("Scoring") as progress:
+            found = perplexity(loaded, tokenizer, text, stride, progress=progress)
+        if as_json:
+            print(json.dumps({"model": model, **found._asdict(), "bits_per_byte": found.bits_per_byte}))
+            return
+        print(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
+        print(f"{found.tokens:,} tokens, {found.bytes:,} bytes, stride {found.stride} of a context of {found.context}")

@@ -1,0 +1,105 @@
+"""`gptrio score`: the probability of every token of a text."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from gptrio.cli import scoring
+from gptrio.cli.errors import report_errors
+from gptrio.cli.generate import DEFAULT_MODEL, load
+from gptrio.cli.text import decode_argument, is_unicode
+
+if TYPE_CHECKING:
+    from gptrio.scoring.results import TextScore
+
+
+def score(
+    context: typer.Context,
+    file: Annotated[
+        Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
+    ] = None,
+    model: scoring.Model = DEFAULT_MODEL,
+    after: Annotated[
+        str | None, typer.Option("--context", help="What precedes the text without being scored.", show_default=False)
+    ] = None,
+    lines: Annotated[bool, typer.Option("--lines", help="Score each line as a text of its own.")] = False,
+    words: Annotated[bool, typer.Option("--words", help="Show words rather than tokens.")] = False,
+    top: Annotated[int, typer.Option(min=0, help="Show so many of the likeliest tokens of each position.")] = 0,
+    html: scoring.Html = None,
+    dtype: scoring.DtypeOption = None,
+    quantize: scoring.QuantizeOption = None,
+    device: scoring.Device = None,
+    as_json: scoring.Json = False,
+    verbose: scoring.Verbose = False,
+) -> None:
+    """Show how probable a model finds each token of a text.
+
+    gptrio score story.txt
+
+    echo "import os" | gptrio score --top 3
+
+    gptrio score sentences.txt --lines --json
+    """
+    with report_errors(context, verbose):
+        text = scoring.read_file(file)
+        texts = [line for line in text.splitlines() if line] if lines else [text]
+        loaded, tokenizer = load(model, device, dtype, None, quantize)
+        from gptrio import score as score_texts
+
+        with scoring.progress("Scoring") as progress:
+            results = score_texts(
+                loaded, tokenizer, texts, decode_argument(after) if after else None, top, progress=progress
+            )
+        if html is not None:
+            headings = {f"Line {i}" if lines else "Text": result for i, result in enumerate(results, start=1)}
+            scoring.write_html(html, headings, f"Surprisal by {model}")
+        if as_json:
+            found = {"model": model, "texts": [scoring.as_dict(result) for result in results]}
+            print(json.dumps(found, ensure_ascii=not is_unicode(sys.stdout)))
+        elif lines:
+            print("log-prob\ttokens\tbits/byte\ttext")
+            for result in results:
+                print(f"{result.total:.3f}\t{len(result.scored)}\t{result.bits_per_byte:.3f}\t{result.text}")
+        else:
+            scoring.print_text(word_table(results[0]) if words else token_table(results[0]))
+            print(scoring.summary(results[0]))
+
+
+def token_table(result: TextScore) -> Text:
+    """A line for each token: the token, its surprisal in bits, its rank, and the likeliest ones if they are known."""
+    from gptrio.scoring.heat_map import surprisal
+
+    tokens = [scoring.shown(piece) for piece in scoring.pieces(result)]
+    width = max(5, *map(len, tokens))
+    table = Text(f"{'token':<{width}}    bits    rank\n", style="bold")
+    for i, (token, log_prob) in enumerate(zip(tokens, result.log_probs, strict=True)):
+        bits = None if log_prob is None else surprisal(log_prob)
+        table.append(token, style=scoring.style_of(bits or 0.0) or "default")
+        numbers = f"{'-':>8}{'-':>8}" if bits is None else f"{bits:8.2f}{result.ranks[i]:8}"
+        table.append(" " * (width - len(token)) + numbers, style="not bold default")
+        for other in result.top[i] if result.top else ():
+            table.append(f"  {scoring.shown(other.token)} {surprisal(other.log_prob):.2f}", style="not bold dim")
+        table.append("\n")
+    table.right_crop(1)
+    return table
+
+
+def word_table(result: TextScore) -> Text:
+    """A line for each word: the word and its surprisal in bits."""
+    from gptrio.scoring.heat_map import surprisal
+
+    words = result.words()
+    width = max(4, *(len(word.text) for word in words))
+    table = Text(f"{'word':<{width}}    bits", style="bold")
+    for word in words:
+        bits = None if word.log_prob is None else surprisal(word.log_prob)
+        table.append("\n").append(word.text, style=scoring.style_of(bits or 0.0) or "default")
+        number = f"{'-':>8}" if bits is None else f"{bits:8.2f}"
+        table.append(" " * (width - len(word.text)) + number, style="not bold default")
+    return table

@@ -1,0 +1,114 @@
+"""What the commands that score texts share: options, reading, colours and progress."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from gptrio.cli.generate import Dtype, Quantization
+from gptrio.cli.text import decode_text
+from gptrio.errors import OptionError
+
+if TYPE_CHECKING:
+    from gptrio.scoring.results import TextScore
+
+Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of a model.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format; auto is the file's.", show_default="auto")]
+QuantizeOption = Annotated[Quantization | None, typer.Option(help="Load weights in 8 or 4 bits.", show_default=False)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page with a heat map of surprisal to this file.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")]
+
+# surprisal in bits from which on a token has a style; on a terminal only
+_STYLES = ((12.0, "white on red"), (8.0, "black on bright_red"), (5.0, "black on yellow"), (2.5, "yellow"))
+_SHOWN = str.maketrans(" \n\t\rĠĊĉč", "␣⏎⇥␍␣⏎⇥␍")  # white space, and how byte-level vocabularies spell it
+
+
+def read_file(file: Path | None) -> str:
+    """The text of a file, or of standard input for - or nothing in a pipe.
+
+    Raises:
+        OptionError: there is no such file or input, it is empty, or not UTF-8.
+    """
+    if file is None or str(file) == "-":
+        if file is None and sys.stdin.isatty():
+            raise OptionError("no text; give a file, or - for standard input")
+        text = decode_text(sys.stdin.buffer.read(), "standard input")
+    elif file.is_file():
+        text = decode_text(file.read_bytes(), f"file {file}")
+    else:
+        raise OptionError(f"there is no file {file}; give a file, or - for standard input")
+    if not text:
+        raise OptionError("the text is empty; give it at least one character")
+    return text
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how much is done on a terminal, on standard error; yields what to call with the numbers done and of all."""
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def style_of(bits: float) -> str:
+    """How a token of so many bits of surprisal looks on a terminal."""
+    return next((style for least, style in _STYLES if bits >= least), "")
+
+
+def shown(token: str) -> str:
+    """A piece of text, or a token, with its white space visible."""
+    return token.translate(_SHOWN)
+
+
+def pieces(result: TextScore) -> list[str]:
+    """The text of each token; the token itself where it is a part of a character."""
+    spans = zip(result.offsets, result.byte_offsets, result.tokens, strict=True)
+    return [
+        piece if len((piece := result.text[start:end]).encode()) == last - first else token
+        for (start, end), (first, last), token in spans
+    ]
+
+
+def print_text(text: Text) -> None:
+    """Print on standard output, in colour on a terminal unless NO_COLOR is set."""
+    Console(soft_wrap=True).print(text, highlight=False)
+
+
+def summary(result: TextScore) -> str:
+    """A text's numbers in a line."""
+    return (
+        f"log-probability {result.total:.3f}, {len(result.scored)} tokens, {result.mean:.3f} per token, "
+        f"{result.bits_per_byte:.3f} bits per byte"
+    )
+
+
+def as_dict(result: TextScore) -> dict[str, Any]:
+    """A text's score for JSON."""
+    found = []
+    for i, (index, token) in enumerate(zip(result.ids, result.tokens, strict=True)):
+        one: dict[str, Any] = {"id": index, "token": token, "start": result.offsets[i][0], "end": result.offsets[i][1]}
+        one |= {"log_prob": result.log_probs[i], "rank": result.ranks[i]}
+        if result.top:
+            one["top"] = [top._asdict() for top in result.top[i]]
+        found.append(one)
+    totals = {"total": result.total, "mean": result.mean, "bits_per_byte": result.bits_per_byte}
+    return {"text": result.text, **totals, "tokens": found}
+
+
+def write_html(file: Path, results: dict[str, TextScore], title: str) -> None:
+    """Write the heat map of results under their headings."""
+    from gptrio.hub import write_text
+    from gptrio.scoring.heat_map import heat_map
+
+    write_text(file, heat_map(results, title))
