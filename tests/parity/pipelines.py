@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import transformers
 
@@ -33,7 +34,7 @@ def both(task: str, folder: Path, **arguments: Any) -> tuple[Any, Any]:
 
 def assert_alike(ours: Any, theirs: Any, limit: float = 1e-5) -> None:
     """Check nested results: equal names, texts and lengths, and numbers within a limit."""
-    if isinstance(theirs, float):
+    if isinstance(theirs, (float, np.floating)):
         assert ours == pytest.approx(theirs, abs=limit, rel=limit)
     elif isinstance(theirs, dict):
         assert list(ours) == list(theirs)

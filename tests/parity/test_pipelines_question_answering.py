@@ -11,7 +11,8 @@ import transformers
 
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, UnsupportedError
-from tests.parity.trained_heads import QUESTION, alike, asked, models, story, tokenizers
+from tests.parity.pipelines import assert_alike
+from tests.parity.trained_heads import QUESTION, asked, models, story, tokenizers
 from tests.tiny_tokenizers import write_gpt2
 
 STORIES = [story(random.Random(i))[0] for i in range(6)]
@@ -65,8 +66,8 @@ def pipelines(request: pytest.FixtureRequest, family: str, tmp_path_factory: pyt
 )
 def test_answers_are_those_of_the_reference(pipelines: Any, options: Any) -> None:
     theirs, ours = pipelines
-    alike(ours(ITEMS[:-1], **options), theirs(ITEMS[:-1], **options))
-    alike(ours(**ITEMS[0], **options), theirs(**ITEMS[0], **options))
+    assert_alike(ours(ITEMS[:-1], **options), theirs(ITEMS[:-1], **options))
+    assert_alike(ours(**ITEMS[0], **options), theirs(**ITEMS[0], **options))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_answers_are_those_of_the_reference(pipelines: Any, options: Any) -> Non
 def test_long_contexts_in_parts_have_the_answers_of_the_reference(pipelines: Any, options: Any) -> None:
     theirs, ours = pipelines
     data = [{"question": "city?", "context": context} for context in (LONG, LONG.replace(" ", "  "))]
-    alike(ours(data, **options), theirs(data, **options))
+    assert_alike(ours(data, **options), theirs(data, **options))
 
 
 @pytest.mark.parametrize("pipelines", [True], indirect=True, ids=["trained"])
@@ -102,25 +103,25 @@ def test_inputs_of_every_form_give_the_same(pipelines: Any) -> None:
     examples = [gptrio.SquadExample(None, QUESTION, context) for context in contexts]
     lists = [ITEMS[:3], tuple(ITEMS[:3]), examples, ours.create_sample([QUESTION] * 3, contexts)]
     for inputs in lists:
-        alike(ours(inputs), expected)
-    alike(ours(*ITEMS[:3]), expected)
-    alike(ours(question=[QUESTION] * 3, context=contexts), expected)
-    alike(ours(data=ITEMS[:3]), expected)
-    alike(ours(X=ITEMS[:3]), expected)
-    alike(list(ours(item for item in ITEMS[:3])), expected)
+        assert_alike(ours(inputs), expected)
+    assert_alike(ours(*ITEMS[:3]), expected)
+    assert_alike(ours(question=[QUESTION] * 3, context=contexts), expected)
+    assert_alike(ours(data=ITEMS[:3]), expected)
+    assert_alike(ours(X=ITEMS[:3]), expected)
+    assert_alike(list(ours(item for item in ITEMS[:3])), expected)
     for one in (ITEMS[0], [ITEMS[0]], examples[0], {**ITEMS[0], "id": 3}):
-        alike(ours(one), expected[0])
-    alike(ours(QUESTION, contexts[0]), expected[0])
+        assert_alike(ours(one), expected[0])
+    assert_alike(ours(QUESTION, contexts[0]), expected[0])
     questions = [QUESTION, "who sings?"]
-    alike(ours(question=questions, context=LONG), theirs(question=questions, context=LONG))
-    alike(ours([transformers.SquadExample(None, QUESTION, contexts[0], None, None, None)]), expected[0])
+    assert_alike(ours(question=questions, context=LONG), theirs(question=questions, context=LONG))
+    assert_alike(ours([transformers.SquadExample(None, QUESTION, contexts[0], None, None, None)]), expected[0])
 
 
 def test_options_of_the_pipeline_are_defaults_of_its_calls(pipelines: Any) -> None:
     theirs, ours = pipelines
     twins = [type(p)(model=p.model, tokenizer=p.tokenizer, top_k=2, max_answer_len=4) for p in (ours, theirs)]
-    alike(twins[0](ITEMS[:4]), twins[1](ITEMS[:4]))
-    alike(twins[0](ITEMS[:4], top_k=3), twins[1](ITEMS[:4], top_k=3))
+    assert_alike(twins[0](ITEMS[:4]), twins[1](ITEMS[:4]))
+    assert_alike(twins[0](ITEMS[:4], top_k=3), twins[1](ITEMS[:4], top_k=3))
 
 
 def test_the_context_comes_first_where_padding_is_on_the_left(family: str, tmp_path: Any) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import transformers
 
@@ -94,15 +93,3 @@ def padded(examples: list[tuple[list[int], list[int]]], labels: str | None = Non
     if labels is not None:
         batch[labels] = torch.tensor([numbers + [-100] * (length - len(numbers)) for _, numbers in examples])
     return batch
-
-
-def alike(ours: Any, theirs: Any) -> None:
-    """Check results of a pipeline: equal texts, places and names; scores up to rounding."""
-    if isinstance(theirs, list):
-        assert len(ours) == len(theirs)
-        for one, other in zip(ours, theirs, strict=True):
-            alike(one, other)
-        return
-    assert list(ours) == list(theirs)
-    assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
-    assert {**ours, "score": 0} == {**theirs, "score": 0}

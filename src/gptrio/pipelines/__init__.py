@@ -2,14 +2,14 @@
 
 from gptrio.pipelines.base import ChunkPipeline as ChunkPipeline
 from gptrio.pipelines.base import Pipeline as Pipeline
+from gptrio.pipelines.entities import AggregationStrategy as AggregationStrategy
 from gptrio.pipelines.factory import pipeline as pipeline
 from gptrio.pipelines.feature_extraction import FeatureExtractionPipeline as FeatureExtractionPipeline
 from gptrio.pipelines.pt_utils import KeyDataset as KeyDataset
 from gptrio.pipelines.question_answering import QuestionAnsweringPipeline as QuestionAnsweringPipeline
-from gptrio.pipelines.question_answering import SquadExample as SquadExample
+from gptrio.pipelines.questions import SquadExample as SquadExample
 from gptrio.pipelines.text_classification import TextClassificationPipeline as TextClassificationPipeline
 from gptrio.pipelines.text_generation import TextGenerationPipeline as TextGenerationPipeline
-from gptrio.pipelines.token_classification import AggregationStrategy as AggregationStrategy
 from gptrio.pipelines.token_classification import NerPipeline as NerPipeline
 from gptrio.pipelines.token_classification import TokenClassificationPipeline as TokenClassificationPipeline
 from gptrio.pipelines.zero_shot_classification import ZeroShotClassificationPipeline as ZeroShotClassificationPipeline

@@ -2,55 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import GeneratorType
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
+from torch import Tensor
 
 from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.generation.options.max_length import positions
 from gptrio.pipelines.base import ChunkPipeline, Parameters
 from gptrio.pipelines.batching import Row
-from gptrio.pipelines.results import is_column
+from gptrio.pipelines.questions import SquadExample, to_example, to_examples
 from gptrio.pipelines.spans import answer_span
 from gptrio.tokenization.encoding import short
 
 Answer = dict[str, Any]
-Numbers = NDArray[np.floating[Any]]
-Mask = NDArray[np.bool_]
 
 _MOST_TOKENS = 384  # of a question and a part of its context
 _MOST_OVERLAP = 128
 _MASKED = -10000.0  # logit of a token that is in no answer
-
-
-@dataclass
-class SquadExample:
-    """A question about a text, with what data sets know about its answer.
-
-    Args:
-        qas_id: its number in a data set.
-        question_text: the question.
-        context_text: the text with the answer.
-        answer_text, start_position_character: the answer, and where it starts.
-        title: of the text.
-        answers: all known answers.
-        is_impossible: the text has no answer.
-    """
-
-    qas_id: str | None
-    question_text: str
-    context_text: str
-    answer_text: str | None = None
-    start_position_character: int | None = None
-    title: str | None = None
-    answers: list[Any] = field(default_factory=list)
-    is_impossible: bool = False
 
 
 class QuestionAnsweringPipeline(ChunkPipeline):
@@ -141,7 +113,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         given: dict[str, Any] = {
             name: kwargs.pop(name) for name in ("X", "data", "question", "context") if name in kwargs
         }
-        examples = _examples(args, given)
+        examples = to_examples(args, given)
         one = isinstance(examples, list) and len(examples) == 1
         return super().__call__(examples[0] if one else examples, **kwargs)
 
@@ -154,7 +126,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         max_seq_len: int | None = None,
     ) -> Iterator[Row]:
         """Yield a row for each part of the context; `p_mask` (1, T) is 0 for tokens of the context and 1 for others."""
-        example = _example(example)
+        example = to_example(example)
         if not self.tokenizer.is_fast:
             raise UnsupportedError(
                 "question answering needs a fast tokenizer, which knows where tokens are in the text; load it with "
@@ -223,10 +195,13 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         sequence = int(self.tokenizer.padding_side == "right")
         for output in model_outputs:
             is_context = _is_context(output)
-            start, end = (_probabilities(output[name][0], is_context) for name in ("start", "end"))
+            start, end = (
+                output[name][0].float().masked_fill(~is_context, _MASKED).softmax(-1).numpy()
+                for name in ("start", "end")
+            )
             no_answer = min(no_answer, float(start[0] * end[0]))
             start[0] = end[0] = 0.0  # the place of "no answer"
-            for first, last, score in _best_spans(start, end, is_context, candidates, max_answer_len):
+            for first, last, score in _best_spans(start, end, is_context.numpy(), candidates, max_answer_len):
                 span = answer_span(output["encoding"], first, last, sequence, align_to_words)
                 text = output["example"].context_text[slice(*span)]
                 new = {"score": 0.0, "start": span[0], "end": span[1], "answer": text}
@@ -238,76 +213,15 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         return found[0] if len(found) == 1 else found
 
 
-def _examples(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """Questions as a list of examples; generators and datasets unchanged."""
-    if len(args) == 2 and all(isinstance(text, str) for text in args):
-        given: Any = {"question": args[0], "context": args[1]}
-    elif args:
-        given = args[0] if len(args) == 1 else list(args)
-    elif "X" in named or "data" in named:
-        given = named["X"] if "X" in named else named["data"]
-    elif {"question", "context"} <= named.keys():
-        given = _pairs(named["question"], named["context"])
-    else:
-        raise InputError("question answering needs a question and a context; pass question=... and context=...")
-    if isinstance(given, (GeneratorType, Dataset)) or is_column(given):
-        return given
-    if isinstance(given, Mapping) or hasattr(given, "question_text"):
-        return [_example(given)]
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InputError(
-            f"the input is {short(given)}; expected a dict with 'question' and 'context', or a list of them"
-        )
-    return [_example(item) for item in given]
-
-
-def _pairs(questions: Any, contexts: Any) -> list[dict[str, Any]]:
-    if isinstance(questions, str) and isinstance(contexts, str):
-        questions, contexts = [questions], [contexts]
-    if isinstance(questions, list) and isinstance(contexts, str):
-        contexts = [contexts] * len(questions)
-    if not isinstance(questions, list) or not isinstance(contexts, list):
-        raise InputError(
-            f"question is {short(questions)} and context {short(contexts)}; expected two texts, two lists, or a list "
-            "of questions about one text"
-        )
-    if len(questions) != len(contexts):
-        raise InputError(f"there are {len(questions)} questions and {len(contexts)} contexts; expected as many of both")
-    return [{"question": question, "context": context} for question, context in zip(questions, contexts, strict=True)]
-
-
-def _example(item: Any) -> Any:
-    """A checked example."""
-    if hasattr(item, "question_text"):
-        return item
-    if not isinstance(item, Mapping):
-        raise InputError(
-            f"the input is {short(item)}; expected a dict with 'question' and 'context', or a SquadExample"
-        )
-    for name in ("question", "context"):
-        if not isinstance(item.get(name), str) or not item[name]:
-            raise InputError(f"{name} is {short(item.get(name))}; expected a text that is not empty")
-    return SquadExample(None, item["question"], item["context"])
-
-
-def _is_context(output: Mapping[str, Any]) -> Mask:
+def _is_context(output: Mapping[str, Any]) -> Tensor:
     """(T,), whether a token can be in an answer."""
-    mask: Mask = output["p_mask"][0].numpy() == 0
+    mask: Tensor = output["p_mask"][0] == 0
     attention_mask = output.get("attention_mask")
-    return mask if attention_mask is None else mask & (attention_mask[0].numpy() != 0)
-
-
-def _probabilities(logits: torch.Tensor, is_context: Mask) -> Numbers:
-    """Softmax (T,) over the tokens that can be in an answer."""
-    numbers = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).numpy()
-    masked = np.where(is_context, numbers, np.asarray(_MASKED, numbers.dtype))
-    exponentials = np.exp(masked - masked.max())
-    probabilities: Numbers = exponentials / exponentials.sum()
-    return probabilities
+    return mask if attention_mask is None else mask & (attention_mask[0] != 0)
 
 
 def _best_spans(
-    start: Numbers, end: Numbers, is_context: Mask, count: int, max_answer_len: int
+    start: NDArray[Any], end: NDArray[Any], is_context: NDArray[np.bool_], count: int, max_answer_len: int
 ) -> list[tuple[int, int, float]]:
     """First token, last token and score of the likeliest answers of at most `max_answer_len` tokens.
 

@@ -3,46 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from enum import Enum
 from types import GeneratorType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from gptrio.errors import InputError, OptionError, warn
 from gptrio.generation.options.max_length import positions
 from gptrio.pipelines.base import ChunkPipeline, Parameters
 from gptrio.pipelines.batching import Row
+from gptrio.pipelines.entities import BY_WORD, AggregationStrategy, Entity, EntityMixin
 from gptrio.pipelines.results import is_column
-from gptrio.pipelines.spans import Span, in_text, is_continuation, join_words
+from gptrio.pipelines.spans import Span, in_text, join_words
 from gptrio.tokenization.encoding import short
-
-Entity = dict[str, Any]
-Scores = NDArray[np.floating[Any]]
-
-
-class AggregationStrategy(str, Enum):
-    """How tokens become entities.
-
-    Attributes:
-        NONE: not at all; each token has its own label.
-        SIMPLE: neighbours of one tag are an entity; a label that starts with "B-" begins a new one.
-        FIRST: like SIMPLE; a word has the label of its first token.
-        AVERAGE: like SIMPLE; a word has the label of the highest mean score.
-        MAX: like SIMPLE; a word has the label of its token with the highest score.
-    """
-
-    NONE = "none"
-    SIMPLE = "simple"
-    FIRST = "first"
-    AVERAGE = "average"
-    MAX = "max"
-
-
-_BY_WORD = (AggregationStrategy.FIRST, AggregationStrategy.AVERAGE, AggregationStrategy.MAX)
+from gptrio.tokenization.options import LARGE_INTEGER
 
 
 class _Placed(NamedTuple):
@@ -52,7 +27,7 @@ class _Placed(NamedTuple):
     offset_mapping: Sequence[Span]
 
 
-class TokenClassificationPipeline(ChunkPipeline):
+class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
     """Names entities, or gives a label to each token, with a model of `AutoModelForTokenClassification`.
 
     Args:
@@ -104,7 +79,7 @@ class TokenClassificationPipeline(ChunkPipeline):
         return _given(preprocess), {}, _given(postprocess)
 
     def _check(self, strategy: AggregationStrategy | None, stride: int | None) -> None:
-        if strategy in _BY_WORD and not self.tokenizer.is_fast:
+        if strategy in BY_WORD and not self.tokenizer.is_fast:
             raise OptionError(
                 f"aggregation_strategy={strategy.value!r} needs a fast tokenizer, which knows where words begin; use "
                 "'simple', or a tokenizer whose class ends in Fast"
@@ -149,7 +124,7 @@ class TokenClassificationPipeline(ChunkPipeline):
     def _longest(self) -> int | None:
         """Most tokens of a text: of the tokenizer, or of the model if that has fewer positions; None without limit."""
         limit = self.tokenizer.model_max_length
-        limits = [limit if limit and 0 < limit < 1e20 else None, positions(self.model)]
+        limits = [limit if limit and 0 < limit <= LARGE_INTEGER else None, positions(self.model)]
         return min((int(given) for given in limits if given is not None), default=None)
 
     def preprocess(
@@ -160,7 +135,7 @@ class TokenClassificationPipeline(ChunkPipeline):
         delimiter: str = " ",
         stride: int | None = None,
     ) -> Iterator[Row]:
-        """Yield the rows of a text: one, or with `stride` as many as needed."""
+        """Yield the rows of a text: one, with `stride` as many as needed, and none if it has no tokens."""
         if isinstance(sentence, _Placed):
             sentence, offset_mapping = sentence
         _check_text(sentence, is_split_into_words, self.tokenizer.is_fast)
@@ -178,7 +153,7 @@ class TokenClassificationPipeline(ChunkPipeline):
         )
         names = [name for name in (*self.tokenizer.model_input_names, "special_tokens_mask") if name in encoded]
         count = len(encoded["input_ids"])
-        for i in range(count):
+        for i in range(count if encoded["input_ids"][0] else 0):
             row: dict[str, Any] = {name: torch.tensor([encoded[name][i]]) for name in names}
             offsets = offset_mapping or (encoded["offset_mapping"][i] if self.tokenizer.is_fast else None)
             if offsets is not None and is_split_into_words:
@@ -205,7 +180,7 @@ class TokenClassificationPipeline(ChunkPipeline):
             tokens = self.gather_pre_entities(
                 output["sentence"],
                 output["input_ids"][0].numpy(),
-                _probabilities(output["logits"][0]),
+                output["logits"][0].float().softmax(-1).numpy(),
                 None if offsets is None else [(start, end) for start, end in offsets[0].tolist()],
                 output["special_tokens_mask"][0].numpy(),
                 aggregation_strategy,
@@ -213,102 +188,6 @@ class TokenClassificationPipeline(ChunkPipeline):
             found = self.aggregate(tokens, aggregation_strategy)
             entities += [e for e in found if e.get("entity") not in ignored and e.get("entity_group") not in ignored]
         return self.aggregate_overlapping_entities(entities) if len(all_outputs) > 1 else entities
-
-    def gather_pre_entities(
-        self,
-        sentence: str,
-        input_ids: NDArray[np.integer[Any]],
-        scores: Scores,
-        offset_mapping: Sequence[Span] | None,
-        special_tokens_mask: NDArray[np.integer[Any]],
-        aggregation_strategy: AggregationStrategy,
-    ) -> list[Entity]:
-        """What is known of each token (T,) that is not special, from scores (T, labels) and places."""
-        entities = []
-        for index, token_scores in enumerate(scores):
-            if special_tokens_mask[index]:
-                continue
-            number = int(input_ids[index])
-            word: str = self.tokenizer.convert_ids_to_tokens(number)
-            start, end = (None, None) if offset_mapping is None else offset_mapping[index]
-            is_subword = False
-            if start is not None and end is not None:
-                is_subword = is_continuation(sentence, word, (start, end), self.tokenizer)
-                if number == self.tokenizer.unk_token_id:
-                    word, is_subword = sentence[start:end], False
-            known = {"word": word, "scores": token_scores, "start": start, "end": end}
-            entities.append({**known, "index": index, "is_subword": is_subword})
-        return entities
-
-    def aggregate(self, pre_entities: list[Entity], aggregation_strategy: AggregationStrategy) -> list[Entity]:
-        """Label tokens or words, and group them if the strategy asks for it."""
-        if aggregation_strategy in _BY_WORD:
-            return self.group_entities(self.aggregate_words(pre_entities, aggregation_strategy))
-        entities = [
-            {**self._labelled(token["scores"]), **{name: token[name] for name in ("index", "word", "start", "end")}}
-            for token in pre_entities
-        ]
-        return entities if aggregation_strategy == AggregationStrategy.NONE else self.group_entities(entities)
-
-    def aggregate_words(self, entities: list[Entity], aggregation_strategy: AggregationStrategy) -> list[Entity]:
-        """Join the tokens of each word, which get one label."""
-        words: list[list[Entity]] = []
-        for token in entities:
-            if words and token["is_subword"]:
-                words[-1].append(token)
-            else:
-                words.append([token])
-        return [self.aggregate_word(word, aggregation_strategy) for word in words]
-
-    def aggregate_word(self, entities: list[Entity], aggregation_strategy: AggregationStrategy) -> Entity:
-        """Join the tokens of a word."""
-        if aggregation_strategy == AggregationStrategy.AVERAGE:
-            scores = np.nanmean(np.stack([token["scores"] for token in entities]), axis=0)
-        elif aggregation_strategy == AggregationStrategy.MAX:
-            scores = max((token["scores"] for token in entities), key=lambda scores: scores.max())
-        else:
-            scores = entities[0]["scores"]
-        return {**self._labelled(scores), **self._place(entities)}
-
-    def group_entities(self, entities: list[Entity]) -> list[Entity]:
-        """Join neighbours with one tag."""
-        groups: list[list[Entity]] = []
-        last = None
-        for entity in entities:
-            prefix, tag = self.get_tag(entity["entity"])
-            if tag == last and prefix != "B":
-                groups[-1].append(entity)
-            else:
-                groups.append([entity])
-            last = tag
-        return [self.group_sub_entities(group) for group in groups]
-
-    def group_sub_entities(self, entities: list[Entity]) -> Entity:
-        """Join the tokens, or words, of an entity."""
-        score = np.nanmean([entity["score"] for entity in entities])
-        return {"entity_group": entities[0]["entity"].split("-", 1)[-1], "score": score, **self._place(entities)}
-
-    def get_tag(self, entity_name: str) -> tuple[str, str]:
-        """Return "B" or "I" and the tag of a label; labels without either count as "I"."""
-        return (entity_name[0], entity_name[2:]) if entity_name.startswith(("B-", "I-")) else ("I", entity_name)
-
-    def aggregate_overlapping_entities(self, entities: list[Entity]) -> list[Entity]:
-        """Keep the longest of overlapping entities, and of equally long ones that with the higher score."""
-        kept: list[Entity] = []
-        for entity in sorted(entities, key=lambda entity: entity["start"]):
-            if not kept or not kept[-1]["start"] <= entity["start"] < kept[-1]["end"]:
-                kept.append(entity)
-            elif _rank(entity) > _rank(kept[-1]):
-                kept[-1] = entity
-        return kept
-
-    def _labelled(self, scores: Scores) -> Entity:
-        best = int(scores.argmax())
-        return {"entity": self.model.config.id2label[best], "score": scores[best]}
-
-    def _place(self, entities: list[Entity]) -> Entity:
-        word = self.tokenizer.convert_tokens_to_string([entity["word"] for entity in entities])
-        return {"word": word, "start": entities[0]["start"], "end": entities[-1]["end"]}
 
 
 NerPipeline = TokenClassificationPipeline
@@ -350,15 +229,3 @@ def _check_text(sentence: Any, is_split: bool, is_fast: bool) -> None:
         raise InputError(f"the input is {short(sentence)}; with is_split_into_words=True a list of words is expected")
     if not is_split and not isinstance(sentence, str):
         raise InputError(f"the input is {short(sentence)}; expected a text, or pass is_split_into_words=True for words")
-
-
-def _probabilities(logits: torch.Tensor) -> Scores:
-    """Softmax over the labels of logits (T, labels)."""
-    numbers = (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).numpy()
-    exponentials = np.exp(numbers - numbers.max(axis=-1, keepdims=True))
-    scores: Scores = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return scores
-
-
-def _rank(entity: Entity) -> tuple[int, float]:
-    return entity["end"] - entity["start"], entity["score"]
