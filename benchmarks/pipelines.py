@@ -27,7 +27,7 @@ from gptrio.tokenization.bpe import byte_alphabet
 
 Run = Callable[[], list[Any]]
 TASKS = {"text-generation": "AutoModelForCausalLM", "text-classification": "AutoModelForSequenceClassification"}
-WORDS = "the to you a i and is in u it of my for your me on have that are call not do ok now go come free txt win".split()
+WORDS = """the to you a i and is in u it of my for your me on have that are call not do ok now go come free txt win"""
 
 
 def model_folder(shape: str, task: str, tokenizer: Path | None) -> Path:
@@ -57,7 +57,7 @@ def texts_of(path: Path | None, count: int) -> list[str]:
     numbers = random.Random(0)
     if path is None:
         lengths = (min(2 + int(numbers.expovariate(1 / 14)), 40) for _ in range(count))
-        return [" ".join(numbers.choices(WORDS, k=length)) for length in lengths]
+        return [" ".join(numbers.choices(WORDS.split(), k=length)) for length in lengths]
     lines = [line.split("\t")[-1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return numbers.sample(lines, count)
 
@@ -129,7 +129,8 @@ def main() -> None:
     seconds, same = compare(runs, arguments.rounds)
     ours = statistics.median(seconds["gptrio"])
     medians = {name: statistics.median(found) for name, found in seconds.items()}
-    print(f"{arguments.task}, {arguments.model}, {len(texts)} texts, float32, {arguments.threads} threads; {same:.0%} alike")
+    print(f"{arguments.task}, {arguments.model}, {len(texts)} texts, float32, {arguments.threads} threads")
+    print(f"{same:.0%} of the results are the same")
     rows = [[name, f"{took:.2f} s", f"{len(texts) / took:.1f}", f"{took / ours:.2f}"] for name, took in medians.items()]
     print_table(["", "median", "texts a second", "gptrio is faster by"], rows)
     save("pipelines", {"settings": settings(arguments), "seconds": seconds, "same results": same}, arguments.out)

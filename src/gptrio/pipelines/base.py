@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from gptrio.errors import CheckpointError, UnsupportedError
 from gptrio.generation.options.config import GenerationConfig
+from gptrio.kernels.linear import packed_inference
 from gptrio.outputs import ModelOutput
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, row_of, without_padding
 from gptrio.pipelines.devices import choose_device
@@ -177,9 +178,10 @@ class Pipeline(ABC, Pushable):
         prepared = [self._rows(self.preprocess(item, **preprocess)) for item in inputs]
         rows = [row for group in prepared for row in group]
         outputs: dict[int, Any] = {}
-        for batch in self._batches(rows, batch_size, forward):
-            outputs.update(zip(batch, self._run_batch([rows[i] for i in batch], forward), strict=True))
-            report(len(outputs) / len(rows))
+        with packed_inference(self.model) if len(rows) > 1 and self.device.type == "cpu" else nullcontext():
+            for batch in self._batches(rows, batch_size, forward):
+                outputs.update(zip(batch, self._run_batch([rows[i] for i in batch], forward), strict=True))
+                report(len(outputs) / len(rows))
         in_turn = iter([outputs[i] for i in range(len(rows))])
         return [self.postprocess(self._gathered(list(islice(in_turn, len(g)))), **postprocess) for g in prepared]
 

@@ -1,0 +1,104 @@
+"""Pipelines of others: a subclass with four methods gets one row at a time unless it asks for batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gptrio import pipeline
+from gptrio.pipelines import ChunkPipeline, Pipeline, TextClassificationPipeline
+from gptrio.testing import byte_tokenizer
+from tests.contract.families import FAMILIES
+
+
+class Surprise(Pipeline):
+    """Counts tokens and keeps the number of rows of each call."""
+
+    rows: list[int]
+
+    def _sanitize_parameters(self, scale: float | None = None, **kwargs: Any) -> Any:
+        return {}, {}, {} if scale is None else {"scale": scale}
+
+    def preprocess(self, text: str) -> Any:
+        return self.tokenizer(text, return_tensors="pt")
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        self.rows = [*getattr(self, "rows", []), len(inputs["input_ids"])]
+        mask = inputs["attention_mask"]
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        return {"logits": self.model(**inputs, position_ids=positions).logits, "mask": mask}
+
+    def postprocess(self, outputs: Any, scale: float = 1.0) -> float:
+        return float(outputs["mask"].sum() * scale)
+
+
+class Words(ChunkPipeline):
+    """Counts the tokens of each word, a row each."""
+
+    def _sanitize_parameters(self, **kwargs: Any) -> Any:
+        return {}, {}, {}
+
+    def preprocess(self, text: str) -> Iterator[Any]:
+        words = text.split()
+        for i, word in enumerate(words):
+            yield {**self.tokenizer(word, return_tensors="pt"), "is_last": i == len(words) - 1}
+
+    def _forward(self, inputs: dict[str, Any]) -> Any:
+        return {"is_last": inputs["is_last"], "mask": inputs["attention_mask"]}
+
+    def postprocess(self, outputs: Any) -> list[int]:
+        assert all("is_last" not in output for output in outputs)
+        return [int(output["mask"].sum()) for output in outputs]
+
+
+def build(pipeline_class: Any, **arguments: Any) -> Any:
+    model = FAMILIES[0].build()
+    tokenizer = byte_tokenizer()
+    return pipeline("text-generation", model, tokenizer=tokenizer, pipeline_class=pipeline_class, **arguments)
+
+
+def test_code_of_others_gets_one_row_at_a_time() -> None:
+    own = build(Surprise, device="cpu")
+    assert own(["abc", "d", "ef"], scale=2) == [6, 2, 4]
+    assert own.rows == [1, 1, 1]
+    assert own("abc") == own.predict("abc") == own.transform("abc") == 3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_batches_that_are_asked_for_have_neighbours(side: str) -> None:
+    own = build(Surprise, device="cpu", batch_size=2, scale=3)
+    own.tokenizer.padding_side = side
+    assert own(["abc", "d", "ef"]) == [9, 3, 6]
+    assert list(own(text for text in ["abc", "d"])) == [9, 3]
+    assert own.rows == [2, 1, 2]
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 5])
+def test_rows_of_one_input_come_back_together(batch_size: int | None) -> None:
+    own = build(Words, device="cpu")
+    texts = ["a bc d", "efgh", "ij k"]
+    assert own(texts, batch_size=batch_size) == [[1, 2, 1], [4], [2, 1]]
+    assert own(texts[0]) == [1, 2, 1]
+
+
+def test_a_generator_is_not_read_ahead() -> None:
+    own = build(Surprise, device="cpu")
+    read = []
+
+    def texts() -> Iterator[str]:
+        for text in ("a", "bc"):
+            read.append(text)
+            yield text
+
+    results = own(texts())
+    assert next(results) == 1
+    assert read == ["a"]
+
+
+def test_a_text_without_tokens_is_refused_by_classifiers() -> None:
+    model = FAMILIES[0].build("ForSequenceClassification")
+    classifier = TextClassificationPipeline(model=model, tokenizer=byte_tokenizer(), device="cpu")
+    with pytest.raises(ValueError, match="no tokens"):
+        classifier(["a", ""])
