@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gptrio.cli.app import COMMANDS
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 
 PROGRAM = (sys.executable, "-m", "gptrio")
@@ -92,7 +93,7 @@ def completions(words: str, place: int) -> list[str]:
 
 
 def test_shells_complete_commands_options_and_choices():
-    assert completions("gptrio ", 1) == ["generate", "env"]
+    assert completions("gptrio ", 1) == list(COMMANDS)
     assert completions("gptrio generate --qu", 2) == ["--quantize"]
     assert completions("gptrio generate --quantize ", 3) == ["int8", "int4", "nf4", "fp4"]
 

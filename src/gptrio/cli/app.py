@@ -19,6 +19,9 @@ COMMANDS = {
     "score": "gptrio.cli.score",
     "ppl": "gptrio.cli.ppl",
     "compare": "gptrio.cli.compare",
+    "tokenize": "gptrio.cli.tokenize",
+    "info": "gptrio.cli.info",
+    "download": "gptrio.cli.download",
     "env": "gptrio.cli.env",
 }
 
@@ -58,7 +61,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Generate and score text with GPT-2, GPT-Neo and GPT-NeoX models."""
+    """Generate, score and inspect text and models of the families GPT-2, GPT-Neo and GPT-NeoX."""
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
 

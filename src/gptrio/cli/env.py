@@ -28,6 +28,7 @@ def env(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
+    from gptrio.cli.tables import print_facts
     from gptrio.kernels.cpu_decode.compilation import compile_mode
 
     with report_errors(context, verbose):
@@ -35,7 +36,10 @@ def env(
         if compile_now:
             compile_step()
         facts = {**software(), **hardware()}
-        print(json.dumps(facts, indent=2) if as_json else table(facts), end="\n" if as_json else "")
+        if as_json:
+            print(json.dumps(facts, indent=2))
+        else:
+            print_facts(facts.items())
 
 
 def compile_step() -> None:
@@ -94,16 +98,3 @@ def cache_folder() -> str:
     from huggingface_hub import constants
 
     return constants.HF_HUB_CACHE
-
-
-def table(facts: dict[str, str]) -> str:
-    """Facts as aligned lines, names in colour on a terminal."""
-    from rich.console import Console
-    from rich.text import Text
-
-    width = max(map(len, facts))
-    console = Console(soft_wrap=True)
-    with console.capture() as capture:
-        for name, value in facts.items():
-            console.print(Text(f"{name:<{width}}  ", style="cyan").append(value, style="default"))
-    return capture.get()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptrio.cli.errors import print_error, report_errors
-from gptrio.cli.text import decode_argument, decode_text, is_unicode
+from gptrio.cli.text import decode_argument, is_unicode, read_text
 from gptrio.errors import OptionError, warn
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "gptrio/stdlib-gpt2"
 DEFAULT_NEW_TOKENS = 128
+EXAMPLE = 'gptrio generate "def hello_world():"'
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4", "nf4", "fp4"]
@@ -91,7 +92,7 @@ def generate(
     from gptrio.kernels.cpu_decode.compilation import compile_mode
 
     with report_errors(context, verbose):
-        text = read_prompt(prompt, file)
+        text = read_text(prompt, file, EXAMPLE)
         options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
         options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
         compile_mode()  # an unknown one is refused before a model is loaded
@@ -107,27 +108,6 @@ def generate(
             total = sum(row["tokens"] for row in rows)
             speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
             print_error(f"{model}, {quantize or loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
-
-
-def read_prompt(prompt: str | None, file: Path | None) -> str:
-    """Return the prompt from the argument, the file or standard input, unchanged except for a byte order mark.
-
-    Raises:
-        OptionError: none or two of them are given, the text is empty, or the bytes cannot be decoded.
-    """
-    if prompt is not None and file is not None:
-        raise OptionError("a prompt and --file were both given; give one of them")
-    if prompt is None and file is None and sys.stdin.isatty():
-        raise OptionError('no prompt; give one, as in: gptrio generate "def hello_world():", or --file, or a pipe')
-    if file is not None:
-        prompt = decode_text(file.read_bytes(), f"file {file}")
-    elif prompt in (None, "-"):
-        prompt = decode_text(sys.stdin.buffer.read(), "standard input")
-    else:
-        prompt = decode_argument(prompt)
-    if not prompt:
-        raise OptionError("the prompt is empty; give it at least one character")
-    return prompt
 
 
 def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[str, Any]:

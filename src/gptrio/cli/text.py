@@ -6,6 +6,7 @@ import codecs
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from gptrio.errors import OptionError
@@ -38,6 +39,32 @@ def decode_argument(text: str) -> str:
     except UnicodeEncodeError:
         return decode_text(os.fsencode(text), "the argument")
     return text.removeprefix(_BYTE_ORDER_MARK)
+
+
+def read_text(text: str | None, file: Path | None, example: str) -> str:
+    """Return the text from an argument, a file or standard input, unchanged except for a byte order mark.
+
+    Args:
+        text: the argument; "-", or None in a pipe, stands for standard input.
+        file: to read instead.
+        example: a command line that gives a text, for the message where there is none.
+
+    Raises:
+        OptionError: none or two of them are given, the text is empty, or the bytes cannot be decoded.
+    """
+    if text is not None and file is not None:
+        raise OptionError("a text and --file were both given; give one of them")
+    if text is None and file is None and sys.stdin.isatty():
+        raise OptionError(f"no text; give one, as in: {example}, or --file, or a pipe")
+    if file is not None:
+        text = decode_text(file.read_bytes(), f"file {file}")
+    elif text in (None, "-"):
+        text = decode_text(sys.stdin.buffer.read(), "standard input")
+    else:
+        text = decode_argument(text)
+    if not text:
+        raise OptionError("the text is empty; give it at least one character")
+    return text
 
 
 def set_output_encoding() -> None:

@@ -1,0 +1,70 @@
+"""`gptrio download`: fetch a model from the hub, for use without a network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptrio.cli.errors import report_errors
+
+if TYPE_CHECKING:
+    from gptrio.hub import HubOptions
+
+# beside the weights; a model has only some of them
+_FILES = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+
+
+def download(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="Hub name of a model.", show_default=False)],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Fetch a model and its tokenizer from the hub into the cache, and print the folder.
+
+    gptrio download EleutherAI/pythia-160m
+
+    gptrio download EleutherAI/pythia-160m --revision step1000
+
+    HF_HUB_OFFLINE=1 gptrio generate --model EleutherAI/pythia-160m "Once upon a time"
+    """
+    with report_errors(context, verbose):
+        from gptrio.hub import HubOptions
+
+        files = fetch(name, HubOptions(revision=revision))
+        if as_json:
+            sizes = {path.name: path.stat().st_size for path in files}
+            print(json.dumps({"model": name, "folder": str(files[0].parent), "files": sizes}))
+        else:
+            print(files[0].parent)
+
+
+def fetch(name: str, options: HubOptions) -> list[Path]:
+    """Download configuration, weights and tokenizer of one commit of a repository; return their paths.
+
+    A model that is already here, a folder or a packaged one, is left as it is.
+
+    Raises:
+        CheckpointNotFoundError: there is no such repository, or it has no configuration or weights.
+        HubUnreachableError: the hub does not answer.
+    """
+    from gptrio.checkpoint.locate import locate_weights
+
+    config = options.locate(name, "config.json")
+    options = options.pinned_to(config)
+    weights = locate_weights(name, options=options).paths
+    others = (options.find(name, file) for file in _FILES)
+    return [config, *weights, *(path for path in others if path is not None)]

@@ -1,0 +1,131 @@
+"""`gptrio info`: what a model is, without loading it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from gptrio.cli.errors import report_errors
+from gptrio.cli.text import is_unicode
+
+_SHOWN = (  # fields of a configuration under their common names
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "vocab_size",
+)
+
+
+def info(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")] = "gptrio/stdlib-gpt2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Show configuration, parameters, memory, files and tokenizer of a model, without loading its weights.
+
+    gptrio info ./my-model
+
+    gptrio info EleutherAI/pythia-160m --json
+    """
+    with report_errors(context, verbose):
+        facts = collect(model)
+        if as_json:
+            print(json.dumps(facts, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
+        else:
+            show(facts)
+
+
+def collect(model: str) -> dict[str, Any]:
+    """What the files of a model say about it.
+
+    Raises:
+        CheckpointError: files are missing or damaged.
+    """
+    from gptrio.config.auto import AutoConfig
+    from gptrio.models.checkpoint_summary import summarize
+
+    config = AutoConfig.from_pretrained(model)
+    weights = summarize(model, config.tie_word_embeddings)
+    quantization = getattr(config, "quantization_config", None)
+    return {
+        "model": model,
+        "family": config.model_type,
+        "architectures": config.architectures or [],
+        "config": {name: getattr(config, name) for name in _SHOWN},
+        "parameters": {**weights.parameters, "total": sum(weights.parameters.values())},
+        "stored_as": weights.dtypes,
+        "quantization": quantization,
+        "memory": weights.memory() if quantization is None else {},
+        "cache_bytes_per_token": {
+            name: 2 * config.num_hidden_layers * config.hidden_size * size
+            for name, size in (("float32", 4), ("bfloat16", 2))
+        },
+        "files": {str(path): size for path, size in weights.files},
+        "tokenizer": tokenizer_facts(model),
+    }
+
+
+def tokenizer_facts(model: str) -> dict[str, Any] | None:
+    """Class, size and special tokens of a model's tokenizer; None if it has none."""
+    from gptrio import AutoTokenizer
+    from gptrio.errors import CheckpointNotFoundError
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model)
+    except CheckpointNotFoundError:
+        return None
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token}
+    template = getattr(tokenizer, "chat_template", None) is not None
+    return {
+        "class": type(tokenizer).__name__,
+        "tokens": len(tokenizer),
+        "special_tokens": special,
+        "chat_template": template,
+    }
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print the facts, a line each."""
+    from gptrio.cli.tables import print_facts
+
+    total = facts["parameters"]["total"]
+    rows = [("model", facts["model"]), ("family", ", ".join([facts["family"], *facts["architectures"]]))]
+    rows += [(name.replace("_", " "), f"{value:,}") for name, value in facts["config"].items()]
+    rows += [
+        ("parameters" if name == "total" else f"  {name}", f"{value:,}" + share(value, total) * (name != "total"))
+        for name, value in sorted(facts["parameters"].items(), key=lambda item: item[0] != "total")
+    ]
+    rows.append(("stored as", ", ".join(facts["stored_as"]) + (" (quantized)" if facts["quantization"] else "")))
+    rows += [(f"memory {name}", megabytes(size)) for name, size in facts["memory"].items()]
+    caches = facts["cache_bytes_per_token"].items()
+    rows.append(("KV cache, a token", ", ".join(f"{size / 1000:,.1f} kB {name}" for name, size in caches)))
+    rows += [("file", f"{path} ({megabytes(size)})") for path, size in facts["files"].items()]
+    rows += tokenizer_rows(facts["tokenizer"])
+    print_facts(rows)
+
+
+def tokenizer_rows(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Lines about a tokenizer."""
+    if facts is None:
+        return [("tokenizer", "none")]
+    special = ", ".join(f"{name.removesuffix('_token')} {token}" for name, token in facts["special_tokens"].items())
+    return [
+        ("tokenizer", f"{facts['class']}, {facts['tokens']:,} tokens"),
+        ("special tokens", special or "none"),
+        ("chat template", "yes" if facts["chat_template"] else "none"),
+    ]
+
+
+def share(part: int, total: int) -> str:
+    """A part of a total in percent."""
+    return f" ({part / total:.1%})" if total else ""
+
+
+def megabytes(size: int) -> str:
+    """A number of bytes in megabytes."""
+    return f"{size / 1e6:,.1f} MB"

@@ -1,0 +1,88 @@
+"""`gptrio tokenize`: how a text becomes tokens."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gptrio.cli.errors import report_errors
+from gptrio.cli.text import is_unicode, read_text
+
+if TYPE_CHECKING:
+    from gptrio.scoring.encoding import Encoded
+
+_STYLES = ("black on cyan", "black on yellow", "black on green", "black on magenta")  # of neighbouring tokens
+
+
+def tokenize(
+    context: typer.Context,
+    text: Annotated[
+        str | None, typer.Argument(help="Text to split; - or nothing reads standard input.", show_default=False)
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", exists=True, dir_okay=False, help="Read the text from this file.")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Folder or hub name of a model or tokenizer.")
+    ] = "gptrio/stdlib-gpt2",
+    ids_only: Annotated[bool, typer.Option("--ids", help="Print the ids alone, on one line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Show the tokens of a text: ids, bytes and places.
+
+    gptrio tokenize "def hello_world():"
+
+    cat story.txt | gptrio tokenize --ids
+
+    gptrio tokenize --model EleutherAI/pythia-160m --json "größer"
+    """
+    with report_errors(context, verbose):
+        content = read_text(text, file, 'gptrio tokenize "def hello_world():"')
+        from gptrio import AutoTokenizer
+        from gptrio.scoring.encoding import encode_texts
+
+        encoded = encode_texts(AutoTokenizer.from_pretrained(model), [content], [""])[0]
+        if ids_only:
+            print(*encoded.ids)
+        elif as_json:
+            result = {"model": model, "text": content, "tokens": records(encoded)}
+            print(json.dumps(result, ensure_ascii=not is_unicode(sys.stdout)))
+        else:
+            show(encoded)
+
+
+def records(encoded: Encoded) -> list[dict[str, object]]:
+    """Id, spelling, bytes (as hexadecimal digits) and offsets of each token."""
+    data = encoded.text.encode()
+    columns = zip(encoded.ids, encoded.tokens, encoded.offsets, encoded.byte_offsets, strict=True)
+    return [
+        {"id": index, "token": token, "bytes": data[first:last].hex(" "), "start": start, "end": end}
+        for index, token, (start, end), (first, last) in columns
+    ]
+
+
+def show(encoded: Encoded) -> None:
+    """Print the text with its tokens in colours, if colours can be shown, and a table of the tokens."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from gptrio.cli.tables import print_table
+
+    console = Console(soft_wrap=True, highlight=False)
+    styles = [_STYLES[i % len(_STYLES)] for i in range(len(encoded.ids))]
+    if console.is_terminal and not console.no_color:
+        text = Text(encoded.text)
+        for style, (start, end) in zip(styles, encoded.offsets, strict=True):
+            text.stylize(style, start, end)
+        console.print(text)
+    table = [
+        (str(row["id"]), Text(str(row["token"]), style=style), f"{row['start']}-{row['end']}", str(row["bytes"]))
+        for row, style in zip(records(encoded), styles, strict=True)
+    ]
+    print_table(table, ("id", "token", "place", "bytes"), right=[0])
+    print(f"{len(encoded.ids)} tokens, {len(encoded.text)} characters, {len(encoded.text.encode())} bytes")

@@ -1,0 +1,143 @@
+"""What a checkpoint has, from the headers of its files: parameters by part of a model, types, sizes. Loads no torch."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptrio.checkpoint.locate import WeightFiles, locate_weights
+from gptrio.checkpoint.reader import DTYPE_BITS, CheckpointReader, SafetensorsFile
+from gptrio.hub import HubOptions
+
+# part of a model -> pattern of the names of its tensors, the first that is found; None for what no parameter is
+_PARTS: tuple[tuple[str | None, str], ...] = (
+    (None, r"(^|\.)(attn|attention)\.(masked_)?bias$|\.inv_freq$"),  # causal masks and rotary tables of older files
+    ("head", r"(^|\.)(lm_head|embed_out|score|classifier|qa_outputs|multiple_choice_head)\."),
+    ("embeddings", r"(^|\.)(wte|wpe|embed_in)\."),
+    ("norms", r"(^|\.)(ln_\w+|\w*layer_?norm)\."),
+    ("attention", r"(attn|attention)\."),
+    ("MLP", r"(^|\.)mlp\."),
+    ("other", ""),
+)
+_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_CODES = {"int8": 1.0, "int4": 0.5 + 2 / 32}  # bytes of a weight, with its share of a group's scale
+_OUTPUT = r"(^|\.)(lm_head|embed_out)\.weight$"
+_TOKEN_TABLE = r"(^|\.)(wte|embed_in)\.weight$"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint.
+
+    Attributes:
+        name: in the files.
+        dtype: code of its type, such as "F32" or "BF16".
+        shape: its shape.
+        part: of the model that it belongs to; None for a buffer, which is no parameter.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    part: str | None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def is_matrix_of_a_product(self) -> bool:
+        """Whether it is the weight of a linear layer of a block or of the language model's head."""
+        is_output = re.search(_OUTPUT, self.name) is not None
+        return len(self.shape) == 2 and (self.part in ("attention", "MLP") or is_output)
+
+
+@dataclass(frozen=True)
+class CheckpointSummary:
+    """What a checkpoint holds.
+
+    Attributes:
+        files: path and size in bytes of each weight file.
+        tensors: all of them, without a copy of the token table as a tied head.
+        is_tied: whether the head is the token table.
+    """
+
+    files: list[tuple[Path, int]]
+    tensors: list[StoredTensor]
+    is_tied: bool
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Number of parameters of each part of the model."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            if tensor.part is not None:
+                counts[tensor.part] += tensor.size
+        return {part: counts[part] for part, _ in _PARTS if part in counts and part is not None}
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Number of parameters of each type as stored."""
+        counts: Counter[str] = Counter()
+        for tensor in self.tensors:
+            if tensor.part is not None:
+                counts[tensor.dtype] += tensor.size
+        return dict(counts.most_common())
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the weights at each precision; of int8 and int4, a tied token table takes 8 bits."""
+        total = sum(self.parameters.values())
+        matrices = sum(tensor.size for tensor in self.tensors if tensor.is_matrix_of_a_product)
+        table = sum(tensor.size for tensor in self.tensors if self.is_tied and re.search(_TOKEN_TABLE, tensor.name))
+        rest = 4 * (total - matrices - table)
+        codes = {name: int(rest + matrices * size) + table for name, size in _CODES.items()}
+        return {name: total * size for name, size in _BYTES.items()} | codes
+
+
+def summarize(location: str | os.PathLike[str], is_tied: bool, options: HubOptions | None = None) -> CheckpointSummary:
+    """Read what the files of a model hold; safetensors files without torch, others through memory maps.
+
+    Args:
+        location: folder, packaged name, hub id, or one weight file.
+        is_tied: whether the head is the token embedding, so that a copy of it in the files is not counted.
+        options: lookup options.
+
+    Raises:
+        CheckpointError: there are no weights, or a file is damaged.
+    """
+    files = locate_weights(location, options=options)
+    tensors = [
+        StoredTensor(name, dtype, shape, _part_of(name))
+        for name, dtype, shape in _headers(files)
+        if not (is_tied and re.search(_OUTPUT, name))
+    ]
+    return CheckpointSummary([(path, path.stat().st_size) for path in files.paths], tensors, is_tied)
+
+
+def _part_of(name: str) -> str | None:
+    return next(part for part, pattern in _PARTS if re.search(pattern, name))
+
+
+def _headers(files: WeightFiles) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each tensor."""
+    if files.paths[0].suffix == ".safetensors":
+        headers = CheckpointReader(files, SafetensorsFile)
+        for _, names in headers.keys_by_file():
+            for name in names:
+                info = headers.file_of(name).info(name)
+                yield name, info.dtype, info.shape
+        return
+    from gptrio.checkpoint.torch_files import read_torch_file
+
+    for path in files.paths:
+        content = read_torch_file(path)
+        for name in content.keys():  # noqa: SIM118 - not a mapping
+            tensor = content.tensor(name)
+            code = str(tensor.dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "F")
+            yield name, code if code in DTYPE_BITS else code.upper(), tuple(tensor.shape)
