@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from datetime import datetime
 from functools import wraps
 from string import Formatter
@@ -16,7 +16,7 @@ from jinja2.sandbox import SandboxedFormatter
 from jinja2.utils import Namespace, generate_lorem_ipsum, pass_context
 
 from gptrio.errors import ChatTemplateError
-from gptrio.tokenization.templates.growth import reserve_filter, widths_in
+from gptrio.tokenization.templates.growth import attribute_of, reserve_filter, widths_in
 from gptrio.tokenization.templates.limits import rendering
 
 Function = Callable[..., Any]
@@ -46,6 +46,19 @@ class QuietNamespace(Namespace):
         return "<Namespace>"
 
 
+def sized(value: Any) -> Any:
+    """Return a value that has a length: an iterator becomes a list."""
+    return value if isinstance(value, Sized) else list(value)
+
+
+def _attributes(context: Context, items: Iterable[Any], names: str) -> list[Any]:
+    """Attributes of items, on which a filter works; raises ChatTemplateError if they are too large together."""
+    getters = [make_attrgetter(context.environment, name) for name in names.split(",")]
+    values = [get(item) for item in items for get in getters]
+    rendering().size(values)
+    return values
+
+
 def counted_filter(name: str, function: Function) -> Function:
     """Return a filter that counts what it makes."""
 
@@ -55,9 +68,11 @@ def counted_filter(name: str, function: Function) -> Function:
         current = rendering()
         current.step()
         value = current.counted(value)
-        if name == "join" and hasattr(value, "gi_frame"):
-            value = list(value)
-        reserve_filter(name, value, *args, **kwargs)
+        attribute = attribute_of(name, args, kwargs)
+        if name == "join" or attribute is not None:
+            value = sized(value)
+        weighed = value if attribute is None else _attributes(context, value, str(attribute))
+        reserve_filter(name, weighed, *args, **kwargs)
         return current.made(context.call(function, value, *args, **kwargs))
 
     return run

@@ -17,8 +17,16 @@ def reserve_filter(name: str, *args: Any, **kwargs: Any) -> None:
     """Count what a filter makes of its arguments; raises ChatTemplateError if that is too much."""
     if name in _FILTERS:
         rendering().reserve(_FILTERS[name](*args, **kwargs))
-    elif name in _SLOW_FILTERS and rendering().size(args[0]) > _SLOW_FILTERS[name]:
+    elif name in _SLOW_FILTERS and rendering().size((*args, *kwargs.values())) > _SLOW_FILTERS[name]:
         raise ChatTemplateError(f"filter {name!r} takes at most {_SLOW_FILTERS[name]:,} characters and items")
+
+
+def attribute_of(name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """The attribute of its items that a filter works on; None if it works on the items."""
+    place = _ATTRIBUTES.get(name)
+    if place is None:
+        return None
+    return args[place] if len(args) > place else kwargs.get("attribute")
 
 
 def reserve_method(name: str, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +91,7 @@ def _replace(value: Any, old: Any, new: Any, count: int | None = None) -> int:
 
 
 def _join(separator: Any, items: Any) -> int:
-    return len(items) * len(separator) + rendering().size(items) if isinstance(items, (list, tuple, Mapping)) else 0
+    return len(items) * len(separator) + rendering().size(items)
 
 
 def _join_filter(value: Any, d: Any = "", attribute: Any = None) -> int:
@@ -144,6 +152,8 @@ _FILTERS: dict[str, Callable[..., int]] = {
 
 _SLOW_FILTERS = {"pprint": 1 << 14, "striptags": 1 << 14, "urlize": 1 << 12, "xmlattr": 1 << 14}
 
+_ATTRIBUTES = {"groupby": 0, "join": 1, "max": 1, "min": 1, "sort": 2, "unique": 1}  # place among the arguments
+
 _METHODS: dict[str, Callable[..., int]] = {
     "center": _width,
     "decode": _code,
@@ -160,6 +170,7 @@ _METHODS: dict[str, Callable[..., int]] = {
     "rsplit": _comparisons,
     "rstrip": _comparisons,
     "strip": _comparisons,
+    "striptags": lambda value: _comparisons(value, value),
     "to_bytes": _width,
     "translate": _translate,
     "zfill": _width,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from contextvars import ContextVar
 from itertools import chain
 from time import perf_counter, thread_time
@@ -11,10 +12,11 @@ from typing import Any
 
 from gptrio.errors import ChatTemplateError
 
-MOST_PARTS = 1 << 22  # characters and items of one value, those inside it included
-MOST_MADE = 1 << 25  # characters and items of all values together
+MOST_PARTS = 1 << 21  # characters and items of one value, those inside it included
+MOST_MADE = 1 << 24  # characters and items of all values together
 MOST_BITS = 1 << 14  # of a whole number
 MOST_SECONDS = 1.0  # of processor time
+MOST_CALLS = 100  # inside each other
 
 _CONTAINERS: Any = (list, tuple, Set, Mapping, type({}.values()))
 
@@ -32,6 +34,7 @@ class Rendering:
         self.blocks: list[str] = []
         self.length = 0
         self.spans: list[tuple[int, int]] = []
+        self._calls = 0
         self._made = 0
         self._sizes: dict[int, tuple[int, Any]] = {}  # by id, with the object, so that no other one gets its id
         self._started = thread_time()
@@ -57,6 +60,18 @@ class Rendering:
                 )
             self._next_look += MOST_SECONDS - used
         return True
+
+    @contextmanager
+    def inside_call(self) -> Iterator[None]:
+        """Count a call while it runs; raises ChatTemplateError if it is inside too many others."""
+        self.step()
+        if self._calls >= MOST_CALLS:
+            raise ChatTemplateError(f"it makes more than {MOST_CALLS} calls inside each other")
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
 
     def reserve(self, parts: int) -> None:
         """Count characters or items that are about to be made; raises ChatTemplateError if they are too many."""
@@ -122,8 +137,11 @@ def rendering() -> Rendering:
     return _current.get()
 
 
-def start_rendering() -> Rendering:
-    """Begin a rendering in this thread and return it."""
-    started = Rendering()
-    _current.set(started)
-    return started
+@contextmanager
+def new_rendering() -> Iterator[Rendering]:
+    """Begin a rendering in this thread, which is in progress until the block ends."""
+    token = _current.set(Rendering())
+    try:
+        yield _current.get()
+    finally:
+        _current.reset(token)

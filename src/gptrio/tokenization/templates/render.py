@@ -12,7 +12,7 @@ from jinja2.exceptions import TemplateSyntaxError
 
 from gptrio.errors import ChatTemplateError
 from gptrio.tokenization.templates.functions import TemplateFailure
-from gptrio.tokenization.templates.limits import Rendering, start_rendering
+from gptrio.tokenization.templates.limits import Rendering, new_rendering
 from gptrio.tokenization.templates.sandbox import TemplateEnvironment
 
 _LONGEST = 1 << 16  # characters of a template: compiling it takes at most about a second
@@ -31,9 +31,9 @@ def render(template: str, variables: Mapping[str, Any]) -> Rendering:
     """
     try:
         compiled = _compile(template)
-        rendering = start_rendering()
-        for block in compiled.generate(variables):
-            rendering.append(block)
+        with new_rendering() as rendering:
+            for block in compiled.generate(variables):
+                rendering.append(block)
     except TemplateFailure:
         raise
     except Exception as error:  # whatever its code raises

@@ -54,10 +54,17 @@ class _CountedNodes(NodeTransformer):
             node.test = nodes.And(_call(node, "step"), node.test)
         return node
 
-    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
-        """Count a comparison."""
+    def visit_Operand(self, node: nodes.Operand) -> nodes.Node:
+        """Count each comparison of a chain."""
         self.generic_visit(node)
-        return nodes.And(_call(node, "step"), node)
+        node.expr = nodes.And(_call(node, "step"), node.expr)  # the value of the second: the first one is True
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
+        """Count each key of a dictionary, which has to be hashed."""
+        self.generic_visit(node)
+        node.key = nodes.And(_call(node, "step"), node.key)
+        return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         """Count the text that `~` makes."""
@@ -139,8 +146,10 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     @pass_eval_context
     def join_texts(self, context: EvalContext, *values: Any) -> str:
         """Return the values as one text."""
-        texts = [value if hasattr(value, "__html__") else str(value) for value in values]
-        rendering().reserve(sum(map(len, texts)))
+        texts = []
+        for value in values:
+            texts.append(value if hasattr(value, "__html__") else str(value))
+            rendering().reserve(len(texts[-1]))
         return markup_join(texts) if context.autoescape else str_join(texts)
 
     def concat(self, parts: Iterable[str]) -> str:
@@ -156,14 +165,14 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
     def call(self, context: Context, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call what a template calls (jinja2 names the first parameters otherwise)."""
         current = rendering()
-        current.step()
         args = tuple(map(current.counted, args))
         if isinstance(function, (BuiltinMethodType, MethodType)):
             if function.__name__ == "join":
-                args = tuple([*item] if hasattr(item, "gi_frame") else item for item in args)
+                args = tuple(map(functions.sized, args))
             given = {name: value for name, value in kwargs.items() if not name.startswith("_")}  # not jinja2's own
             reserve_method(function.__name__, function.__self__, *args, **given)
-        return current.made(super().call(context, function, *args, **kwargs))
+        with current.inside_call():
+            return current.made(super().call(context, function, *args, **kwargs))
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Compute what a binary operator gives."""
