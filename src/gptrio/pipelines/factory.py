@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from gptrio.config import AutoConfig, PretrainedConfig
-from gptrio.errors import GptrioWarning, OptionError, UnsupportedError
+from gptrio.errors import CheckpointNotFoundError, GptrioWarning, OptionError, UnsupportedError
 from gptrio.hub import HubOptions
+from gptrio.models.base.adapters import adapted_model
 from gptrio.pipelines.base import Pipeline
 from gptrio.pipelines.tasks import Task, check_heads, find_task, infer_task
 from gptrio.tokenization.auto import AutoTokenizer
@@ -75,19 +76,20 @@ def pipeline(
         raise UnsupportedError(f"framework={framework!r} is not supported; pipelines run torch models ('pt')")
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     arguments = _model_arguments(dict(model_kwargs or {}), device, device_map, dtype, kwargs)
+    hub |= {name: arguments[name] for name in ("cache_dir", "local_files_only") if name in arguments}
     HubOptions.pop_from(dict(hub))  # refuses remote code before anything is read
-    if isinstance(model, os.PathLike):
-        model = os.fspath(model)
-    name, row, model = _task_and_model(task, model, tokenizer, config, hub)
-    source = model if isinstance(model, str) else config if isinstance(config, str) else None
+    full, row = (None, None) if task is None else find_task(task)
+    model = _default_model(task, row, tokenizer) if model is None else model
+    model = os.fspath(model) if isinstance(model, os.PathLike) else model
+    classes, source = _described(model, config, hub)
+    if full is None or row is None:
+        full, row = find_task(infer_task(classes, model if isinstance(model, str) else classes[0]))
+    check_heads(full, classes, model if isinstance(model, str) else classes[0])
     chosen = pipeline_class or row.pipeline_class()
     if isinstance(model, str):
-        model = _load_model(name, row, model, config, {**hub, **arguments})
-    else:
-        check_heads(name, [base.__name__ for base in type(model).__mro__], type(model).__name__)
+        model = _load_model(row, model, {**arguments, **hub, **({} if config is None else {"config": config})})
     if chosen._load_tokenizer is not False:
-        shared = {key: value for key, value in arguments.items() if key in ("cache_dir", "local_files_only")}
-        tokenizer = _load_tokenizer(tokenizer, source, use_fast, {**hub, **shared}, chosen._load_tokenizer is True)
+        tokenizer = _load_tokenizer(tokenizer, source, use_fast, hub, chosen._load_tokenizer is True)
     given = {
         "tokenizer": tokenizer,
         "feature_extractor": feature_extractor,
@@ -96,7 +98,7 @@ def pipeline(
         "device": device,
     }
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    built: Pipeline = chosen(model=model, framework="pt", task=name, **kwargs)
+    built: Pipeline = chosen(model=model, framework="pt", task=full, **kwargs)
     return built
 
 
@@ -125,40 +127,34 @@ def _model_arguments(
     return arguments
 
 
-def _task_and_model(
-    task: str | None, model: Any, tokenizer: Any, config: Any, hub: dict[str, Any]
-) -> tuple[str, Task, Any]:
-    """The task's full name and row, and the model, which may be the default of the task."""
-    if task is None and model is None:
+def _default_model(task: str | None, row: Task | None, tokenizer: Any) -> str:
+    """Name of the model of a task for which none was named."""
+    if row is None:
         raise OptionError("pipeline() needs a task, such as 'text-generation', or a model to infer it from")
-    if task is None:
-        task = infer_task(_class_names(model, config, hub), model)
-    name, row = find_task(task)
-    if model is not None:
-        return name, row, model
     if tokenizer is not None:
         raise OptionError("a tokenizer was given without a model; pass model= too, as the tokenizer must fit it")
     if row.default_model is None:
         raise OptionError(f"task={task!r} has no default model; pass model=, a folder or a hub id")
     _log.warning("no model was given for task=%r; using %s", task, row.default_model)
-    return name, row, row.default_model
+    return row.default_model
 
 
-def _class_names(model: Any, config: Any, hub: dict[str, Any]) -> list[str]:
-    """Names of the classes that a model was saved from, or of those of a model."""
+def _described(model: Any, config: Any, hub: dict[str, Any]) -> tuple[list[str], str | None]:
+    """Names of the classes that a model was saved from, or is; and where its tokenizer is, if that is known."""
     if not isinstance(model, str):
-        return [base.__name__ for base in type(model).__mro__]
+        return [base.__name__ for base in type(model).__mro__], config if isinstance(config, str) else None
     if not isinstance(config, PretrainedConfig):
-        config = AutoConfig.from_pretrained(config or model, **hub)
-    return list(config.architectures or [])
+        try:
+            config = AutoConfig.from_pretrained(config or model, **hub)
+        except CheckpointNotFoundError:
+            base = adapted_model(model, HubOptions.pop_from(dict(hub)))
+            if base is None:
+                raise
+            config, model = AutoConfig.from_pretrained(base, **hub), base
+    return list(config.architectures or []), model
 
 
-def _load_model(task: str, row: Task, model: str, config: Any, arguments: dict[str, Any]) -> Any:
-    hub = {name: arguments.get(name) for name in ("revision", "token", "trust_remote_code", "cache_dir")}
-    loaded = config if isinstance(config, PretrainedConfig) else AutoConfig.from_pretrained(config or model, **hub)
-    check_heads(task, list(loaded.architectures or []), model)
-    if config is not None:
-        arguments["config"] = config
+def _load_model(row: Task, model: str, arguments: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
         if not row.heads:  # a backbone leaves out the head's weights
             warnings.filterwarnings("ignore", "[^;]* in the checkpoint but not in the model", GptrioWarning)

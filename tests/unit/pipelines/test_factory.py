@@ -89,6 +89,19 @@ def test_tokenizers_are_found_by_name_and_arguments(tmp_path: Path) -> None:
     assert pipeline("text-generation", model, tokenizer=given, device="cpu").tokenizer.model_max_length == 9
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:peft")  # of GPT-2's transposed weights
+def test_an_adapter_is_loaded_with_its_base_and_the_tokenizer_of_that(tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    base = save(tmp_path / "base", FAMILIES[2], "lm")
+    model = gptrio.AutoModelForCausalLM.from_pretrained(base)
+    model.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["dense"]))
+    model.save_pretrained(tmp_path / "adapter")
+    options: dict[str, Any] = {"device": "cpu", "do_sample": False, "max_new_tokens": 5}
+    text = pipeline(model=tmp_path / "adapter", **options)("abc")
+    assert text == pipeline(model=model, tokenizer=byte_tokenizer(), **options)("abc")
+    assert text != pipeline(model=base, **options)("abc")
+
+
 def test_a_saved_pipeline_gives_the_same_results(tmp_path: Path) -> None:
     first = pipeline("text-generation", NAME, device="cpu", do_sample=False, max_new_tokens=4)
     first.save_pretrained(tmp_path)

@@ -280,14 +280,24 @@ def load_with_adapter(load: Callable[[Any], Loaded], name_or_path: Any, kwargs: 
             found = None if name_or_path is None else options.find(name_or_path, _CONFIG_FILE)
             if found is None:
                 raise
-    base = read_json(found).get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise CheckpointFormatError(f"{found} does not name the model that it adapts; load that, then load_adapter")
-    loaded = load(base)
+    loaded = load(_base_named_in(found))
     model: Any = loaded[0] if isinstance(loaded, tuple) else loaded
     lookup = {"revision": options.revision, "token": options.token, **lookup}
     model.load_adapter(name_or_path, name, adapter_kwargs={key: value for key, value in lookup.items() if value})
     return loaded
+
+
+def adapted_model(name_or_path: Any, options: HubOptions) -> str | None:
+    """Name of the model that an adapter was trained for; None for anything but an adapter."""
+    found = options.find(name_or_path, _CONFIG_FILE)
+    return None if found is None else _base_named_in(found)
+
+
+def _base_named_in(path: Path) -> str:
+    base = read_json(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise CheckpointFormatError(f"{path} does not name the model that it adapts; load that, then load_adapter")
+    return base
 
 
 def save_adapter(
