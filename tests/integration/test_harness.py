@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,6 +145,16 @@ def test_the_model_class_is_known_by_name_and_loads_checkpoints(files, tmp_path)
         given["results"]["lambada_local"]["perplexity,none"], rel=1e-4
     )
     assert named["config"]["model_num_parameters"] == ours.num_parameters()
+
+
+def test_the_page_on_scoring_evaluates_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lambada_test.jsonl").write_text("\n".join(map(json.dumps, FILES["lambada_local"])))
+    scope: dict[str, object] = {}
+    page = (ROOT / "docs" / "scoring.md").read_text(encoding="utf-8")
+    for block in re.findall(r"^```py\n(.*?)^```", page, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "docs/scoring.md", "exec"), scope)
+    assert "perplexity,none" in scope["results"]["results"]["lambada_local"]
 
 
 def test_impossible_requests_are_named(pair):
