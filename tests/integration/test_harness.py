@@ -24,6 +24,7 @@ from gptrio.errors import InputError, OptionError
 from gptrio.scoring.harness import GptrioLM
 from gptrio.scoring.local_tasks import local_tasks
 from gptrio.testing.tiny import byte_tokenizer
+from tests.architecture.source import ROOT
 from tests.reference import model_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
