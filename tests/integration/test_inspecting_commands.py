@@ -59,7 +59,7 @@ def test_info_is_shown_without_loading_torch():
         "try: main()\nexcept SystemExit: pass\nprint('torch' in sys.modules)"
     )
     lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert "parameters               4,339,200" in lines
+    assert "parameters         4,339,200" in lines
     assert lines[-1] == "False"
 
 

@@ -11,13 +11,15 @@ import typer
 from gptrio.cli.errors import report_errors
 from gptrio.cli.text import is_unicode
 
-_SHOWN = (  # fields of a configuration under their common names
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "max_position_embeddings",
-    "vocab_size",
-)
+# field of a configuration, under the name that all families share -> words for it
+_SHOWN = {
+    "num_hidden_layers": "blocks",
+    "hidden_size": "hidden size",
+    "num_attention_heads": "attention heads",
+    "max_position_embeddings": "positions",
+    "vocab_size": "vocabulary",
+}
+_UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 
 def info(
@@ -95,16 +97,16 @@ def show(facts: dict[str, Any]) -> None:
 
     total = facts["parameters"]["total"]
     rows = [("model", facts["model"]), ("family", ", ".join([facts["family"], *facts["architectures"]]))]
-    rows += [(name.replace("_", " "), f"{value:,}") for name, value in facts["config"].items()]
+    rows += [(_SHOWN[name], f"{value:,}") for name, value in facts["config"].items()]
     rows += [
         ("parameters" if name == "total" else f"  {name}", f"{value:,}" + share(value, total) * (name != "total"))
         for name, value in sorted(facts["parameters"].items(), key=lambda item: item[0] != "total")
     ]
     rows.append(("stored as", ", ".join(facts["stored_as"]) + (" (quantized)" if facts["quantization"] else "")))
-    rows += [(f"memory {name}", megabytes(size)) for name, size in facts["memory"].items()]
+    rows += [(f"memory {name}", in_bytes(size)) for name, size in facts["memory"].items()]
     caches = facts["cache_bytes_per_token"].items()
-    rows.append(("KV cache, a token", ", ".join(f"{size / 1000:,.1f} kB {name}" for name, size in caches)))
-    rows += [("file", f"{path} ({megabytes(size)})") for path, size in facts["files"].items()]
+    rows.append(("KV cache, a token", ", ".join(f"{in_bytes(size)} {name}" for name, size in caches)))
+    rows += [("file", f"{path} ({in_bytes(size)})") for path, size in facts["files"].items()]
     rows += tokenizer_rows(facts["tokenizer"])
     print_facts(rows)
 
@@ -126,6 +128,7 @@ def share(part: int, total: int) -> str:
     return f" ({part / total:.1%})" if total else ""
 
 
-def megabytes(size: int) -> str:
-    """A number of bytes in megabytes."""
-    return f"{size / 1e6:,.1f} MB"
+def in_bytes(size: int) -> str:
+    """A number of bytes in the unit that suits it."""
+    unit, factor = next(((unit, factor) for unit, factor in _UNITS if size >= factor), _UNITS[-1])
+    return f"{size / factor:,.1f} {unit}"

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptrio.checkpoint.locate import WeightFiles, locate_weights
-from gptrio.checkpoint.reader import DTYPE_BITS, CheckpointReader, SafetensorsFile
+from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
 from gptrio.hub import HubOptions
 
 # part of a model -> pattern of the names of its tensors, the first that is found; None for what no parameter is
 _PARTS: tuple[tuple[str | None, str], ...] = (
     (None, r"(^|\.)(attn|attention)\.(masked_)?bias$|\.inv_freq$"),  # causal masks and rotary tables of older files
+    (None, r"\.weight(_scale|_format|\..+)$|\.SCB$"),  # beside the codes of quantized weights
     ("head", r"(^|\.)(lm_head|embed_out|score|classifier|qa_outputs|multiple_choice_head)\."),
     ("embeddings", r"(^|\.)(wte|wpe|embed_in)\."),
     ("norms", r"(^|\.)(ln_\w+|\w*layer_?norm)\."),
@@ -24,6 +25,7 @@ _PARTS: tuple[tuple[str | None, str], ...] = (
     ("MLP", r"(^|\.)mlp\."),
     ("other", ""),
 )
+_KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # in the codes of safetensors
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"int8": 1.0, "int4": 0.5 + 2 / 32}  # bytes of a weight, with its share of a group's scale
 _OUTPUT = r"(^|\.)(lm_head|embed_out)\.weight$"
@@ -36,7 +38,7 @@ class StoredTensor:
 
     Attributes:
         name: in the files.
-        dtype: code of its type, such as "F32" or "BF16".
+        dtype: its type as torch names it, such as "bfloat16".
         shape: its shape.
         part: of the model that it belongs to; None for a buffer, which is no parameter.
     """
@@ -48,8 +50,8 @@ class StoredTensor:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
+        """Number of elements; a byte of a quantized weight holds two."""
+        return math.prod(self.shape) * (2 if self.dtype == "uint8" else 1)
 
     @property
     def is_matrix_of_a_product(self) -> bool:
@@ -117,7 +119,7 @@ def summarize(location: str | os.PathLike[str], is_tied: bool, options: HubOptio
         for name, dtype, shape in _headers(files)
         if not (is_tied and re.search(_OUTPUT, name))
     ]
-    return CheckpointSummary([(path, path.stat().st_size) for path in files.paths], tensors, is_tied)
+    return CheckpointSummary([(path, path.stat().st_size) for path in sorted(files.paths)], tensors, is_tied)
 
 
 def _part_of(name: str) -> str | None:
@@ -131,13 +133,18 @@ def _headers(files: WeightFiles) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         for _, names in headers.keys_by_file():
             for name in names:
                 info = headers.file_of(name).info(name)
-                yield name, info.dtype, info.shape
+                yield name, _dtype_name(info.dtype), info.shape
         return
-    from gptrio.checkpoint.torch_files import read_torch_file
+    from gptrio.checkpoint.load import TensorReader
 
-    for path in files.paths:
-        content = read_torch_file(path)
-        for name in content.keys():  # noqa: SIM118 - not a mapping
-            tensor = content.tensor(name)
-            code = str(tensor.dtype).removeprefix("torch.").replace("bfloat", "BF").replace("float", "F")
-            yield name, code if code in DTYPE_BITS else code.upper(), tuple(tensor.shape)
+    tensors = TensorReader(files)
+    for _, names in tensors.keys_by_file():
+        for name in names:
+            tensor = tensors.tensor(name)
+            yield name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+
+
+def _dtype_name(code: str) -> str:
+    """The name of a type in torch, such as "bfloat16" for the code BF16; rare codes as they are."""
+    found = re.fullmatch(r"(BF|F|I|U)(\d+)", code)
+    return code if found is None else _KINDS[found[1]] + found[2]

@@ -24,7 +24,7 @@ def test_parameters_of_the_parts_add_up(model_type, safe, tmp_path):
     model = save(model_type, tmp_path, safe)
     found = summarize(tmp_path, model.config.tie_word_embeddings)
     assert sum(found.parameters.values()) == sum(p.numel() for p in model.parameters())
-    assert found.dtypes == {"F32": sum(p.numel() for p in model.parameters())}
+    assert found.dtypes == {"float32": sum(p.numel() for p in model.parameters())}
     assert "other" not in found.parameters
     blocks = [p.numel() for name, p in model.named_parameters() if ".mlp." in name]
     assert found.parameters["MLP"] == sum(blocks)
@@ -38,3 +38,12 @@ def test_memory_is_what_a_loaded_model_takes(model_type, precision, tmp_path):
     assert found["float32"] == 4 * sum(p.numel() for p in model.parameters())
     loaded = gptrio.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, load_in=precision)
     assert found[precision] == pytest.approx(loaded.get_memory_footprint(), rel=0.05)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_a_quantized_checkpoint_has_as_many_parameters(precision, tmp_path):
+    model = save("gpt_neox", tmp_path / "full")
+    whole = summarize(tmp_path / "full", model.config.tie_word_embeddings).parameters
+    quantized = gptrio.AutoModelForCausalLM.from_pretrained(tmp_path / "full", load_in=precision)
+    quantized.save_pretrained(tmp_path / "codes")
+    assert summarize(tmp_path / "codes", quantized.config.tie_word_embeddings).parameters == whole
