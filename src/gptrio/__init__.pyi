@@ -10,6 +10,7 @@ from gptrio.errors import CheckpointError as CheckpointError
 from gptrio.errors import CheckpointFormatError as CheckpointFormatError
 from gptrio.errors import CheckpointNotFoundError as CheckpointNotFoundError
 from gptrio.errors import ConfigError as ConfigError
+from gptrio.errors import FileOptionError as FileOptionError
 from gptrio.errors import GptrioError as GptrioError
 from gptrio.errors import GptrioWarning as GptrioWarning
 from gptrio.errors import GuardError as GuardError
@@ -201,9 +202,13 @@ from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXFo
 from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
+from gptrio.pipelines import CsvPipelineDataFormat as CsvPipelineDataFormat
 from gptrio.pipelines import FeatureExtractionPipeline as FeatureExtractionPipeline
+from gptrio.pipelines import JsonPipelineDataFormat as JsonPipelineDataFormat
 from gptrio.pipelines import NerPipeline as NerPipeline
+from gptrio.pipelines import PipedPipelineDataFormat as PipedPipelineDataFormat
 from gptrio.pipelines import Pipeline as Pipeline
+from gptrio.pipelines import PipelineDataFormat as PipelineDataFormat
 from gptrio.pipelines import QuestionAnsweringPipeline as QuestionAnsweringPipeline
 from gptrio.pipelines import SquadExample as SquadExample
 from gptrio.pipelines import TextClassificationPipeline as TextClassificationPipeline

@@ -5,6 +5,7 @@ GptrioError
 ├── InputError                (ValueError)    arguments of a call do not fit the model
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
+│   └── FileOptionError       (OSError)       a file that an option names is missing, or in the way
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
 │   ├── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
 │   ├── ChatTemplateError                     a chat template is malformed, fails, or does too much
@@ -50,6 +51,10 @@ class TokenIdError(InputError, IndexError):
 
 class OptionError(GptrioError, ValueError):
     """An option of generation or of the command line is unknown, impossible or contradicts another."""
+
+
+class FileOptionError(OptionError, OSError):
+    """A file that an option names is missing, or exists and is not to be replaced."""
 
 
 class TokenizationError(GptrioError, ValueError):

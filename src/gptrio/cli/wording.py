@@ -18,6 +18,7 @@ PHRASES = {
     r"\btoken=(?:\.\.\.|True)": "HF_TOKEN in the environment",
     r"\blocal_files_only=True": "HF_HUB_OFFLINE=1 in the environment",
     r"\bcache_dir=\S+": "HF_HOME in the environment",
+    r"pass (model|column)=,": r"pass --\1,",
     r"torch\.(float32|float16|bfloat16)": r"\1",
     r"; check variant, subfolder, use_safetensors": "",
     r"Check name and revision": "Check the name",

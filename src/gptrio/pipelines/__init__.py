@@ -5,6 +5,10 @@ from gptrio.pipelines.base import Pipeline as Pipeline
 from gptrio.pipelines.entities import AggregationStrategy as AggregationStrategy
 from gptrio.pipelines.factory import pipeline as pipeline
 from gptrio.pipelines.feature_extraction import FeatureExtractionPipeline as FeatureExtractionPipeline
+from gptrio.pipelines.formats import CsvPipelineDataFormat as CsvPipelineDataFormat
+from gptrio.pipelines.formats import JsonPipelineDataFormat as JsonPipelineDataFormat
+from gptrio.pipelines.formats import PipedPipelineDataFormat as PipedPipelineDataFormat
+from gptrio.pipelines.formats import PipelineDataFormat as PipelineDataFormat
 from gptrio.pipelines.pt_utils import KeyDataset as KeyDataset
 from gptrio.pipelines.question_answering import QuestionAnsweringPipeline as QuestionAnsweringPipeline
 from gptrio.pipelines.questions import SquadExample as SquadExample

@@ -1,0 +1,135 @@
+"""`gptrio run`: the pipeline of a task over a file or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any, Literal
+
+import typer
+
+from gptrio.cli.assignments import parse_assignments
+from gptrio.cli.errors import report_errors
+from gptrio.cli.generate import DEFAULT_MODEL, choose_device, sampling_options
+from gptrio.errors import OptionError
+
+TEXT_GENERATION = "text-generation"
+_OF_THE_DEFAULT_MODEL = (None, TEXT_GENERATION, "feature-extraction")  # tasks that need no head of their own
+
+
+def run(
+    context: typer.Context,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME=VALUE]...", help="Arguments of the pipeline, such as top_k=3.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Task, such as text-generation.", show_default="what the model was made for")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Folder or hub name of a model.", show_default=DEFAULT_MODEL)
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Another configuration.", show_default="the model's")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer.", show_default="the model's")] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", "-i", help="File with inputs; - reads a pipe.", show_default="a pipe")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", help="File for the results.", show_default="printed")
+    ] = None,
+    column: Annotated[
+        str | None,
+        typer.Option(help="Column to read; several as name,name or argument=name,argument=name.", show_default=False),
+    ] = None,
+    format: Annotated[
+        Literal["infer", "json", "csv", "pipe"], typer.Option(help="Format of the files; pipe is a text in each line.")
+    ] = "infer",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output file that exists.")] = False,
+    device: Annotated[str, typer.Option(help="Number of a GPU, -1 for the CPU, or cpu, cuda:1, ...")] = "-1",
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens to add.", show_default="256")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Above 1 more varied.", show_default="0.7")] = None,
+    top_k: Annotated[int | None, typer.Option(min=0, help="Choose among the k likeliest.", show_default="50")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Choose among the likeliest of this total probability.", show_default="1")
+    ] = None,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.", show_default=False)] = None,
+    num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations of each text.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Run the pipeline of a task over a pipe or a file.
+
+    echo "def f(x):" | gptrio run --task text-generation --max-new-tokens 20
+
+    gptrio run --task text-generation --input prompts.csv --column prompt --output texts.json --greedy
+
+    gptrio run --task sentiment-analysis --model ./classifier --input reviews.json --column text top_k=3
+
+    gptrio run --task question-answering --model ./reader --input qa.csv --column question=q,context=text
+    """
+    with report_errors(context, verbose):
+        generation = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
+        generation |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop_strings": stop}
+        generation = chosen_options(generation)
+        given = {**generation, **parse_assignments(arguments or ())}
+        if model is None and task in _OF_THE_DEFAULT_MODEL:
+            model = DEFAULT_MODEL
+        path = input_path(input)
+        kind = infer_format(path) if format == "infer" else format
+        from gptrio import PipelineDataFormat, pipeline
+        from gptrio.pipelines.formats import as_json as to_json
+        from gptrio.pipelines.formats import check_paths, results
+
+        check_paths(path, output, overwrite)
+        place = int(device) if device.lstrip("-").isdigit() else choose_device(device)
+        built = pipeline(task, model, config, tokenizer, device=place)
+        if generation and built.task != TEXT_GENERATION:
+            raise OptionError(
+                f"options of generation, such as --greedy and --seed, have no effect on task {built.task!r}; "
+                "leave them out"
+            )
+        reader = PipelineDataFormat.from_str(kind, output, path, column or built.default_input_names, overwrite)
+        found = results(built, reader, **given)
+        if as_json and output is None:
+            print(to_json(found))
+        else:
+            reader.save(found)
+
+
+def chosen_options(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; what the model and the pipeline choose otherwise is theirs."""
+    defaults = {"do_sample": True, "num_return_sequences": 1}
+    given = {name: value for name, value in options.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if defaults.get(name) != value}
+    samples = {"temperature", "top_k", "top_p", "num_return_sequences"} & chosen.keys()
+    return {**chosen, "do_sample": True} if samples else chosen
+
+
+def input_path(name: str | None) -> str | None:
+    """Path of the input file, None for standard input.
+
+    Raises:
+        OptionError: standard input is a terminal, and nothing was said about it.
+    """
+    if name is None and sys.stdin.isatty():
+        raise OptionError('no input; give --input FILE, or a pipe, as in: echo "def f(x):" | gptrio run')
+    return None if name == "-" else name
+
+
+def infer_format(path: str | None) -> str:
+    """Format of a file by the end of its name; lines of text for standard input.
+
+    Raises:
+        OptionError: the name says nothing.
+    """
+    if path is None:
+        return "pipe"
+    end = path.rpartition(".")[2]
+    if end not in ("json", "csv", "pipe"):
+        raise OptionError(f"the format of {path} cannot be inferred from its name; give --format json, csv or pipe")
+    return end

@@ -1,0 +1,266 @@
+"""Files and pipes that `gptrio run` reads inputs from and writes results to: JSON, CSV, and lines of text."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+from gptrio.errors import FileOptionError, OptionError, nearest
+from gptrio.hub import write_text
+
+
+class PipelineDataFormat(ABC):
+    """Reads the inputs of a pipeline and writes its results.
+
+    Args:
+        output_path: file for the results; None for standard output.
+        input_path: file with the inputs; None for standard input.
+        column: the column that holds the input. Several, separated by commas, are arguments of the pipeline's call;
+            `argument=column` reads an argument from a column of another name. None if there is one column only.
+        overwrite: replace an output file that exists.
+
+    Raises:
+        FileOptionError: the output exists and is not to be replaced, or the input does not exist.
+
+    Attributes:
+        column: one name, or pairs (argument, column).
+        is_multi_columns: whether there are several columns, so that inputs are dictionaries.
+    """
+
+    SUPPORTED_FORMATS: ClassVar[list[str]] = ["json", "csv", "pipe"]
+
+    def __init__(
+        self, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
+    ) -> None:
+        self.output_path, self.input_path = output_path, input_path
+        names = column.split(",") if column is not None else [""]
+        self.is_multi_columns = len(names) > 1
+        self.column: list[Any] = names
+        if self.is_multi_columns:
+            self.column = [_argument_and_column(name) for name in names]
+        check_paths(input_path, output_path, overwrite)
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs: texts, or dictionaries of arguments if there are several columns."""
+
+    @abstractmethod
+    def save(self, data: Any) -> None:
+        """Write results, a list of dictionaries."""
+
+    def save_binary(self, data: Any) -> str:
+        """Pickle results beside the output's path, and return the path of that file."""
+        if self.output_path is None:
+            raise OptionError("binary results need a file; pass output_path")
+        path = Path(self.output_path).with_suffix(".pickle")
+        path.write_bytes(pickle.dumps(data))
+        return str(path)
+
+    @staticmethod
+    def from_str(
+        format: str, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
+    ) -> PipelineDataFormat:
+        """The format of a name: "json", "csv" or "pipe"; the other arguments are those of the class.
+
+        Raises:
+            OptionError: there is no such format.
+        """
+        if format not in _FORMATS:
+            raise OptionError(f"format={format!r} is unknown; expected one of {list(_FORMATS)}")
+        return _FORMATS[format](output_path, input_path, column, overwrite=overwrite)
+
+    def _text(self) -> str:
+        """The whole input, which is UTF-8, without a byte order mark.
+
+        Raises:
+            OptionError: it is not UTF-8.
+        """
+        standard: Any = getattr(sys.stdin, "buffer", sys.stdin)
+        data = standard.read() if self.input_path is None else Path(self.input_path).read_bytes()
+        try:
+            return data if isinstance(data, str) else data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise OptionError(f"{self._name} is not UTF-8 text (byte {error.start}); convert it first") from error
+
+    @property
+    def _name(self) -> str:
+        return "standard input" if self.input_path is None else f"input {self.input_path!r}"
+
+    def _write(self, text: str) -> None:
+        """Write the output file, or standard output."""
+        if self.output_path is None:
+            print(text, end="" if text.endswith("\n") else "\n")
+        else:
+            write_text(self.output_path, text)
+
+    def _inputs(self, records: list[Any]) -> Iterator[Any]:
+        """The columns of records, in which each name is looked up."""
+        for number, record in enumerate(records, start=1):
+            if self.is_multi_columns:
+                yield {argument: self._value(record, name, number) for argument, name in self.column}
+            else:
+                yield self._value(record, self.column[0], number)
+
+    def _value(self, record: Any, name: str, number: int) -> Any:
+        """A column of one record; the only one there is if no name was given.
+
+        Raises:
+            OptionError: there is no such column.
+        """
+        if isinstance(record, str) and not name:
+            return record
+        if not isinstance(record, dict):
+            raise OptionError(
+                f"record {number} of {self._name} is a {type(record).__name__}; expected an object with columns"
+            )
+        if not name and len(record) == 1:
+            return next(iter(record.values()))
+        if record.get(name) is None:
+            known = sorted(map(str, record))
+            what = f"no value in column {name!r}" if name else "several columns"
+            hint = nearest(name, known) or ""
+            raise OptionError(
+                f"record {number} of {self._name} has {what}; {hint + ' ' if hint else ''}"
+                f"pass column=, of {', '.join(known)}"
+            )
+        return record[name]
+
+
+class CsvPipelineDataFormat(PipelineDataFormat):
+    """A CSV file with names of columns in its first line; see `PipelineDataFormat`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs, a line each."""
+        return self._inputs(list(csv.DictReader(io.StringIO(self._text(), newline=""))))
+
+    def save(self, data: Any) -> None:
+        """Write results, a line each; the columns are the names that occur in them."""
+        self._write(_as_csv(data))
+
+
+class JsonPipelineDataFormat(PipelineDataFormat):
+    """A JSON file with a list of objects, or of texts; see `PipelineDataFormat`."""
+
+    def __init__(
+        self, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
+    ) -> None:
+        super().__init__(output_path, input_path, column, overwrite)
+        try:
+            self._entries = json.loads(self._text())
+        except ValueError as error:
+            if isinstance(error, OptionError):
+                raise
+            raise OptionError(f"{self._name} is not JSON: {error}") from error
+        if not isinstance(self._entries, list):
+            raise OptionError(f"{self._name} holds a {type(self._entries).__name__}; expected a list of objects")
+
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs, an element of the list each."""
+        return self._inputs(self._entries)
+
+    def save(self, data: Any) -> None:
+        """Write results as a list."""
+        self._write(as_json(data))
+
+
+class PipedPipelineDataFormat(PipelineDataFormat):
+    """Lines of standard input, or of a file of text; columns are separated by tabs. See `PipelineDataFormat`."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The inputs, a line each, with its line break as in Transformers.
+
+        Raises:
+            OptionError: a line has fewer columns than there should be.
+        """
+        for number, line in enumerate(io.StringIO(self._text()), start=1):
+            if not self.is_multi_columns:
+                yield line
+                continue
+            values = line.split("\t")
+            if len(values) < len(self.column):
+                names = ", ".join(argument for argument, _ in self.column)
+                raise OptionError(
+                    f"line {number} of {self._name} has {len(values)} of {len(self.column)} columns; expected {names}, "
+                    "with a tab between them"
+                )
+            yield {argument: value for (argument, _), value in zip(self.column, values, strict=False)}
+
+    def save(self, data: Any) -> None:
+        """Print results as a Python list, or write them to the output file: CSV if its name ends so, else JSON."""
+        if self.output_path is None:
+            print(data)
+        else:
+            self._write(_as_csv(data) if self.output_path.endswith(".csv") else as_json(data))
+
+
+_FORMATS: dict[str, type[PipelineDataFormat]] = {
+    "json": JsonPipelineDataFormat,
+    "csv": CsvPipelineDataFormat,
+    "pipe": PipedPipelineDataFormat,
+}
+
+
+def check_paths(input_path: str | None, output_path: str | None, overwrite: bool) -> None:
+    """Check that an input exists and that an output may be written; None is standard input or output.
+
+    Raises:
+        FileOptionError: one of them is not so.
+    """
+    if output_path is not None and not overwrite and os.path.exists(output_path):
+        raise FileOptionError(f"output {output_path!r} already exists; pass overwrite=True to replace it")
+    if input_path is not None and not os.path.isfile(input_path):
+        raise FileOptionError(f"input {input_path!r} is not a file; check its path")
+
+
+def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any]:
+    """Results of a pipeline for all inputs of a reader, those of one input behind those of the one before.
+
+    Args:
+        pipe: the pipeline; inputs of several columns are arguments of a call each.
+        reader: gives the inputs.
+        arguments: further arguments of every call.
+    """
+    if reader.is_multi_columns:
+        outputs = (pipe(**{**arguments, **entry}) for entry in reader)
+    else:
+        outputs = iter(pipe(list(reader), **arguments))
+    found: list[Any] = []
+    for output in outputs:
+        found.extend([output] if isinstance(output, dict) else output)
+    return found
+
+
+def as_json(data: Any) -> str:
+    """Results as JSON; numbers of numpy and torch are plain ones."""
+    return json.dumps(data, default=lambda value: value.tolist())
+
+
+def _as_csv(data: Any) -> str:
+    """Results as CSV.
+
+    Raises:
+        OptionError: they have no names for columns.
+    """
+    if not all(isinstance(record, dict) for record in data):
+        raise OptionError("the results of this task are lists of numbers, which CSV has no columns for; write JSON")
+    names = dict.fromkeys(name for record in data for name in record)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(names), lineterminator="\n")
+    if names:
+        writer.writeheader()
+        writer.writerows(data)
+    return text.getvalue()
+
+
+def _argument_and_column(name: str) -> tuple[str, str]:
+    """The argument and the column of `argument=column`, or of a name for both."""
+    argument, _, column = name.partition("=")
+    return argument, column or argument

@@ -1,0 +1,103 @@
+"""`gptrio run` as a shell runs it."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import json
+
+import pytest
+
+from gptrio import pipeline
+from gptrio.testing import byte_tokenizer
+from tests.contract.families import FAMILIES
+from tests.integration.test_command_line import gptrio
+
+SHORT = ("--max-new-tokens", "3", "--greedy")
+PROMPTS = ["import os", "def main("]
+
+
+@pytest.fixture(scope="module")
+def expected() -> list[str]:
+    generator = pipeline("text-generation", "gptrio/stdlib-gpt2")
+    return [generator(text, max_new_tokens=3, do_sample=False)[0]["generated_text"] for text in PROMPTS]
+
+
+@pytest.fixture
+def reader(tmp_path) -> str:
+    """A folder with a tiny model for question answering."""
+    folder = str(tmp_path / "reader")
+    FAMILIES[0].build("ForQuestionAnswering").save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_help_teaches_by_example():
+    done = gptrio("run", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert 'echo "def f(x):" | gptrio run --task text-generation' in done.stdout
+    for option in ("--task", "--model", "--input", "--output", "--column", "--format", "--device", "--overwrite"):
+        assert option in done.stdout
+
+
+def test_a_pipe_gives_a_list_as_in_transformers():
+    done = gptrio("run", "--task", "text-generation", "--model", "gptrio/stdlib-gpt2", *SHORT, input="def f(x):\n")
+    assert (done.returncode, done.stderr) == (0, "")
+    (result,) = ast.literal_eval(done.stdout)
+    assert result["generated_text"].startswith("def f(x):\n")
+    seeded = [gptrio("run", "-n", "5", "--seed", "3", "--json", input="x\ny\n").stdout for _ in range(2)]
+    assert seeded[0] == seeded[1]
+    assert len(json.loads(seeded[0])) == 2
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_files_with_a_column(tmp_path, expected, kind):
+    source, target = tmp_path / f"in.{kind}", tmp_path / f"out.{kind}"
+    rows = [{"n": "1", "prompt": PROMPTS[0]}, {"n": "2", "prompt": PROMPTS[1]}]
+    csv_text = "n,prompt\n" + "".join(f"{row['n']},{row['prompt']}\n" for row in rows)
+    source.write_text(json.dumps(rows) if kind == "json" else csv_text, encoding="utf-8")
+    arguments = ("run", "--input", str(source), "--output", str(target), "--column", "prompt", *SHORT)
+    done = gptrio(*arguments)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    with open(target, encoding="utf-8", newline="") as file:
+        found = json.load(file) if kind == "json" else list(csv.DictReader(file))
+    assert [row["generated_text"] for row in found] == expected
+
+    again = gptrio(*arguments)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "already exists; pass --overwrite" in again.stderr
+    assert gptrio(*arguments, "--overwrite").returncode == 0
+
+
+def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
+    (tmp_path / "qa.csv").write_text("q,text\nwho?,it is me\n", encoding="utf-8")
+    given = ("--column", "question=q,context=text", "--input", str(tmp_path / "qa.csv"), "--json", "top_k=2")
+    done = gptrio("run", "--task", "question-answering", "--model", reader, *given)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == pipeline("question-answering", reader)(
+        question="who?", context="it is me", top_k=2
+    )
+    piped = gptrio("run", "--model", reader, input="who?\tit is me\n")  # the task is inferred
+    assert (piped.returncode, piped.stderr) == (0, "")
+    assert set(ast.literal_eval(piped.stdout)[0]) == {"answer", "score", "start", "end"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--task", "text-generatio"), "did you mean 'text-generation'"),
+        (("--task", "ner"), "pass --model, a folder"),
+        (("--input", "nowhere.csv"), "'nowhere.csv' is not a file"),
+        (("--input", "texts.xml"), "give --format json, csv or pipe"),
+        (("--format", "csv", "--column", "txt"), "no value in column 'txt'; did you mean 'text'? pass --column"),
+        (("--greedy", "--temperature", "0.5"), "--greedy always takes the likeliest token"),
+        (("--task", "feature-extraction", "--greedy"), "have no effect on task 'feature-extraction'"),
+        (("top_kk=3",), "did you mean 'top_k'"),
+        (("top_k",), "write it as name=value"),
+        (("--format", "xml"), "--format"),
+    ],
+)
+def test_an_impossible_command_line_is_one_line_and_code_2(arguments, message):
+    done = gptrio("run", *arguments, input="text,n\na,1\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("gptrio: ") and message in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,112 @@
+"""Inputs and results of pipelines in files and pipes, beside Transformers' classes where those work."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy
+import pytest
+from transformers.pipelines.base import PipelineDataFormat as ReferenceFormat
+
+from gptrio import FileOptionError, OptionError, PipelineDataFormat
+from gptrio.pipelines.formats import as_json, results
+
+RECORDS = [{"q": "who?", "text": "a, b"}, {"q": "why?", "text": "höher\nund"}]
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "in.json").write_text(json.dumps(RECORDS), encoding="utf-8")
+    (tmp_path / "in.csv").write_text('q,text\nwho?,"a, b"\nwhy?,"höher\nund"\n', encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("column", ["text", "q,text", "question=q,context=text"])
+def test_files_give_what_transformers_reads(files, kind, column):
+    given = (kind, str(files / "out"), str(files / f"in.{kind}"), column)
+    ours, reference = PipelineDataFormat.from_str(*given), ReferenceFormat.from_str(*given)
+    assert list(ours) == list(reference)
+    assert (ours.column, ours.is_multi_columns) == (reference.column, reference.is_multi_columns)
+
+
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_files_are_written_as_transformers_writes_them(files, kind):
+    found = [{"label": "A", "score": 0.5}, {"label": "B, ü", "score": 1e-9}]
+    given = (str(files / f"in.{kind}"), "text")
+    PipelineDataFormat.from_str(kind, str(files / "ours"), *given).save(found)
+    ReferenceFormat.from_str(kind, str(files / "theirs"), *given).save(found)
+    ours, theirs = ((files / name).read_text(encoding="utf-8").split() for name in ("ours", "theirs"))
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("column", "text"), [(None, "a\nb\n"), ("question,context", "who?\tit is\nwhy?\tso\n")])
+def test_lines_of_a_pipe_are_what_transformers_reads(monkeypatch, column, text):
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    reference = list(ReferenceFormat.from_str("pipe", None, None, column))
+    monkeypatch.setattr("sys.stdin", io.StringIO(text))
+    assert list(PipelineDataFormat.from_str("pipe", None, None, column)) == reference
+
+
+def test_a_tab_within_a_single_column_is_text(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("if x:\ty\n"))
+    assert list(PipelineDataFormat.from_str("pipe", None, None, None)) == ["if x:\ty\n"]
+
+
+def test_the_only_column_and_plain_texts_need_no_name(files):
+    (files / "one.csv").write_text("text\na\nb\n", encoding="utf-8")
+    (files / "one.json").write_text('["a", "b"]', encoding="utf-8")
+    for kind in ("csv", "json"):
+        assert list(PipelineDataFormat.from_str(kind, None, str(files / f"one.{kind}"), None)) == ["a", "b"]
+
+
+def test_results_of_a_pipe_are_printed_or_written(files, capsys):
+    found = [{"answer": "x", "score": 0.5}]
+    PipelineDataFormat.from_str("pipe", None, None, None).save(found)
+    assert capsys.readouterr().out == f"{found}\n"
+    for name, content in (("out.json", json.dumps(found)), ("out.csv", "answer,score\nx,0.5\n")):
+        PipelineDataFormat.from_str("pipe", str(files / name), None, None).save(found)
+        assert (files / name).read_text(encoding="utf-8") == content
+
+
+def test_results_follow_each_other_and_numbers_of_numpy_are_numbers(files):
+    reader = PipelineDataFormat.from_str("json", None, str(files / "in.json"), "text")
+    assert results(lambda texts, top: [[{"n": len(text)}] * top for text in texts], reader, top=2) == [
+        {"n": 4}, {"n": 4}, {"n": 9}, {"n": 9},
+    ]  # fmt: skip
+    pairs = PipelineDataFormat.from_str("json", None, str(files / "in.json"), "q,text")
+    assert results(lambda q, text: {"q": q}, pairs) == [{"q": "who?"}, {"q": "why?"}]
+    assert as_json([{"score": numpy.float32(0.5)}]) == '[{"score": 0.5}]'
+
+
+def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
+    (files / "out.json").write_text("old", encoding="utf-8")
+    given = (str(files / "out.json"), str(files / "in.json"), "text")
+    with pytest.raises(FileOptionError, match="already exists"):
+        PipelineDataFormat.from_str("json", *given)
+    with pytest.raises(OSError, match="already exists"):
+        ReferenceFormat.from_str("json", *given)
+    PipelineDataFormat.from_str("json", *given, overwrite=True).save([])
+    assert (files / "out.json").read_text(encoding="utf-8") == "[]"
+
+
+@pytest.mark.parametrize(
+    ("kind", "content", "column", "message"),
+    [
+        ("json", '[{"text": "a"}]', "txt", "no value in column 'txt'; did you mean 'text'"),
+        ("csv", "a,b\n1,2\n", None, "several columns"),
+        ("json", "{}", "text", "holds a dict; expected a list"),
+        ("json", "[", "text", "is not JSON"),
+        ("json", "[3]", "text", "record 1 .* is a int"),
+        ("pipe", "question only\n", "question,context", "line 1 .* has 1 of 2 columns"),
+    ],
+)
+def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, column, message):
+    (tmp_path / "input").write_text(content, encoding="utf-8")
+    with pytest.raises(OptionError, match=message):
+        list(PipelineDataFormat.from_str(kind, None, str(tmp_path / "input"), column))
+    with pytest.raises(FileOptionError, match="is not a file"):
+        PipelineDataFormat.from_str(kind, None, str(tmp_path / "nowhere"), column)
+    with pytest.raises(OptionError, match="expected one of"):
+        PipelineDataFormat.from_str("xml", None, None, None)
