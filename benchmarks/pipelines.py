@@ -39,6 +39,7 @@ def model_folder(shape: str, task: str, tokenizer: Path | None) -> Path:
         config.pad_token_id = config.eos_token_id
         getattr(gptrio, TASKS[task]).from_config(config).save_pretrained(folder)
     given = gptrio.GPT2TokenizerFast.from_pretrained(tokenizer) if tokenizer else numbered_bytes(folder)
+    given.model_max_length = gptrio.AutoConfig.from_pretrained(folder).max_position_embeddings
     given.save_pretrained(folder)
     return folder
 
@@ -52,11 +53,11 @@ def numbered_bytes(folder: Path) -> gptrio.GPT2TokenizerFast:
     return gptrio.GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
 
 
-def texts_of(path: Path | None, count: int) -> list[str]:
-    """So many lines of a file, labels before a tab left out; or messages of 2 to 40 words."""
+def texts_of(path: Path | None, count: int, words: int) -> list[str]:
+    """So many lines of a file, labels before a tab left out; or texts of so many words on average."""
     numbers = random.Random(0)
     if path is None:
-        lengths = (min(2 + int(numbers.expovariate(1 / 14)), 40) for _ in range(count))
+        lengths = (min(1 + int(numbers.expovariate(1 / words)), 5 * words) for _ in range(count))
         return [" ".join(numbers.choices(WORDS.split(), k=length)) for length in lengths]
     lines = [line.split("\t")[-1] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     return numbers.sample(lines, count)
@@ -116,6 +117,7 @@ def main() -> None:
     parser.add_argument("--model", choices=list(SHAPES), default="gpt2")
     parser.add_argument("--count", type=int, default=64, help="texts")
     parser.add_argument("--texts", type=Path, help="file with a text in each line; made up by default")
+    parser.add_argument("--words", type=int, default=30, help="average length of texts that are made up")
     parser.add_argument("--tokenizer", type=Path, help="folder; a tokenizer of bytes by default")
     parser.add_argument("--new", type=int, default=32, help="new tokens of each text")
     parser.add_argument("--batch-sizes", default="1,8,16,32,64", help="of Transformers; the fastest is compared")
@@ -127,7 +129,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     folder = model_folder(arguments.model, arguments.task, arguments.tokenizer)
-    texts = texts_of(arguments.texts, arguments.count)
+    texts = texts_of(arguments.texts, arguments.count, arguments.words)
     sizes = [int(size) for size in arguments.batch_sizes.split(",")]
     runs = runs_of(arguments.task, folder, texts, arguments.new, sizes)
     seconds, same = compare(runs, arguments.rounds, arguments.clock)

@@ -12,6 +12,9 @@ from gptrio.pipelines.formats import PipelineDataFormat as PipelineDataFormat
 from gptrio.pipelines.pt_utils import KeyDataset as KeyDataset
 from gptrio.pipelines.question_answering import QuestionAnsweringPipeline as QuestionAnsweringPipeline
 from gptrio.pipelines.questions import SquadExample as SquadExample
+from gptrio.pipelines.registry import PIPELINE_REGISTRY as PIPELINE_REGISTRY
+from gptrio.pipelines.registry import PipelineRegistry as PipelineRegistry
+from gptrio.pipelines.registry import get_supported_tasks as get_supported_tasks
 from gptrio.pipelines.text_classification import TextClassificationPipeline as TextClassificationPipeline
 from gptrio.pipelines.text_generation import TextGenerationPipeline as TextGenerationPipeline
 from gptrio.pipelines.token_classification import NerPipeline as NerPipeline

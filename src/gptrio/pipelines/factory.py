@@ -64,7 +64,8 @@ def pipeline(
         The pipeline.
 
     Raises:
-        OptionError: there is no such task, arguments contradict each other, or the model's tokenizer is not known.
+        UnknownTaskError: there is no such task.
+        OptionError: arguments contradict each other, or the model's tokenizer is not known.
         InputError: the model was made for another task.
         UnsupportedError: another framework, or code from a checkpoint.
 
@@ -156,7 +157,7 @@ def _described(model: Any, config: Any, hub: dict[str, Any]) -> tuple[list[str],
 
 def _load_model(row: Task, model: str, arguments: dict[str, Any]) -> Any:
     with warnings.catch_warnings():
-        if not row.heads:  # a backbone leaves out the head's weights
+        if row.auto_class == "AutoModel":  # a backbone leaves out the head's weights
             warnings.filterwarnings("ignore", "[^;]* in the checkpoint but not in the model", GptrioWarning)
         return row.model_class().from_pretrained(model, **arguments)
 

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from gptrio.errors import InputError, OptionError, nearest
+from gptrio.errors import InputError, OptionError, UnknownTaskError, nearest
 
 
 @dataclass(frozen=True)
@@ -18,6 +18,7 @@ class Task:
         auto_class: loads the model.
         heads: ends of the names of model classes that are made for the task; none if every model will do.
         default_model: loaded if no model is named.
+        own_pipeline, own_model: classes of others, in place of those that are named.
     """
 
     module: str
@@ -25,13 +26,19 @@ class Task:
     auto_class: str
     heads: tuple[str, ...]
     default_model: str | None = None
+    own_pipeline: Any = None
+    own_model: Any = None
 
     def pipeline_class(self) -> Any:
         """The class of the pipeline."""
+        if self.own_pipeline is not None:
+            return self.own_pipeline
         return getattr(importlib.import_module(f"gptrio.pipelines.{self.module}"), self.pipeline)
 
     def model_class(self) -> Any:
-        """The auto class that loads the model."""
+        """The class that loads the model."""
+        if self.own_model is not None:
+            return self.own_model
         return getattr(importlib.import_module("gptrio.models.auto"), self.auto_class)
 
 
@@ -83,17 +90,23 @@ _INFERRED = {
 }
 
 
+def known_tasks() -> list[str]:
+    """Names and aliases of all tasks, sorted."""
+    return sorted([*TASKS, *ALIASES])
+
+
 def find_task(name: str) -> tuple[str, Task]:
     """A task by its name or alias, and its full name.
 
     Raises:
-        OptionError: there is no such task.
+        UnknownTaskError: there is no such task.
     """
     full = ALIASES.get(name, name)
     if full not in TASKS:
-        known = sorted([*TASKS, *(alias for alias, task in ALIASES.items() if task in TASKS)])
-        hint = nearest(str(name), known)
-        raise OptionError(f"unknown task {name!r}; {hint + ' ' if hint else ''}available tasks are {known}")
+        hint = nearest(str(name), known_tasks())
+        raise UnknownTaskError(
+            f"unknown task {name!r}; {hint + ' ' if hint else ''}available tasks are {known_tasks()}"
+        )
     return full, TASKS[full]
 
 

@@ -55,7 +55,7 @@ def test_the_folder_of_a_classifier_is_refused_for_another_task(tmp_path: Path, 
     ("arguments", "error", "message"),
     [
         ({}, OptionError, "needs a task"),
-        ({"task": "text-generate"}, OptionError, "did you mean 'text-generation'"),
+        ({"task": "text-generate"}, KeyError, "did you mean 'text-generation'"),
         ({"task": "text-classification"}, OptionError, "no default model"),
         ({"task": "text-generation", "tokenizer": NAME}, OptionError, "without a model"),
         ({"model": NAME, "framework": "tf"}, UnsupportedError, "framework='tf'"),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptrio import pipeline
-from gptrio.pipelines import ChunkPipeline, Pipeline, TextClassificationPipeline
+from gptrio import AutoModelForCausalLM, pipeline
+from gptrio.pipelines import (
+    PIPELINE_REGISTRY,
+    ChunkPipeline,
+    Pipeline,
+    TextClassificationPipeline,
+    get_supported_tasks,
+)
+from gptrio.pipelines.tasks import TASKS
 from gptrio.testing import byte_tokenizer
 from tests.contract.families import FAMILIES
 
@@ -95,6 +103,21 @@ def test_a_generator_is_not_read_ahead() -> None:
     results = own(texts())
     assert next(results) == 1
     assert read == ["a"]
+
+
+def test_a_registered_task_is_built_by_name(tmp_path: Path) -> None:
+    FAMILIES[0].build().save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    default = {"pt": (str(tmp_path), "main")}
+    PIPELINE_REGISTRY.register_pipeline("surprise", Surprise, pt_model=AutoModelForCausalLM, default=default)
+    try:
+        assert "surprise" in get_supported_tasks()
+        assert PIPELINE_REGISTRY.check_task("surprise")[1]["impl"] is Surprise
+        for own in (pipeline("surprise", tmp_path, device="cpu"), pipeline("surprise", device="cpu")):
+            assert type(own) is Surprise
+            assert own("abc") == 3
+    finally:
+        del TASKS["surprise"]
 
 
 def test_a_text_without_tokens_is_refused_by_classifiers() -> None:
