@@ -95,19 +95,19 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(arguments.threads)
     random.seed(0)
     lm = own_way() if arguments.way == 0 else harness_way(arguments.way)
-    found = {}
+    found, model = {}, memory("VmRSS")
     for kind, requests in (("LAMBADA", passages(arguments.passages)), ("BLiMP", pairs(arguments.pairs))):
         for _ in range(2):
             lm._loglikelihood_tokens(requests[:8], disable_tqdm=True)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        before, seconds, processor = memory("VmRSS"), [], time.process_time()
+        seconds, processor = [], time.process_time()
         for _ in range(arguments.rounds):
             start = time.perf_counter()
             answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
             seconds.append(time.perf_counter() - start)
         peak = memory("VmHWM")
         processor = (time.process_time() - processor) / arguments.rounds
-        found[kind] = {"seconds": seconds, "processor": processor, "growth": peak - before, "peak": peak}
+        found[kind] = {"seconds": seconds, "processor": processor, "growth": peak - model, "peak": peak}
         found[kind]["values"] = [value for value, _ in answers]
     return found
 

@@ -25,6 +25,7 @@ from gptrio.scoring.harness import GptrioLM
 from gptrio.scoring.local_tasks import local_tasks
 from gptrio.testing.tiny import byte_tokenizer
 from tests.architecture.source import ROOT
+from tests.integration.test_command_line import gptrio
 from tests.reference import model_pair
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the harness and what it imports
@@ -146,6 +147,20 @@ def test_the_model_class_is_known_by_name_and_loads_checkpoints(files, tmp_path)
         given["results"]["lambada_local"]["perplexity,none"], rel=1e-4
     )
     assert named["config"]["model_num_parameters"] == ours.num_parameters()
+
+
+def test_the_command_prints_a_table_over_tasks(files, tmp_path):
+    (tmp_path / "own.yaml").write_text(
+        "task: own\ndataset_path: json\ndataset_kwargs:\n  data_files:\n"
+        f"    test: {files['wikitext_local']}\noutput_type: loglikelihood_rolling\ntest_split: test\n"
+        'doc_to_text: ""\ndoc_to_target: "{{text}}"\nmetric_list:\n  - metric: bits_per_byte\n'
+    )
+    tasks = f"blimp_local={files['blimp_local']},{tmp_path / 'own.yaml'}"
+    done = gptrio("eval", "gptrio/stdlib-gpt2", "--tasks", tasks, "--limit", "3")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0] == ["task", "metric", "main"]
+    assert {"acc", "acc_rule_0", "bits_per_byte"} <= {row[1] for row in rows[1:]}
 
 
 def test_the_page_on_scoring_evaluates_a_file(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def file(tmp_path):
     return str(tmp_path / "text.py")
 
 
-@pytest.mark.parametrize("command", ("score", "ppl", "compare"))
+@pytest.mark.parametrize("command", ("score", "ppl", "compare", "eval"))
 def test_help_shows_examples(command):
     done = gptrio(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")

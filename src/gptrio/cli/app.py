@@ -23,6 +23,7 @@ COMMANDS = {
     "tokenize": "gptrio.cli.tokenize",
     "info": "gptrio.cli.info",
     "download": "gptrio.cli.download",
+    "eval": "gptrio.cli.eval",
     "env": "gptrio.cli.env",
 }
 

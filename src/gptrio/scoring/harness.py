@@ -6,6 +6,7 @@ Importing this module registers it: `simple_evaluate(model="gptrio", model_args=
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -175,6 +176,15 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     # Requests
 
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-probability of continuations after contexts, and whether each is the likeliest; see the harness."""
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, self._is_quiet(disable_tqdm))
+        return found
+
+    def _is_quiet(self, disable_tqdm: bool) -> bool:
+        """Whether no progress is shown: it is for terminals, and the first process only."""
+        return disable_tqdm or self.rank > 0 or not sys.stderr.isatty()
+
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
@@ -190,7 +200,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         """
         rows = [self._row(strings, context, continuation) for strings, context, continuation in requests]
         answers: list[Any] = [None] * len(rows)
-        progress = tqdm(total=len(rows), disable=disable_tqdm or self.rank > 0, desc="Scoring requests")
+        progress = tqdm(total=len(rows), disable=self._is_quiet(disable_tqdm), desc="Scoring requests")
         with progress:
             for index, found in predict(self.model, rows, Wanted(top=1), self.batch_tokens):
                 assert found.top_ids is not None
@@ -240,7 +250,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         for i, (_, options) in enumerate(arguments):
             groups.setdefault(json.dumps(options, sort_keys=True, default=str), []).append(i)
         texts: list[Any] = [None] * len(arguments)
-        with tqdm(total=len(texts), disable=disable_tqdm or self.rank > 0, desc="Generating") as progress:
+        with tqdm(total=len(texts), disable=self._is_quiet(disable_tqdm), desc="Generating") as progress:
             for indices in groups.values():
                 options = dict(arguments[indices[0]][1])
                 for place, text in generate_all(self, [arguments[i][0] for i in indices], options):

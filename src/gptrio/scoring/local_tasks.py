@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -23,7 +23,9 @@ _FIELDS = {
 
 
 @contextmanager
-def local_tasks(files: Mapping[str, str | os.PathLike[str]], include_defaults: bool = True) -> Iterator[Any]:
+def local_tasks(
+    files: Mapping[str, str | os.PathLike[str]], include_defaults: bool = True, include: Sequence[str] = ()
+) -> Iterator[Any]:
     """Give the harness tasks over local files; yields a `TaskManager` that knows them.
 
     Args:
@@ -31,6 +33,7 @@ def local_tasks(files: Mapping[str, str | os.PathLike[str]], include_defaults: b
             (which also takes a plain text ending in `.txt`, as one document), "UID", "sentence_good" and "sentence_bad"
             for `blimp_local`.
         include_defaults: the manager also knows the harness' own tasks, of which it reads the list for some seconds.
+        include: folders with further tasks of the user.
 
     Raises:
         InputError: an unknown task, or a file that is not there or has other fields.
@@ -43,7 +46,7 @@ def local_tasks(files: Mapping[str, str | os.PathLike[str]], include_defaults: b
     task_manager = import_optional("lm_eval.tasks", MISSING).TaskManager
     with tempfile.TemporaryDirectory(prefix="gptrio-tasks-") as folder:
         write_tasks(folder, files)
-        yield task_manager(include_path=folder, include_defaults=include_defaults)
+        yield task_manager(include_path=[folder, *include], include_defaults=include_defaults)
 
 
 def write_tasks(folder: str | os.PathLike[str], files: Mapping[str, str | os.PathLike[str]]) -> None:

@@ -1,0 +1,48 @@
+"""`gptrio eval` reads tasks, and prints a table; the harness itself is in tests/integration/test_harness.py."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from gptrio.cli.app import run
+from gptrio.cli.eval import numbers, read_tasks, table
+from gptrio.errors import OptionError
+
+
+def test_tasks_are_names_yaml_files_and_local_ones(tmp_path):
+    (tmp_path / "own.yaml").write_text('include: other\ntask: "own_task"\n')
+    names, files, folders = read_tasks(
+        f"lambada_openai,{tmp_path / 'own.yaml'},blimp_local=a.jsonl", [tmp_path / "more"]
+    )
+    assert names == ["lambada_openai", "own_task", "blimp_local"]
+    assert files == {"blimp_local": "a.jsonl"}
+    assert folders == [str(tmp_path / "more"), str(tmp_path)]
+
+
+@pytest.mark.parametrize(("tasks", "message"), [(",", "names no task"), ("a.yaml", "no file a.yaml")])
+def test_tasks_that_are_not_there_are_named(tasks, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OptionError, match=message):
+        read_tasks(tasks, [])
+    (tmp_path / "b.yaml").write_text("group: x\n")
+    with pytest.raises(OptionError, match="no line 'task: NAME'"):
+        read_tasks("b.yaml", [])
+
+
+def test_a_table_has_a_line_for_each_metric_and_a_column_for_each_revision():
+    metrics = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc,strict": 0.25, "sample_len": 4}
+    assert numbers(metrics) == {"acc": 0.5, "acc,strict": 0.25}
+    shown = table({"step1": {"task": {"acc": 0.5}}, "main": {"task": {"acc": 12.25}}}).splitlines()
+    assert [line.split() for line in shown] == [
+        ["task", "metric", "step1", "main"],
+        ["task", "acc", "0.5000", "12.2500"],
+    ]
+    assert len(set(map(len, shown))) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="the harness is installed")
+def test_a_missing_harness_is_named_with_its_extra(capsys):
+    assert run(["eval", "x", "--tasks", "lambada_openai"]) == 1
+    assert "pip install 'gptrio[eval]'" in capsys.readouterr().err
