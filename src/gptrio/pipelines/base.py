@@ -33,6 +33,11 @@ Parameters = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]  # of preproc
 _WINDOW = 512  # inputs that are sorted by length together
 
 
+def without_none(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are not None."""
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
 class Pipeline(ABC, Pushable):
     """Base class: a subclass has `preprocess`, `_forward`, `postprocess` and `_sanitize_parameters`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.generation.options.max_length import positions
-from gptrio.pipelines.base import ChunkPipeline, Parameters
+from gptrio.pipelines.base import ChunkPipeline, Parameters, without_none
 from gptrio.pipelines.batching import Row
 from gptrio.pipelines.questions import SquadExample, to_example, to_examples
 from gptrio.pipelines.spans import answer_span
@@ -91,8 +91,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             "handle_impossible_answer": handle_impossible_answer,
             "align_to_words": align_to_words,
         }
-        given = ({n: value for n, value in part.items() if value is not None} for part in (preprocess, postprocess))
-        return next(given), {}, next(given)
+        return without_none(preprocess), {}, without_none(postprocess)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Answer one question, or several.
@@ -110,10 +109,8 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         Raises:
             InputError: an input of another form.
         """
-        given: dict[str, Any] = {
-            name: kwargs.pop(name) for name in ("X", "data", "question", "context") if name in kwargs
-        }
-        examples = to_examples(args, given)
+        named: dict[str, Any] = {n: kwargs.pop(n) for n in ("X", "data", "question", "context") if n in kwargs}
+        examples = to_examples(args, named)
         one = isinstance(examples, list) and len(examples) == 1
         return super().__call__(examples[0] if one else examples, **kwargs)
 

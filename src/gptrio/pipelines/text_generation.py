@@ -16,7 +16,7 @@ from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.resolve import merge_config
 from gptrio.generation.options.schema import GenerationMode, option_types
 from gptrio.outputs import ModelOutput
-from gptrio.pipelines.base import Parameters, Pipeline
+from gptrio.pipelines.base import Parameters, Pipeline, without_none
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of
 from gptrio.pipelines.generating import config_of_call
 from gptrio.pipelines.pt_utils import KeyDataset
@@ -147,7 +147,7 @@ class TextGenerationPipeline(Pipeline):
             forward["assistant_model"] = self.assistant_model
         if self.assistant_tokenizer is not None:
             forward |= {"tokenizer": self.tokenizer, "assistant_tokenizer": self.assistant_tokenizer}
-        return {**_given(preprocess), **generate_kwargs}, forward, _given(postprocess)
+        return {**without_none(preprocess), **generate_kwargs}, forward, without_none(postprocess)
 
     def __call__(self, text_inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Continue one prompt or chat, or several.
@@ -196,7 +196,7 @@ class TextGenerationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Encode a text after the prefix, or a chat with its template."""
         values = (add_special_tokens, padding, truncation, max_length)
-        options = {**_given(dict(zip(_OF_TOKENIZER, values, strict=True))), **(tokenizer_encode_kwargs or {})}
+        options = {**without_none(dict(zip(_OF_TOKENIZER, values, strict=True))), **(tokenizer_encode_kwargs or {})}
         if max_length is not None and truncation is None and padding is None:
             options.setdefault("truncation", True)
         if isinstance(prompt_text, Chat):
@@ -357,11 +357,6 @@ class TextGenerationPipeline(Pipeline):
                 record = {"generated_text": text}
             records.append({**record, **{name: values[index] for name, values in additional.items()}})
         return records
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    """The parameters that are not None."""
-    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _return_type(full_text: bool | None, tensors: bool | None, text: bool | None) -> ReturnType | None:

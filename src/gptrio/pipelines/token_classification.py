@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 
 from gptrio.errors import InputError, OptionError, warn
 from gptrio.generation.options.max_length import positions
-from gptrio.pipelines.base import ChunkPipeline, Parameters
+from gptrio.pipelines.base import ChunkPipeline, Parameters, without_none
 from gptrio.pipelines.batching import Row
 from gptrio.pipelines.entities import BY_WORD, AggregationStrategy, Entity, EntityMixin
 from gptrio.pipelines.results import is_column
@@ -76,7 +76,7 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
             "stride": stride,
         }
         postprocess = {"aggregation_strategy": strategy, "ignore_labels": ignore_labels}
-        return _given(preprocess), {}, _given(postprocess)
+        return without_none(preprocess), {}, without_none(postprocess)
 
     def _check(self, strategy: AggregationStrategy | None, stride: int | None) -> None:
         if strategy in BY_WORD and not self.tokenizer.is_fast:
@@ -191,10 +191,6 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
 
 
 NerPipeline = TokenClassificationPipeline
-
-
-def _given(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _strategy(value: AggregationStrategy | str) -> AggregationStrategy:

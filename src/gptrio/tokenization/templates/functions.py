@@ -94,8 +94,7 @@ def count_output(context: Context, value: Any) -> Any:
     """Return what `{{ value }}` writes."""
     current = rendering()
     current.step()
-    text = value if isinstance(value, str) or hasattr(value, "__html__") else str(value)
-    return current.made(text)
+    return current.made(value if isinstance(value, str) else str(value))
 
 
 @pass_context

@@ -148,7 +148,7 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         """Return the values as one text."""
         texts = []
         for value in values:
-            texts.append(value if hasattr(value, "__html__") else str(value))
+            texts.append(value if isinstance(value, str) else str(value))
             rendering().reserve(len(texts[-1]))
         return markup_join(texts) if context.autoescape else str_join(texts)
 
