@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "gptrio/stdlib-gpt2"
 DEFAULT_NEW_TOKENS = 128
-EXAMPLE = 'gptrio generate "def hello_world():"'
+NO_PROMPT = 'give one, as in: gptrio generate "def hello_world():", or --file, or a pipe'
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["int8", "int4", "nf4", "fp4"]
@@ -92,7 +92,7 @@ def generate(
     from gptrio.kernels.cpu_decode.compilation import compile_mode
 
     with report_errors(context, verbose):
-        text = read_text(prompt, file, EXAMPLE)
+        text = read_text(prompt, file, NO_PROMPT)
         options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
         options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
         compile_mode()  # an unknown one is refused before a model is loaded

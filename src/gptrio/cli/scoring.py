@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gptrio.cli.generate import Dtype, Quantization
-from gptrio.cli.text import decode_text
+from gptrio.cli.text import read_text
 from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
@@ -39,16 +39,10 @@ def read_file(file: Path | None) -> str:
         OptionError: there is no such file or input, it is empty, or not UTF-8.
     """
     if file is None or str(file) == "-":
-        if file is None and sys.stdin.isatty():
-            raise OptionError("no text; give a file, or - for standard input")
-        text = decode_text(sys.stdin.buffer.read(), "standard input")
-    elif file.is_file():
-        text = decode_text(file.read_bytes(), f"file {file}")
-    else:
+        return read_text(None if file is None else "-", None, "give a file, or - for standard input")
+    if not file.is_file():
         raise OptionError(f"there is no file {file}; give a file, or - for standard input")
-    if not text:
-        raise OptionError("the text is empty; give it at least one character")
-    return text
+    return read_text(None, file, "")
 
 
 @contextmanager

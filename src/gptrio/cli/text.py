@@ -41,13 +41,13 @@ def decode_argument(text: str) -> str:
     return text.removeprefix(_BYTE_ORDER_MARK)
 
 
-def read_text(text: str | None, file: Path | None, example: str) -> str:
+def read_text(text: str | None, file: Path | None, way_out: str) -> str:
     """Return the text from an argument, a file or standard input, unchanged except for a byte order mark.
 
     Args:
         text: the argument; "-", or None in a pipe, stands for standard input.
         file: to read instead.
-        example: a command line that gives a text, for the message where there is none.
+        way_out: how to give a text, for the message where there is none.
 
     Raises:
         OptionError: none or two of them are given, the text is empty, or the bytes cannot be decoded.
@@ -55,7 +55,7 @@ def read_text(text: str | None, file: Path | None, example: str) -> str:
     if text is not None and file is not None:
         raise OptionError("a text and --file were both given; give one of them")
     if text is None and file is None and sys.stdin.isatty():
-        raise OptionError(f"no text; give one, as in: {example}, or --file, or a pipe")
+        raise OptionError(f"no text; {way_out}")
     if file is not None:
         text = decode_text(file.read_bytes(), f"file {file}")
     elif text in (None, "-"):

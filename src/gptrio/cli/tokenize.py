@@ -42,7 +42,7 @@ def tokenize(
     gptrio tokenize --model EleutherAI/pythia-160m --json "größer"
     """
     with report_errors(context, verbose):
-        content = read_text(text, file, 'gptrio tokenize "def hello_world():"')
+        content = read_text(text, file, 'give one, as in: gptrio tokenize "def hello_world():", or --file, or a pipe')
         from gptrio import AutoTokenizer
         from gptrio.scoring.encoding import encode_texts
 
@@ -80,9 +80,9 @@ def show(encoded: Encoded) -> None:
         for style, (start, end) in zip(styles, encoded.offsets, strict=True):
             text.stylize(style, start, end)
         console.print(text)
-    table = [
-        (str(row["id"]), Text(str(row["token"]), style=style), f"{row['start']}-{row['end']}", str(row["bytes"]))
-        for row, style in zip(records(encoded), styles, strict=True)
-    ]
-    print_table(table, ("id", "token", "place", "bytes"), right=[0])
+    table = [[(name, "bold") for name in ("id", "token", "place", "bytes")]]
+    for row, style in zip(records(encoded), styles, strict=True):
+        place = f"{row['start']}-{row['end']}"
+        table.append([(str(row["id"]), ""), (str(row["token"]), style), (place, ""), (str(row["bytes"]), "")])
+    print_table(table, right=[0])
     print(f"{len(encoded.ids)} tokens, {len(encoded.text)} characters, {len(encoded.text.encode())} bytes")
