@@ -103,5 +103,8 @@ def verdict(difference: float) -> str:
     if name is None:
         return "A and B are equally likely"
     gap = abs(difference)
-    times = f"{math.exp(gap):,.3g} times as probable" if gap < 30 else f"10^{gap / math.log(10):.0f} times as probable"
-    return f"{name} is likelier: {times} (difference of log-probabilities {gap:.3f})"
+    if gap < math.log(100):
+        factor = f"{math.exp(gap):.3g}"
+    else:
+        factor = f"{math.exp(gap):,.0f}" if gap < math.log(1e6) else f"10^{gap / math.log(10):.0f}"
+    return f"{name} is likelier: {factor} times as probable (difference of log-probabilities {gap:.3f})"

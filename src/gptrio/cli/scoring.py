@@ -82,8 +82,8 @@ def print_text(text: Text) -> None:
 def summary(result: TextScore) -> str:
     """A text's numbers in a line."""
     return (
-        f"log-probability {result.total:.3f}, {len(result.scored)} tokens, {result.mean:.3f} per token, "
-        f"{result.bits_per_byte:.3f} bits per byte"
+        f"log-probability {result.total:.3f} (natural logarithm), {len(result.scored)} tokens, "
+        f"{result.mean:.3f} per token, {result.bits_per_byte:.3f} bits per byte"
     )
 
 
