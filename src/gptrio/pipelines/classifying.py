@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import InputError
+from gptrio.models.base.heads import SequenceClassificationHead
+from gptrio.nn.fast_call import hook_reason
 
 
 class ClassificationFunction(enum.Enum):
@@ -35,14 +37,16 @@ def check_has_tokens(row: Any, text: Any) -> None:
 def classifier_logits(model: Any, inputs: dict[str, Tensor]) -> Any:
     """Result of a sequence classifier for a row or a batch padded on the right: `logits` (B, labels).
 
-    Rows are told from their padding by `config.pad_token_id`, as the model does; a model without one takes the
-    last token of each row.
+    Rows are told from their padding by `config.pad_token_id`, as the model does. A model without one takes the last
+    token of each row; its head then sees nothing else, or a hooked or wrapped model one row at a time.
     """
-    if "use_cache" in inspect.signature(model.forward).parameters:
-        inputs = {**inputs, "use_cache": False}  # type: ignore[dict-item]  # an option beside the tensors
+    options = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
     ids = inputs["input_ids"]
     if len(ids) == 1 or model.config.pad_token_id is not None:
-        return model(**inputs)
-    states = model.base_model(**inputs)[0]  # (B, T, C)
-    last = inputs["attention_mask"].sum(-1) - 1
-    return {"logits": model.score(states[torch.arange(len(ids), device=ids.device), last])}
+        return model(**inputs, **options)
+    lengths = inputs["attention_mask"].sum(-1)
+    if isinstance(model, SequenceClassificationHead) and hook_reason(model) is None:
+        states = model.base_model(**inputs, **options)[0]  # (B, T, C)
+        return {"logits": model.score(states[torch.arange(len(ids), device=ids.device), lengths - 1])}
+    rows = ({name: value[i : i + 1, :length] for name, value in inputs.items()} for i, length in enumerate(lengths))
+    return {"logits": torch.cat([model(**row, **options)["logits"] for row in rows])}

@@ -248,6 +248,8 @@ class TextGenerationPipeline(Pipeline):
         if ids.shape[1] == 0:  # an empty prompt starts with bos_token_id
             ids, mask, rows = None, None, 1
         generate_kwargs["generation_config"] = self._config_of(generate_kwargs)
+        if generate_kwargs.get("stop_strings"):
+            generate_kwargs.setdefault("tokenizer", self.tokenizer)
         self._lengthen(generate_kwargs, generate_kwargs.pop("prefix_length", 0))
         output = self.model.generate(input_ids=ids, attention_mask=mask, **generate_kwargs)
         sequences = output["sequences"] if isinstance(output, ModelOutput) else output

@@ -120,6 +120,20 @@ def test_a_registered_task_is_built_by_name(tmp_path: Path) -> None:
         del TASKS["surprise"]
 
 
+@pytest.mark.parametrize("is_hooked", [False, True])
+def test_a_classifier_without_a_padding_token_classifies_batches(is_hooked: bool) -> None:
+    model = FAMILIES[0].build("ForSequenceClassification", num_labels=3)
+    seen: list[int] = []
+    if is_hooked:
+        model.register_forward_hook(lambda module, inputs, output: seen.append(len(output.logits)))
+    classifier = TextClassificationPipeline(model=model, tokenizer=byte_tokenizer(), device="cpu", top_k=None)
+    texts = ["a fine film", "no", "why", "a dull film"]
+    for found, text in zip(classifier(texts), texts, strict=True):
+        alone = {label["label"]: label["score"] for label in classifier(text)[0]}
+        assert {label["label"]: label["score"] for label in found} == pytest.approx(alone)
+    assert seen == [1] * (8 if is_hooked else 0)
+
+
 def test_a_text_without_tokens_is_refused_by_classifiers() -> None:
     model = FAMILIES[0].build("ForSequenceClassification")
     classifier = TextClassificationPipeline(model=model, tokenizer=byte_tokenizer(), device="cpu")

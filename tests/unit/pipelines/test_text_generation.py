@@ -24,6 +24,7 @@ def generator() -> Any:
         {"do_sample": False, "num_beams": 3, "num_return_sequences": 2, "return_tensors": True},
         {"do_sample": False, "repetition_penalty": 1.5},
         {"do_sample": False, "batch_size": 2},
+        {"do_sample": False, "stop_strings": ["\n"]},
         {"do_sample": False, "max_new_tokens": None, "max_length": 14},
     ],
     ids=str,
