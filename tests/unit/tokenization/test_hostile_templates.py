@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import jinja2
 import pytest
@@ -189,6 +190,19 @@ def test_a_long_conversation_is_within_the_limits():
 def test_a_rendering_does_not_use_up_what_the_next_one_may_do():
     template = "{% for i in range(30000) %}{{ 'x' * 50 }}{% endfor %}"
     assert {len("".join(render(template, {}).blocks)) for _ in range(6)} == {30000 * 50}
+
+
+def test_renderings_in_several_threads_do_not_meet():
+    template = (
+        "{% for m in messages %}{{ m.content }}{% generation %}{{ m.content * 2 }}{% endgeneration %}{% endfor %}"
+    )
+
+    def spans(size):
+        return render(template, {"messages": [{"content": "x" * size}] * 200}).spans
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(spans, range(1, 9)))
+    assert results == [[(3 * n * i + n, 3 * n * (i + 1)) for i in range(200)] for n in range(1, 9)]
 
 
 def test_a_namespace_that_holds_itself_has_a_text():

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = {"torch", "jax", "numpy", "huggingface_hub", "transformers"}
+HEAVY = {"torch", "jax", "numpy", "huggingface_hub", "jinja2", "transformers"}
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "GPT2TokenizerFast", "GPTNeoXTokenizerFast", "AutoTokenizer"])
