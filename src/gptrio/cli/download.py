@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,18 +13,6 @@ from gptrio.cli.errors import report_errors
 
 if TYPE_CHECKING:
     from gptrio.hub import HubOptions
-
-# beside the weights; a model has only some of them
-_FILES = (
-    "generation_config.json",
-    "tokenizer_config.json",
-    "tokenizer.json",
-    "vocab.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-)
 
 
 def download(
@@ -53,7 +42,7 @@ def download(
 
 
 def fetch(name: str, options: HubOptions) -> list[Path]:
-    """Download configuration, weights and tokenizer of one commit of a repository; return their paths.
+    """Download configuration, weights and tokenizer of one commit of a repository; return the files of its folder.
 
     A model that is already here, a folder or a packaged one, is left as it is.
 
@@ -61,10 +50,14 @@ def fetch(name: str, options: HubOptions) -> list[Path]:
         CheckpointNotFoundError: there is no such repository, or it has no configuration or weights.
         HubUnreachableError: the hub does not answer.
     """
+    from gptrio import AutoTokenizer
     from gptrio.checkpoint.locate import locate_weights
+    from gptrio.errors import CheckpointNotFoundError
 
     config = options.locate(name, "config.json")
     options = options.pinned_to(config)
-    weights = locate_weights(name, options=options).paths
-    others = (options.find(name, file) for file in _FILES)
-    return [config, *weights, *(path for path in others if path is not None)]
+    locate_weights(name, options=options)
+    options.find(name, "generation_config.json")
+    with suppress(CheckpointNotFoundError):  # a model need not have a tokenizer
+        AutoTokenizer.from_pretrained(name, **options.as_kwargs())
+    return sorted(path for path in config.parent.iterdir() if path.is_file())
