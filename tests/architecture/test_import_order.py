@@ -27,7 +27,7 @@ ORDER = (
     ("generation",),
     ("models",),
     ("pipelines", "scoring", "interop"),
-    ("engine", "training"),
+    ("engine", "training", "verification"),
     ("server",),
     ("cli",),
     ("testing",),

@@ -24,6 +24,7 @@ COMMANDS = {
     "info": "gptrio.cli.info",
     "download": "gptrio.cli.download",
     "eval": "gptrio.cli.eval",
+    "verify": "gptrio.cli.verify",
     "env": "gptrio.cli.env",
 }
 

@@ -1,0 +1,87 @@
+"""`gptrio verify`: whether all ways of computing a model's logits agree."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gptrio.cli import scoring
+from gptrio.cli.errors import print_error, report_errors
+from gptrio.cli.generate import DEFAULT_MODEL, choose_device
+
+if TYPE_CHECKING:
+    from gptrio.verification.verify import Comparison, Report
+
+Weights = Literal["float32", "bfloat16", "int8", "int4"]
+
+
+def verify(
+    context: typer.Context,
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a language model.")] = DEFAULT_MODEL,
+    weights: Annotated[Weights | None, typer.Option(help="Try this kind of weights only.", show_default=False)] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    as_json: scoring.Json = False,
+    verbose: scoring.Verbose = False,
+) -> None:
+    """Compare every way of computing a model's logits with a plain forward in float64.
+
+    A table shows the largest differences, relative to the largest logit, and what is allowed. The exit code is 1 if one
+    is out of bounds, or the files lack weights or hold some that are not finite numbers.
+
+    gptrio verify ./my-model
+
+    gptrio verify ./my-model --weights float32 && echo "safe to publish"
+    """
+    with report_errors(context, verbose):
+        target = choose_device(device)
+        from gptrio.verification.verify import verify as compare
+
+        with scoring.progress("Comparing") as progress:
+            report = compare(model, str(target), weights, progress)
+        if as_json:
+            print(json.dumps(as_dict(model, report)))
+        else:
+            show(report)
+        for sentence in report.warnings:
+            print_error(f"warning: {sentence}")
+        for sentence in report.problems:
+            print_error(sentence)
+        raise typer.Exit(0 if report.passed else 1)
+
+
+def show(report: Report) -> None:
+    """Print the table, and what it comes to."""
+    from gptrio.cli.tables import print_table
+
+    styles = {"ok": "green", "OUT OF BOUNDS": "bold red"}
+    rows = [[(name, "bold") for name in ("weights", "path", "difference", "bound", "result")]]
+    for one in report.comparisons:
+        found = "-" if one.difference is None else f"{one.difference:.1e}"
+        result = verdict(one)
+        texts = (one.weights, one.path, found, f"{one.bound:.0e}")
+        rows.append([*((text, "") for text in texts), (result, styles.get(result, "dim"))])
+    if report.comparisons:
+        print_table(rows, right=(2, 3))
+    computed = [one for one in report.comparisons if one.difference is not None]
+    failed = sum(not one.passed for one in computed)
+    print(
+        f"{len(computed)} compared, {len(report.comparisons) - len(computed)} not possible here, {failed} out of bounds"
+    )
+
+
+def verdict(one: Comparison) -> str:
+    """What came of a comparison, in a word or a reason."""
+    return f"not here: {one.skipped}" if one.skipped else "ok" if one.passed else "OUT OF BOUNDS"
+
+
+def as_dict(model: str, report: Report) -> dict[str, Any]:
+    """The report for JSON; a difference that is infinite is null and has not passed."""
+    rows: list[dict[str, Any]] = []
+    for one in report.comparisons:
+        finite = one.difference if one.difference is not None and one.difference < float("inf") else None
+        rows.append({**one._asdict(), "difference": finite, "passed": one.passed})
+    found: dict[str, Any] = {"model": model, "passed": report.passed, "comparisons": rows}
+    loss = report.loss if report.loss == report.loss else None  # NaN is not JSON
+    return found | {"loss": loss, "problems": report.problems, "warnings": report.warnings}
