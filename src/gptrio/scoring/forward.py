@@ -18,10 +18,10 @@ from gptrio.nn.masks import AttentionMask
 from gptrio.nn.rotary import RotaryTables
 from gptrio.scoring.packing import Pack, PackedRow, Row, pack_rows
 
-BATCH_TOKENS = 8192
+_TOKENS, _TOKENS_ON_CPU = 8192, 2048  # of a forward; a CPU is as fast with few of them, and needs less memory
 Progress = Callable[[int, int], None] | None  # called with the number of rows that are done, and of all
 Found = Iterator[tuple[int, "Predictions"]]
-_HEAD_VALUES = 1 << 23  # logits that exist at a time
+_HEAD_VALUES = 1 << 22  # logits that exist at a time
 
 
 class Wanted(NamedTuple):
@@ -139,7 +139,7 @@ def _gathered(x: Tensor, places: Tensor) -> Tensor:
 
 
 def predict(
-    model: Any, rows: Sequence[Row], wanted: Wanted, batch_tokens: int = BATCH_TOKENS, share: bool = True
+    model: Any, rows: Sequence[Row], wanted: Wanted, batch_tokens: int | None = None, share: bool = True
 ) -> Iterator[tuple[int, Predictions]]:
     """Compute the log-probability of the predicted ids of each row; yields (index of the row, its predictions).
 
@@ -150,13 +150,14 @@ def predict(
         model: a language model of this package.
         rows: what is to be predicted.
         wanted: what is computed besides log-probabilities.
-        batch_tokens: most tokens of a forward.
+        batch_tokens: most tokens of a forward; None for the default.
         share: compute beginnings that rows share once.
 
     Raises:
         InputError: the model has no language-model head, or a row is longer than its context.
         TokenIdError: an id outside the vocabulary.
     """
+    batch_tokens = default_batch_tokens(model) if batch_tokens is None else batch_tokens
     _check(model, rows, batch_tokens)
     with _evaluating(model):
         for pack in pack_rows(rows, batch_tokens, share):
@@ -171,6 +172,11 @@ def reported(found: Found, total: int, progress: Progress) -> Found:
             progress(done, total)
 
 
+def default_batch_tokens(model: Any) -> int:
+    """Most tokens of a forward, unless the caller says otherwise."""
+    return _TOKENS_ON_CPU if model.device.type == "cpu" else _TOKENS
+
+
 def context_length(model: Any) -> int:
     """Most tokens that the model reads at once."""
     return int(model.config.max_position_embeddings)
@@ -182,7 +188,7 @@ def _check(model: Any, rows: Sequence[Row], batch_tokens: int) -> None:
             f"model is a {type(model).__name__}; expected a language model of gptrio, as AutoModelForCausalLM loads"
         )
     if batch_tokens < 1:
-        raise InputError(f"batch_tokens={batch_tokens} is too few; expected 1 or more (8192 by default)")
+        raise InputError(f"batch_tokens={batch_tokens} is too few; expected 1 or more, or None for the default")
     context, size = context_length(model), model.config.vocab_size
     for i, row in enumerate(rows):
         if len(row.ids) - 1 > context:

@@ -14,7 +14,7 @@ import torch
 
 from gptrio.errors import InputError, import_optional
 from gptrio.models.auto import AutoModelForCausalLM
-from gptrio.scoring.forward import BATCH_TOKENS, Wanted, context_length, predict
+from gptrio.scoring.forward import Wanted, context_length, default_batch_tokens, predict
 from gptrio.scoring.generating import generate_all
 from gptrio.scoring.local_tasks import MISSING
 from gptrio.scoring.packing import Row
@@ -39,7 +39,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         revision: branch, tag or commit of the model's repository.
         dtype: number format; "auto" is the file's.
         quantize: "int8", "int4", "nf4" or "fp4".
-        batch_tokens: most tokens that are computed at once.
+        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
         max_length: most tokens that the model reads at once; its context by default.
         device: where it computes; a GPU if there is one.
         prefix_token_id: read before a text without a context; by default the tokenizer's bos token, or else its eos
@@ -57,7 +57,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         revision: str = "main",
         dtype: str = "auto",
         quantize: str | None = None,
-        batch_tokens: int = BATCH_TOKENS,
+        batch_tokens: int | None = None,
         max_length: int | None = None,
         device: str | None = None,
         prefix_token_id: int | None = None,
@@ -75,7 +75,8 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             self.model = pretrained
         self.model.eval()
         self.tokenizer = _tokenizer(tokenizer, self.model, revision)
-        self.batch_tokens, self.seed = int(batch_tokens), seed
+        self.batch_tokens = default_batch_tokens(self.model) if batch_tokens is None else int(batch_tokens)
+        self.seed = seed
         self._max_length = context_length(self.model) if max_length is None else int(max_length)
         self._prefix_token_id = prefix_token_id
 

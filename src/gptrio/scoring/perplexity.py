@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from gptrio.errors import InputError
 from gptrio.scoring.encoding import Text, encode_texts
-from gptrio.scoring.forward import BATCH_TOKENS, Progress, Wanted, context_length, predict, reported
+from gptrio.scoring.forward import Progress, Wanted, context_length, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.score import Start, start_ids
 
@@ -45,7 +45,7 @@ def perplexity(
     stride: int | None = None,
     *,
     start: Start = "auto",
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress = None,
 ) -> Perplexity:
     """Compute the perplexity of a text of any length.
@@ -60,7 +60,7 @@ def perplexity(
         text: a string, or a list of ids.
         stride: tokens from one window to the next, at most the context's length; half of it by default.
         start: the token before the text; see `score`.
-        batch_tokens: most tokens that are computed at once.
+        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
         progress: called with the number of windows that are done and of all.
 
     Raises:

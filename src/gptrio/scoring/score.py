@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gptrio.errors import InputError
 from gptrio.scoring.encoding import Encoded, Text, encode_texts
-from gptrio.scoring.forward import BATCH_TOKENS, Predictions, Progress, Wanted, predict, reported
+from gptrio.scoring.forward import Predictions, Progress, Wanted, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.results import TextScore, TopToken
 
@@ -28,7 +28,7 @@ def score(
     *,
     start: Start = ...,
     boundaries: bool = ...,
-    batch_tokens: int = ...,
+    batch_tokens: int | None = ...,
     share_prefixes: bool = ...,
     progress: Progress = ...,
 ) -> TextScore: ...
@@ -44,7 +44,7 @@ def score(
     *,
     start: Start = ...,
     boundaries: bool = ...,
-    batch_tokens: int = ...,
+    batch_tokens: int | None = ...,
     share_prefixes: bool = ...,
     progress: Progress = ...,
 ) -> list[TextScore]: ...
@@ -59,7 +59,7 @@ def score(
     *,
     start: Start = "auto",
     boundaries: bool = False,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     share_prefixes: bool = True,
     progress: Progress = None,
 ) -> TextScore | list[TextScore]:
@@ -77,7 +77,7 @@ def score(
         start: a token that the model reads before everything. "auto" is the tokenizer's `bos_token_id`, or else its
             `eos_token_id`, for texts without a context, and nothing for the others; None is nothing.
         boundaries: also compute what `TextScore.words(corrected=True)` needs.
-        batch_tokens: most tokens that are computed at once.
+        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
         share_prefixes: compute shared beginnings once.
         progress: called with the number of texts that are done and of all.
 
