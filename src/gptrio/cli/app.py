@@ -16,6 +16,7 @@ from gptrio.cli.text import set_output_encoding
 # command -> module with a function of the same name
 COMMANDS = {
     "generate": "gptrio.cli.generate",
+    "chat": "gptrio.cli.chat",
     "run": "gptrio.cli.run",
     "score": "gptrio.cli.score",
     "ppl": "gptrio.cli.ppl",

@@ -20,9 +20,7 @@ def run(
     context: typer.Context,
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME=VALUE]...", help="Arguments of the pipeline, such as top_k=3.", show_default=False
-        ),
+        typer.Argument(metavar="NAME=VALUE", help="Arguments of the pipeline, such as top_k=3.", show_default=False),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task, such as text-generation.", show_default="what the model was made for")

@@ -1,0 +1,178 @@
+"""`gptrio chat` in a pipe, and driven through a pseudo-terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from gptrio.generation.chat import PLAIN_TEMPLATE
+from tests.integration.test_command_line import PROGRAM, gptrio
+
+GREEDY = ("do_sample=False", "max_new_tokens=6")
+
+
+class Screen:
+    """A chat in a pseudo-terminal.
+
+    Args:
+        arguments: of the command.
+        variables: of its environment.
+    """
+
+    def __init__(self, *arguments: str, **variables: str) -> None:
+        import pty
+
+        self._leader, follower = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm", "GPTRIO_COMPILE": "never", **variables}
+        self._process = subprocess.Popen(
+            [*PROGRAM, "chat", *arguments],
+            stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True,
+            preexec_fn=take_terminal,
+        )  # fmt: skip
+        os.close(follower)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        """Press keys."""
+        os.write(self._leader, text.encode())
+
+    def wait_for(self, pattern: str) -> str:
+        """Read until a pattern has appeared; returns what was shown up to its end, which later calls do not see."""
+        limit = time.monotonic() + 120
+        while not (found := re.search(pattern, self.shown)):
+            assert time.monotonic() < limit and select.select([self._leader], [], [], 30)[0], self.shown
+            try:
+                self.shown += os.read(self._leader, 1 << 16).decode(errors="replace")
+            except OSError as error:  # Linux's end of a pseudo-terminal
+                raise AssertionError(f"the chat ended after {self.shown!r}") from error
+        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
+        return before
+
+    def end(self) -> int:
+        """Wait for the end of the chat and return its exit code."""
+        try:
+            while os.read(self._leader, 1 << 16):
+                pass
+        except OSError:
+            pass
+        os.close(self._leader)
+        return self._process.wait(60)
+
+
+def take_terminal() -> None:
+    """Make standard input the terminal of this process, so that its Ctrl-C reaches it."""
+    import fcntl
+    import signal
+    import termios
+
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Iterator[str]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("GPTRIO_COMPILE", "never")
+    return tmp_path
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_chat_in_a_terminal(folder):
+    screen = Screen(*GREEDY)
+    assert "!help lists commands" in screen.wait_for("> ")
+    screen.type("import os\n")
+    assert "no chat template" in screen.wait_for(r"\x1b\[36m")  # an answer in colour
+    screen.wait_for("> ")
+    screen.type("!set max_new_tokens=384 min_new_tokens=384\n")
+    screen.wait_for("min_new_tokens is 384[^>]*> ")
+    screen.type("def main(\n")
+    screen.wait_for(r"\x1b\[36m")
+    screen.type("\x03")  # Ctrl-C, while the answer is written
+    assert "the answer was ended" in screen.wait_for("ended.*\r\n.*> ")
+    screen.type("\x03")
+    screen.wait_for("Ctrl-D ends the chat.*\r\n.*> ")
+    screen.type("!save chat.json\n")
+    screen.wait_for("saved as chat.json.*\r\n.*> ")
+    screen.type("!exit\n")
+    assert screen.end() == 0
+    saved = json.loads((folder / "chat.json").read_text(encoding="utf-8"))
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"] * 2
+    assert saved["options"]["max_new_tokens"] == 384
+    assert "import os" in (folder / "cache" / "gptrio" / "chat_history").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_lines_that_belong_together_and_a_terminal_without_colour(folder):
+    screen = Screen(*GREEDY, NO_COLOR="1")
+    screen.wait_for("> ")
+    screen.type("def a():\\\n")
+    screen.wait_for(r"\r\n.*\. ")
+    screen.type("    pass\n")
+    screen.wait_for("\r\n.*> ")
+    screen.type("\x1b[200~x = 1\ny = 2\x1b[201~\n")  # a paste of two lines
+    screen.wait_for("y = 2[^>]*\r\n.*> ")
+    screen.type("!sav\n")
+    assert "did you mean '!save'" in screen.wait_for("mean.*\r\n.*> ")
+    screen.type("!save chat.json\n")
+    assert "\x1b[36m" not in screen.wait_for("saved as")
+    screen.type("\x04")
+    assert screen.end() == 0
+    messages = json.loads((folder / "chat.json").read_text(encoding="utf-8"))["messages"]
+    assert [message["content"] for message in messages[::2]] == ["def a():\n    pass", "x = 1\ny = 2"]
+
+
+def test_help_teaches_by_example():
+    done = gptrio("chat", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "gptrio chat ./my-model max_new_tokens=100 do_sample=False" in done.stdout
+    assert "Ctrl-C ends an answer" in done.stdout
+
+
+def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
+    done = gptrio("chat", *GREEDY, input="import os\n\n!status\n!save chat.json\nclass A:\n!exit\nunread\n")
+    assert done.returncode == 0
+    assert "no chat template" in done.stderr and "of 512 tokens" in done.stderr
+    assert ">" not in done.stdout and "\x1b" not in done.stdout + done.stderr
+
+    from gptrio import AutoTokenizer, pipeline
+
+    messages = [{"role": "user", "content": "import os"}]
+    tokenizer = AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2")
+    prompt = tokenizer.apply_chat_template(
+        messages, chat_template=PLAIN_TEMPLATE, tokenize=False, add_generation_prompt=True
+    )
+    generator = pipeline("text-generation", "gptrio/stdlib-gpt2")
+    (expected,) = generator(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)
+    assert done.stdout.startswith(expected["generated_text"].strip())
+
+    again = gptrio("chat", "--load", "chat.json", "max_new_tokens=7", input="class A:\n!save second.json\n")
+    assert again.returncode == 0 and "2 messages from chat.json" in again.stderr
+    second = json.loads((folder / "second.json").read_text(encoding="utf-8"))
+    assert second["messages"][1]["content"] == expected["generated_text"].strip()
+    assert second["options"] == {"do_sample": False, "max_new_tokens": 7}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text", "code", "message"),
+    [
+        (("top_kk=1",), "", 2, "did you mean 'top_k'"),
+        (("gptrio/stdlib-gpt2", "top_k"), "", 2, "write it as name=value"),
+        (("--load", "nowhere.json"), "", 2, "there is no file"),
+        ((), "!lod\n", 2, "did you mean '!load'"),
+        ((), "x" * 3000, 1, "the model's context 512; shorten it"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments, text, code, message):
+    done = gptrio("chat", *arguments, input=text)
+    assert (done.returncode, done.stdout) == (code, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("gptrio: ") and message in last
