@@ -49,11 +49,25 @@ def read_torch_file(path: str | os.PathLike[str]) -> TensorDict:
         CheckpointFormatError: the file is truncated or malformed, or holds no named tensors.
     """
     path = Path(path)
+    return TensorDict(_named_tensors(path, _read(path)))
+
+
+def read_torch_value(path: str | os.PathLike[str], name: str) -> object:
+    """What a torch file holds under a name beside its tensors, such as a program's settings; None if nothing.
+
+    Raises:
+        UnsafeCheckpointError, CheckpointFormatError: as for `read_torch_file`.
+    """
+    content = _read(Path(path))
+    return content.get(name) if isinstance(content, Mapping) else None
+
+
+def _read(path: Path) -> object:
     try:
         mappable = _is_plain_zip(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about pickle protocols; faults raise errors
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or _starts_with_pickle(path):
             raise UnsafeCheckpointError(
@@ -63,7 +77,6 @@ def read_torch_file(path: str | os.PathLike[str]) -> TensorDict:
         raise CheckpointFormatError(f"{path} is not a torch checkpoint{way_out(path)}") from error
     except Exception as error:
         raise CheckpointFormatError(f"{path} is not a whole torch checkpoint: {error}{way_out(path)}") from error
-    return TensorDict(_named_tensors(path, content))
 
 
 def _named_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ COMMANDS = {
     "info": "gptrio.cli.info",
     "download": "gptrio.cli.download",
     "eval": "gptrio.cli.eval",
+    "convert": "gptrio.cli.convert",
     "verify": "gptrio.cli.verify",
     "env": "gptrio.cli.env",
 }
