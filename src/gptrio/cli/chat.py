@@ -61,10 +61,12 @@ def chat(
         from gptrio.cli.chat_terminal import ChatTerminal
         from gptrio.generation.chat import ChatSession
 
-        session = ChatSession(loaded, tokenizer, decode_argument(system_prompt) if system_prompt else None)
+        session = ChatSession(loaded, tokenizer)
         terminal = ChatTerminal(session, name, save_folder, sys.stdin.isatty() and sys.stdout.isatty())
         if load_from is not None:
             terminal.load(str(load_from))
+        if system_prompt is not None:
+            session.system_prompt = decode_argument(system_prompt)
         session.set_options(options)
         terminal.run()
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.markup import escape
 
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import print_error
@@ -66,13 +65,13 @@ class ChatTerminal:
 
     def __init__(self, session: ChatSession, name: str, save_folder: Path, is_interactive: bool) -> None:
         self.session, self.name, self.save_folder, self.is_interactive = session, name, save_folder, is_interactive
-        self._console = Console(stderr=not is_interactive, soft_wrap=True, highlight=False)
+        self._console = Console(stderr=not is_interactive, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._is_over = False
         session.notify = lambda message: self.say(f"({message})")
 
     def say(self, text: str, style: str = "dim") -> None:
         """Print a line that is not part of an answer: on standard error in a pipe."""
-        self._console.print(f"[{style}]{escape(text)}[/]")
+        self._console.print(text, style=style)
 
     def run(self) -> None:
         """Answer messages and obey commands until the end of the input, or `!exit`."""
@@ -93,7 +92,7 @@ class ChatTerminal:
 
     def answer(self, text: str) -> None:
         """Answer a message; Ctrl-C ends the answer, and a second one drops it with the message."""
-        show = self._show_bold if self.is_interactive else self._show
+        show = self._show_in_colour if self.is_interactive else self._show
         try:
             with interruptible() if self.is_interactive else never() as is_interrupted:
                 answer = self.session.answer(text, show, is_interrupted)
@@ -109,8 +108,8 @@ class ChatTerminal:
     def _show(self, piece: str) -> None:
         print(piece, end="", flush=True)
 
-    def _show_bold(self, piece: str) -> None:
-        self._console.print(escape(piece), end="", style="cyan")
+    def _show_in_colour(self, piece: str) -> None:
+        self._console.print(piece, end="", style="cyan")
         sys.stdout.flush()
 
     def _typed(self) -> Iterator[str]:
