@@ -1,6 +1,6 @@
 """How long do pipelines take over many texts, beside Transformers' at its own best batch size?
 
-python benchmarks/pipelines.py --task text-generation --count 64 --new 32
+python benchmarks/pipelines.py --task text-generation --count 64 --words 30 --new 32
 python benchmarks/pipelines.py --task text-classification --count 1000 --texts sms_spam.tsv --tokenizer FOLDER
 """
 

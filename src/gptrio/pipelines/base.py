@@ -163,11 +163,17 @@ class Pipeline(ABC, Pushable):
         postprocess_params: dict[str, Any],
     ) -> Any:
         """Result of one input."""
-        return self._run_window([inputs], 1, (preprocess_params, forward_params, postprocess_params))[0]
+        parameters = (preprocess_params, forward_params, postprocess_params)
+        return self._run_window([inputs], self._size_of_batches(None), parameters)[0]
+
+    def _size_of_batches(self, batch_size: int | None) -> int | None:
+        """Rows of a batch; None to choose by length."""
+        size = batch_size or self._batch_size
+        return 1 if size is None and self.device.type != "cpu" else size
 
     def _results(self, inputs: Any, batch_size: int | None, parameters: Parameters) -> Results:
-        size = batch_size or self._batch_size
-        if size is None and (self.device.type != "cpu" or isinstance(inputs, GeneratorType)):
+        size = self._size_of_batches(batch_size)
+        if size is None and isinstance(inputs, GeneratorType):
             size = 1
         count = len(inputs) if hasattr(inputs, "__len__") else None
         items = (inputs[i] for i in range(count)) if count is not None else iter(inputs)
@@ -200,7 +206,7 @@ class Pipeline(ABC, Pushable):
 
     def _batches(self, rows: Sequence[Row], batch_size: int | None, forward_params: dict[str, Any]) -> list[list[int]]:
         """Indices of rows that run together."""
-        if batch_size is None and self._may_batch(forward_params):
+        if batch_size is None and len(rows) > 1 and self._may_batch(forward_params):
             return by_length([length_of(row) for row in rows], self._max_rows, self._max_tokens)
         return in_order(len(rows), batch_size or 1)
 

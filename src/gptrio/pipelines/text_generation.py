@@ -276,6 +276,8 @@ class TextGenerationPipeline(Pipeline):
             generate_kwargs["min_length"] += prefix_length
 
     def _batches(self, rows: Sequence[Row], batch_size: int | None, forward_params: dict[str, Any]) -> list[list[int]]:
+        if len(rows) == 1:
+            return [[0]]
         lengths = [length_of(row) for row in rows]
         if not forward_params.keys() <= {*option_types(), *_ALLOWED_IN_BATCHES} or min(lengths, default=0) == 0:
             return in_order(len(rows), 1)
