@@ -29,9 +29,9 @@ class ClassificationFunction(enum.Enum):
 
 
 def check_has_tokens(row: Any, text: Any) -> None:
-    """Raise InputError for a text without tokens, which has nothing to classify."""
+    """Raise InputError for a text without tokens, for which a model computes nothing."""
     if row["input_ids"].shape[-1] == 0:
-        raise InputError(f"the text {text!r} has no tokens, so there is nothing to classify; leave it out")
+        raise InputError(f"the text {text!r} has no tokens, so the model has nothing to read; leave it out")
 
 
 def classifier_logits(model: Any, inputs: dict[str, Tensor]) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 
 from gptrio.errors import OptionError
 from gptrio.pipelines.base import Parameters, Pipeline
+from gptrio.pipelines.classifying import check_has_tokens
 
 
 class FeatureExtractionPipeline(Pipeline):
@@ -55,12 +56,15 @@ class FeatureExtractionPipeline(Pipeline):
 
         Raises:
             OptionError: truncation is given twice.
+            InputError: a text has no tokens.
         """
         return super().__call__(*args, **kwargs)
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         """Encode a text."""
-        return self.tokenizer(inputs, return_tensors="pt", **tokenize_kwargs)
+        row = self.tokenizer(inputs, return_tensors="pt", **tokenize_kwargs)
+        check_has_tokens(row, inputs)
+        return row
 
     def _forward(self, model_inputs: dict[str, Any]) -> Any:
         return self.model(**model_inputs)
