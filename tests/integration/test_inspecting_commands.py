@@ -95,3 +95,12 @@ def test_download_fetches_what_the_other_commands_need(tmp_path: Path):
     )
     assert refused.returncode == 1
     assert "HF_HUB_OFFLINE is set" in refused.stderr
+
+
+def test_info_of_a_model_with_half_a_tokenizer_warns_and_goes_on(tmp_path: Path):
+    GPT2LMHeadModel(tiny_config()).save_pretrained(tmp_path)
+    (tmp_path / "vocab.json").write_text('{"a": 0}')
+    done = gptrio("info", str(tmp_path))
+    assert done.returncode == 0
+    assert done.stderr.startswith("gptrio: warning: the tokenizer is left out") and done.stderr.count("\n") == 1
+    assert done.stdout.splitlines()[-1].split() == ["tokenizer", "none"]

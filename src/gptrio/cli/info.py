@@ -73,13 +73,16 @@ def collect(model: str) -> dict[str, Any]:
 
 
 def tokenizer_facts(model: str) -> dict[str, Any] | None:
-    """Class, size and special tokens of a model's tokenizer; None if it has none."""
+    """Class, size and special tokens of a model's tokenizer; None if it has none, or (with a warning) a damaged one."""
     from gptrio import AutoTokenizer
-    from gptrio.errors import CheckpointNotFoundError
+    from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except CheckpointNotFoundError:
+        return None
+    except TokenizationError as error:
+        warn(f"the tokenizer is left out: {error}")
         return None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token}
     template = getattr(tokenizer, "chat_template", None) is not None
