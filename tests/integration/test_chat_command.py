@@ -19,6 +19,15 @@ from tests.integration.test_command_line import PROGRAM, gptrio
 GREEDY = ("do_sample=False", "max_new_tokens=6")
 
 
+def own_environment() -> dict[str, str]:
+    """For a process that has its cache in this folder and compiles nothing into it."""
+    return {**os.environ, "XDG_CACHE_HOME": os.path.abspath("cache"), "GPTRIO_COMPILE": "never"}
+
+
+def chat(*arguments: str, input: str) -> subprocess.CompletedProcess[str]:
+    return gptrio("chat", *arguments, input=input, env=own_environment())
+
+
 class Screen:
     """A chat in a pseudo-terminal.
 
@@ -31,7 +40,7 @@ class Screen:
         import pty
 
         self._leader, follower = pty.openpty()
-        environment = {**os.environ, "TERM": "xterm", "GPTRIO_COMPILE": "never", **variables}
+        environment = {**own_environment(), "TERM": "xterm", **variables}
         self._process = subprocess.Popen(
             [*PROGRAM, "chat", *arguments],
             stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True,
@@ -80,8 +89,6 @@ def take_terminal() -> None:
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Iterator[str]:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("GPTRIO_COMPILE", "never")
     return tmp_path
 
 
@@ -98,6 +105,7 @@ def test_a_chat_in_a_terminal(folder):
     screen.wait_for(r"\x1b\[36m")
     screen.type("\x03")  # Ctrl-C, while the answer is written
     assert "the answer was ended" in screen.wait_for("ended.*\r\n.*> ")
+    time.sleep(0.3)  # readline shows its prompt before it waits for keys
     screen.type("\x03")
     screen.wait_for("Ctrl-D ends the chat.*\r\n.*> ")
     screen.type("!save chat.json\n")
@@ -138,7 +146,7 @@ def test_help_teaches_by_example():
 
 
 def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
-    done = gptrio("chat", *GREEDY, input="import os\n\n!status\n!save chat.json\nclass A:\n!exit\nunread\n")
+    done = chat(*GREEDY, input="import os\n\n!status\n!save chat.json\nclass A:\n!exit\nunread\n")
     assert done.returncode == 0
     assert "no chat template" in done.stderr and "of 512 tokens" in done.stderr
     assert ">" not in done.stdout and "\x1b" not in done.stdout + done.stderr
@@ -154,7 +162,7 @@ def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
     (expected,) = generator(prompt, max_new_tokens=6, do_sample=False, return_full_text=False)
     assert done.stdout.startswith(expected["generated_text"].strip())
 
-    again = gptrio("chat", "--load", "chat.json", "max_new_tokens=7", input="class A:\n!save second.json\n")
+    again = chat("--load", "chat.json", "max_new_tokens=7", input="class A:\n!save second.json\n")
     assert again.returncode == 0 and "2 messages from chat.json" in again.stderr
     second = json.loads((folder / "second.json").read_text(encoding="utf-8"))
     assert second["messages"][1]["content"] == expected["generated_text"].strip()
@@ -172,7 +180,7 @@ def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
     ],
 )
 def test_a_mistake_is_one_line(arguments, text, code, message):
-    done = gptrio("chat", *arguments, input=text)
+    done = chat(*arguments, input=text)
     assert (done.returncode, done.stdout) == (code, "")
     last = done.stderr.splitlines()[-1]
     assert last.startswith("gptrio: ") and message in last

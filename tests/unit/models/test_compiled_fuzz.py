@@ -28,6 +28,7 @@ from tests.unit.models.changed_models import CHANGES, FAMILIES, build, in_traini
 pytest.importorskip("numba")
 
 from gptrio.kernels.cpu_decode import thread_pool as team
+from gptrio.kernels.cpu_prefill.calls import MIN_QUERIES
 from gptrio.models.base.compiled import CompiledStep, compiled_step
 
 CASES = int(os.environ.get("GPTRIO_FUZZ_CASES", "2100")) // len(FAMILIES)
@@ -171,7 +172,8 @@ def run_case(family: str, case: dict[str, Any], teams: dict[int, team.Team], pat
     if isinstance(step, Reason):
         SEEN["plain"] += 1
         assert step
-        if case["seed"] % 8 == 0 and not isinstance(want, Exception) and left is None:
+        is_alike = case["format"] is torch.float32 or ids.shape[1] < MIN_QUERIES  # else attention is rounded otherwise
+        if case["seed"] % 8 == 0 and not isinstance(want, Exception) and left is None and is_alike:
             assert tokens_of(model, ids, False) == tokens_of(model, ids, True)
         return
     if isinstance(want, Exception):  # the prompt, which is read the plain way, must die of the same
