@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from typer.core import TyperCommand, TyperGroup
 
 from gptrio import __version__
@@ -44,7 +46,8 @@ class LazyGroup(TyperGroup):
             return None
         function = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         app = typer.Typer(add_completion=False)
-        app.command(cmd_name)(function)
+        # help is read as Rich markup, to which gptrio[eval] would be gptrio with a style
+        app.command(cmd_name, help=escape(inspect.getdoc(function) or ""))(function)
         command = typer.main.get_command(app)
         command.name = cmd_name
         return command  # type: ignore[return-value]  # one command and no callback: always a TyperCommand

@@ -19,12 +19,32 @@ from gptrio.errors import OptionError
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
 
+
+def in_folder(file: Path | None) -> Path | None:
+    """Return a file to write, once it is known that its folder is there: before a long computation, not after it.
+
+    Raises:
+        typer.BadParameter: there is no such folder.
+    """
+    if file is not None and not file.parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {file.parent}; make it first")
+    return file
+
+
 Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of a model.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format; auto is the file's.", show_default="auto")]
 QuantizeOption = Annotated[Quantization | None, typer.Option(help="Load weights in 8 or 4 bits.", show_default=False)]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Html = Annotated[Path | None, typer.Option("--html", help="Write a page with a heat map of surprisal to this file.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        help="Write a page with a heat map of surprisal to this file.",
+        dir_okay=False,
+        callback=in_folder,
+    ),
+]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")]
 
 # surprisal in bits from which on a token has a style; on a terminal only

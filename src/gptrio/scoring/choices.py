@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from gptrio.errors import InputError
+from gptrio.scoring.encoding import as_list
 from gptrio.scoring.results import TextScore
 from gptrio.scoring.score import Start, score
 
@@ -55,14 +56,15 @@ def choose(
         A `Choice` for one context, a list of them for several.
 
     Raises:
-        InputError: there is no option, the numbers differ, or a text does not fit the model.
+        InputError: there is no option, the numbers differ, a text does not fit the model, or nothing precedes options
+            that begin with different tokens.
 
     Example:
         >>> gptrio.choose(model, tokenizer, "2 + 2 =", [" 4", " fish"]).option
     """
     if normalize not in ("sum", "token", "byte"):
         raise InputError(f"normalize={normalize!r} is not known; use 'sum', 'token' or 'byte'")
-    several = [contexts] if isinstance(contexts, str) else list(contexts)
+    several = [contexts] if isinstance(contexts, str) else as_list("contexts", contexts)
     groups = _options_of(several, options)
     flat = [(context, option) for context, group in zip(several, groups, strict=True) for option in group]
     results = score(
@@ -82,8 +84,9 @@ def _options_of(contexts: list[str], options: Sequence[str] | Sequence[Sequence[
     """The options of each context."""
     if isinstance(options, str):
         raise InputError(f"options={options!r} is one string; expected a list of them")
+    options = as_list("options", options)
     plain = [option for option in options if isinstance(option, str)]
-    groups = [plain] * len(contexts) if plain else [list(group) for group in options]
+    groups = [plain] * len(contexts) if plain else [as_list("an entry of options", group) for group in options]
     if (plain and len(plain) != len(options)) or len(groups) != len(contexts):
         raise InputError(
             f"{len(options)} lists of options do not fit {len(contexts)} contexts; give one for each, or one list of "
@@ -95,9 +98,20 @@ def _options_of(contexts: list[str], options: Sequence[str] | Sequence[Sequence[
 
 
 def _choose(results: list[TextScore], normalize: Normalization) -> Choice:
+    _check_comparable(results)
     scores = [_normalized(result, normalize) for result in results]
     index = max(range(len(scores)), key=scores.__getitem__)
     return Choice(index, results[index].text, scores, results)
+
+
+def _check_comparable(results: Sequence[TextScore]) -> None:
+    """Raise InputError if totals leave out first tokens that differ, or all tokens of a text: they say nothing then."""
+    left_out = {one.ids[0] if one.log_probs[0] is None else None for one in results}
+    if len(left_out) > 1 or not all(one.scored for one in results):
+        raise InputError(
+            f"texts such as {results[0].text!r} do not compare: nothing precedes their first tokens, which so have no "
+            "log-probability; keep start='auto'"
+        )
 
 
 def _normalized(result: TextScore, normalize: Normalization) -> float:
@@ -141,15 +155,19 @@ def prefer(
         batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
 
     Raises:
-        InputError: a pair has not two texts, or a text does not fit the model.
+        InputError: a pair has not two texts, a text does not fit the model, or nothing precedes two texts that begin
+            with different tokens.
 
     Example:
         >>> gptrio.prefer(model, tokenizer, [("The cats sleep.", "The cats sleeps.")])[0].first_is_likelier
     """
+    pairs = as_list("pairs", pairs)
     for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or len(pair) != 2:
+        if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise InputError(f"pairs[{i}] is {pair!r}; expected two texts")
     texts = [text for pair in pairs for text in pair]
     results = score(model, tokenizer, texts, start=start, batch_tokens=batch_tokens)
-    found = zip(results[::2], results[1::2], strict=True)
+    found = list(zip(results[::2], results[1::2], strict=True))
+    for both in found:
+        _check_comparable(both)
     return [Preference(one.total > other.total, one.total - other.total, (one, other)) for one, other in found]

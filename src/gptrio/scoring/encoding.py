@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from operator import index as as_id
+from reprlib import repr as shortened
 from typing import Any, NamedTuple
 
 from gptrio.errors import InputError, TokenizationError
@@ -42,13 +44,17 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text]
         contexts: what precedes each; "" or [] for nothing. Ids precede ids, strings precede strings.
 
     Raises:
-        InputError: a text is empty, or of another kind than its context.
+        InputError: a text is empty, of another kind than its context, or neither a string nor ids; no tokenizer.
         TokenizationError: the tokenizer changes the text, and does not tell where its tokens lie.
     """
+    if not hasattr(tokenizer, "added_tokens_decoder"):
+        raise InputError(f"tokenizer is {shortened(tokenizer)}; expected the model's tokenizer, as AutoTokenizer loads")
+    texts = [_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
+    contexts = [_text(f"the context of texts[{i}]", context) for i, context in enumerate(contexts)]
     for i, (text, context) in enumerate(zip(texts, contexts, strict=True)):
-        if not len(text):
+        if not text:
             raise InputError(f"texts[{i}] is empty; there is nothing to score, so leave it out")
-        if len(context) and isinstance(text, str) != isinstance(context, str):
+        if context and isinstance(text, str) != isinstance(context, str):
             raise InputError(f"texts[{i}] and its context are a string and a list of ids; give both in one form")
     pairs = list(zip(texts, contexts, strict=True))
     strings = [str(context or "") + text for text, context in pairs if isinstance(text, str)]
@@ -57,9 +63,26 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text]
     return [
         _locate(spelling, text, str(context or ""), next(rows))
         if isinstance(text, str)
-        else _decode(spelling, [int(index) for index in text], [int(index) for index in context])
+        else _decode(spelling, list(text), [] if isinstance(context, str) else list(context))
         for text, context in pairs
     ]
+
+
+def as_list(name: str, values: Any) -> list[Any]:
+    """Several texts or ids of any sequence as a list; raises InputError, with the argument's name, for another type."""
+    if isinstance(values, str | bytes | dict) or not hasattr(values, "__iter__"):
+        raise InputError(f"{name} is {shortened(values)}; expected a list")
+    return list(values)
+
+
+def _text(name: str, value: Any) -> str | list[int]:
+    """A string as it is, ids as integers; raises InputError for anything else."""
+    if isinstance(value, str):
+        return value
+    try:
+        return [as_id(one) for one in as_list(name, value)]
+    except (InputError, TypeError) as error:
+        raise InputError(f"{name} is {shortened(value)}; expected a string, or a list of ids") from error
 
 
 class _Spelling:

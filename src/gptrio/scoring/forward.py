@@ -182,11 +182,16 @@ def context_length(model: Any) -> int:
     return int(model.config.max_position_embeddings)
 
 
-def _check(model: Any, rows: Sequence[Row], batch_tokens: int) -> None:
+def check_model(model: Any) -> None:
+    """Raise InputError unless a model is a language model of this package."""
     if not isinstance(getattr(model, "base_model", None), Backbone) or model.get_output_embeddings() is None:
         raise InputError(
             f"model is a {type(model).__name__}; expected a language model of gptrio, as AutoModelForCausalLM loads"
         )
+
+
+def _check(model: Any, rows: Sequence[Row], batch_tokens: int) -> None:
+    check_model(model)
     if batch_tokens < 1:
         raise InputError(f"batch_tokens={batch_tokens} is too few; expected 1 or more, or None for the default")
     context, size = context_length(model), model.config.vocab_size

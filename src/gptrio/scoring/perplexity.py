@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
-from gptrio.errors import InputError
+from gptrio.errors import InputError, OptionError
 from gptrio.scoring.encoding import Text, encode_texts
-from gptrio.scoring.forward import Progress, Wanted, context_length, predict, reported
+from gptrio.scoring.forward import Progress, Wanted, check_model, context_length, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.score import Start, start_ids
 
@@ -64,13 +64,15 @@ def perplexity(
         progress: called with the number of windows that are done and of all.
 
     Raises:
-        InputError: the text has no token to score, or the stride is impossible.
+        InputError: the text has no token to score.
+        OptionError: the stride is impossible.
         TokenIdError: an id outside the vocabulary.
     """
+    check_model(model)
     context = context_length(model)
     stride = max(context // 2, 1) if stride is None else stride
-    if not 1 <= stride <= context:
-        raise InputError(f"stride={stride} is impossible; expected 1 to {context}, the model's context")
+    if not isinstance(stride, SupportsIndex) or not 1 <= stride <= context:
+        raise OptionError(f"stride={stride!r} is impossible; expected 1 to {context}, the model's context")
     (encoded,) = encode_texts(tokenizer, [text], [""])
     first = start_ids(tokenizer, start, has_context=False)
     ids = [*first, *encoded.ids]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, overload
+from operator import index as as_id
+from typing import Any, Literal, SupportsIndex, overload
 
 import torch
 from torch import Tensor
 
-from gptrio.errors import InputError
-from gptrio.scoring.encoding import Encoded, Text, encode_texts
-from gptrio.scoring.forward import Predictions, Progress, Wanted, predict, reported
+from gptrio.errors import InputError, OptionError
+from gptrio.scoring.encoding import Encoded, Text, as_list, encode_texts
+from gptrio.scoring.forward import Predictions, Progress, Wanted, check_model, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.results import TextScore, TopToken
 
@@ -86,15 +87,17 @@ def score(
 
     Raises:
         InputError: a text is empty or longer than the model's context, or arguments do not fit each other.
+        OptionError: `top` is not a number from 0 to the vocabulary's size.
         TokenIdError: an id outside the vocabulary.
 
     Example:
         >>> result = gptrio.score(model, tokenizer, "def main():")
         >>> list(zip(result.tokens, result.log_probs))
     """
-    several: Sequence[Text] = [texts] if isinstance(texts, str) else texts
-    if top < 0 or top > model.config.vocab_size:
-        raise InputError(f"top={top} is impossible; expected 0 to {model.config.vocab_size}, the vocabulary's size")
+    check_model(model)
+    several: list[Text] = [texts] if isinstance(texts, str) else as_list("texts", texts)
+    if not isinstance(top, SupportsIndex) or not 0 <= top <= model.config.vocab_size:
+        raise OptionError(f"top={top!r} is impossible; expected 0 to {model.config.vocab_size}, the vocabulary's size")
     encoded = encode_texts(tokenizer, several, contexts_of(several, context))
     starts = [start_ids(tokenizer, start, bool(one.context_ids)) for one in encoded]
     end = [end_of_text(tokenizer)] if boundaries else []
@@ -110,6 +113,7 @@ def contexts_of(texts: Sequence[Text], context: str | Sequence[Text] | None) -> 
     """One context for each text; raises InputError if their number differs."""
     if context is None or isinstance(context, str):
         return [context or ""] * len(texts)
+    context = as_list("context", context)
     if len(context) != len(texts):
         raise InputError(f"context has {len(context)} entries for {len(texts)} texts; give one for each, or a string")
     return context
@@ -119,11 +123,14 @@ def start_ids(tokenizer: Any, start: Start, has_context: bool) -> list[int]:
     """The token before everything, as a list of one or none; see `score`.
 
     Raises:
-        InputError: "auto", and the tokenizer has neither a bos nor an eos token.
+        InputError: "auto", and the tokenizer has neither a bos nor an eos token; or neither "auto", None nor an id.
     """
     if start == "auto":
         return [] if has_context else [end_of_text(tokenizer)]
-    return [] if start is None else [start]
+    try:
+        return [] if start is None else [as_id(start)]
+    except TypeError as error:
+        raise InputError(f"start={start!r} is not known; expected 'auto', a token id, or None") from error
 
 
 def end_of_text(tokenizer: Any) -> int:

@@ -41,6 +41,8 @@ def test_every_command_has_help(name, capsys):
             "'--quantize': 'int3' is not one of 'int8', 'int4', 'nf4', 'fp4'",
         ),
         (["generate", "--file", "/not/there"], "'/not/there' does not exist"),
+        (["score", "--html", "/not/there/page.html"], "'--html': there is no folder /not/there; make it first"),
+        (["compare", "a", "b", "--html", "/"], "'--html': file '/' is a directory"),
     ],
 )
 def test_wrong_usage_is_one_line_and_code_2(arguments, message, capsys):
@@ -51,3 +53,27 @@ def test_wrong_usage_is_one_line_and_code_2(arguments, message, capsys):
     assert message in err
     assert err.count("\n") == 1
     assert "--help'" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["score", "--top", "258"], "--top 258 is impossible; expected 0 to 257"),
+        (["ppl", "--stride", "65"], "--stride 65 is impossible; expected 1 to 64"),
+    ],
+)
+def test_an_option_that_does_not_fit_the_model_is_one_line_and_code_2(
+    arguments, message, model_folder, tmp_path, capsys
+):
+    file = tmp_path / "text.txt"
+    file.write_text("The cat sat.", encoding="utf-8")
+    assert run([*arguments, "--model", model_folder, str(file)]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert message in captured.err
+
+
+@pytest.mark.parametrize("arguments", (["--help"], ["eval", "--help"]))
+def test_help_shows_square_brackets(arguments, capsys):
+    assert run(arguments) == 0
+    assert "'gptrio[eval]'" in capsys.readouterr().out

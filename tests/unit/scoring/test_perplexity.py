@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio import InputError
+from gptrio import InputError, OptionError
 from gptrio.scoring.perplexity import windows
 from gptrio.testing.tiny import byte_tokenizer
 from tests.contract.families import FAMILIES
@@ -63,9 +63,9 @@ def test_windows_predict_each_token_once(stride, length):
     assert predicted == list(range(1, length))
 
 
-@pytest.mark.parametrize("stride", (0, 65))
+@pytest.mark.parametrize("stride", (0, 65, 1.5))
 def test_an_impossible_stride_is_named(model, stride):
-    with pytest.raises(InputError, match=f"stride={stride} is impossible; expected 1 to 64"):
+    with pytest.raises(OptionError, match=f"stride={stride} is impossible; expected 1 to 64"):
         gptrio.perplexity(model, BYTES, TEXT, stride=stride)
 
 
@@ -119,3 +119,18 @@ def test_the_likelier_text_of_a_pair_is_preferred(model):
         assert found.difference == pytest.approx(first - second, abs=1e-4)
     with pytest.raises(InputError, match=r"pairs\[0\] is 'ab'"):
         gptrio.prefer(model, BYTES, ["ab"])
+
+
+@pytest.mark.parametrize("normalize", ("sum", "token", "byte"))
+@pytest.mark.parametrize("options", (["b", "cd"], ["cd", "ef"]))
+def test_first_tokens_that_nothing_precedes_are_not_compared(model, options, normalize):
+    with pytest.raises(InputError, match=r"nothing precedes their first tokens.*keep start='auto'"):
+        gptrio.choose(model, BYTES, "", options, normalize, start=None)
+    with pytest.raises(InputError, match="nothing precedes their first tokens"):
+        gptrio.prefer(model, BYTES, [tuple(options)], start=None)
+
+
+def test_texts_that_begin_alike_compare_without_a_start(model):
+    (found,) = gptrio.prefer(model, BYTES, [("the cat", "the dog")], start=None)
+    after_first = [score.total for score in gptrio.score(model, BYTES, ["he cat", "he dog"], "t")]
+    assert found.difference == pytest.approx(after_first[0] - after_first[1], abs=1e-4)

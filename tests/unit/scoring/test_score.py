@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio import InputError, TokenIdError
+from gptrio import InputError, OptionError, TokenIdError
 from gptrio.testing.tiny import byte_tokenizer
 from tests.contract.families import FAMILIES
 
@@ -156,13 +156,40 @@ def test_text_past_the_context_names_perplexity(model, tokenizer):
         (["a", ""], {}, r"texts\[1\] is empty"),
         (["a", "b"], {"context": ["x"]}, "1 entries for 2 texts"),
         ([[1, 2]], {"context": "x"}, "one form"),
-        (["a"], {"top": 258}, "top=258"),
+        (5, {}, "texts is 5"),
+        (b"abc", {}, "texts is b'abc'"),
+        ([1, 2], {}, r"texts\[0\] is 1; expected a string, or a list of ids"),
+        ([[1.5, 2]], {}, r"texts\[0\] is \[1.5, 2\]"),
+        (["a"], {"context": 5}, "context is 5"),
+        (["a"], {"context": [None]}, r"context of texts\[0\] is None"),
+        (["a"], {"start": "none"}, "start='none' is not known; expected 'auto', a token id, or None"),
         (["a"], {"batch_tokens": 0}, "batch_tokens=0"),
     ],
 )
 def test_impossible_arguments_are_named(tokenizer, texts, options, message):
     with pytest.raises(InputError, match=message):
         gptrio.score(FAMILIES[0].build(), tokenizer, texts, **options)
+
+
+@pytest.mark.parametrize("top", (258, -1, 1.5, "3"))
+def test_an_impossible_number_of_likeliest_tokens_is_named(tokenizer, top):
+    with pytest.raises(OptionError, match=f"top={top!r} is impossible; expected 0 to 257"):
+        gptrio.score(FAMILIES[0].build(), tokenizer, "a", top=top)
+
+
+def test_ids_may_be_a_tensor(tokenizer):
+    model = FAMILIES[0].build()
+    (found,) = gptrio.score(model, tokenizer, torch.tensor([[97, 98, 99]]))
+    assert found.ids == [97, 98, 99]
+    assert found.log_probs == gptrio.score(model, tokenizer, "abc").log_probs
+
+
+def test_exchanged_arguments_are_named(tokenizer):
+    model = FAMILIES[0].build()
+    with pytest.raises(InputError, match=r"model is a GPT2Tokenizer.*expected a language model"):
+        gptrio.score(tokenizer, model, "a")
+    with pytest.raises(InputError, match="tokenizer is 'gpt2'; expected the model's tokenizer"):
+        gptrio.score(model, "gpt2", "a")
 
 
 @pytest.mark.parametrize("index", (257, -1))
