@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+import gptrio
+from gptrio.errors import InputError
 from gptrio.pipelines.pt_utils import KeyDataset
 from tests.contract.families import FAMILIES, Family
 from tests.parity.pipelines import TEXTS, assert_alike, both, families, save
@@ -93,6 +96,8 @@ def test_generators_and_datasets_give_results_in_order(classifiers: tuple[Any, A
         {"candidate_labels": "fun, sad ,dull", "multi_label": True},
         {"candidate_labels": ["fun"], "hypothesis_template": "It is {}."},
         {"candidate_labels": ["fun", "sad"], "batch_size": 3},
+        {"candidate_labels": ("fun", "sad")},
+        {"candidate_labels": np.array(["fun", "sad"])},
     ],
     ids=str,
 )
@@ -105,6 +110,13 @@ def test_labels_of_the_call_have_the_scores_of_the_reference(
     assert_alike(ours(TEXTS, **arguments), theirs(TEXTS, **arguments))
     assert_alike(ours(TEXTS[2], **arguments), theirs(TEXTS[2], **arguments))
     assert_alike(ours("a long text " * 6, **arguments), theirs("a long text " * 6, **arguments))
+
+
+@pytest.mark.parametrize("wrong", [3, ["fun", None]], ids=str)
+def test_what_is_no_text_to_classify_is_named(tmp_path: Path, wrong: Any) -> None:
+    folder = save(tmp_path, FAMILIES[0], "ForSequenceClassification", pad_token_id=256, **NLI)
+    with pytest.raises(InputError, match="expected a text"):
+        gptrio.pipeline("zero-shot-classification", folder, device="cpu")(wrong, candidate_labels=["fun", "sad"])
 
 
 @families

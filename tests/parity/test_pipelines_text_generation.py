@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import gptrio
+from gptrio.errors import InputError
 from gptrio.pipelines.pt_utils import KeyDataset
 from tests.contract.families import FAMILIES, Family
 from tests.parity.pipelines import assert_alike, both, families, save
@@ -80,6 +81,18 @@ def test_a_message_without_a_role_is_refused(generators: tuple[Any, Any]) -> Non
     for each in generators:
         with pytest.raises(ValueError, match="'content'"):
             each([{"text": "hi"}])
+
+
+@pytest.mark.parametrize("wrong", [None, 3, {"text": "hi"}, ["hi", 3], [None], iter(["hi"])], ids=str)
+def test_an_input_that_is_neither_text_nor_chat_is_named(generators: tuple[Any, Any], wrong: Any) -> None:
+    with pytest.raises(InputError, match=r"an input is .*; expected a text, or a chat"):
+        generators[1](wrong, **GREEDY)
+
+
+def test_a_second_prompt_without_a_list_is_refused(generators: tuple[Any, Any]) -> None:
+    for each in generators:
+        with pytest.raises(TypeError, match="positional"):
+            each("hi", "you", **GREEDY)
 
 
 @pytest.mark.parametrize("given", [{"return_text": True}, {"return_tensors": True}], ids=str)

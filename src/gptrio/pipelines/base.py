@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gptrio.errors import CheckpointError, UnsupportedError
+from gptrio.errors import CheckpointError, InputError, UnsupportedError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.linear import packed_inference
 from gptrio.outputs import ModelOutput
@@ -138,7 +138,12 @@ class Pipeline(ABC, Pushable):
             args: the inputs, also by the name `inputs`; see the class.
             kwargs: arguments of this call; the constructor's are its defaults. `batch_size` is the number of rows of a
                 batch, `num_workers` has no effect.
+
+        Raises:
+            InputError: there is no input.
         """
+        if not args and "inputs" not in kwargs:
+            raise InputError("the call has no input; pass one, or a list, a generator or a dataset of several")
         inputs, *others = args or [kwargs.pop("inputs")]
         if others:
             _log.warning("ignoring arguments without a name: %s", others)

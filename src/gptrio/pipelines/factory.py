@@ -99,7 +99,7 @@ def pipeline(
         "device": device,
     }
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    built: Pipeline = chosen(model=model, framework="pt", task=full, **kwargs)
+    built: Pipeline = chosen(model=model, framework="pt", task=task or full, **kwargs)
     return built
 
 
@@ -118,7 +118,7 @@ def _model_arguments(
         if "device_map" in arguments:
             raise OptionError("device_map was given twice, also in model_kwargs; leave out one of them")
         if device is not None:
-            _log.warning("device=%r wins over device_map; leave out one of them", device)
+            _log.warning("device=%r and device_map were both given; leave out one of them", device)
         arguments["device_map"] = device_map
     if "dtype" in arguments or "torch_dtype" in arguments:
         if dtype not in (None, "auto"):

@@ -39,11 +39,12 @@ class FeatureExtractionPipeline(Pipeline):
             preprocess["truncation"] = truncation
         return preprocess, {}, {} if return_tensors is None else {"return_tensors": return_tensors}
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Features of one text or several.
 
         Args:
-            args: a text, or a list, a generator or a dataset of texts.
+            inputs: a text, or a list, a generator or a dataset of texts.
+            args: ignored, with a warning.
             kwargs: any of
 
                 - truncation: of the tokenizer.
@@ -58,7 +59,7 @@ class FeatureExtractionPipeline(Pipeline):
             OptionError: truncation is given twice.
             InputError: a text has no tokens.
         """
-        return super().__call__(*args, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def preprocess(self, inputs: str, **tokenize_kwargs: Any) -> Any:
         """Encode a text."""

@@ -20,6 +20,7 @@ from gptrio.pipelines.base import Parameters, Pipeline, without_none
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of
 from gptrio.pipelines.generating import config_of_call
 from gptrio.pipelines.pt_utils import KeyDataset
+from gptrio.tokenization.encoding import short
 
 _OF_TOKENIZER = ("add_special_tokens", "padding", "truncation", "max_length")
 # arguments of a call besides options with which its rows may run together
@@ -149,7 +150,7 @@ class TextGenerationPipeline(Pipeline):
             forward |= {"tokenizer": self.tokenizer, "assistant_tokenizer": self.assistant_tokenizer}
         return {**without_none(preprocess), **generate_kwargs}, forward, without_none(postprocess)
 
-    def __call__(self, text_inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, text_inputs: Any, **kwargs: Any) -> Any:
         """Continue one prompt or chat, or several.
 
         Args:
@@ -177,9 +178,9 @@ class TextGenerationPipeline(Pipeline):
 
         Raises:
             OptionError: arguments are unknown or contradict each other.
-            InputError: a message of a chat lacks its role or content.
+            InputError: an input is neither a text nor a chat, or a message of a chat lacks its role or content.
         """
-        return super().__call__(_with_chats(text_inputs), *args, **kwargs)
+        return super().__call__(_with_chats(text_inputs), **kwargs)
 
     def preprocess(
         self,
@@ -210,8 +211,10 @@ class TextGenerationPipeline(Pipeline):
                 return_tensors="pt",
                 **options,
             )
-        else:
+        elif isinstance(prompt_text, str):
             inputs = self.tokenizer(prefix + prompt_text, return_tensors="pt", **options)
+        else:
+            raise InputError(f"an input is {short(prompt_text)}; expected a text, or a chat as a list of messages")
         row = {**inputs, "prompt_text": prompt_text}
         return self._with_hole(row, generate_kwargs) if handle_long_generation == "hole" else row
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,20 +11,21 @@ import torch
 from gptrio.errors import InputError, OptionError, TokenizationError
 from gptrio.pipelines.base import ChunkPipeline, Parameters
 from gptrio.pipelines.classifying import classifier_logits
+from gptrio.tokenization.encoding import short
 from gptrio.utils import logging
 
 _log = logging.get_logger(__name__)
 
-Labels = str | list[str]
+Labels = str | Iterable[str]
 
 
 class ZeroShotClassificationArgumentHandler:
     """Pairs of a text and a hypothesis about each label."""
 
-    def _parse_labels(self, labels: Labels) -> list[str]:
+    def _parse_labels(self, labels: Labels | None) -> list[str]:
         if isinstance(labels, str):
             return [label.strip() for label in labels.split(",") if label.strip()]
-        return labels
+        return [] if labels is None else list(labels)
 
     def __call__(
         self, sequences: str | list[str], labels: list[str], hypothesis_template: str
@@ -95,7 +96,7 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
             args: `candidate_labels`.
             kwargs: any of
 
-                - candidate_labels: a list of labels, or one text with commas between them.
+                - candidate_labels: labels in a list or an array, or one text with commas between them.
                 - hypothesis_template: a text with {} where a label goes; "This example is {}."
                 - multi_label: several labels may hold, so each has a score of its own; otherwise scores sum up to 1.
                 - batch_size: see `Pipeline`; rows are pairs of text and label.
@@ -117,6 +118,8 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
         self, inputs: str, candidate_labels: list[str] | None = None, hypothesis_template: str = "This example is {}."
     ) -> Iterator[dict[str, Any]]:
         """Encode the text with the hypothesis of each label."""
+        if not isinstance(inputs, (str, list)):
+            raise InputError(f"an input is {short(inputs)}; expected a text")
         labels = candidate_labels or []
         pairs, texts = self._args_parser(inputs, labels, hypothesis_template)
         for i, (label, pair) in enumerate(zip(labels, pairs, strict=False)):

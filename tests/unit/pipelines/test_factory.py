@@ -42,6 +42,18 @@ def test_the_task_is_inferred_from_the_architecture(tmp_path: Path, family: Fami
     assert built.task == task
 
 
+@pytest.mark.parametrize(
+    ("task", "head"),
+    [
+        ("sentiment-analysis", "ForSequenceClassification"),
+        ("text-classification", "ForSequenceClassification"),
+        ("ner", "ForTokenClassification"),
+    ],
+)
+def test_a_pipeline_keeps_the_name_of_its_task_that_was_asked_for(task: str, head: str) -> None:
+    assert pipeline(task, FAMILIES[0].build(head), tokenizer=byte_tokenizer(), device="cpu").task == task
+
+
 @pytest.mark.parametrize("task", ["text-generation", "ner", "question-answering"])
 def test_the_folder_of_a_classifier_is_refused_for_another_task(tmp_path: Path, task: str) -> None:
     folder = save(tmp_path, FAMILIES[0], "ForSequenceClassification")

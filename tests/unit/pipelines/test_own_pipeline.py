@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gptrio import AutoModelForCausalLM, pipeline
+from gptrio.errors import InputError
 from gptrio.pipelines import (
     PIPELINE_REGISTRY,
     ChunkPipeline,
@@ -139,3 +140,10 @@ def test_a_text_without_tokens_is_refused_by_classifiers() -> None:
     classifier = TextClassificationPipeline(model=model, tokenizer=byte_tokenizer(), device="cpu")
     with pytest.raises(ValueError, match="no tokens"):
         classifier(["a", ""])
+
+
+def test_a_call_without_input_says_so_and_an_input_may_have_a_name() -> None:
+    surprise = Surprise(FAMILIES[0].build(), byte_tokenizer(), device="cpu")
+    assert surprise(inputs="four") == surprise("four") == 4.0
+    with pytest.raises(InputError, match="no input"):
+        surprise()
