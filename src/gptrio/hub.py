@@ -13,6 +13,7 @@ from typing import Any, cast
 
 from gptrio.downloads import COMMIT, download, list_folder
 from gptrio.errors import (
+    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     GptrioError,
@@ -127,7 +128,14 @@ def _locate(name_or_path: str | os.PathLike[str], filename: str, options: HubOpt
     relative = _relative_path(options.subfolder, filename)
     folder = local_folder(name_or_path)
     if folder is None:
-        return download(os.fspath(name_or_path), str(relative), options, required)
+        try:
+            return download(os.fspath(name_or_path), str(relative), options, required)
+        except CheckpointError as error:
+            if not Path(name_or_path).is_file():
+                raise
+            raise CheckpointNotFoundError(
+                f"{os.fspath(name_or_path)!r} is a file; give the folder that holds it, or the name of a hub repository"
+            ) from error
     path = folder / relative
     if path.is_file():
         return path
@@ -143,7 +151,7 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     """
     name = os.fspath(name_or_path)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():  # Path("") is the current folder, but an empty name is a mistake
         return folder
     if not name.startswith(_PACKAGED_PREFIX):
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from gptrio import downloads
@@ -9,10 +11,18 @@ from gptrio.errors import CheckpointNotFoundError
 from gptrio.hub import HubOptions
 
 
-@pytest.mark.parametrize("name", ["./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
+@pytest.mark.parametrize("name", ["", "./no/such/folder", "/no/such", "a/b/c", "spaces in name"])
 def test_impossible_repository_id(name: str) -> None:
     with pytest.raises(CheckpointNotFoundError, match="neither an existing folder nor a possible hub repository id"):
         HubOptions().locate(name, "config.json")
+
+
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model.txt").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for name in ("model.txt", str(tmp_path / "model.txt")):
+        with pytest.raises(CheckpointNotFoundError, match="is a file; give the folder that holds it"):
+            HubOptions(local_files_only=True).locate(name, "config.json")
 
 
 def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

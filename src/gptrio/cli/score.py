@@ -13,7 +13,7 @@ from rich.text import Text
 from gptrio.cli import scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, load
-from gptrio.cli.text import decode_argument, is_unicode
+from gptrio.cli.text import decode_argument, is_unicode, lines_of
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
@@ -48,7 +48,7 @@ def score(
     """
     with report_errors(context, verbose):
         text = scoring.read_file(file)
-        texts = [line for line in text.splitlines() if line] if lines else [text]
+        texts = [line for line in lines_of(text) if line] if lines else [text]
         loaded, tokenizer = load(model, device, dtype, None, quantize)
         from gptrio import score as score_texts
 

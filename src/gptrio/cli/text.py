@@ -67,6 +67,11 @@ def read_text(text: str | None, file: Path | None, way_out: str) -> str:
     return text
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a text without their ends; unlike `splitlines`, form feeds and the like do not end a line."""
+    return [line.removesuffix("\n") for line in io.StringIO(text, newline=None)]
+
+
 def set_output_encoding() -> None:
     """Write UTF-8 unless PYTHONIOENCODING or the terminal's locale sets another encoding.
 

@@ -216,6 +216,11 @@ def check_paths(input_path: str | None, output_path: str | None, overwrite: bool
     """
     if output_path is not None and not overwrite and os.path.exists(output_path):
         raise FileOptionError(f"output {output_path!r} already exists; pass overwrite=True to replace it")
+    folder = os.path.dirname(output_path or "") or os.curdir
+    if not os.path.isdir(folder):
+        raise FileOptionError(f"output {output_path!r} lies in no folder that exists; make {folder!r} first")
+    if output_path is not None and os.path.isdir(output_path):
+        raise FileOptionError(f"output {output_path!r} is a folder; give a file")
     if input_path is not None and not os.path.isfile(input_path):
         raise FileOptionError(f"input {input_path!r} is not a file; check its path")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import tempfile
@@ -86,7 +87,8 @@ def _read(task: str, path: Path) -> list[dict[str, Any]]:
     """The documents of a task's file, each with the fields of the task."""
     _check_is_file(task, path)
     documents = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # not splitlines(), which also splits at U+2028 and the like; they may stand in a JSON string
+    for number, line in enumerate(io.StringIO(path.read_text(encoding="utf-8")), start=1):
         try:
             document = json.loads(line)
             missing = [name for name in _FIELDS[task] if not isinstance(document[name], str)]

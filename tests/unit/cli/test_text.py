@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gptrio.cli.app import run
-from gptrio.cli.text import decode_argument, decode_text
+from gptrio.cli.text import decode_argument, decode_text, lines_of
 from gptrio.errors import OptionError
 
 TEXT = "größer 東 \U0001f600"
@@ -19,6 +19,10 @@ TEXT = "größer 東 \U0001f600"
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_text_is_read_without_its_byte_order_mark(encoding):
     assert decode_text(TEXT.encode(encoding), "it") == TEXT
+
+
+def test_lines_end_where_editors_end_them():
+    assert lines_of("a\x0cb\nc\u2028d\r\n\ne\rf") == ["a\x0cb", "c\u2028d", "", "e", "f"]
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"ab\xff", "it is not UTF-8 text.*byte 2"), (b"\xff\xfea", "UTF-16")])

@@ -10,7 +10,7 @@ import pytest
 from transformers.pipelines.base import PipelineDataFormat as ReferenceFormat
 
 from gptrio import FileOptionError, OptionError, PipelineDataFormat
-from gptrio.pipelines.formats import as_json, results
+from gptrio.pipelines.formats import as_json, check_paths, results
 
 RECORDS = [{"q": "who?", "text": "a, b"}, {"q": "why?", "text": "höher\nund"}]
 
@@ -110,3 +110,11 @@ def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, 
         PipelineDataFormat.from_str(kind, None, str(tmp_path / "nowhere"), column)
     with pytest.raises(OptionError, match="expected one of"):
         PipelineDataFormat.from_str("xml", None, None, None)
+
+
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path):
+    with pytest.raises(FileOptionError, match=r"lies in no folder that exists; make .*none"):
+        check_paths(None, str(tmp_path / "none" / "out.json"), overwrite=False)
+    with pytest.raises(FileOptionError, match="is a folder; give a file"):
+        check_paths(None, str(tmp_path), overwrite=True)
+    check_paths(None, str(tmp_path / "out.json"), overwrite=False)

@@ -21,6 +21,13 @@ def test_a_task_names_the_file_and_its_paradigms(tmp_path):
     assert (tmp_path / "functions.py").is_file()
 
 
+def test_a_json_string_may_hold_a_separator_of_lines(tmp_path):
+    pair = {"UID": "one", "sentence_good": "a\u2028b\x85c", "sentence_bad": "b"}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(pair, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_tasks(tmp_path, {"blimp_local": tmp_path / "pairs.jsonl"})
+    assert 'metric: "acc_one"' in (tmp_path / "blimp_local.yaml").read_text()
+
+
 def test_a_plain_text_is_one_document(tmp_path):
     (tmp_path / "book.txt").write_text("Call me Ishmael.\n\nSome years ago")
     write_tasks(tmp_path, {"wikitext_local": tmp_path / "book.txt"})
