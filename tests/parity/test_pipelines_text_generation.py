@@ -10,7 +10,7 @@ import torch
 import transformers
 
 import gptrio
-from gptrio.errors import InputError
+from gptrio.errors import InputError, OptionError
 from gptrio.pipelines.pt_utils import KeyDataset
 from tests.contract.families import FAMILIES, Family
 from tests.parity.pipelines import assert_alike, both, families, save
@@ -87,6 +87,12 @@ def test_a_message_without_a_role_is_refused(generators: tuple[Any, Any]) -> Non
 def test_an_input_that_is_neither_text_nor_chat_is_named(generators: tuple[Any, Any], wrong: Any) -> None:
     with pytest.raises(InputError, match=r"an input is .*; expected a text, or a chat"):
         generators[1](wrong, **GREEDY)
+
+
+@pytest.mark.parametrize("prompts", ["hi", ["hi", "you"]], ids=str)
+def test_options_in_a_dictionary_are_refused_with_the_class_to_use(generators: tuple[Any, Any], prompts: Any) -> None:
+    with pytest.raises(OptionError, match="is a dict; expected a gptrio"):
+        generators[1](prompts, generation_config={"max_new_tokens": 2})
 
 
 def test_a_second_prompt_without_a_list_is_refused(generators: tuple[Any, Any]) -> None:

@@ -23,6 +23,7 @@ from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_
 from gptrio.pipelines.devices import choose_device
 from gptrio.pipelines.generating import load_assistant, pipeline_options
 from gptrio.pipelines.results import Report, Results, ignore, is_column
+from gptrio.tokenization.encoding import short
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils import logging
 
@@ -56,6 +57,9 @@ class Pipeline(ABC, Pushable):
         batch_size: rows of a batch; None to choose by length.
         num_workers: accepted and ignored: inputs are prepared in this process.
         kwargs: defaults for the arguments of calls.
+
+    Raises:
+        InputError: `model` is not a model, such as the name of one.
 
     Attributes:
         default_input_names: kept for code that reads it; None.
@@ -92,6 +96,10 @@ class Pipeline(ABC, Pushable):
             kwargs.pop(name, None)
         if framework not in (None, "pt"):
             raise UnsupportedError(f"framework={framework!r} is not supported; pipelines run torch models ('pt')")
+        if isinstance(model, type) or not hasattr(model, "device"):
+            raise InputError(
+                f"model is {short(model)}; expected a loaded model. pipeline(task, name) loads one by its name"
+            )
         self.task, self.model, self.tokenizer, self.framework = task, model, tokenizer, "pt"
         self.feature_extractor, self.image_processor, self.processor = feature_extractor, image_processor, processor
         self.modelcard, self.binary_output, self.call_count = modelcard, binary_output, 0

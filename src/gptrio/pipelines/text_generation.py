@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptrio.errors import InputError, OptionError
 from gptrio.generation.options.config import GenerationConfig
-from gptrio.generation.options.resolve import merge_config
+from gptrio.generation.options.resolve import config_of_caller, merge_config
 from gptrio.generation.options.schema import GenerationMode, option_types
 from gptrio.outputs import ModelOutput
 from gptrio.pipelines.base import Parameters, Pipeline, without_none
@@ -304,7 +304,8 @@ class TextGenerationPipeline(Pipeline):
         return merge_config(self.model, self._config_of(forward_params), None, given)[0]
 
     def _config_of(self, forward_params: dict[str, Any]) -> GenerationConfig:
-        return config_of_call(forward_params.get("generation_config") or self.generation_config, forward_params)
+        given = config_of_caller(forward_params.get("generation_config"))
+        return config_of_call(self.generation_config if given is None else given, forward_params)
 
     def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any]) -> list[Any]:
         if len(rows) == 1:

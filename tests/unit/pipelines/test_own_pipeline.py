@@ -147,3 +147,11 @@ def test_a_call_without_input_says_so_and_an_input_may_have_a_name() -> None:
     assert surprise(inputs="four") == surprise("four") == 4.0
     with pytest.raises(InputError, match="no input"):
         surprise()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["gpt2", type(FAMILIES[0].build()), FAMILIES[0].build().config], ids=lambda w: type(w).__name__
+)
+def test_what_is_no_model_is_named(wrong: Any) -> None:
+    with pytest.raises(InputError, match="expected a loaded model"):
+        Surprise(wrong, byte_tokenizer())

@@ -32,9 +32,7 @@ def merge_config(
     Raises:
         OptionError: an unknown name, with the nearest one that exists, or an impossible value.
     """
-    given, base = as_own_config(given), _config_of(model, given is None)
-    if given is not None and not isinstance(given, GenerationConfig):
-        raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
+    given, base = config_of_caller(given), _config_of(model, given is None)
     config = copy.copy(base if given is None else given)
     if given is not None:
         _fill(config, base, use_model_defaults)
@@ -47,6 +45,18 @@ def merge_config(
         if getattr(config, name, None) is not None:
             check_token_ids(name, getattr(config, name))
     return config, arguments
+
+
+def config_of_caller(given: Any) -> GenerationConfig | None:
+    """Return the argument `generation_config` as a config of this package; None if it is not given.
+
+    Raises:
+        OptionError: it is something else.
+    """
+    own = as_own_config(given)
+    if own is None or isinstance(own, GenerationConfig):
+        return own
+    raise OptionError(f"generation_config is a {type(given).__name__}; expected a gptrio.GenerationConfig")
 
 
 def as_own_config(given: Any) -> Any:
