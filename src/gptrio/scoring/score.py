@@ -102,7 +102,7 @@ def score(
     starts = [start_ids(tokenizer, start, bool(one.context_ids)) for one in encoded]
     end = [end_of_text(tokenizer)] if boundaries else []
     before = [[*first, *one.context_ids] for first, one in zip(starts, encoded, strict=True)]
-    wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model.device) if boundaries else None)
+    wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model) if boundaries else None)
     rows = [Row([*known, *one.ids, *end], max(len(known), 1)) for known, one in zip(before, encoded, strict=True)]
     results = dict(reported(predict(model, rows, wanted, batch_tokens, share_prefixes), len(rows), progress))
     scores = [_result(tokenizer, one, results.get(i), skipped=not before[i]) for i, one in enumerate(encoded)]
@@ -143,13 +143,14 @@ def end_of_text(tokenizer: Any) -> int:
     )
 
 
-def boundary_ids(tokenizer: Any, device: torch.device) -> Tensor:
-    """(M,) ids of tokens that begin with white space, and of the end of text."""
-    return torch.tensor(_boundary_ids(tokenizer), device=device)
+def boundary_ids(tokenizer: Any, model: Any) -> Tensor:
+    """(M,) ids that the model has of tokens that begin with white space, and of the end of text."""
+    ids = [index for index in _boundary_ids(tokenizer, len(tokenizer)) if index < model.config.vocab_size]
+    return torch.tensor(ids, device=model.device)
 
 
 @functools.lru_cache(maxsize=8)
-def _boundary_ids(tokenizer: Any) -> list[int]:
+def _boundary_ids(tokenizer: Any, size: int) -> list[int]:  # `size` keeps the cache from outliving added tokens
     whitespace = ("Ġ", "Ċ", "ĉ", "č", " ")  # space, newline, tab and return in the byte alphabet; added tokens' space
     found = {index for token, index in tokenizer.get_vocab().items() if token.startswith(whitespace)}
     return sorted(found | {end_of_text(tokenizer)})

@@ -201,3 +201,10 @@ def test_an_id_outside_the_vocabulary_is_named(tokenizer, index):
 def test_a_model_without_a_head_is_refused(tokenizer):
     with pytest.raises(InputError, match="expected a language model"):
         gptrio.score(FAMILIES[0].build("base"), tokenizer, "a")
+
+
+def test_tokens_that_the_model_has_not_do_not_disturb_boundaries():
+    model, extended = FAMILIES[0].build(), byte_tokenizer()
+    extended.add_tokens([" added"])
+    found, expected = (gptrio.score(model, one, "a b", boundaries=True) for one in (extended, byte_tokenizer()))
+    assert found.boundary_log_probs == expected.boundary_log_probs
