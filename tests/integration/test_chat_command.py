@@ -65,14 +65,21 @@ class Screen:
         before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
         return before
 
+    def press(self, key: str) -> None:
+        """Press a key that is no text; readline shows its prompt a moment before it waits for keys."""
+        time.sleep(0.3)
+        self.type(key)
+
     def end(self) -> int:
-        """Wait for the end of the chat and return its exit code."""
+        """Wait for the end of the chat and return its exit code; one that goes on is killed."""
         try:
-            while os.read(self._leader, 1 << 16):
+            while select.select([self._leader], [], [], 30)[0] and os.read(self._leader, 1 << 16):
                 pass
-        except OSError:
-            pass
-        os.close(self._leader)
+        except OSError:  # Linux's end of a pseudo-terminal
+            return self._process.wait(60)
+        finally:
+            os.close(self._leader)
+        self._process.kill()
         return self._process.wait(60)
 
 
@@ -105,8 +112,7 @@ def test_a_chat_in_a_terminal(folder):
     screen.wait_for(r"\x1b\[36m")
     screen.type("\x03")  # Ctrl-C, while the answer is written
     assert "the answer was ended" in screen.wait_for("ended.*\r\n.*> ")
-    time.sleep(0.3)  # readline shows its prompt before it waits for keys
-    screen.type("\x03")
+    screen.press("\x03")
     screen.wait_for("Ctrl-D ends the chat.*\r\n.*> ")
     screen.type("!save chat.json\n")
     screen.wait_for("saved as chat.json.*\r\n.*> ")
@@ -131,8 +137,8 @@ def test_lines_that_belong_together_and_a_terminal_without_colour(folder):
     screen.type("!sav\n")
     assert "did you mean '!save'" in screen.wait_for("mean.*\r\n.*> ")
     screen.type("!save chat.json\n")
-    assert "\x1b[36m" not in screen.wait_for("saved as")
-    screen.type("\x04")
+    assert "\x1b[36m" not in screen.wait_for("saved as.*\r\n.*> ")
+    screen.press("\x04")
     assert screen.end() == 0
     messages = json.loads((folder / "chat.json").read_text(encoding="utf-8"))["messages"]
     assert [message["content"] for message in messages[::2]] == ["def a():\n    pass", "x = 1\ny = 2"]
