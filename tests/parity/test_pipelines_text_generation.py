@@ -83,7 +83,9 @@ def test_a_message_without_a_role_is_refused(generators: tuple[Any, Any]) -> Non
             each([{"text": "hi"}])
 
 
-@pytest.mark.parametrize("wrong", [None, 3, {"text": "hi"}, ["hi", 3], [None], iter(["hi"])], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [None, 3, {"text": "hi"}, ["hi", 3], [None], pytest.param(iter(["hi"]), id="iterator")], ids=str
+)
 def test_an_input_that_is_neither_text_nor_chat_is_named(generators: tuple[Any, Any], wrong: Any) -> None:
     with pytest.raises(InputError, match=r"an input is .*; expected a text, or a chat"):
         generators[1](wrong, **GREEDY)
