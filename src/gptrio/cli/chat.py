@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL, Dtype, Quantization, fix_seed, load
+from gptrio.cli.generate import DEFAULT_MODEL, fix_seed, load
 from gptrio.cli.text import decode_argument
 
 
@@ -31,14 +32,10 @@ def chat(
     ] = None,
     save_folder: Annotated[Path, typer.Option(help="Where !save writes chats without a name.")] = Path("chat_history"),
     seed: Annotated[int | None, typer.Option(help="Make the answers repeatable.", show_default=False)] = None,
-    dtype: Annotated[Dtype | None, typer.Option(help="Number format; auto is the file's.", show_default="auto")] = None,
-    quantize: Annotated[
-        Quantization | None, typer.Option(help="Load weights in 8 or 4 bits.", show_default=False)
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")
-    ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    verbose: options.Verbose = False,
 ) -> None:
     """Chat with a model. Ctrl-C ends an answer, !help lists commands, !exit or Ctrl-D ends the chat.
 
@@ -54,7 +51,7 @@ def chat(
 
     with report_errors(context, verbose):
         name, assignments = split_words([*filter(None, [model]), *(arguments or ())])
-        options = parse_assignments(assignments)
+        given = parse_assignments(assignments)
         compile_mode()  # an unknown one is refused before a model is loaded
         loaded, tokenizer = load(name, device, dtype, None, quantize)
         fix_seed(seed)
@@ -67,7 +64,7 @@ def chat(
             terminal.load(str(load_from))
         if system_prompt is not None:
             session.system_prompt = decode_argument(system_prompt)
-        session.set_options(options)
+        session.set_options(given)
         terminal.run()
 
 

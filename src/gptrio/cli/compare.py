@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from gptrio.cli import scoring
+from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, load
-from gptrio.cli.text import decode_argument, decode_text, is_unicode
+from gptrio.cli.text import decode_argument, decode_text, print_json
 from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
@@ -24,16 +23,16 @@ def compare(
     context: typer.Context,
     first: Annotated[str, typer.Argument(metavar="A", help="A text; - reads standard input.", show_default=False)],
     second: Annotated[str, typer.Argument(metavar="B", help="Another text.", show_default=False)],
-    model: scoring.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     after: Annotated[
         str | None, typer.Option("--context", help="What precedes both without being scored.", show_default=False)
     ] = None,
     html: scoring.Html = None,
-    dtype: scoring.DtypeOption = None,
-    quantize: scoring.QuantizeOption = None,
-    device: scoring.Device = None,
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show which of two texts a model finds likelier, token by token.
 
@@ -53,7 +52,7 @@ def compare(
         if as_json:
             found: dict[str, Any] = {"model": model, "likelier": likelier(difference), "difference": difference}
             found |= {name: scoring.as_dict(result) for name, result in zip("AB", results, strict=True)}
-            print(json.dumps(found, ensure_ascii=not is_unicode(sys.stdout)))
+            print_json(found)
             return
         for name, result in zip("AB", results, strict=True):
             scoring.print_text(surprisals(name, result))

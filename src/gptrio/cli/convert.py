@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from gptrio.cli import scoring
+from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 
 Activation = Literal["gelu", "gelu_new"]
@@ -26,8 +26,8 @@ def convert(
     activation: Annotated[
         Activation | None, typer.Option(help="Of the MLP.", show_default="nanoGPT's gelu, minGPT's gelu_new")
     ] = None,
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Write a checkpoint as safetensors, once the written files give the same logits as the source.
 

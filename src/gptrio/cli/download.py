@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ def download(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="Hub name of a model.", show_default=False)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Fetch a model and its tokenizer from the hub into the cache, and print the folder.
 

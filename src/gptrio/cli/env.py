@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from gptrio import __version__
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.errors import UnsupportedError
 from gptrio.utils.installed import installed_version
@@ -21,7 +22,7 @@ OPTIONAL = ("jax", "transformers")
 
 def env(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: options.Json = False,
     compile_now: Annotated[
         bool, typer.Option("--compile", help="Compile the decoding step for this processor first, and wait for it.")
     ] = False,

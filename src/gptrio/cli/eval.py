@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gptrio.cli import scoring
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.errors import OptionError
 
@@ -33,11 +33,11 @@ def eval(
     revision: Annotated[str, typer.Option(help="Branches, tags or commits, with commas between.")] = "main",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of each task.")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="Examples before each document.")] = None,
-    dtype: scoring.DtypeOption = None,
-    quantize: scoring.QuantizeOption = None,
-    device: scoring.Device = None,
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Evaluate a model by tasks of the lm-evaluation-harness (pip install 'gptrio[eval]').
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from gptrio.cli.errors import print_error, report_errors
-from gptrio.cli.text import decode_argument, is_unicode, read_text
+from gptrio.cli.text import decode_argument, print_json, read_text
 from gptrio.errors import OptionError, warn
 
 if TYPE_CHECKING:
@@ -103,7 +101,7 @@ def generate(
         seconds = time.perf_counter() - start
         if as_json:
             result = {"model": model, "prompt": text, "seed": seed, "completions": rows}
-            print(json.dumps(result, ensure_ascii=not is_unicode(sys.stdout)))
+            print_json(result)
         if verbose:
             total = sum(row["tokens"] for row in rows)
             speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from typing import Annotated, Any
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
-from gptrio.cli.text import is_unicode
+from gptrio.cli.generate import DEFAULT_MODEL
+from gptrio.cli.text import print_json
 
 # field of a configuration, under the name that all families share -> words for it
 _SHOWN = {
@@ -24,9 +24,9 @@ _UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 def info(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")] = "gptrio/stdlib-gpt2",
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")] = DEFAULT_MODEL,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show configuration, parameters, memory, files and tokenizer of a model, without loading its weights.
 
@@ -37,7 +37,7 @@ def info(
     with report_errors(context, verbose):
         facts = collect(model)
         if as_json:
-            print(json.dumps(facts, indent=2, ensure_ascii=not is_unicode(sys.stdout)))
+            print_json(facts, indent=2)
         else:
             show(facts)
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from gptrio.cli import scoring
+from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, load
 
@@ -18,7 +18,7 @@ def ppl(
     file: Annotated[
         Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
     ] = None,
-    model: scoring.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     stride: Annotated[
         int | None,
         typer.Option(
@@ -27,11 +27,11 @@ def ppl(
             show_default="half of the model's context",
         ),
     ] = None,
-    dtype: scoring.DtypeOption = None,
-    quantize: scoring.QuantizeOption = None,
-    device: scoring.Device = None,
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Compute the perplexity of a text of any length, by windows that overlap.
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, choose_device, sampling_options
@@ -58,7 +59,7 @@ def run(
     num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations of each text.")] = 1,
     stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Run the pipeline of a task over a pipe or a file.
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
-from gptrio.cli import scoring
+from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, load
-from gptrio.cli.text import decode_argument, is_unicode, lines_of
+from gptrio.cli.text import decode_argument, lines_of, print_json
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
@@ -24,7 +22,7 @@ def score(
     file: Annotated[
         Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
     ] = None,
-    model: scoring.Model = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     after: Annotated[
         str | None, typer.Option("--context", help="What precedes the text without being scored.", show_default=False)
     ] = None,
@@ -32,11 +30,11 @@ def score(
     words: Annotated[bool, typer.Option("--words", help="Show words rather than tokens.")] = False,
     top: Annotated[int, typer.Option(min=0, help="Show so many of the likeliest tokens of each position.")] = 0,
     html: scoring.Html = None,
-    dtype: scoring.DtypeOption = None,
-    quantize: scoring.QuantizeOption = None,
-    device: scoring.Device = None,
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show how probable a model finds each token of a text.
 
@@ -61,7 +59,7 @@ def score(
             scoring.write_html(html, headings, f"Surprisal by {model}")
         if as_json:
             found = {"model": model, "texts": [scoring.as_dict(result) for result in results]}
-            print(json.dumps(found, ensure_ascii=not is_unicode(sys.stdout)))
+            print_json(found)
         elif lines:
             print("log-prob\ttokens\tbits/byte\ttext")
             for result in results:

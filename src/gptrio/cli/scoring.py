@@ -1,4 +1,4 @@
-"""What the commands that score texts share: options, reading, colours and progress."""
+"""What the commands that score texts share: reading, colours and progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gptrio.cli.generate import Dtype, Quantization
 from gptrio.cli.text import read_text
 from gptrio.errors import OptionError
 
@@ -31,11 +30,6 @@ def in_folder(file: Path | None) -> Path | None:
     return file
 
 
-Model = Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of a model.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Number format; auto is the file's.", show_default="auto")]
-QuantizeOption = Annotated[Quantization | None, typer.Option(help="Load weights in 8 or 4 bits.", show_default=False)]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Html = Annotated[
     Path | None,
     typer.Option(
@@ -45,7 +39,6 @@ Html = Annotated[
         callback=in_folder,
     ),
 ]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")]
 
 # surprisal in bits from which on a token has a style; on a terminal only
 _STYLES = ((12.0, "white on red"), (8.0, "black on bright_red"), (5.0, "black on yellow"), (2.5, "yellow"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -85,6 +86,11 @@ def set_output_encoding() -> None:
 def is_unicode(stream: Any) -> bool:
     """Whether a stream can show every character."""
     return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name.startswith("utf")
+
+
+def print_json(value: Any, indent: int | None = None) -> None:
+    """Print a value as JSON, escaped where standard output cannot show every character."""
+    print(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout), indent=indent))
 
 
 def _has_own_encoding(stream: io.TextIOWrapper) -> bool:

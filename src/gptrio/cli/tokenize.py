@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
-from gptrio.cli.text import is_unicode, read_text
+from gptrio.cli.generate import DEFAULT_MODEL
+from gptrio.cli.text import print_json, read_text
 
 if TYPE_CHECKING:
     from gptrio.scoring.encoding import Encoded
@@ -28,10 +28,10 @@ def tokenize(
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Folder or hub name of a model or tokenizer.")
-    ] = "gptrio/stdlib-gpt2",
+    ] = DEFAULT_MODEL,
     ids_only: Annotated[bool, typer.Option("--ids", help="Print the ids alone, on one line.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")] = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show the tokens of a text: ids, bytes and places.
 
@@ -51,7 +51,7 @@ def tokenize(
             print(*encoded.ids)
         elif as_json:
             result = {"model": model, "text": content, "tokens": records(encoded)}
-            print(json.dumps(result, ensure_ascii=not is_unicode(sys.stdout)))
+            print_json(result)
         else:
             show(encoded)
 

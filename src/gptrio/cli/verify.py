@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptrio.cli import scoring
+from gptrio.cli import options, scoring
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.generate import DEFAULT_MODEL, choose_device
 
@@ -22,8 +22,8 @@ def verify(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a language model.")] = DEFAULT_MODEL,
     weights: Annotated[Weights | None, typer.Option(help="Try this kind of weights only.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    as_json: scoring.Json = False,
-    verbose: scoring.Verbose = False,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Compare every way of computing a model's logits with a plain forward in float64.
 
