@@ -13,7 +13,6 @@ from typing import Any, cast
 
 from gptrio.downloads import COMMIT, download, list_folder
 from gptrio.errors import (
-    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     GptrioError,
@@ -128,14 +127,11 @@ def _locate(name_or_path: str | os.PathLike[str], filename: str, options: HubOpt
     relative = _relative_path(options.subfolder, filename)
     folder = local_folder(name_or_path)
     if folder is None:
-        try:
-            return download(os.fspath(name_or_path), str(relative), options, required)
-        except CheckpointError as error:
-            if not Path(name_or_path).is_file():
-                raise
+        if Path(name_or_path).is_file():
             raise CheckpointNotFoundError(
                 f"{os.fspath(name_or_path)!r} is a file; give the folder that holds it, or the name of a hub repository"
-            ) from error
+            )
+        return download(os.fspath(name_or_path), str(relative), options, required)
     path = folder / relative
     if path.is_file():
         return path

@@ -126,8 +126,8 @@ def test_a_chat_in_a_terminal(folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_lines_that_belong_together_and_a_terminal_without_colour(folder):
-    screen = Screen(*GREEDY, NO_COLOR="1")
-    screen.wait_for("> ")
+    screen = Screen(*GREEDY, "--user", "Ann", NO_COLOR="1")
+    screen.wait_for("Ann> ")
     screen.type("def a():\\\n")
     screen.wait_for(r"\r\n.*\. ")
     screen.type("    pass\n")
@@ -175,12 +175,56 @@ def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
     assert second["options"] == {"do_sample": False, "max_new_tokens": 7}
 
 
+def test_a_pipe_with_json_has_an_object_for_each_answer(folder):
+    (folder / "examples.yml").write_text("greeting: {text: Höflich}\nshort: Hi\n", encoding="utf-8")
+    (folder / "options.json").write_text('{"max_new_tokens": 3}', encoding="utf-8")
+    done = chat(
+        *("--json", "--examples_path", "examples.yml", "--generation-config", "options.json", "do_sample=False"),
+        input="!example\n!example greeting\nand?\n!example short\n",
+    )
+    assert done.returncode == 0
+    assert "greeting  Höflich" in done.stderr and "short     Hi" in done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["message"] for answer in answers] == ["Höflich", "and?", "Hi"]
+    assert [(answer["tokens"], answer["finish_reason"]) for answer in answers] == [(3, "length")] * 3
+    first, second, third = (answer["reused_tokens"] for answer in answers)
+    assert first == 0 and second > 5
+    assert 0 < third < second, "an example begins a new chat, which shares the template's first tokens"
+
+
+def test_a_chat_of_transformers_goes_on(folder):
+    saved = {"settings": {"seed": 1}, "chat_history": [{"role": "user", "content": "hello"}]}
+    (folder / "theirs.json").write_text(json.dumps(saved), encoding="utf-8")
+    done = chat("--load", "theirs.json", input="!save ours.json\n")
+    assert done.returncode == 0 and "(1 message from theirs.json)" in done.stderr
+    assert json.loads((folder / "ours.json").read_text(encoding="utf-8"))["messages"] == saved["chat_history"]
+
+
+def test_the_options_of_transformers_chat_are_known():
+    from dataclasses import fields
+
+    from transformers.commands.chat import ChatArguments
+
+    unknown = {"trust_remote_code", "torch_dtype", "host", "port", "model_name_or_path"}  # no code, no server
+    unknown |= {"load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}  # --quantize
+    done = gptrio("chat", "--help", env={**os.environ, "COLUMNS": "200"})
+    shown = [field.name for field in fields(ChatArguments) if f"--{field.name.replace('_', '-')} " in done.stdout]
+    assert {field.name for field in fields(ChatArguments)} - set(shown) == unknown
+
+
 @pytest.mark.parametrize(
     ("arguments", "text", "code", "message"),
     [
         (("top_kk=1",), "", 2, "did you mean 'top_k'"),
         (("gptrio/stdlib-gpt2", "top_k"), "", 2, "write it as name=value"),
-        (("--load", "nowhere.json"), "", 2, "there is no file"),
+        (("--load", "nowhere.json"), "", 2, "is not a file; give one that !save wrote"),
+        (("--examples-path", "nowhere.yml"), "", 2, "there is no file nowhere.yml with examples"),
+        (("--generation-config", "nowhere.json"), "", 1, "no file nowhere.json in folder"),
+        (("--attn-implementation", "flash"), "", 1, "--attn-implementation flash is not known; use one of eager"),
+        (("max_new_tokens=x",), "", 2, "max_new_tokens='x' has the wrong type"),
+        ((), "!example nothing\n", 2, "no example 'nothing'; there are code, class"),
+        ((), "!load\n", 2, "'' is not a file; give one that !save wrote"),
+        ((), "!set\n", 2, "!set needs options, as in: !set temperature=0.7"),
         ((), "!lod\n", 2, "did you mean '!load'"),
         ((), "x" * 3000, 1, "the model's context 512; shorten it"),
     ],

@@ -49,7 +49,35 @@ def test_text_comes_as_it_is_written_and_a_closed_pipe_ends_it_quietly():
         assert process.poll() is None, "the first line comes while the rest is being written"
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(60) == 1
+        assert process.wait(60) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX shell")
+@pytest.mark.parametrize(
+    "command", ["--help", "run --help", "env", "info", "tokenize import", "score", "generate -n 9"]
+)
+def test_a_reader_that_has_enough_is_no_error_of_any_command(command):
+    script = f"echo import os | {sys.executable} -m gptrio {command} | true; echo ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX shell")
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("generate <&-", "no text; give one"),
+        ("tokenize - <&-", "standard input is closed; give a file or a pipe"),
+        ("run <&-", "no input; give --input FILE"),
+        ("chat <&-", "standard input is closed"),
+        ("info >/dev/full", "no space left on device"),
+        ("--help >/dev/full", "standard output cannot be written: no space left on device"),
+    ],
+)
+def test_inputs_and_outputs_that_do_not_work_are_one_line(command, message):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} -m gptrio {command}"], capture_output=True, text=True)
+    assert done.returncode == (1 if "full" in command else 2)
+    assert done.stderr.startswith("gptrio: ") and message in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.fixture

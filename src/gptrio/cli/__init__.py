@@ -8,8 +8,13 @@ import sys
 def main() -> None:
     """Run the command line in `sys.argv` and exit with its code.
 
-    0 is success, 1 an error while running, 2 an impossible command line, 130 an interruption from the keyboard.
+    0 is success, also where the reader of a pipe has closed it; 1 is an error while running, 2 an impossible command
+    line, 130 an interruption from the keyboard.
     """
-    from gptrio.cli.app import run
+    try:
+        from gptrio.cli.app import run
 
-    sys.exit(run(sys.argv[1:]))
+        code = run(sys.argv[1:])
+    except KeyboardInterrupt:  # while modules are imported
+        code = 130
+    sys.exit(code)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from difflib import get_close_matches
+import re
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 
 from gptrio import __version__
 from gptrio.cli.errors import print_error
-from gptrio.cli.text import set_output_encoding
+from gptrio.cli.text import discard_output, set_output_encoding
+from gptrio.errors import nearest
 
 # command -> module with a function of the same name
 COMMANDS = {
@@ -53,7 +54,15 @@ class LazyGroup(TyperGroup):
         return command  # type: ignore[return-value]  # one command and no callback: always a TyperCommand
 
 
-app = typer.Typer(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def _with_hyphens(name: str) -> str:
+    """An option's name, which may be typed with underscores, as in Transformers' commands."""
+    return name.replace("_", "-")
+
+
+app = typer.Typer(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "token_normalize_func": _with_hyphens},
+)
 
 
 def _print_version(is_given: bool) -> None:
@@ -81,20 +90,47 @@ def run(arguments: list[str]) -> int:
         arguments: what follows the program's name.
     """
     set_output_encoding()
+    code: object = 0
     try:
         code = app(arguments, prog_name="gptrio", standalone_mode=False)
+        print(end="", flush=True)
     except typer.TyperException as error:
         print_error(_usage_message(error, arguments))
         return error.exit_code
+    except SystemExit as error:  # typer's, for a help that is not read to its end
+        if not isinstance(error.__context__, BrokenPipeError):
+            raise
+    except OSError as error:  # of the last lines
+        discard_output()
+        if not code and not isinstance(error, BrokenPipeError):
+            print_error(f"standard output cannot be written: {(error.strerror or '').lower()}")
+            return 1
     return code if isinstance(code, int) else 0
 
 
+# what typer says, and how it is said here
+_PHRASES = {
+    r"Value error, ": "",
+    r"Input should be a valid (integer|number),.*": r"{value!r} is no \1",
+    r"Input should be": "{value} is impossible: it must be",
+    r"Got unexpected extra argument\(s\) \((.*)\)": r"Unexpected argument '\1'",
+    r" \(Possible options: (--[\w-]+).*": r" (did you mean '\1'?)",
+}
+
+
 def _usage_message(error: typer.TyperException, arguments: list[str]) -> str:
-    """Return what is wrong with a command line, the nearest command, and where its help is."""
-    message = error.format_message().rstrip(".").replace("Value error, ", "").replace("Input should be", "it must be")
-    command = arguments[0] if arguments[:1] and arguments[0] in COMMANDS else ""
-    if not command and arguments and message.startswith("No such command"):
-        longer = [name for name in COMMANDS if name.startswith(arguments[0])]
-        near = longer or get_close_matches(arguments[0], COMMANDS, 1, cutoff=0.5)
-        message += f" (did you mean '{near[0]}'?)" if near else ""
-    return f"{message}; see '{' '.join(filter(None, ('gptrio', command, '--help')))}'"
+    """Return what is wrong with a command line, the nearest name, and where its help is."""
+    message = error.format_message().rstrip(".")
+    invalid: Any = getattr(error.__cause__, "errors", lambda: [{}])()  # of pydantic, by which typer reads values
+    for pattern, words in _PHRASES.items():
+        message = re.sub(pattern, words.format(value=invalid[0].get("input")), message)
+    commands = [name for name in arguments if name in COMMANDS]
+    if arguments[:1] == commands[:1] != []:
+        return f"{message}; see 'gptrio {commands[0]} --help'"
+    if commands and message.startswith("No such option"):
+        message = f"{message.partition(' (')[0]}; options follow the command, as in: gptrio {commands[0]} --help"
+    elif message.startswith("No such command"):
+        longer = [f"did you mean {name!r}?" for name in COMMANDS if name.startswith(arguments[0])]
+        hint = longer[0] if longer else nearest(arguments[0], COMMANDS, 0.5)
+        message += f" ({hint})" if hint else ""
+    return f"{message}; see 'gptrio --help'"

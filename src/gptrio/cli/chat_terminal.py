@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,8 +13,9 @@ from rich.console import Console
 
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import print_error
-from gptrio.cli.text import decode_text
-from gptrio.errors import FileOptionError, GptrioError, InputError, OptionError, nearest
+from gptrio.cli.keyboard import history, history_file, interruptible, never, read_message
+from gptrio.cli.text import counted, decode_text, input_bytes, print_json
+from gptrio.errors import FileOptionError, GptrioError, InputError, OptionError, import_optional, nearest
 from gptrio.hub import write_text
 
 if TYPE_CHECKING:
@@ -29,7 +27,6 @@ EXAMPLES = {
     "numbers": "Count from ten down to one.",
     "story": "Tell a story of three sentences about a lighthouse.",
 }
-_MOST_HISTORY = 1000  # lines
 
 
 class Command(NamedTuple):
@@ -44,7 +41,7 @@ COMMANDS = {
     "!help": Command("!help", "show the commands", "help"),
     "!status": Command("!status", "show the model, the options and how full the context is", "status"),
     "!set": Command("!set top_k=5 ...", "change options of generation", "set"),
-    "!example": Command("!example [NAME]", "send an example, or list them", "example"),
+    "!example": Command("!example [NAME]", "begin a new chat with an example, or list them", "example"),
     "!clear": Command("!clear", "begin a new chat", "clear"),
     "!save": Command("!save [FILE]", "write the chat and its options to a file", "save"),
     "!load": Command("!load FILE", "go on with a chat that was saved", "load"),
@@ -61,10 +58,23 @@ class ChatTerminal:
         save_folder: where chats without a name are saved.
         is_interactive: show a prompt, keep a history and survive errors and Ctrl-C; otherwise a line of standard input
             is a message, standard output has the answers alone, and an error ends the chat.
+        as_json: write each answer as a JSON object; not in an interactive chat.
+        user: name before the prompt.
+        examples: texts for `!example` by name.
     """
 
-    def __init__(self, session: ChatSession, name: str, save_folder: Path, is_interactive: bool) -> None:
+    def __init__(
+        self,
+        session: ChatSession,
+        name: str,
+        save_folder: Path,
+        is_interactive: bool,
+        as_json: bool = False,
+        user: str = "",
+        examples: Mapping[str, str] = EXAMPLES,
+    ) -> None:
         self.session, self.name, self.save_folder, self.is_interactive = session, name, save_folder, is_interactive
+        self._as_json, self._user, self._examples = as_json, user, examples
         self._console = Console(stderr=not is_interactive, soft_wrap=True, highlight=False, markup=False, emoji=False)
         self._is_over = False
         session.notify = lambda message: self.say(f"({message})")
@@ -77,7 +87,7 @@ class ChatTerminal:
         """Answer messages and obey commands until the end of the input, or `!exit`."""
         if self.is_interactive:
             self.say(f"{self.name}: !help lists commands, Ctrl-C ends an answer, Ctrl-D the chat")
-        for text in self._typed() if self.is_interactive else map(read_line, sys.stdin.buffer):
+        for text in self._typed() if self.is_interactive else map(read_line, input_bytes()):
             try:
                 if text.startswith("!"):
                     self.obey(text)
@@ -92,7 +102,7 @@ class ChatTerminal:
 
     def answer(self, text: str) -> None:
         """Answer a message; Ctrl-C ends the answer, and a second one drops it with the message."""
-        show = self._show_in_colour if self.is_interactive else self._show
+        show = self._show_in_colour if self.is_interactive else str if self._as_json else self._show
         try:
             with interruptible() if self.is_interactive else never() as is_interrupted:
                 answer = self.session.answer(text, show, is_interrupted)
@@ -100,6 +110,11 @@ class ChatTerminal:
             if not self.is_interactive:
                 raise
             self.say("\n(the answer was dropped)")
+            return
+        if self._as_json:
+            reason = answer.finish_reason and answer.finish_reason.api_name
+            numbers = {"tokens": answer.tokens, "finish_reason": reason, "reused_tokens": answer.reused}
+            print_json({"message": text, "answer": answer.text, **numbers})
             return
         print(flush=True)
         if answer.finish_reason is None and self.is_interactive:
@@ -117,7 +132,7 @@ class ChatTerminal:
         with history(history_file()):
             while True:
                 try:
-                    yield read_message(input)
+                    yield read_message(input, self._user)
                 except EOFError:
                     print()
                     return
@@ -166,15 +181,16 @@ class ChatTerminal:
         self.say(f"({', '.join(f'{name} is {value!r}' for name, value in options.items())})")
 
     def example(self, rest: str) -> None:
-        """Send an example, or list them."""
+        """Begin a new chat with an example, or list them."""
         if not rest:
-            for name, text in EXAMPLES.items():
+            for name, text in self._examples.items():
                 self.say(f"{name:<10}{text}", "default")
-        elif rest in EXAMPLES:
-            self.say(f"> {EXAMPLES[rest]}", "default")
-            self.answer(EXAMPLES[rest])
+        elif rest in self._examples:
+            self.clear("")
+            self.say(f"{self._user}> {self._examples[rest]}", "default")
+            self.answer(self._examples[rest])
         else:
-            raise OptionError(f"no example {rest!r}; there are {', '.join(EXAMPLES)}")
+            raise OptionError(f"no example {rest!r}; there are {', '.join(self._examples)}")
 
     def clear(self, rest: str) -> None:
         """Begin a new chat."""
@@ -196,13 +212,13 @@ class ChatTerminal:
         """Go on with a saved chat."""
         file = Path(rest)
         if not rest or not file.is_file():
-            raise FileOptionError(f"there is no file {rest!r}; give one that !save wrote")
+            raise FileOptionError(f"{rest!r} is not a file; give one that !save wrote")
         try:
             content = json.loads(decode_text(file.read_bytes(), f"file {file}"))
         except json.JSONDecodeError as error:
             raise InputError(f"{file} is not JSON: {error}") from error
         self.session.restore(content)
-        self.say(f"({len(self.session.messages)} messages from {file})")
+        self.say(f"({counted(len(self.session.messages), 'message')} from {file})")
 
     def exit(self, rest: str) -> None:
         """End the chat."""
@@ -214,63 +230,23 @@ def read_line(line: bytes) -> str:
     return decode_text(line, "standard input").rstrip("\r\n")
 
 
-def read_message(ask: Callable[[str], str]) -> str:
-    """A message from a keyboard: the backslash at the end of a line says that it goes on.
+def read_examples(file: Path) -> dict[str, str]:
+    """Examples by name: JSON or YAML, with a text, or an object with a `text`, for each name.
 
-    Args:
-        ask: shows a prompt and returns a line, or the lines of a bracketed paste.
+    Raises:
+        FileOptionError: there is no such file.
+        InputError: it holds something else.
     """
-    line = ask("> ")
-    lines = [line]
-    while lines[-1].endswith("\\"):
-        lines[-1] = lines[-1][:-1]
-        lines.append(ask(". "))
-    return "\n".join(lines)
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; pressed again, it raises KeyboardInterrupt."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: object) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
+    if not file.is_file():
+        raise FileOptionError(f"there is no file {file} with examples")
+    yaml = import_optional("yaml", "a file of examples needs PyYAML; install it with: pip install pyyaml")
     try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def never() -> Iterator[Callable[[], bool]]:
-    """Yield a function that is never true."""
-    yield lambda: False
-
-
-def history_file() -> Path:
-    """File with the lines of earlier chats, in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptrio" / "chat_history"
-
-
-@contextmanager
-def history(file: Path) -> Iterator[None]:
-    """Edit lines with their history, which a file keeps, where Python has readline; a paste of lines is one line."""
-    try:
-        import readline
-    except ImportError:  # on Windows
-        yield
-        return
-    readline.parse_and_bind("set enable-bracketed-paste on")
-    readline.set_history_length(_MOST_HISTORY)
-    with suppress(OSError):  # the first chat, or a home that cannot be read
-        readline.read_history_file(file)
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            readline.write_history_file(file)
+        content = yaml.safe_load(decode_text(file.read_bytes(), f"file {file}"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{file} is neither YAML nor JSON: {error}") from error
+    given = content if isinstance(content, dict) else {"": None}
+    texts = {str(name): text.get("text") if isinstance(text, dict) else text for name, text in given.items()}
+    found = {name: text for name, text in texts.items() if isinstance(text, str)}
+    if len(found) < len(texts):
+        raise InputError(f"{file} holds no examples; expected a text for each name, as in: greeting: {{text: Hello}}")
+    return found

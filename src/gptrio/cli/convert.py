@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -10,6 +9,7 @@ import typer
 
 from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
+from gptrio.cli.text import print_json
 
 Activation = Literal["gelu", "gelu_new"]
 
@@ -44,7 +44,7 @@ def convert(
             done = convert_checkpoint(source, target, overwrite, max_shard_size, heads, activation)
         if as_json:
             files = [str(path) for path in done.files]
-            print(json.dumps({"kind": done.kind, "difference": done.difference, "files": files}))
+            print_json({"kind": done.kind, "difference": done.difference, "files": files})
             return
         proof = "equal" if done.difference == 0 else f"equal up to {done.difference:.0e}, the rounding of float64"
         print(*done.files, f"{done.kind}: logits before and after are {proof}", sep="\n")

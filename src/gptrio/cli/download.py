@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +10,7 @@ import typer
 
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
+from gptrio.cli.text import print_json
 
 if TYPE_CHECKING:
     from gptrio.hub import HubOptions
@@ -37,7 +37,7 @@ def download(
         files = fetch(name, HubOptions(revision=revision))
         if as_json:
             sizes = {path.name: path.stat().st_size for path in files}
-            print(json.dumps({"model": name, "folder": str(files[0].parent), "files": sizes}))
+            print_json({"model": name, "folder": str(files[0].parent), "files": sizes})
         else:
             print(files[0].parent)
 

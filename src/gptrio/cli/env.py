@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import sys
@@ -13,6 +12,7 @@ import typer
 from gptrio import __version__
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
+from gptrio.cli.text import print_json
 from gptrio.errors import UnsupportedError
 from gptrio.utils.installed import installed_version
 
@@ -38,7 +38,7 @@ def env(
             compile_step()
         facts = {**software(), **hardware()}
         if as_json:
-            print(json.dumps(facts, indent=2))
+            print_json(facts, indent=2)
         else:
             print_facts(facts.items())
 

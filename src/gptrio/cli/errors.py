@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import typer
 
+from gptrio.cli.text import discard_output
 from gptrio.cli.wording import option_names, translate
 from gptrio.errors import GptrioError, GptrioWarning, OptionError
 
@@ -30,7 +31,8 @@ def report_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
         verbose: also print the traceback, warnings of other libraries, and gptrio's log from level INFO on.
 
     Raises:
-        typer.Exit: code 2 for an OptionError, 1 for any other exception. A closed pipe is left to the caller.
+        typer.Exit: code 2 for an OptionError, 1 for any other exception; 0 where the reader of a pipe has closed it, as
+            `head` does once it has what it wants.
     """
 
     options = option_names(context.command.params)
@@ -43,12 +45,15 @@ def report_errors(context: typer.Context, verbose: bool) -> Iterator[None]:
         with warnings.catch_warnings(), _log_lines(verbose):
             warnings.showwarning = cast(Any, show)
             yield
-    except (BrokenPipeError, typer.Exit, typer.TyperException):
+    except (typer.Exit, typer.TyperException):
         raise
+    except BrokenPipeError as error:
+        discard_output()
+        raise typer.Exit(0) from error
     except Exception as error:
         if verbose:
             traceback.print_exc()
-        print_error(translate(str(error), options) if isinstance(error, GptrioError) else _unexpected(error, verbose))
+        print_error(translate(_message(error, verbose), options))
         raise typer.Exit(2 if isinstance(error, OptionError) else 1) from error
 
 
@@ -74,6 +79,10 @@ def _log_lines(verbose: bool) -> Iterator[None]:
         log.setLevel(level)
 
 
-def _unexpected(error: Exception, verbose: bool) -> str:
-    hint = "" if verbose else " (--verbose shows where)"
-    return f"{type(error).__name__}: {error}{hint}"
+def _message(error: Exception, verbose: bool) -> str:
+    if isinstance(error, GptrioError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        file = None if error.filename is None else f"{error.filename}: "
+        return f"{file or ''}{error.strerror.lower()}{'; check the path and its permissions' if file else ''}"
+    return f"{type(error).__name__}: {error}{'' if verbose else ' (--verbose shows where)'}"

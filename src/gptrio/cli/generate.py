@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from gptrio.cli import options
 from gptrio.cli.errors import print_error, report_errors
+from gptrio.cli.options import DEFAULT_MODEL, Dtype, Quantization
 from gptrio.cli.text import decode_argument, print_json, read_text
 from gptrio.errors import OptionError, warn
 
@@ -17,12 +19,9 @@ if TYPE_CHECKING:
 
     from gptrio.generation.stopping import FinishReason
 
-DEFAULT_MODEL = "gptrio/stdlib-gpt2"
 DEFAULT_NEW_TOKENS = 128
 NO_PROMPT = 'give one, as in: gptrio generate "def hello_world():", or --file, or a pipe'
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Quantization = Literal["int8", "int4", "nf4", "fp4"]
 Overflow = Literal["error", "truncate_left"]
 
 
@@ -34,51 +33,26 @@ def generate(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", exists=True, dir_okay=False, help="Read the prompt from this file.")
     ] = None,
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or hub name of a model.")] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     max_new_tokens: Annotated[
         int | None,
         typer.Option("--max-new-tokens", "-n", min=1, help=f"Most tokens to add; {DEFAULT_NEW_TOKENS} if they fit."),
     ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Above 1 more varied, below 1 more predictable.", show_default="the model's, or 1"),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=0, help="Choose among the k likeliest tokens; 0 for all.", show_default="the model's, or 50"),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Choose among the likeliest tokens of this total probability.", show_default="the model's, or 1"
-        ),
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.", show_default=False)] = None,
-    num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    greedy: options.Greedy = False,
+    seed: options.Seed = None,
+    num_return_sequences: options.Continuations = 1,
+    stop: options.Stop = None,
     overflow: Annotated[
         Overflow, typer.Option(help="What to do with a prompt past the model's context: stop, or drop its beginning.")
     ] = "error",
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            help="Number format; auto is the file's.",
-            show_default="auto, but float32 on a processor without units for it",
-        ),
-    ] = None,
-    quantize: Annotated[
-        Quantization | None,
-        typer.Option(
-            help="Load weights in 8 or 4 bits; nf4 and fp4 need bitsandbytes.",
-            show_default="as the checkpoint has them",
-        ),
-    ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")
-    ] = None,
-    attn_implementation: Annotated[str | None, typer.Option(help="eager or sdpa.", show_default="sdpa")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end.")] = False,
+    dtype: options.DtypeOption = None,
+    quantize: options.QuantizeOption = None,
+    device: options.Device = None,
+    attn_implementation: options.Attention = None,
+    as_json: options.Json = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", help="Show what runs and how fast, and tracebacks of errors.")
     ] = False,
@@ -91,13 +65,13 @@ def generate(
 
     with report_errors(context, verbose):
         text = read_text(prompt, file, NO_PROMPT)
-        options = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
-        options |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
+        given = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
+        given |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
         compile_mode()  # an unknown one is refused before a model is loaded
         loaded, tokenizer = load(model, device, dtype, attn_implementation, quantize)
         seed = fix_seed(seed)
         start = time.perf_counter()
-        rows = run(loaded, tokenizer, text, max_new_tokens, options, stream=not as_json)
+        rows = run(loaded, tokenizer, text, max_new_tokens, given, stream=not as_json)
         seconds = time.perf_counter() - start
         if as_json:
             result = {"model": model, "prompt": text, "seed": seed, "completions": rows}
@@ -129,23 +103,32 @@ def sampling_options(greedy: bool, number: int, **given: float | None) -> dict[s
 
 
 def load(
-    name: str, device: str | None, dtype: Dtype | None, attention: str | None, quantization: Quantization | None = None
+    name: str,
+    device: str | None,
+    dtype: Dtype | None,
+    attention: str | None,
+    quantization: Quantization | None = None,
+    revision: str | None = None,
 ) -> tuple[Any, Any]:
     """Load a model, ready to generate, and its tokenizer.
 
     Raises:
+        CheckpointError: there is no such model, or its files are damaged.
         OptionError: a device that this machine does not have.
         MissingDependencyError: a quantization whose library is not installed.
     """
     from gptrio import AutoModelForCausalLM, AutoTokenizer
+    from gptrio.hub import HubOptions, local_folder
     from gptrio.kernels.packing import can_pack
 
     target = choose_device(device)
     number_format = dtype or ("float32" if quantization and target.type == "cpu" else "auto")
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    given = {"attn_implementation": attention, "load_in": quantization}
-    options = {name: value for name, value in given.items() if value is not None}
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **options).to(target).eval()
+    if local_folder(name) is not None:
+        HubOptions().locate(name, "config.json")  # a folder of anything else is told so, before its tokenizer is missed
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    given = {"attn_implementation": attention, "load_in": quantization, "revision": revision}
+    arguments = {name: value for name, value in given.items() if value is not None}
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **arguments).to(target).eval()
     if dtype is None and target.type == "cpu" and not can_pack(model.dtype):
         model = model.float()
     return model, tokenizer

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL
+from gptrio.cli.options import DEFAULT_MODEL
 from gptrio.cli.text import print_json
 
 # field of a configuration, under the name that all families share -> words for it
@@ -24,7 +24,7 @@ _UNITS = (("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
 
 def info(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")] = DEFAULT_MODEL,
+    model: options.ModelArgument = DEFAULT_MODEL,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:

@@ -10,7 +10,8 @@ import typer
 
 from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL, load
+from gptrio.cli.generate import load
+from gptrio.cli.options import DEFAULT_MODEL
 
 
 def ppl(

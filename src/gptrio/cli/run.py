@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -10,7 +9,9 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL, choose_device, sampling_options
+from gptrio.cli.generate import choose_device, sampling_options
+from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.text import is_piped
 from gptrio.errors import OptionError
 
 TEXT_GENERATION = "text-generation"
@@ -27,7 +28,14 @@ def run(
         str | None, typer.Option(help="Task, such as text-generation.", show_default="what the model was made for")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Folder or hub name of a model.", show_default=DEFAULT_MODEL)
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help="Folder or hub name of a model.",
+            show_default=DEFAULT_MODEL,
+            callback=options.no_file,
+        ),
     ] = None,
     config: Annotated[str | None, typer.Option(help="Another configuration.", show_default="the model's")] = None,
     tokenizer: Annotated[str | None, typer.Option(help="Another tokenizer.", show_default="the model's")] = None,
@@ -49,15 +57,13 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens to add.", show_default="256")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Above 1 more varied.", show_default="0.7")] = None,
-    top_k: Annotated[int | None, typer.Option(min=0, help="Choose among the k likeliest.", show_default="50")] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Choose among the likeliest of this total probability.", show_default="1")
-    ] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="Always take the likeliest token.")] = False,
-    seed: Annotated[int | None, typer.Option(help="Make the choice repeatable.", show_default=False)] = None,
-    num_return_sequences: Annotated[int, typer.Option(min=1, help="How many continuations of each text.")] = 1,
-    stop: Annotated[list[str] | None, typer.Option(help="End after this text; may be given several times.")] = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    greedy: options.Greedy = False,
+    seed: options.Seed = None,
+    num_return_sequences: options.Continuations = 1,
+    stop: options.Stop = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -115,7 +121,7 @@ def input_path(name: str | None) -> str | None:
     Raises:
         OptionError: standard input is a terminal, and nothing was said about it.
     """
-    if name is None and sys.stdin.isatty():
+    if name is None and not is_piped():
         raise OptionError('no input; give --input FILE, or a pipe, as in: echo "def f(x):" | gptrio run')
     return None if name == "-" else name
 

@@ -10,7 +10,8 @@ from rich.text import Text
 
 from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL, load
+from gptrio.cli.generate import load
+from gptrio.cli.options import DEFAULT_MODEL
 from gptrio.cli.text import decode_argument, lines_of, print_json
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from gptrio.errors import OptionError
 
@@ -55,17 +55,38 @@ def read_text(text: str | None, file: Path | None, way_out: str) -> str:
     """
     if text is not None and file is not None:
         raise OptionError("a text and --file were both given; give one of them")
-    if text is None and file is None and sys.stdin.isatty():
+    if text is None and file is None and not is_piped():
         raise OptionError(f"no text; {way_out}")
     if file is not None:
         text = decode_text(file.read_bytes(), f"file {file}")
     elif text in (None, "-"):
-        text = decode_text(sys.stdin.buffer.read(), "standard input")
+        text = decode_text(input_bytes().read(), "standard input")
     else:
         text = decode_argument(text)
     if not text:
         raise OptionError("the text is empty; give it at least one character")
     return text
+
+
+def is_piped() -> bool:
+    """Whether standard input is a pipe or a file: neither a terminal nor closed."""
+    return sys.stdin is not None and not sys.stdin.isatty()
+
+
+def has_terminal() -> bool:
+    """Whether somebody types on standard input and reads standard output."""
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
+
+
+def input_bytes() -> BinaryIO:
+    """Standard input as bytes.
+
+    Raises:
+        OptionError: it is closed.
+    """
+    if sys.stdin is None:
+        raise OptionError("standard input is closed; give a file or a pipe")
+    return sys.stdin.buffer
 
 
 def lines_of(text: str) -> list[str]:
@@ -83,14 +104,24 @@ def set_output_encoding() -> None:
             stream.reconfigure(encoding=None if _has_own_encoding(stream) else "utf-8", errors=errors)
 
 
+def discard_output() -> None:
+    """Let what is still to be written to standard output vanish: the reader of the pipe has closed it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def is_unicode(stream: Any) -> bool:
     """Whether a stream can show every character."""
     return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name.startswith("utf")
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, such as "1 token" or "2,000 tokens"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def print_json(value: Any, indent: int | None = None) -> None:
     """Print a value as JSON, escaped where standard output cannot show every character."""
-    print(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout), indent=indent))
+    print(json.dumps(value, ensure_ascii=not is_unicode(sys.stdout), indent=indent), flush=True)
 
 
 def _has_own_encoding(stream: io.TextIOWrapper) -> bool:

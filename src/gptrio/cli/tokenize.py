@@ -9,8 +9,9 @@ import typer
 
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
-from gptrio.cli.generate import DEFAULT_MODEL
+from gptrio.cli.options import DEFAULT_MODEL
 from gptrio.cli.text import print_json, read_text
+from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
     from gptrio.scoring.encoding import Encoded
@@ -26,9 +27,7 @@ def tokenize(
     file: Annotated[
         Path | None, typer.Option("--file", "-f", exists=True, dir_okay=False, help="Read the text from this file.")
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="Folder or hub name of a model or tokenizer.")
-    ] = DEFAULT_MODEL,
+    model: options.Model = DEFAULT_MODEL,
     ids_only: Annotated[bool, typer.Option("--ids", help="Print the ids alone, on one line.")] = False,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
@@ -42,6 +41,8 @@ def tokenize(
     gptrio tokenize --model EleutherAI/pythia-160m --json "größer"
     """
     with report_errors(context, verbose):
+        if ids_only and as_json:
+            raise OptionError("--ids and --json print the ids in two forms; give one of them")
         content = read_text(text, file, 'give one, as in: gptrio tokenize "def hello_world():", or --file, or a pipe')
         from gptrio import AutoTokenizer
         from gptrio.scoring.encoding import encode_texts

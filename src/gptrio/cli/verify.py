@@ -9,7 +9,8 @@ import typer
 
 from gptrio.cli import options, scoring
 from gptrio.cli.errors import print_error, report_errors
-from gptrio.cli.generate import DEFAULT_MODEL, choose_device
+from gptrio.cli.generate import choose_device
+from gptrio.cli.options import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from gptrio.verification.verify import Comparison, Report

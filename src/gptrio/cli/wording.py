@@ -12,9 +12,6 @@ ALIASES = {"stop_strings": "stop", "load_in": "quantize"}
 
 # patterns of what is neither an option of the command nor a key of the model's files, and their translations
 PHRASES = {
-    r"do_sample=False": "--greedy",
-    r"with do_sample=True": "without --greedy",
-    r"do_sample=True": "no --greedy",
     r"\btoken=(?:\.\.\.|True)": "HF_TOKEN in the environment",
     r"\blocal_files_only=True": "HF_HUB_OFFLINE=1 in the environment",
     r"\bcache_dir=\S+": "HF_HOME in the environment",
@@ -29,6 +26,14 @@ PHRASES = {
     r"; use (?:that family's class|the family's own class) or AutoConfig": "",
     r" \([^()]*\.register adds your own\)": "",
     r"; ([\w.]+)\.from_pretrained\(name\) loads a model by name": "",
+}
+
+# where the command has --greedy
+_GREEDY = {
+    r"do_sample=False": "--greedy",
+    r"without do_sample=True": "with --greedy",
+    r"with do_sample=True": "without --greedy",
+    r"do_sample=True": "no --greedy",
 }
 
 _VALUE = r"""=('[^']*'|"[^"]*"|\[[^\]]*\]|[^\s,;:)]+)"""
@@ -47,7 +52,7 @@ def translate(message: str, options: Mapping[str, str]) -> str:
         message: error or warning.
         options: Python argument to option, see `option_names`.
     """
-    for pattern, words in PHRASES.items():
+    for pattern, words in {**(_GREEDY if "greedy" in options else {}), **PHRASES}.items():
         message = re.sub(pattern, words, message)
     for name, option in options.items():
         message = re.sub(rf"(?<![\w./]){name}{_VALUE}", partial(_with_value, option), message)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config import labels
 from gptrio.config.generation_keys import GenerationKeys
-from gptrio.errors import CheckpointError, ConfigError, warn
+from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, warn
 from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 
@@ -129,9 +129,18 @@ class SerializableConfig(GenerationKeys, Pushable):
         """Return the content of `config.json` and the keywords that are not lookup options."""
         options = HubOptions.pop_from(kwargs)
         path = Path(pretrained_model_name_or_path)
-        if not path.is_file():
+        is_file = path.is_file()
+        if not is_file:
             path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
-        return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
+        try:
+            return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
+        except CheckpointFormatError as error:
+            if not is_file or path.name == CONFIG_NAME:
+                raise
+            raise CheckpointFormatError(
+                f"{os.fspath(path)!r} is a file and no configuration in JSON; give the folder of a model, or the name "
+                "of a hub repository"
+            ) from error
 
     @classmethod
     def from_json_file(cls: type[Config], json_file: PathLike) -> Config:

@@ -69,6 +69,7 @@ class ChatSession:
         system_prompt: content of a first message that is never dropped.
         options: of `generate`, over the model's own and `DEFAULT_OPTIONS`.
         notify: receives what the user should know: that turns were dropped, that there is no template.
+        generation_config: in place of `DEFAULT_OPTIONS`; the model's own fills what it leaves at a default.
 
     Attributes:
         messages: of the user and the model, without the system prompt.
@@ -87,16 +88,18 @@ class ChatSession:
         system_prompt: str | None = None,
         options: Mapping[str, Any] | None = None,
         notify: Callable[[str], object] = lambda message: None,
+        generation_config: GenerationConfig | None = None,
     ) -> None:
         self.model, self.tokenizer, self.system_prompt = model, tokenizer, system_prompt
         self.messages: list[Message] = []
         self.options: dict[str, Any] = {}
         self.context = positions(model) or context_length(model)
         self.notify = notify
+        self._generation_config = generation_config
         self._has_said_plain = False
         self._cache: Cache | None = None
         self._cached: list[int] = []  # the tokens of the positions in the cache
-        self.set_options({**DEFAULT_OPTIONS, **(options or {})})
+        self.set_options({**(DEFAULT_OPTIONS if generation_config is None else {}), **(options or {})})
 
     @property
     def is_plain(self) -> bool:
@@ -115,7 +118,7 @@ class ChatSession:
             OptionError: an option is unknown or impossible, or gives several texts or beams.
         """
         chosen = {**self.options, **options}
-        config, _ = merge_config(self.model, None, None, dict(chosen))
+        config = self._merged(chosen)
         beams, rows = config.num_beams or 1, config.num_return_sequences or 1
         if beams > 1 or rows > 1:
             name = "num_beams" if beams > 1 else "num_return_sequences"
@@ -124,7 +127,7 @@ class ChatSession:
             )
         if (config.max_new_tokens or 1) < 1:
             raise OptionError(f"max_new_tokens={config.max_new_tokens} must be at least 1")
-        self.options = chosen
+        self.options, self._most_tokens = chosen, config.max_new_tokens or self.context
 
     def clear(self) -> None:
         """Remove all messages; the system prompt and the options stay."""
@@ -157,17 +160,17 @@ class ChatSession:
 
     def _generate(self, ids: list[int], streamer: AnswerStreamer) -> tuple[FinishReason | None, int]:
         """Write an answer; returns why it ended, and how many tokens of the prompt were in the cache."""
-        options = {**self.options, "max_new_tokens": self._most_new_tokens(len(ids))}
+        options = {**self.options, "max_new_tokens": min(self._most_tokens, self.context - len(ids))}
         if self.is_plain:
             own = options.get("stop_strings") or []
             options["stop_strings"] = [*([own] if isinstance(own, str) else own), PLAIN_STOP]
-        config, _ = merge_config(self.model, None, None, dict(options))
-        cache, reused = self._cache_for(ids) if _keeps_cache(config) else (None, 0)
+        cache, reused = self._cache_for(ids) if _keeps_cache(self._merged(options)) else (None, 0)
         reasons: list[FinishReason] = []
         self._cache, self._cached = None, []  # if generation fails, nothing is known of the cache
         try:
             self.model.generate(
                 torch.tensor([ids], device=self.model.device),
+                generation_config=self._generation_config,
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long, device=self.model.device),
                 past_key_values=cache,
                 streamer=streamer,
@@ -197,7 +200,7 @@ class ChatSession:
     def _fitting(self, messages: list[Message]) -> tuple[list[Message], list[int]]:
         """The messages without the oldest turns, until an answer has room after them, and their ids."""
         ids, dropped = self._ids(messages), 0
-        room = min(self.options["max_new_tokens"] or self.context, self.context // 4)
+        room = min(self._most_tokens, self.context // 4)
         while len(ids) + room > self.context and (rest := without_oldest_turn(messages)):
             messages, dropped = rest, dropped + 1
             ids = self._ids(messages)
@@ -211,9 +214,9 @@ class ChatSession:
             self.notify(f"the context of {self.context} tokens is full: {turns} dropped")
         return messages, ids
 
-    def _most_new_tokens(self, length: int) -> int:
-        free = self.context - length
-        return min(self.options["max_new_tokens"] or free, free)
+    def _merged(self, options: Mapping[str, Any]) -> GenerationConfig:
+        """All options of an answer."""
+        return merge_config(self.model, self._generation_config, None, dict(options))[0]
 
     def _ids(self, messages: Sequence[Message]) -> list[int]:
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
@@ -231,15 +234,15 @@ class ChatSession:
         return {"options": dict(self.options), "messages": [*system, *self.messages]}
 
     def restore(self, transcript: Any) -> None:
-        """Continue a chat from its transcript, or from a list of messages.
+        """Continue a chat from its transcript, from one of Transformers' `chat`, or from a list of messages.
 
         Raises:
             InputError: it is neither.
             OptionError: its options are not possible.
         """
         content = {"messages": transcript} if isinstance(transcript, list) else transcript
-        messages = content.get("messages") if isinstance(content, dict) else None
-        options = content.get("options", {}) if isinstance(content, dict) else None
+        content = content if isinstance(content, dict) else {}
+        messages, options = content.get("messages", content.get("chat_history")), content.get("options", {})
         if not isinstance(messages, list) or not isinstance(options, dict) or not all(map(is_message, messages)):
             raise InputError(
                 "a transcript is a list of messages, or an object with 'messages' and 'options'; a message has "

@@ -7,8 +7,9 @@ from transformers.commands.chat import ChatCommand
 
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.chat import split_words
-from gptrio.cli.chat_terminal import read_line, read_message
+from gptrio.cli.chat_terminal import read_line
 from gptrio.cli.generate import DEFAULT_MODEL
+from gptrio.cli.keyboard import read_message
 from gptrio.errors import OptionError
 
 FLAGS = [

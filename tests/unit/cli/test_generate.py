@@ -216,16 +216,6 @@ def test_the_log_is_told_in_lines_and_from_info_on_with_verbose(generate, monkey
     assert (log.handlers, log.level) == before
 
 
-def test_a_closed_pipe_is_left_to_the_program_to_end_quietly(generate, monkeypatch):
-    def closed(*_):
-        raise BrokenPipeError(32, "Broken pipe")
-
-    monkeypatch.setattr(command, "load", closed)
-    with pytest.raises(SystemExit) as left:
-        generate("ab")
-    assert left.value.code == 1
-
-
 def expected_rows(folder, prompt, stops, limit, **options):
     """Rows of `generate`, each ended by hand at its first end token or stop text: text, tokens and reason."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

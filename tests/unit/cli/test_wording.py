@@ -36,6 +36,7 @@ ROOMS = (
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
+        ("top_k=3 without do_sample=True", "--top-k 3 with --greedy"),
         ("top_p=1.5 is out of range", "--top-p 1.5 is out of range"),
         ("or pass overflow='truncate_left' to drop", "or pass --overflow truncate_left to drop"),
         ("pass a smaller max_new_tokens, or", "pass a smaller --max-new-tokens, or"),
