@@ -6,7 +6,8 @@ GptrioError
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 │   ├── FileOptionError       (OSError)       a file that an option names is missing, or in the way
-│   └── UnknownTaskError      (KeyError)      a task for which there is no pipeline
+│   └── UnknownNameError      (KeyError)      a name for none of the choices that there are
+│       └── UnknownTaskError                  a task for which there is no pipeline
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
 │   ├── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
 │   ├── ChatTemplateError                     a chat template is malformed, fails, or does too much
@@ -58,10 +59,14 @@ class FileOptionError(OptionError, OSError):
     """A file that an option names is missing, or exists and is not to be replaced."""
 
 
-class UnknownTaskError(OptionError, KeyError):
-    """A task for which there is no pipeline."""
+class UnknownNameError(OptionError, KeyError):
+    """A name for none of the choices that there are."""
 
     __str__ = Exception.__str__  # KeyError shows the message in quotes
+
+
+class UnknownTaskError(UnknownNameError):
+    """A task for which there is no pipeline."""
 
 
 class TokenizationError(GptrioError, ValueError):

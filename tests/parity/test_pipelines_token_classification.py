@@ -177,14 +177,17 @@ def test_impossible_strides_are_refused(pipelines: Any, arguments: Any) -> None:
 
 
 def test_what_is_no_text_is_named(pipelines: Any) -> None:
-    _, ours = pipelines
+    theirs, ours = pipelines
     for inputs in ([], (), None, 3):
         with pytest.raises(InputError, match="expected a text, or a list of at least one"):
             ours(inputs)
     with pytest.raises(InputError, match="pass is_split_into_words=True for words"):
         ours([["a", "b"]])
-    with pytest.raises(OptionError, match="expected one of 'none', 'simple', 'first', 'average', 'max'"):
-        ours("a", aggregation_strategy="most")
+    names = "expected one of 'none', 'simple', 'first', 'average', 'max'"
+    for wrong, kind in (("most", KeyError), (3, ValueError), ([], ValueError)):
+        for pipe, error in ((theirs, (kind, TypeError)), (ours, kind)):
+            with pytest.raises(error, match=None if pipe is theirs else names):
+                pipe("a", aggregation_strategy=wrong)
     with pytest.raises(OptionError, match="no argument 'strid'"):
         ours("a", strid=3)
 

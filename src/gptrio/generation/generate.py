@@ -25,6 +25,7 @@ from gptrio.generation.runners.select import direct_calls
 from gptrio.generation.sampling import Generators
 from gptrio.generation.setup import GenerateArguments, prepare_generation
 from gptrio.generation.state import GenerationState
+from gptrio.generation.step import OnStep
 from gptrio.generation.stopping import Criterion, OnFinish, Tokenizer
 from gptrio.generation.strategies.assisted import assisted_search
 from gptrio.generation.strategies.beam import beam_search
@@ -73,6 +74,7 @@ def generate(
     generator: Generators = None,
     overflow: str = "error",
     on_finish: OnFinish | None = None,
+    on_step: OnStep | None = None,
     trust_remote_code: bool | None = None,
     **kwargs: Any,
 ) -> Any:
@@ -101,6 +103,7 @@ def generate(
         overflow: "error", or "truncate_left" to drop the first tokens of a prompt that leaves no room in the context.
         on_finish: called with row, `FinishReason` and number of new tokens when a row is finished; at the end of a beam
             search for each row that is returned.
+        on_step: called with the number of new tokens and the most there can be, whenever the model has run.
         trust_remote_code: refused; code from a checkpoint is never run.
         **kwargs: options of `GenerationConfig`, which win over the config's, and arguments of the model's forward such
             as `attention_mask` (B, T), `inputs_embeds`, `past_key_values` (holding the first positions of the prompt).
@@ -132,6 +135,7 @@ def generate(
         streamer,
         bool(synced_gpus),
         on_finish,
+        on_step,
     )
     models = [cast(nn.Module, each) for each in (model, assistant_model) if each is not None]
     reason = direct_calls(

@@ -21,7 +21,7 @@ from gptrio.generation.prompt import Prompt
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import Generators
 from gptrio.generation.state import GenerationState
-from gptrio.generation.step import DecodeRunner
+from gptrio.generation.step import DecodeRunner, OnStep
 from gptrio.generation.stopping import (
     Criterion,
     MaxLengthCriteria,
@@ -49,6 +49,7 @@ class GenerateArguments:
     streamer: Streamer | None
     synced_gpus: bool
     on_finish: OnFinish | None
+    on_step: OnStep | None
 
 
 def prepare_generation(
@@ -70,7 +71,7 @@ def prepare_generation(
     cache = _cache(model, prompt, config, mode, copies)
     if cache is not None and prompt.moved is not None:
         cache.real_positions_last = True
-    step = DecodeRunner(model, prompt, config, copies, cache)
+    step = DecodeRunner(model, prompt, config, copies, cache, extras.on_step)
     rows = prompt.repeated(copies)
     beams = prompt.ids.shape[0] if config.num_beams > 1 else rows.ids.shape[0]
     generators = _generators(extras.seed, extras.generator, beams, rows.ids.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -19,7 +20,9 @@ from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import NotYet
 from gptrio.kernels.linear import packing_disabled
 from gptrio.kernels.threads import yielding_to
-from gptrio.nn.fast_call import hook_reason, is_dispatch_skipped
+from gptrio.nn.fast_call import for_the_caller, hook_reason, is_dispatch_skipped
+
+OnStep = Callable[[int, int], object]  # number of new tokens, the most there can be
 
 
 class DecodeRunner:
@@ -31,9 +34,18 @@ class DecodeRunner:
         config: says what the model returns.
         copies: rows that continue each prompt.
         cache: empty, or holding the first positions of the prompt; None to run without.
+        on_step: is called whenever the model has run.
     """
 
-    def __init__(self, model: CausalLM, prompt: Prompt, config: GenerationConfig, copies: int, cache: Any) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        prompt: Prompt,
+        config: GenerationConfig,
+        copies: int,
+        cache: Any,
+        on_step: OnStep | None = None,
+    ) -> None:
         self.model = model
         hooks = None if is_dispatch_skipped() else hook_reason(cast(nn.Module, model))
         self._last_column = last_column(model, prompt)
@@ -50,6 +62,7 @@ class DecodeRunner:
             if cache is not None and cache.get_seq_length():
                 cache.batch_repeat_interleave(copies)
         self._has_prompt = False
+        self._on_step = on_step
 
     def __call__(self, ids: Tensor, keep: int = 1, **flags: Any) -> Any:
         """Return the model's output for the positions that it has not seen, logits of the last `keep` only.
@@ -59,6 +72,15 @@ class DecodeRunner:
             keep: number of positions to return logits (B, keep, V) for.
             **flags: arguments of the model's forward for this call.
         """
+        output = self._run(ids, keep, flags)
+        if self._on_step is not None:
+            start = self._inputs.prompt.ids.shape[1]
+            most = (self._inputs.config.max_length or 0) - start
+            with for_the_caller():
+                self._on_step(min(ids.shape[1] - keep + 2 - start, most), most)
+        return output
+
+    def _run(self, ids: Tensor, keep: int, flags: dict[str, Any]) -> Any:
         if self._last_column is not None and ids.shape[1] > self._last_column:
             raise no_more_positions(self.model, self._inputs.prompt, ids.shape[1])
         inputs, cache = self._inputs, self._inputs.cache

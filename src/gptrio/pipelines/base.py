@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -12,17 +12,25 @@ from types import GeneratorType
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from gptrio.errors import CheckpointError, InputError, UnsupportedError
+from gptrio.errors import CheckpointError, GptrioError, InputError, UnsupportedError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.linear import packed_inference
-from gptrio.outputs import ModelOutput
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, row_of, without_padding
-from gptrio.pipelines.devices import choose_device
+from gptrio.pipelines.devices import choose_device, on_device
+from gptrio.pipelines.formats import CsvPipelineDataFormat as CsvPipelineDataFormat
+from gptrio.pipelines.formats import JsonPipelineDataFormat as JsonPipelineDataFormat
+from gptrio.pipelines.formats import PipedPipelineDataFormat as PipedPipelineDataFormat
+from gptrio.pipelines.formats import PipelineDataFormat as PipelineDataFormat
 from gptrio.pipelines.generating import load_assistant, pipeline_options
-from gptrio.pipelines.results import Report, Results, ignore, is_column
+from gptrio.pipelines.pt_utils import KeyDataset as KeyDataset
+from gptrio.pipelines.pt_utils import PipelineChunkIterator as PipelineChunkIterator
+from gptrio.pipelines.pt_utils import PipelineDataset as PipelineDataset
+from gptrio.pipelines.pt_utils import PipelineIterator as PipelineIterator
+from gptrio.pipelines.pt_utils import PipelinePackIterator as PipelinePackIterator
+from gptrio.pipelines.registry import PipelineRegistry as PipelineRegistry
+from gptrio.pipelines.results import Report, Results, ignore, is_column, part_of, progress
 from gptrio.tokenization.encoding import short
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils import logging
@@ -39,6 +47,29 @@ def without_none(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in parameters.items() if value is not None}
 
 
+class PipelineException(GptrioError):
+    """An error in the call of a pipeline, for pipelines of one's own.
+
+    Args:
+        task: of the pipeline.
+        model: its name.
+        reason: the message.
+    """
+
+    def __init__(self, task: str, model: str, reason: str) -> None:
+        super().__init__(reason)
+        self.task = task
+        self.model = model
+
+
+class ArgumentHandler(ABC):
+    """Base of classes that sort the arguments of a pipeline's call."""
+
+    @abstractmethod
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """The inputs, and what else the class finds in the arguments."""
+
+
 class Pipeline(ABC, Pushable):
     """Base class: a subclass has `preprocess`, `_forward`, `postprocess` and `_sanitize_parameters`.
 
@@ -53,6 +84,7 @@ class Pipeline(ABC, Pushable):
         framework: "pt".
         task: name of the task.
         device: see `gptrio.pipelines.devices.choose_device`; the model is moved there.
+        args_parser: the `ArgumentHandler` of calls, for pipelines that have one.
         binary_output, feature_extractor, image_processor, processor, modelcard: kept as attributes.
         batch_size: rows of a batch; None to choose by length.
         num_workers: accepted and ignored: inputs are prepared in this process.
@@ -71,6 +103,7 @@ class Pipeline(ABC, Pushable):
     _load_image_processor: ClassVar[bool | None] = None
     _load_processor: ClassVar[bool | None] = None
     _pipeline_calls_generate: ClassVar[bool] = False
+    _args_parser: Any = None
 
     # whether inputs may run in batches unasked; entries of the outputs with one value for each token; sizes of batches
     _batches_by_length: ClassVar[bool] = False
@@ -92,8 +125,9 @@ class Pipeline(ABC, Pushable):
         binary_output: bool = False,
         **kwargs: Any,
     ) -> None:
-        for name in ("args_parser", "torch_dtype", "dtype"):
+        for name in ("torch_dtype", "dtype"):
             kwargs.pop(name, None)
+        self._args_parser = kwargs.pop("args_parser", None) or self._args_parser
         if framework not in (None, "pt"):
             raise UnsupportedError(f"framework={framework!r} is not supported; pipelines run torch models ('pt')")
         if isinstance(model, type) or not hasattr(model, "device"):
@@ -155,18 +189,61 @@ class Pipeline(ABC, Pushable):
         inputs, *others = args or [kwargs.pop("inputs")]
         if others:
             _log.warning("ignoring arguments without a name: %s", others)
-        batch_size = kwargs.pop("batch_size", None)
-        kwargs.pop("num_workers", None)
+        batch_size, workers = kwargs.pop("batch_size", None), kwargs.pop("num_workers", None)
         given = self._sanitize_parameters(**kwargs)
         kept = (self._preprocess_params, self._forward_params, self._postprocess_params)
         preprocess, forward, postprocess = ({**old, **new} for old, new in zip(kept, given, strict=True))
         parameters = (preprocess, forward, postprocess)
         self.call_count += 1
-        if isinstance(inputs, list):
-            return list(self._results(inputs, batch_size, parameters))
-        if isinstance(inputs, (Dataset, GeneratorType)) or is_column(inputs):
-            return self._results(inputs, batch_size, parameters)
+        if isinstance(inputs, (list, Dataset, GeneratorType)) or is_column(inputs):
+            results = self.get_iterator(inputs, workers, batch_size, *parameters)
+            return list(results) if isinstance(inputs, list) else results
+        if isinstance(self, ChunkPipeline):
+            return next(self.get_iterator([inputs], workers, batch_size, *parameters))
         return self.run_single(inputs, *parameters)
+
+    def get_iterator(
+        self,
+        inputs: Any,
+        num_workers: int | None,
+        batch_size: int | None,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Results of many inputs, in order, computed as they are asked for; see the class for `batch_size`."""
+        size = self._size_of_batches(batch_size)
+        if size is None and isinstance(inputs, GeneratorType):
+            size = 1
+        count = len(inputs) if hasattr(inputs, "__len__") else None
+        items = iter(inputs) if count is None else (inputs[i] for i in range(count))
+        parameters = (preprocess_params, forward_params, postprocess_params)
+
+        def run(window: list[Any], report: Report) -> list[Any]:
+            return self._run_window(window, size, parameters, report)
+
+        return Results(run, items, size or _WINDOW, count)
+
+    def run_multi(
+        self,
+        inputs: Iterable[Any],
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> list[Any]:
+        """Results of several inputs, each computed alone."""
+        return list(self.iterate(inputs, preprocess_params, forward_params, postprocess_params))
+
+    def iterate(
+        self,
+        inputs: Iterable[Any],
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Results of several inputs, each computed alone when it is asked for."""
+        for item in inputs:
+            yield self.run_single(item, preprocess_params, forward_params, postprocess_params)
 
     def run_single(
         self,
@@ -177,25 +254,16 @@ class Pipeline(ABC, Pushable):
     ) -> Any:
         """Result of one input."""
         parameters = (preprocess_params, forward_params, postprocess_params)
-        return self._run_window([inputs], self._size_of_batches(None), parameters)[0]
+        with progress(1) if self._pipeline_calls_generate else nullcontext(ignore) as report:
+            return self._run_window([inputs], self._size_of_batches(None), parameters, report)[0]
 
     def _size_of_batches(self, batch_size: int | None) -> int | None:
         """Rows of a batch; None to choose by length."""
         size = batch_size or self._batch_size
         return 1 if size is None and self.device.type != "cpu" else size
 
-    def _results(self, inputs: Any, batch_size: int | None, parameters: Parameters) -> Results:
-        size = self._size_of_batches(batch_size)
-        if size is None and isinstance(inputs, GeneratorType):
-            size = 1
-        count = len(inputs) if hasattr(inputs, "__len__") else None
-        items = (inputs[i] for i in range(count)) if count is not None else iter(inputs)
-        return Results(
-            lambda window, report: self._run_window(window, size, parameters, report), items, size or _WINDOW, count
-        )
-
     def _run_window(
-        self, inputs: Sequence[Any], batch_size: int | None, parameters: Parameters, report: Report = ignore
+        self, inputs: Sequence[Any], batch_size: int | None, parameters: Parameters, report: Report
     ) -> list[Any]:
         """Results of inputs that are in memory together; their rows run in any order."""
         preprocess, forward, postprocess = parameters
@@ -204,8 +272,9 @@ class Pipeline(ABC, Pushable):
         outputs: dict[int, Any] = {}
         with packed_inference(self.model) if len(rows) > 1 and self.device.type == "cpu" else nullcontext():
             for batch in self._batches(rows, batch_size, forward):
-                outputs.update(zip(batch, self._run_batch([rows[i] for i in batch], forward), strict=True))
-                report(len(outputs) / len(rows))
+                part = part_of(report, len(outputs) / len(rows), len(batch) / len(rows))
+                outputs.update(zip(batch, self._run_batch([rows[i] for i in batch], forward, part), strict=True))
+                part(1.0)
         in_turn = iter([outputs[i] for i in range(len(rows))])
         return [self.postprocess(self._gathered(list(islice(in_turn, len(g)))), **postprocess) for g in prepared]
 
@@ -228,7 +297,7 @@ class Pipeline(ABC, Pushable):
         own = (type(self)._forward, type(self).preprocess)
         return self._batches_by_length and all(method.__module__.startswith("gptrio.") for method in own)
 
-    def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any]) -> list[Any]:
+    def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any], report: Report) -> list[Any]:
         """Outputs of rows that run together."""
         if len(rows) == 1:
             return [self.forward(dict(rows[0]), **forward_params)]
@@ -262,19 +331,11 @@ class Pipeline(ABC, Pushable):
 
     def ensure_tensor_on_device(self, **inputs: Any) -> dict[str, Any]:
         """The arguments with all tensors on the device of the pipeline."""
-        return {name: self._ensure_tensor_on_device(value, self.device) for name, value in inputs.items()}
+        moved: dict[str, Any] = self._ensure_tensor_on_device(inputs, self.device)
+        return moved
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
-        if isinstance(inputs, Tensor):
-            return inputs.to(device)
-        if isinstance(inputs, ModelOutput):
-            moved = {name: self._ensure_tensor_on_device(value, device) for name, value in inputs.items()}
-            return type(inputs)(**moved)
-        if isinstance(inputs, Mapping):
-            return {name: self._ensure_tensor_on_device(value, device) for name, value in inputs.items()}
-        if type(inputs) in (list, tuple):
-            return type(inputs)(self._ensure_tensor_on_device(item, device) for item in inputs)
-        return inputs
+        return on_device(inputs, device)
 
     def check_model_type(self, supported_models: Iterable[str] | Mapping[Any, Any]) -> None:
         """Log an error if the model's class is not among the names of classes, or the values of a mapping."""

@@ -14,7 +14,7 @@ from gptrio.models.base.heads import SequenceClassificationHead
 from gptrio.nn.fast_call import hook_reason
 
 
-class ClassificationFunction(enum.Enum):
+class ClassificationFunction(str, enum.Enum):
     """What turns logits into scores."""
 
     SIGMOID = "sigmoid"

@@ -1,12 +1,15 @@
-"""The device of a pipeline."""
+"""The device of a pipeline, and tensors on it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptrio.errors import OptionError
+from gptrio.outputs import ModelOutput
 
 
 def choose_device(model: Any, device: int | str | torch.device | None) -> torch.device:
@@ -47,3 +50,15 @@ def _accelerator(index: int | None) -> torch.device:
             raise OptionError(f"device={index} does not exist; there are {torch.cuda.device_count()} GPUs, from 0 on")
         return torch.device("cuda", index or 0)
     return torch.device("mps") if torch.backends.mps.is_available() else torch.device("cpu")
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """A value with all tensors in it, or in its mappings, lists and tuples, on a device."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        moved = {name: on_device(item, device) for name, item in value.items()}
+        return type(value)(**moved) if isinstance(value, ModelOutput) else moved
+    if type(value) in (list, tuple):
+        return type(value)(on_device(item, device) for item in value)
+    return value

@@ -50,8 +50,13 @@ class EntityMixin:
         offset_mapping: Sequence[Span] | None,
         special_tokens_mask: NDArray[np.integer[Any]],
         aggregation_strategy: AggregationStrategy,
+        word_ids: Sequence[int | None] | None = None,
+        word_to_chars_map: Sequence[Span] | None = None,
     ) -> list[Entity]:
-        """What is known of each token (T,) that is not special, from scores (T, labels) and places."""
+        """What is known of each token (T,) that is not special, from scores (T, labels) and places.
+
+        `word_ids` (T,) and the place of each word in the text are for places that count from the start of a word.
+        """
         entities = []
         for index, token_scores in enumerate(scores):
             if special_tokens_mask[index]:
@@ -59,6 +64,9 @@ class EntityMixin:
             number = int(input_ids[index])
             word: str = self.tokenizer.convert_ids_to_tokens(number)
             start, end = (None, None) if offset_mapping is None else offset_mapping[index]
+            word_id = None if word_ids is None else word_ids[index]
+            if start is not None and end is not None and word_id is not None and word_to_chars_map is not None:
+                start, end = (place + word_to_chars_map[word_id][0] for place in (start, end))
             is_subword = False
             if start is not None and end is not None:
                 is_subword = is_continuation(sentence, word, (start, end), self.tokenizer)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptrio.errors import FileOptionError, OptionError, nearest
+from gptrio.errors import FileOptionError, OptionError, UnknownNameError, nearest
 from gptrio.hub import write_text
 
 
@@ -71,10 +71,10 @@ class PipelineDataFormat(ABC):
         """The format of a name: "json", "csv" or "pipe"; the other arguments are those of the class.
 
         Raises:
-            OptionError: there is no such format.
+            UnknownNameError: there is no such format.
         """
         if format not in _FORMATS:
-            raise OptionError(f"format={format!r} is unknown; expected one of {list(_FORMATS)}")
+            raise UnknownNameError(f"format={format!r} is unknown; expected one of {list(_FORMATS)}")
         return _FORMATS[format](output_path, input_path, column, overwrite=overwrite)
 
     def _text(self) -> str:

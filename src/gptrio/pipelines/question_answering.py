@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.generation.options.max_length import positions
 from gptrio.pipelines.base import ChunkPipeline, Parameters, without_none
 from gptrio.pipelines.batching import Row
-from gptrio.pipelines.questions import SquadExample, to_example, to_examples
-from gptrio.pipelines.spans import answer_span
+from gptrio.pipelines.questions import QuestionAnsweringArgumentHandler, SquadExample
+from gptrio.pipelines.spans import Span
 from gptrio.tokenization.encoding import short
 
 Answer = dict[str, Any]
@@ -47,6 +46,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
 
     default_input_names = "question,context"
     handle_impossible_answer = False
+    _args_parser = QuestionAnsweringArgumentHandler()
     _load_tokenizer = True
     _batches_by_length = True
     _outputs_by_token = ("start", "end")
@@ -110,7 +110,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
             InputError: an input of another form.
         """
         named: dict[str, Any] = {n: kwargs.pop(n) for n in ("X", "data", "question", "context") if n in kwargs}
-        examples = to_examples(args, named)
+        examples = self._args_parser(*args, **named)
         one = isinstance(examples, list) and len(examples) == 1
         return super().__call__(examples[0] if one else examples, **kwargs)
 
@@ -123,7 +123,7 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         max_seq_len: int | None = None,
     ) -> Iterator[Row]:
         """Yield a row for each part of the context; `p_mask` (1, T) is 0 for tokens of the context and 1 for others."""
-        example = to_example(example)
+        example = self._args_parser.normalize(example)
         if not self.tokenizer.is_fast:
             raise UnsupportedError(
                 "question answering needs a fast tokenizer, which knows where tokens are in the text; load it with "
@@ -191,15 +191,12 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         candidates = top_k * 2 + 10 if align_to_words else top_k  # aligned, some become the same answer
         sequence = int(self.tokenizer.padding_side == "right")
         for output in model_outputs:
-            is_context = _is_context(output)
-            start, end = (
-                output[name][0].float().masked_fill(~is_context, _MASKED).softmax(-1).numpy()
-                for name in ("start", "end")
+            logits_and_masks = (output["start"], output["end"], output["p_mask"], output.get("attention_mask"))
+            *spans, no_answer = select_starts_ends(
+                *logits_and_masks, no_answer, candidates, handle_impossible_answer, max_answer_len
             )
-            no_answer = min(no_answer, float(start[0] * end[0]))
-            start[0] = end[0] = 0.0  # the place of "no answer"
-            for first, last, score in _best_spans(start, end, is_context.numpy(), candidates, max_answer_len):
-                span = answer_span(output["encoding"], first, last, sequence, align_to_words)
+            for first, last, score in zip(*(values.tolist() for values in spans), strict=True):
+                span = self.get_indices(output["encoding"], first, last, sequence, align_to_words)
                 text = output["example"].context_text[slice(*span)]
                 new = {"score": 0.0, "start": span[0], "end": span[1], "answer": text}
                 answers.setdefault(text.lower(), new)["score"] += score
@@ -209,34 +206,100 @@ class QuestionAnsweringPipeline(ChunkPipeline):
         found = sorted(found, key=lambda answer: -answer["score"])[:top_k]
         return found[0] if len(found) == 1 else found
 
+    def get_indices(self, enc: Any, s: int, e: int, sequence_index: int, align_to_words: bool) -> Span:
+        """Place of an answer in its text.
 
-def _is_context(output: Mapping[str, Any]) -> Tensor:
-    """(T,), whether a token can be in an answer."""
-    mask: Tensor = output["p_mask"][0] == 0
-    attention_mask = output.get("attention_mask")
-    return mask if attention_mask is None else mask & (attention_mask[0] != 0)
+        Args:
+            enc: the row's encoding, of the `tokenizers` library.
+            s, e: first and last token of the answer.
+            sequence_index: 0 or 1, the text of the pair that they are in.
+            align_to_words: extend the answer to whole words, if both tokens are in words.
+        """
+        words = (enc.token_to_word(s), enc.token_to_word(e)) if align_to_words else (None, None)
+        if None not in words:
+            places = [enc.word_to_chars(word, sequence_index) for word in words]
+            if None not in places:
+                return places[0][0], places[1][1]
+        return enc.offsets[s][0], enc.offsets[e][1]
+
+    def span_to_answer(self, text: str, start: int, end: int) -> Answer:
+        """The words of a text, split at spaces, that begin between two of its tokens, and their place.
+
+        Args:
+            text: the text.
+            start, end: numbers of the tokens, both included; the place is exact where both begin a word.
+        """
+        words, places, token, place = [], [0, 0], 0, 0
+        for word in text.split(" "):
+            if start <= token <= end:
+                words.append(word)
+            if token == start <= end:
+                places[0] = place
+            if token == end >= start:
+                places[1] = place + len(word)
+            token += len(self.tokenizer.tokenize(word))
+            place += len(word) + 1
+        return {"answer": " ".join(words), "start": places[0], "end": places[1]}
 
 
-def _best_spans(
-    start: NDArray[Any], end: NDArray[Any], is_context: NDArray[np.bool_], count: int, max_answer_len: int
-) -> list[tuple[int, int, float]]:
-    """First token, last token and score of the likeliest answers of at most `max_answer_len` tokens.
+def select_starts_ends(
+    start: Any,
+    end: Any,
+    p_mask: Any,
+    attention_mask: Any,
+    min_null_score: float = 1000000,
+    top_k: int = 1,
+    handle_impossible_answer: bool = False,
+    max_answer_len: int = 15,
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any], float]:
+    """The likeliest answers of one row, by the logits of its tokens.
 
     Args:
-        start, end: probabilities (T,) of the first and of the last token.
-        is_context: (T,), whether a token can be in an answer.
-        count: how many are looked at; those with a token outside the context are left out then.
-        max_answer_len: most tokens of one.
+        start, end: logits (1, T) of the first and of the last token of an answer.
+        p_mask: (1, T), 0 for tokens that can be in an answer.
+        attention_mask: (1, T), 0 for padding, or None.
+        min_null_score: lowest score of "no answer" in the rows before.
+        top_k, max_answer_len: see `decode_spans`.
+        handle_impossible_answer: whether "no answer" counts.
+
+    Returns:
+        The first three of `decode_spans`, and the lowest score of "no answer" so far.
     """
-    scores = np.tril(np.triu(np.outer(start, end)), max_answer_len - 1).ravel()
-    if count == 1:
-        best = np.array([scores.argmax()])
-    elif len(scores) < count:
-        best = np.argsort(-scores)
+    is_context = torch.as_tensor(p_mask).reshape(-1) == 0
+    if attention_mask is not None:
+        is_context &= torch.as_tensor(attention_mask).reshape(-1) != 0
+    firsts, lasts = (
+        torch.as_tensor(logits).float().reshape(-1).masked_fill(~is_context, _MASKED).softmax(-1).numpy()
+        for logits in (start, end)
+    )
+    if handle_impossible_answer:
+        min_null_score = min(min_null_score, float(firsts[0] * lasts[0]))
+    firsts[0] = lasts[0] = 0.0  # the place of "no answer"
+    return *decode_spans(firsts, lasts, top_k, max_answer_len, is_context.numpy()), min_null_score
+
+
+def decode_spans(
+    start: NDArray[Any], end: NDArray[Any], topk: int, max_answer_len: int, undesired_tokens: NDArray[Any]
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[Any]]:
+    """First tokens, last tokens and scores of the likeliest answers.
+
+    Args:
+        start, end: probabilities (T,) or (1, T) of the first and of the last token.
+        topk: how many are looked at; those with a token outside the context are left out then.
+        max_answer_len: most tokens of one.
+        undesired_tokens: (T,) or (1, T), 1 for tokens of the context.
+    """
+    is_context = undesired_tokens.ravel().astype(bool)
+    scores = np.tril(np.triu(np.outer(start, end)), max_answer_len - 1)
+    flat = scores.ravel()
+    if topk == 1:
+        best = np.array([flat.argmax()])
+    elif len(flat) < topk:
+        best = np.argsort(-flat)
     else:
-        best = np.argpartition(-scores, count)[:count]
-        best = best[np.argsort(-scores[best])]
-    firsts, lasts = np.unravel_index(best, (len(start), len(end)))
+        best = np.argpartition(-flat, topk)[:topk]
+        best = best[np.argsort(-flat[best])]
+    firsts, lasts = np.unravel_index(best, scores.shape)
     is_answer = is_context[firsts] & is_context[lasts] & (lasts >= firsts) & (lasts - firsts < max_answer_len)
-    chosen = zip(firsts[is_answer], lasts[is_answer], scores[best][is_answer], strict=True)
-    return [(int(first), int(last), float(score)) for first, last, score in chosen]
+    firsts, lasts = firsts[is_answer], lasts[is_answer]
+    return firsts, lasts, scores[firsts, lasts]

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import Dataset
 
 from gptrio.errors import InputError
+from gptrio.pipelines.base import ArgumentHandler
 from gptrio.pipelines.results import is_column
 from gptrio.tokenization.encoding import short
 
@@ -38,27 +39,51 @@ class SquadExample:
     is_impossible: bool = False
 
 
-def to_examples(args: tuple[Any, ...], named: Mapping[str, Any]) -> Any:
-    """Questions as a list of examples; generators and datasets unchanged."""
-    if len(args) == 2 and all(isinstance(text, str) for text in args):
-        given: Any = {"question": args[0], "context": args[1]}
-    elif args:
-        given = args[0] if len(args) == 1 else list(args)
-    elif "X" in named or "data" in named:
-        given = named["X"] if "X" in named else named["data"]
-    elif {"question", "context"} <= named.keys():
-        given = _pairs(named["question"], named["context"])
-    else:
-        raise InputError("question answering needs a question and a context; pass question=... and context=...")
-    if isinstance(given, (GeneratorType, Dataset)) or is_column(given):
-        return given
-    if isinstance(given, Mapping) or hasattr(given, "question_text"):
-        return [to_example(given)]
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        raise InputError(
-            f"the input is {short(given)}; expected a dict with 'question' and 'context', or a list of them"
-        )
-    return [to_example(item) for item in given]
+class QuestionAnsweringArgumentHandler(ArgumentHandler):
+    """Questions, in every form in which they can be asked, as examples."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """A list of examples; generators and datasets unchanged.
+
+        Raises:
+            InputError: there is no question, or one of another form.
+        """
+        if len(args) == 2 and all(isinstance(text, str) for text in args):
+            given: Any = {"question": args[0], "context": args[1]}
+        elif args:
+            given = args[0] if len(args) == 1 else list(args)
+        elif "X" in kwargs or "data" in kwargs:
+            given = kwargs["X"] if "X" in kwargs else kwargs["data"]
+        elif {"question", "context"} <= kwargs.keys():
+            given = _pairs(kwargs["question"], kwargs["context"])
+        else:
+            raise InputError("question answering needs a question and a context; pass question=... and context=...")
+        if isinstance(given, (GeneratorType, Dataset)) or is_column(given):
+            return given
+        if isinstance(given, Mapping) or hasattr(given, "question_text"):
+            return [self.normalize(given)]
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise InputError(
+                f"the input is {short(given)}; expected a dict with 'question' and 'context', or a list of them"
+            )
+        return [self.normalize(item) for item in given]
+
+    def normalize(self, item: Any) -> Any:
+        """A checked example of a dictionary or an example.
+
+        Raises:
+            InputError: it is neither, or a text is missing.
+        """
+        if hasattr(item, "question_text"):
+            return item
+        if not isinstance(item, Mapping):
+            raise InputError(
+                f"the input is {short(item)}; expected a dict with 'question' and 'context', or a SquadExample"
+            )
+        for name in ("question", "context"):
+            if not isinstance(item.get(name), str) or not item[name]:
+                raise InputError(f"{name} is {short(item.get(name))}; expected a text that is not empty")
+        return SquadExample(None, item["question"], item["context"])
 
 
 def _pairs(questions: Any, contexts: Any) -> list[dict[str, Any]]:
@@ -74,17 +99,3 @@ def _pairs(questions: Any, contexts: Any) -> list[dict[str, Any]]:
     if len(questions) != len(contexts):
         raise InputError(f"there are {len(questions)} questions and {len(contexts)} contexts; expected as many of both")
     return [{"question": question, "context": context} for question, context in zip(questions, contexts, strict=True)]
-
-
-def to_example(item: Any) -> Any:
-    """A checked example."""
-    if hasattr(item, "question_text"):
-        return item
-    if not isinstance(item, Mapping):
-        raise InputError(
-            f"the input is {short(item)}; expected a dict with 'question' and 'context', or a SquadExample"
-        )
-    for name in ("question", "context"):
-        if not isinstance(item.get(name), str) or not item[name]:
-            raise InputError(f"{name} is {short(item.get(name))}; expected a text that is not empty")
-    return SquadExample(None, item["question"], item["context"])

@@ -20,15 +20,13 @@ class PipelineRegistry:
         """Names and aliases of all tasks, sorted."""
         return known_tasks()
 
-    def check_task(self, task: str) -> tuple[str, dict[str, Any], None]:
+    def check_task(self, task: str) -> tuple[str, Task, None]:
         """The full name of a task and what the table has for it.
 
         Raises:
             UnknownTaskError: there is no such task.
         """
-        name, row = find_task(task)
-        found = {"impl": row.pipeline_class(), "pt": (row.model_class(),), "tf": (), "type": "text"}
-        return name, found if row.default_model is None else {**found, "default": row.default_model}, None
+        return *find_task(task), None
 
     def register_pipeline(
         self,
@@ -61,4 +59,4 @@ class PipelineRegistry:
 
 
 PIPELINE_REGISTRY = PipelineRegistry()
-get_supported_tasks = PIPELINE_REGISTRY.get_supported_tasks
+get_supported_tasks, check_task = PIPELINE_REGISTRY.get_supported_tasks, PIPELINE_REGISTRY.check_task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -10,17 +11,31 @@ import torch
 
 from gptrio.utils import logging
 
-Report = Callable[[float], None]  # is told which part of some inputs is done, from 0 to 1
+Report = Callable[[float], object]  # is told which part of some inputs is done, from 0 to 1
 
 
 def ignore(part: float) -> None:
     """The report of a run that nobody watches."""
 
 
-class Results(Iterator[Any]):
-    """Results of a pipeline, in the order of its inputs.
+@contextmanager
+def progress(total: int | None) -> Iterator[Report]:
+    """Yield a function that is told how many inputs are done, of which a terminal shows a bar after the first second.
 
-    A terminal shows a progress bar after the first second.
+    Args:
+        total: number of inputs, if it is known.
+
+    Yields:
+        `ignore` if there is nothing to show the bar on.
+    """
+    is_hidden = None if logging.is_progress_bar_enabled() else True  # None: unless it is a terminal
+    shown = None if total is None else "{percentage:3.0f}%|{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
+    with logging.tqdm(total=total, delay=1, disable=is_hidden, bar_format=shown) as bar:
+        yield ignore if bar.disable else lambda done: bar.update(done - bar.n)
+
+
+class Results(Iterator[Any]):
+    """Results of a pipeline, in the order of its inputs, computed as they are asked for.
 
     Args:
         run: results of some inputs.
@@ -36,19 +51,12 @@ class Results(Iterator[Any]):
         self._results = self._run(run, iter(inputs), window)
 
     def _run(self, run: Callable[[list[Any], Report], list[Any]], inputs: Iterator[Any], window: int) -> Iterator[Any]:
-        is_hidden = None if logging.is_progress_bar_enabled() else True  # None: unless it is a terminal
         done = 0
         torch.empty((), dtype=torch.int64).random_()  # as a DataLoader does, for the samples of a seeded program
-        with logging.tqdm(total=self._count, delay=1, disable=is_hidden) as bar:
+        with progress(self._count) as report:
             while items := list(islice(inputs, window)):
-
-                def report(part: float, before: int = done, size: int = len(items)) -> None:
-                    bar.update(before + int(part * size) - bar.n)
-
-                results = run(items, report)
+                yield from run(items, part_of(report, done, len(items)))
                 done += len(items)
-                bar.update(done - bar.n)
-                yield from results
 
     def __len__(self) -> int:
         if self._count is None:
@@ -60,6 +68,11 @@ class Results(Iterator[Any]):
 
     def __next__(self) -> Any:
         return next(self._results)
+
+
+def part_of(report: Report, before: float, size: float) -> Report:
+    """The report of a part that begins at `before` and has a length of `size`."""
+    return ignore if report is ignore else lambda part: report(before + part * size)
 
 
 def is_column(inputs: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,8 @@ from gptrio.errors import InputError, OptionError, UnknownTaskError, nearest
 
 
 @dataclass(frozen=True)
-class Task:
-    """What `pipeline` needs to know about a task.
+class Task(Mapping[str, Any]):
+    """What `pipeline` needs to know about a task; as a mapping, under the names that Transformers has for it.
 
     Attributes:
         module, pipeline: where the pipeline's class is, and its name.
@@ -40,6 +41,23 @@ class Task:
         if self.own_model is not None:
             return self.own_model
         return getattr(importlib.import_module("gptrio.models.auto"), self.auto_class)
+
+    def __getitem__(self, name: str) -> Any:
+        return self._columns()[name]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns())
+
+    def __len__(self) -> int:
+        return len(self._columns())
+
+    def _columns(self) -> dict[str, Callable[[], Any]]:
+        """What gives the value of each name."""
+        columns: dict[str, Callable[[], Any]] = {"impl": self.pipeline_class, "pt": lambda: (self.model_class(),)}
+        columns |= {"tf": tuple, "type": lambda: "text"}
+        if self.default_model is not None:
+            columns["default"] = lambda: {"model": {"pt": (self.default_model, "main")}}
+        return columns
 
 
 TASKS: dict[str, Task] = {

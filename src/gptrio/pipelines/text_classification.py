@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gptrio.errors import InputError, OptionError, warn
+from gptrio.errors import InputError, UnknownNameError, warn
 from gptrio.pipelines.base import Parameters, Pipeline
 from gptrio.pipelines.classifying import ClassificationFunction, check_has_tokens, classifier_logits
 
@@ -71,7 +71,7 @@ class TextClassificationPipeline(Pipeline):
 
         Raises:
             InputError: a text has no tokens, or a pair is a list.
-            OptionError: no such function.
+            UnknownNameError: no such function.
         """
         result = super().__call__(inputs, **kwargs)
         return [result] if isinstance(inputs, str) and "top_k" not in kwargs else result
@@ -128,5 +128,5 @@ def _function(name: str) -> ClassificationFunction | None:
         return None
     if name.upper() not in ClassificationFunction.__members__:
         known = ["default", *(member.value for member in ClassificationFunction)]
-        raise OptionError(f"function_to_apply={name!r} is not known; expected one of {known}")
+        raise UnknownNameError(f"function_to_apply={name!r} is not known; expected one of {known}")
     return ClassificationFunction[name.upper()]

@@ -20,6 +20,7 @@ from gptrio.pipelines.base import Parameters, Pipeline, without_none
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of
 from gptrio.pipelines.generating import config_of_call
 from gptrio.pipelines.pt_utils import KeyDataset
+from gptrio.pipelines.results import Report, ignore
 from gptrio.tokenization.encoding import short
 
 _OF_TOKENIZER = ("add_special_tokens", "padding", "truncation", "max_length")
@@ -307,12 +308,15 @@ class TextGenerationPipeline(Pipeline):
         given = config_of_caller(forward_params.get("generation_config"))
         return config_of_call(self.generation_config if given is None else given, forward_params)
 
-    def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any]) -> list[Any]:
+    def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any], report: Report) -> list[Any]:
+        own: dict[str, Any] = {}
+        if report is not ignore and "streamer" not in forward_params and self._may_batch(forward_params):
+            own["on_step"] = lambda new, most: report(new / most)
         if len(rows) == 1:
-            return super()._run_batch(rows, forward_params)
+            return super()._run_batch(rows, {**forward_params, **own}, report)
         batch = collate(rows, self._pad_token_id(), "left")
         new_tokens: dict[int, int] = {}
-        own: dict[str, Any] = {"on_finish": lambda row, reason, number: new_tokens.update({row: number})}
+        own["on_finish"] = lambda row, reason, number: new_tokens.update({row: number})
         if isinstance(seed := forward_params.get("seed"), int):
             own["seed"] = [seed] * len(rows)
         outputs = self.forward(batch, **{**forward_params, **own})

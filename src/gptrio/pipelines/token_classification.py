@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from gptrio.errors import InputError, OptionError, warn
+from gptrio.errors import InputError, OptionError, UnknownNameError, warn
 from gptrio.generation.options.max_length import positions
-from gptrio.pipelines.base import ChunkPipeline, Parameters, without_none
+from gptrio.pipelines.base import ArgumentHandler, ChunkPipeline, Parameters, without_none
 from gptrio.pipelines.batching import Row
 from gptrio.pipelines.entities import BY_WORD, AggregationStrategy, Entity, EntityMixin
 from gptrio.pipelines.results import is_column
-from gptrio.pipelines.spans import Span, in_text, join_words
+from gptrio.pipelines.spans import Span, join_words
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.options import LARGE_INTEGER
 
@@ -25,6 +25,32 @@ class _Placed(NamedTuple):
 
     sentence: Any
     offset_mapping: Sequence[Span]
+
+
+class TokenClassificationArgumentHandler(ArgumentHandler):
+    """The inputs of a call as a list, and what says how to read them."""
+
+    def __call__(self, inputs: Any, **kwargs: Any) -> tuple[Any, bool, Any, str | None]:
+        """The inputs (generators and datasets unchanged), `is_split_into_words`, the places of tokens, `delimiter`.
+
+        Raises:
+            InputError: inputs of another form, or none, or places of another number of texts.
+        """
+        options = kwargs.get("is_split_into_words", False), kwargs.get("delimiter")
+        if isinstance(inputs, (Dataset, GeneratorType)) or is_column(inputs):
+            return inputs, options[0], None, options[1]
+        if not isinstance(inputs, (str, list, tuple)) or (not inputs and not isinstance(inputs, str)):
+            raise InputError(f"inputs is {short(inputs)}; expected a text, or a list of at least one")
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        offsets = kwargs.get("offset_mapping")
+        if not offsets:
+            return texts, options[0], None, options[1]
+        offsets = [offsets] if isinstance(offsets[0], tuple) else offsets
+        if len(offsets) != len(texts):
+            raise InputError(
+                f"offset_mapping is of {len(offsets)} texts, and inputs has {len(texts)}; expected as many"
+            )
+        return texts, options[0], offsets, options[1]
 
 
 class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
@@ -47,6 +73,7 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
     """
 
     default_input_names = "sequences"
+    _args_parser = TokenClassificationArgumentHandler()
     _load_tokenizer = True
     _batches_by_length = True
     _outputs_by_token = ("logits",)
@@ -110,16 +137,14 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
         Raises:
             InputError: inputs of another form, or none.
         """
-        offsets = kwargs.pop("offset_mapping", None)
+        given = {"offset_mapping": kwargs.pop("offset_mapping", None)}
         is_split = kwargs.get("is_split_into_words", self._preprocess_params.get("is_split_into_words", False))
-        if isinstance(inputs, (list, tuple)) and inputs:
-            is_one = is_split and not all(isinstance(item, list) for item in inputs)
-            inputs = [list(inputs)] if is_one else list(inputs)
-        elif not isinstance(inputs, (str, Dataset, GeneratorType)) and not is_column(inputs):
-            raise InputError(f"inputs is {short(inputs)}; expected a text, or a list of at least one")
-        if offsets:
-            inputs = _placed(inputs, offsets)
-        return super().__call__(inputs, **kwargs)
+        if is_split and isinstance(inputs, (list, tuple)) and not all(isinstance(item, list) for item in inputs):
+            inputs = [list(inputs)]
+        texts, _, offsets, _ = self._args_parser(inputs, is_split_into_words=is_split, **given)
+        if offsets is not None:
+            texts = [_Placed(*pair) for pair in zip(texts, offsets, strict=True)]
+        return super().__call__(texts[0] if isinstance(inputs, str) else texts, **kwargs)
 
     def _longest(self) -> int | None:
         """Most tokens of a text: of the tokenizer, or of the model if that has fewer positions; None without limit."""
@@ -156,9 +181,9 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
         for i in range(count if encoded["input_ids"][0] else 0):
             row: dict[str, Any] = {name: torch.tensor([encoded[name][i]]) for name in names}
             offsets = offset_mapping or (encoded["offset_mapping"][i] if self.tokenizer.is_fast else None)
-            if offsets is not None and is_split_into_words:
-                offsets = in_text(offsets, encoded.word_ids(i), words)
             row["offset_mapping"] = None if offsets is None else torch.tensor([offsets])
+            if is_split_into_words:
+                row |= {"word_ids": encoded.word_ids(i), "word_to_chars_map": words}
             yield {**row, "sentence": text, "is_last": i == count - 1}
 
     def _forward(self, model_inputs: dict[str, Any]) -> dict[str, Any]:
@@ -184,6 +209,8 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
                 None if offsets is None else [(start, end) for start, end in offsets[0].tolist()],
                 output["special_tokens_mask"][0].numpy(),
                 aggregation_strategy,
+                output.get("word_ids"),
+                output.get("word_to_chars_map"),
             )
             found = self.aggregate(tokens, aggregation_strategy)
             entities += [e for e in found if e.get("entity") not in ignored and e.get("entity_group") not in ignored]
@@ -194,11 +221,16 @@ NerPipeline = TokenClassificationPipeline
 
 
 def _strategy(value: AggregationStrategy | str) -> AggregationStrategy:
+    """A strategy by its value.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
     try:
-        return AggregationStrategy(value.lower())
+        return AggregationStrategy(value.lower() if isinstance(value, str) else value)
     except ValueError:
         names = ", ".join(repr(strategy.value) for strategy in AggregationStrategy)
-        raise OptionError(f"aggregation_strategy is {value!r}; expected one of {names}") from None
+        raise UnknownNameError(f"aggregation_strategy={value!r} is not known; expected one of {names}") from None
 
 
 def _older_strategy(grouped: bool | None, ignore_subwords: bool | None) -> AggregationStrategy:
@@ -206,16 +238,6 @@ def _older_strategy(grouped: bool | None, ignore_subwords: bool | None) -> Aggre
     strategy = whole_words if grouped else AggregationStrategy.NONE
     warn(f"grouped_entities and ignore_subwords are older names; pass aggregation_strategy={strategy.value!r}")
     return strategy
-
-
-def _placed(inputs: Any, offsets: Sequence[Any]) -> Any:
-    """Inputs with the places of their tokens."""
-    if not isinstance(inputs, list):
-        return _Placed(inputs, offsets[0] if isinstance(offsets[0], list) else offsets)
-    mappings = [offsets] if isinstance(offsets[0], tuple) else offsets
-    if len(mappings) != len(inputs):
-        raise InputError(f"offset_mapping is of {len(mappings)} texts, and inputs has {len(inputs)}; expected as many")
-    return [_Placed(*pair) for pair in zip(inputs, mappings, strict=True)]
 
 
 def _check_text(sentence: Any, is_split: bool, is_fast: bool) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from gptrio.errors import InputError, OptionError, TokenizationError
-from gptrio.pipelines.base import ChunkPipeline, Parameters
+from gptrio.pipelines.base import ArgumentHandler, ChunkPipeline, Parameters
 from gptrio.pipelines.classifying import classifier_logits
 from gptrio.tokenization.encoding import short
 from gptrio.utils import logging
@@ -19,7 +19,7 @@ _log = logging.get_logger(__name__)
 Labels = str | Iterable[str]
 
 
-class ZeroShotClassificationArgumentHandler:
+class ZeroShotClassificationArgumentHandler(ArgumentHandler):
     """Pairs of a text and a hypothesis about each label."""
 
     def _parse_labels(self, labels: Labels | None) -> list[str]:
@@ -51,6 +51,7 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
     of the label of `config.label2id` that begins with "entail" says how far the hypothesis follows.
     """
 
+    _args_parser = ZeroShotClassificationArgumentHandler()
     _load_processor = False
     _load_image_processor = False
     _load_feature_extractor = False
@@ -63,8 +64,7 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        self._args_parser = args_parser or ZeroShotClassificationArgumentHandler()
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, args_parser=args_parser, **kwargs)
         if self.entailment_id == -1:
             _log.warning(
                 "none of the model's labels %s begins with 'entail', so the last one is taken; set config.label2id",

@@ -1,4 +1,4 @@
-"""`generate(on_finish=)` reports for each row why it is finished and how many new tokens it has, in every mode."""
+"""`generate` reports each run of the model, and why each row is finished after how many tokens, in every mode."""
 
 from __future__ import annotations
 
@@ -64,6 +64,16 @@ def test_reason_and_number_of_every_row(model, mode, with_dictionary):
     ids = result.sequences if with_dictionary else result
     stops = by_string.get("stop_strings", ())
     assert found == {row: [ends(ids, row, 3, tokens, stops)] for row in range(len(ids))}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_run_of_the_model_is_reported(model, mode):
+    found = []
+    model.generate(IDS, max_new_tokens=LIMIT, pad_token_id=0, on_step=lambda *step: found.append(step), **MODES[mode])
+    numbers = [number for number, _ in found]
+    assert {most for _, most in found} == {LIMIT}
+    assert numbers[0] == 1 and numbers == sorted(numbers)
+    assert len(numbers) > 1 and LIMIT - 3 <= numbers[-1] <= LIMIT
 
 
 def test_the_modes_above_end_in_every_way(model):

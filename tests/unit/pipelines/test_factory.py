@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +118,3 @@ def test_a_saved_pipeline_gives_the_same_results(tmp_path: Path) -> None:
     first.save_pretrained(tmp_path)
     second = pipeline("text-generation", tmp_path, device="cpu", do_sample=False, max_new_tokens=4)
     assert first("import os") == second("import os")
-
-
-def test_a_progress_bar_is_shown_on_a_terminal_after_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
-    bars: list[dict[str, Any]] = []
-    from tqdm.auto import tqdm
-
-    monkeypatch.delenv("HF_HUB_DISABLE_PROGRESS_BARS", raising=False)
-    monkeypatch.setattr(gptrio.logging, "is_progress_bar_enabled", lambda: True)
-    monkeypatch.setattr(gptrio.logging, "tqdm", lambda **options: bars.append(options) or tqdm(**options))
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    extractor = pipeline("feature-extraction", NAME, device="cpu")
-    extractor(["import os", "import re"])
-    assert [(bar["total"], bar["delay"], bar["disable"]) for bar in bars] == [(2, 1, None)]  # None: on a terminal

@@ -22,7 +22,7 @@ CALL_ARGUMENTS = (
 )  # fmt: skip
 GENERATE_ARGUMENTS = (
     "inputs", "generation_config", *CALL_ARGUMENTS, "custom_generate", "tokenizer", "assistant_tokenizer", "seed",
-    "generator", "overflow", "on_finish", "trust_remote_code",
+    "generator", "overflow", "on_finish", "on_step", "trust_remote_code",
 )  # fmt: skip
 
 CACHE_NAMES = (
