@@ -177,6 +177,21 @@ from gptrio.cache import StaticLayer as StaticLayer
 from gptrio.generation.prefix import PromptPrefix as PromptPrefix
 from gptrio.interop.bridge import from_transformers as from_transformers
 from gptrio.interop.bridge import to_transformers as to_transformers
+from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel as FlaxPreTrainedModel
+from gptrio.jax.models.gpt_neo import FlaxGPTNeoForCausalLM as FlaxGPTNeoForCausalLM
+from gptrio.jax.models.gpt_neo import FlaxGPTNeoModel as FlaxGPTNeoModel
+from gptrio.jax.models.gpt_neo import FlaxGPTNeoPreTrainedModel as FlaxGPTNeoPreTrainedModel
+from gptrio.jax.outputs import FlaxBaseModelOutput as FlaxBaseModelOutput
+from gptrio.jax.outputs import FlaxBaseModelOutputWithPast as FlaxBaseModelOutputWithPast
+from gptrio.jax.outputs import (
+    FlaxBaseModelOutputWithPastAndCrossAttentions as FlaxBaseModelOutputWithPastAndCrossAttentions,
+)
+from gptrio.jax.outputs import FlaxCausalLMOutput as FlaxCausalLMOutput
+from gptrio.jax.outputs import FlaxCausalLMOutputWithCrossAttentions as FlaxCausalLMOutputWithCrossAttentions
+from gptrio.jax.outputs import FlaxMaskedLMOutput as FlaxMaskedLMOutput
+from gptrio.jax.outputs import FlaxQuestionAnsweringModelOutput as FlaxQuestionAnsweringModelOutput
+from gptrio.jax.outputs import FlaxSequenceClassifierOutput as FlaxSequenceClassifierOutput
+from gptrio.jax.outputs import FlaxTokenClassifierOutput as FlaxTokenClassifierOutput
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering

@@ -69,7 +69,12 @@ def test_config_and_tokenizers_load_no_torch(name):
     assert loaded_by(f"from gptrio import {name}").isdisjoint({"torch", "jax", "transformers"})
 
 
-@pytest.mark.parametrize("module", ["keys", "locate", "reader"])
+def test_flax_classes_load_no_torch():
+    names = [name for name in gptrio.__all__ if name.startswith("Flax")]
+    assert loaded_by(f"from gptrio import {', '.join(names)}").isdisjoint({"torch", "transformers"})
+
+
+@pytest.mark.parametrize("module", ["flax_names", "keys", "locate", "msgpack_files", "reader", "report", "shards"])
 def test_checkpoints_are_found_matched_and_read_without_torch(module):
     assert loaded_by(f"import gptrio.checkpoint.{module}").isdisjoint({"torch", "jax", "transformers"})
 

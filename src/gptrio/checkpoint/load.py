@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from gptrio.checkpoint.keys import KeyRules, plan_keys, renamed
-from gptrio.checkpoint.locate import WeightFiles, locate_weights
-from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
+from gptrio.checkpoint.locate import SAFETENSORS_NAME, TORCH_NAME, WeightFiles, locate_weights
+from gptrio.checkpoint.msgpack_files import MsgpackFile
+from gptrio.checkpoint.reader import CheckpointReader, MappedFile, SafetensorsFile
+from gptrio.checkpoint.report import LoadReport
 from gptrio.checkpoint.torch_files import TensorDict, read_torch_file
-from gptrio.errors import CheckpointFormatError, SizeMismatchError, warn
+from gptrio.errors import CheckpointFormatError
 from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
 
@@ -38,8 +39,8 @@ _DTYPES = {
 }
 
 
-class SafetensorsTensors(SafetensorsFile):
-    """A safetensors file as torch tensors, which share the memory of the mapped file."""
+class MappedTensors(MappedFile):
+    """A mapped file as torch tensors, which share its memory."""
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor, without reading it; raises CheckpointFormatError for one that torch lacks."""
@@ -56,85 +57,55 @@ class SafetensorsTensors(SafetensorsFile):
         return torch.frombuffer(self.buffer(name), dtype=dtype).view(shape)
 
 
-class TensorReader(CheckpointReader[SafetensorsTensors | TensorDict]):
-    """All tensors of a checkpoint of either format, for torch."""
+class SafetensorsTensors(MappedTensors, SafetensorsFile):
+    """A safetensors file as torch tensors."""
+
+
+class MsgpackTensors(MappedTensors, MsgpackFile):
+    """A Flax model's msgpack file as torch tensors."""
+
+
+class TensorReader(CheckpointReader[MappedTensors | TensorDict]):
+    """All tensors of a checkpoint of any format, for torch."""
 
     def __init__(self, files: WeightFiles) -> None:
         super().__init__(files, _open_file)
 
     def dtype(self, name: str) -> torch.dtype:
         """Type of a tensor, without reading it."""
-        return self.file_of(name).dtype(name)
+        file, stored, _ = self.find(name)
+        return file.dtype(stored)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, on the CPU, memory-mapped where the format allows; writing to it never reaches the file."""
-        return self.file_of(name).tensor(name)
+        file, stored, is_transposed = self.find(name)
+        tensor = file.tensor(stored)
+        return tensor.T if is_transposed else tensor
 
 
-def _open_file(path: Path) -> SafetensorsTensors | TensorDict:
-    return SafetensorsTensors(path) if path.suffix == ".safetensors" else read_torch_file(path)
+def _open_file(path: Path) -> MappedTensors | TensorDict:
+    kinds = {".safetensors": SafetensorsTensors, ".msgpack": MsgpackTensors}
+    return kinds[path.suffix](path) if path.suffix in kinds else read_torch_file(path)
 
 
 def open_checkpoint(
     location: str | os.PathLike[str] | WeightFiles,
     *,
+    names: Sequence[str] = (SAFETENSORS_NAME, TORCH_NAME),
     use_safetensors: bool | None = None,
     variant: str | None = None,
     options: HubOptions | None = None,
 ) -> TensorReader:
     """Open the weights of a model for reading (arguments and errors as for `locate_weights`)."""
     if not isinstance(location, WeightFiles):
-        location = locate_weights(location, use_safetensors=use_safetensors, variant=variant, options=options)
+        location = locate_weights(
+            location, names=names, use_safetensors=use_safetensors, variant=variant, options=options
+        )
     return TensorReader(location)
 
 
 TensorSource = TensorReader | TensorDict
 OnTensor = Callable[[str, torch.Tensor, str, TensorSource], bool]
-
-
-@dataclass
-class LoadReport:
-    """What was not loaded.
-
-    Args:
-        missing: model keys that the checkpoint lacks; their tensors were left as they were.
-        unexpected: checkpoint keys that the model has no tensor for, as the model would call them.
-        mismatched: (model key, shape in the checkpoint, shape in the model); left as they were.
-    """
-
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = field(default_factory=list)
-
-    def warn(self, loaded: str) -> None:
-        """Warn once of all keys that do not match.
-
-        Args:
-            loaded: the model and the checkpoint, for the beginning of the message.
-        """
-        mismatched = [f"{key} {stored} instead of {expected}" for key, stored, expected in self.mismatched]
-        parts = {
-            "drawn at random, because the checkpoint lacks them": self.missing,
-            "drawn at random, because their shapes differ": mismatched,
-            "in the checkpoint but not in the model": self.unexpected,
-        }
-        clauses = [
-            f"{len(keys)} {what}: {', '.join(keys[:8])}{', ...' * (len(keys) > 8)}"
-            for what, keys in parts.items()
-            if keys
-        ]
-        if clauses:
-            trained = "; train the model before you rely on it" if self.missing or mismatched else ""
-            warn(f"{loaded}: {'; '.join(clauses)}{trained}")
-
-    def to_dict(self) -> dict[str, list[str]]:
-        """Sorted names under Transformers' keys: what `output_loading_info=True` returns."""
-        return {
-            "missing_keys": sorted(self.missing),
-            "unexpected_keys": sorted(self.unexpected),
-            "mismatched_keys": sorted(key for key, _, _ in self.mismatched),
-            "error_msgs": [],
-        }
 
 
 def load_into(
@@ -194,8 +165,8 @@ def load_into(
             _assign(module.get_submodule(path), leaf, converted)
             if converted.data_ptr() != tensor.data_ptr():
                 drop_mapped_pages(tensor)
-    if report.mismatched and not ignore_mismatched_sizes:
-        raise SizeMismatchError(_mismatch_message(report))
+    if not ignore_mismatched_sizes:
+        report.check_shapes()
     return report
 
 
@@ -226,13 +197,3 @@ def _assign(module: nn.Module, leaf: str, tensor: torch.Tensor) -> None:
     else:
         requires_grad = module.get_parameter(leaf).requires_grad and tensor.is_floating_point()
         module._parameters[leaf] = nn.Parameter(tensor, requires_grad=requires_grad)
-
-
-def _mismatch_message(report: LoadReport) -> str:
-    rows = [
-        f"{name}: {stored} in the checkpoint, {expected} in the model" for name, stored, expected in report.mismatched
-    ]
-    return (
-        f"{len(rows)} tensors have other shapes than the model's: {'; '.join(rows[:5])}{'; ...' * (len(rows) > 5)}. "
-        "Check the configuration, or pass ignore_mismatched_sizes=True to initialise them at random"
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from gptrio.hub import HubOptions, local_folder, read_json
 
 SAFETENSORS_NAME = "model.safetensors"
 TORCH_NAME = "pytorch_model.bin"
-FOREIGN_NAMES = {"tf_model.h5": "TensorFlow", "model.ckpt.index": "TensorFlow 1", "flax_model.msgpack": "Flax"}
+FLAX_NAME = "flax_model.msgpack"
+FOREIGN_NAMES = {"tf_model.h5": "TensorFlow", "model.ckpt.index": "TensorFlow 1"}
 _PLAIN_FILE_NAME = re.compile(r"(?!\.+$)[^/\\:\0]+")
 
 
@@ -32,6 +34,7 @@ class WeightFiles:
 def locate_weights(
     name_or_path: str | os.PathLike[str],
     *,
+    names: Sequence[str] = (SAFETENSORS_NAME, TORCH_NAME),
     use_safetensors: bool | None = None,
     variant: str | None = None,
     options: HubOptions | None = None,
@@ -40,6 +43,7 @@ def locate_weights(
 
     Args:
         name_or_path: folder, packaged name or hub id; or a single weight file of any name.
+        names: the files to look for, in this order.
         use_safetensors: True refuses torch files, False ignores safetensors files, None reads either.
         variant: middle part of the file names, such as "fp16" in `model.fp16.safetensors`.
         options: lookup options.
@@ -52,7 +56,8 @@ def locate_weights(
     if Path(name_or_path).is_file():
         return WeightFiles((Path(name_or_path),))
     options = options or HubOptions()
-    names = [SAFETENSORS_NAME] * (use_safetensors is not False) + [TORCH_NAME] * (use_safetensors is not True)
+    unwanted = {None: "", True: TORCH_NAME, False: SAFETENSORS_NAME}[use_safetensors]
+    names = [name for name in names if name != unwanted]
     for name in names:
         path = options.find(name_or_path, variant_name(name, variant))
         if path is not None:
@@ -60,19 +65,27 @@ def locate_weights(
         index = options.find(name_or_path, variant_name(f"{name}.index.json", variant))
         if index is not None:
             return _read_index(name_or_path, index, Path(name).suffix, options)
+    raise CheckpointNotFoundError(_message(name_or_path, names, variant, options))
+
+
+def _message(
+    name_or_path: str | os.PathLike[str], names: Sequence[str], variant: str | None, options: HubOptions
+) -> str:
+    """Say that there are no weights, and what to do about those of another kind."""
     expected = " or ".join(f"{variant_name(name, variant)} (or its .index.json)" for name in names)
     folder = local_folder(name_or_path)
     where = f"hub repository {os.fspath(name_or_path)!r}" if folder is None else f"folder {folder / options.subfolder}"
     foreign = [name for name in FOREIGN_NAMES if options.find(name_or_path, name) is not None]
     makers = " and ".join(FOREIGN_NAMES[name] for name in foreign)
-    way_out = (
-        f"it holds {', '.join(foreign)}, weights of {makers} that gptrio does not "
-        "read: load them with Transformers and from_tf=True or from_flax=True, "
-        "and save_pretrained writes safetensors"
-        if foreign
-        else "check variant, subfolder, use_safetensors"
-    )
-    raise CheckpointNotFoundError(f"no weights in {where}: expected {expected}; {way_out}")
+    way_out = "check variant, subfolder, use_safetensors"
+    if FLAX_NAME not in names and options.find(name_or_path, FLAX_NAME) is not None:
+        way_out = f"it holds {FLAX_NAME}, weights of Flax: pass from_flax=True"
+    elif foreign:
+        way_out = (
+            f"it holds {', '.join(foreign)}, weights of {makers} that gptrio does not read: load them with "
+            "Transformers and from_tf=True, and save_pretrained writes safetensors"
+        )
+    return f"no weights in {where}: expected {expected}; {way_out}"
 
 
 def variant_name(name: str, variant: str | None) -> str:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import math
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
+from gptrio.checkpoint.flax_names import is_transposed, stored_names
 from gptrio.checkpoint.locate import WeightFiles
 from gptrio.errors import CheckpointFormatError
 
@@ -42,22 +44,32 @@ class TensorInfo(NamedTuple):
     end: int
 
 
-class SafetensorsFile:
-    """A safetensors file, memory-mapped; writing to its buffers changes private copies of pages, never the file."""
+class MappedFile(ABC):
+    """Named tensors in a memory-mapped file; writing to their buffers changes private copies of pages, never the file.
+
+    Attributes:
+        kind: what the file is, for messages.
+    """
+
+    kind: ClassVar[str]
 
     def __init__(self, path: Path) -> None:
-        """Map the file and check its header.
+        """Map the file and find its tensors.
 
         Raises:
-            CheckpointFormatError: the file is truncated, or its header is malformed or does not fit the data.
+            CheckpointFormatError: the file is truncated or malformed.
         """
         self.path = path
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-            self._infos = _read_header(self._map)
+            self._infos = self._read(self._map)
         except (ValueError, OSError, RecursionError) as error:  # JSON and UTF-8 raise ValueError
-            raise CheckpointFormatError(f"{path} is not a whole safetensors file: {error}{way_out(path)}") from error
+            raise CheckpointFormatError(f"{path} is not a whole {self.kind} file: {error}{way_out(path)}") from error
+
+    @abstractmethod
+    def _read(self, data: mmap.mmap) -> dict[str, TensorInfo]:
+        """The tensors by name; raises ValueError where the file is wrong."""
 
     def __contains__(self, name: str) -> bool:
         return name in self._infos
@@ -73,6 +85,15 @@ class SafetensorsFile:
     def buffer(self, name: str) -> memoryview:
         """The bytes of a tensor, row by row, little-endian."""
         return memoryview(self._map)[self._infos[name].start : self._infos[name].end]
+
+
+class SafetensorsFile(MappedFile):
+    """A safetensors file, whose header is checked when it is opened."""
+
+    kind = "safetensors"
+
+    def _read(self, data: mmap.mmap) -> dict[str, TensorInfo]:
+        return _read_header(data)
 
 
 class TensorFile(Protocol):
@@ -94,6 +115,8 @@ class CheckpointReader(Generic[File]):
     Args:
         files: what `locate_weights` found.
         open_file: opens one of them, such as `SafetensorsFile`.
+
+    Names are those of PyTorch; those in a checkpoint of a Flax model are translated.
     """
 
     def __init__(self, files: WeightFiles, open_file: Callable[[Path], File]) -> None:
@@ -101,22 +124,32 @@ class CheckpointReader(Generic[File]):
         self._open_file = open_file
         self._open: tuple[Path, File] | None = None
         self._paths = files.weight_map or dict.fromkeys(self._file(files.paths[0]).keys(), files.paths[0])
+        self._stored = stored_names(self._paths)
 
     def keys(self) -> list[str]:
         """Names of all tensors."""
-        return list(self._paths)
+        return list(self._stored)
 
     def keys_by_file(self) -> Iterator[tuple[Path, list[str]]]:
         """Files with the tensors in them: the order in which reading all tensors opens each file once."""
         for path in self.files.paths:
-            yield path, [name for name, holder in self._paths.items() if holder == path]
+            yield path, [name for name, stored in self._stored.items() if self._paths[stored] == path]
 
-    def file_of(self, name: str) -> File:
-        """The open file that holds a tensor; raises CheckpointFormatError if the index names a wrong one."""
-        file = self._file(self._paths[name])
-        if name not in file:
-            raise CheckpointFormatError(f"{self._paths[name]} lacks tensor {name}, which its index places there")
-        return file
+    def find(self, name: str) -> tuple[File, str, bool]:
+        """Where a tensor is.
+
+        Returns:
+            The open file that holds it, its name there, and whether rows and columns are exchanged there.
+
+        Raises:
+            CheckpointFormatError: the index names a file that does not have it.
+        """
+        stored = self._stored[name]
+        path = self._paths[stored]
+        file = self._file(path)
+        if stored not in file:
+            raise CheckpointFormatError(f"{path} lacks tensor {stored}, which its index places there")
+        return file, stored, is_transposed(stored)
 
     def _file(self, path: Path) -> File:
         if self._open is None or self._open[0] != path:

@@ -7,6 +7,9 @@ from typing import ClassVar
 
 from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import LARGEST_WIDTH, choice, count, divides, flag, number, probability, text, token_id
+from gptrio.config.weight_names import WeightNames
+
+WEIGHT_NAMES = WeightNames(computed_buffers=(r"(^|\.)(attn|crossattention)\.(masked_)?bias$",))  # causal masks
 
 
 @config_class

@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 
 from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import LARGEST_WIDTH, count, divides, flag, has_type, number, probability, text, token_id
+from gptrio.config.weight_names import WeightNames
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
+WEIGHT_NAMES = WeightNames(computed_buffers=(r"(^|\.)attention\.(masked_)?bias$",))  # causal masks
 _MOST_LAYERS = 1_000_000  # the list has a name for each
 
 

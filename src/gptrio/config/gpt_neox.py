@@ -8,7 +8,16 @@ from typing import Any, ClassVar
 from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import LARGEST_WIDTH, count, divides, flag, number, probability, text, token_id
 from gptrio.config.rope import normalize_rope_scaling, validate_rope_scaling
+from gptrio.config.weight_names import LAYER_NORM_ALIASES, WeightNames
 from gptrio.errors import ConfigError
+
+WEIGHT_NAMES = WeightNames(
+    base_model_prefix="gpt_neox",
+    computed_buffers=(r"(^|\.)attention\.(masked_)?bias$", r"(^|\.)rotary_emb\.inv_freq$"),  # masks, rotary tables
+    key_aliases={**LAYER_NORM_ALIASES, r"^lm_head\.": "embed_out."},
+    output="embed_out",
+    token_table="embed_in",
+)
 
 
 @config_class

@@ -132,7 +132,8 @@ def _headers(files: WeightFiles) -> Iterator[tuple[str, str, tuple[int, ...]]]:
         headers = CheckpointReader(files, SafetensorsFile)
         for _, names in headers.keys_by_file():
             for name in names:
-                info = headers.file_of(name).info(name)
+                file, stored, _ = headers.find(name)
+                info = file.info(stored)
                 yield name, _dtype_name(info.dtype), info.shape
         return
     from gptrio.checkpoint.load import TensorReader

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.config import GPT2Config
+from gptrio.config.gpt2 import WEIGHT_NAMES
 from gptrio.models.base import heads, inputs
 from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
@@ -151,10 +152,10 @@ class GPT2PreTrainedModel(PreTrainedModel):
     """Base of the GPT-2 classes."""
 
     config_class = GPT2Config
-    base_model_prefix = "transformer"
+    base_model_prefix = WEIGHT_NAMES.base_model_prefix
     has_cross_attention = True
     _no_split_modules: ClassVar[list[str]] = ["GPT2Block"]
-    computed_buffers = (r"(^|\.)(attn|crossattention)\.(masked_)?bias$",)  # causal masks
+    computed_buffers = WEIGHT_NAMES.computed_buffers
 
 
 class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):

@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoConfig
+from gptrio.config.gpt_neo import WEIGHT_NAMES
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
@@ -128,9 +129,9 @@ class GPTNeoPreTrainedModel(PreTrainedModel):
     """Base of the GPT-Neo classes."""
 
     config_class = GPTNeoConfig
-    base_model_prefix = "transformer"
+    base_model_prefix = WEIGHT_NAMES.base_model_prefix
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoBlock"]
-    computed_buffers = (r"(^|\.)attention\.(masked_)?bias$",)  # causal masks
+    computed_buffers = WEIGHT_NAMES.computed_buffers
 
 
 @positional_order(

@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
+from gptrio.config.gpt_neox import WEIGHT_NAMES
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.models.base.inputs import warn_once
@@ -141,12 +142,12 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
     """Base of the GPT-NeoX classes."""
 
     config_class = GPTNeoXConfig
-    base_model_prefix = "gpt_neox"
+    base_model_prefix = WEIGHT_NAMES.base_model_prefix
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoXLayer"]
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attention.bias", r"attention.masked_bias"]
-    computed_buffers = (r"(^|\.)attention\.(masked_)?bias$", r"(^|\.)rotary_emb\.inv_freq$")  # masks, rotary tables
-    key_aliases: ClassVar[dict[str, str]] = {**PreTrainedModel.key_aliases, r"^lm_head\.": "embed_out."}
+    computed_buffers = WEIGHT_NAMES.computed_buffers
+    key_aliases = WEIGHT_NAMES.key_aliases
 
 
 @positional_order(

@@ -12,11 +12,14 @@ from gptrio.errors import CheckpointNotFoundError, ConfigError, SizeMismatchErro
 from gptrio.hub import local_folder
 
 
-@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack"])
-def test_weights_of_other_libraries_are_named_with_the_way_out(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("tf_model.h5", "Transformers and from_tf=True"), ("flax_model.msgpack", "pass from_flax=True")],
+)
+def test_weights_of_other_libraries_are_named_with_the_way_out(tmp_path: Path, name: str, way_out: str) -> None:
     gptrio.GPT2Config().save_pretrained(tmp_path)
     (tmp_path / name).write_bytes(b"weights")
-    with pytest.raises(CheckpointNotFoundError, match=rf"it holds {name}.*Transformers and from_tf=True or from_flax"):
+    with pytest.raises(CheckpointNotFoundError, match=f"it holds {name}.*{way_out}"):
         gptrio.GPT2LMHeadModel.from_pretrained(tmp_path)
 
 

@@ -202,9 +202,11 @@ def test_shards_are_read_where_torch_is_not_installed(tmp_path: Path) -> None:
         "from gptrio.checkpoint.locate import locate_weights\n"
         "from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile\n"
         f"reader = CheckpointReader(locate_weights({str(tmp_path)!r}), SafetensorsFile)\n"
-        "info = reader.file_of('a.weight').info('a.weight')\n"
-        "values = numpy.frombuffer(reader.file_of('a.weight').buffer('a.weight'), '<f4').reshape(info.shape)\n"
+        "file, name, is_transposed = reader.find('a.weight')\n"
+        "assert not is_transposed\n"
+        "info = file.info(name)\n"
+        "values = numpy.frombuffer(file.buffer(name), '<f4').reshape(info.shape)\n"
         "assert values.tolist() == [[0, 1, 2], [3, 4, 5]], values\n"
-        "assert reader.file_of('b.weight').info('b.weight')[:2] == ('BF16', (4,))\n"
+        "assert reader.find('b.weight')[0].info('b.weight')[:2] == ('BF16', (4,))\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

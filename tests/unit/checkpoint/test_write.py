@@ -10,7 +10,8 @@ import torch
 
 from gptrio.checkpoint import write
 from gptrio.checkpoint.load import open_checkpoint
-from gptrio.checkpoint.write import parse_size, save_state_dict
+from gptrio.checkpoint.shards import parse_size
+from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointError, GptrioWarning, OptionError
 
 STATE = {f"layer.{i}": torch.full((10,), float(i)) for i in range(5)}  # 40 bytes each
@@ -92,16 +93,17 @@ def test_failed_save_leaves_the_folder_as_it_was(
 ) -> None:
     save_state_dict(STATE, tmp_path, size, safe)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    real = write._write_file
+    writer = "_write_safetensors" if safe else "_write_torch_file"
+    real = getattr(write, writer)
     calls = []
 
-    def fail_at_last(path: Path, *arguments: object) -> None:
-        real(path, *arguments)  # type: ignore[arg-type]
-        calls.append(path)
+    def fail_at_last(*arguments: object) -> None:
+        real(*arguments)
+        calls.append(arguments)
         if len(calls) == (1 if size == "5GB" else 3):
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(write, "_write_file", fail_at_last)
+    monkeypatch.setattr(write, writer, fail_at_last)
     with pytest.raises(OSError, match="No space left"):
         save_state_dict({name: tensor + 1 for name, tensor in STATE.items()}, tmp_path, size, safe)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

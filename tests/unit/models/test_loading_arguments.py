@@ -60,7 +60,6 @@ def test_arguments_that_change_nothing(
     ("arguments", "way_out"),
     [
         ({"from_tf": True}, "convert the TensorFlow weights"),
-        ({"from_flax": True}, "convert the Flax weights"),
         ({"gguf_file": "x.gguf"}, "load the model's safetensors"),
         ({"tp_plan": "auto"}, "device_map spreads"),
         ({"tp_size": 2}, "device_map spreads"),

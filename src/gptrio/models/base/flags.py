@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import nn
 
 from gptrio.config import PretrainedConfig
+from gptrio.config.weight_names import LAYER_NORM_ALIASES
 
 if TYPE_CHECKING:
     from gptrio.quantization import Quantizer
@@ -38,7 +39,7 @@ class FlagsMixin(nn.Module):
     model_parallel: bool = False
     model_tags: list[str] | None = None
     hf_device_map: dict[str, Any]
-    key_aliases: ClassVar[Mapping[str, str]] = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}  # of layer norms
+    key_aliases: ClassVar[Mapping[str, str]] = LAYER_NORM_ALIASES
     computed_buffers: ClassVar[Sequence[str]] = ()
     full_precision_modules: ClassVar[Sequence[str]] = ("score", "classifier", "qa_outputs")
 

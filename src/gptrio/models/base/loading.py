@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import os
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.checkpoint.keys import KeyRules
-from gptrio.checkpoint.load import LoadReport, TensorSource, load_into, open_checkpoint
+from gptrio.checkpoint.load import TensorSource, load_into, open_checkpoint
+from gptrio.checkpoint.locate import FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME
+from gptrio.checkpoint.report import LoadReport
 from gptrio.checkpoint.torch_files import TensorDict
 from gptrio.config import PretrainedConfig
-from gptrio.config.auto import as_own_config
-from gptrio.config.serialization import CONFIG_NAME
+from gptrio.config.arguments import check_constructor_takes, drop_arguments_without_effect
+from gptrio.config.reading import pinned, read_config
 from gptrio.errors import CheckpointNotFoundError, ConfigError, OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.resolve import as_own_config as as_own_generation_config
-from gptrio.hub import HubOptions, local_folder
-from gptrio.models.base.arguments import check_constructor_takes, drop_arguments_without_effect
+from gptrio.hub import HubOptions
 from gptrio.models.base.building import build, keep_in_float32
 from gptrio.models.base.device_map import DeviceMap, Placement, device_function
 from gptrio.models.base.initialization import initialize_missing
@@ -31,6 +31,7 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+FROM_FLAX = (FLAX_NAME, SAFETENSORS_NAME)
 _MOST_NEW_LAYERS = 1000  # layers that a configuration may have beyond those of its weights
 
 
@@ -52,6 +53,7 @@ def load_model(
     load_in: str | None = None,
     generation_config: GenerationConfig | None = None,
     key_mapping: Mapping[str, str] | None = None,
+    from_flax: bool = False,
     **kwargs: Any,
 ) -> Model | tuple[Model, dict[str, Any]]:
     """Load a model in evaluation mode.
@@ -78,6 +80,7 @@ def load_model(
         load_in: "int8", "int4", or by bitsandbytes "nf4", "fp4" or "llm_int8", for short.
         generation_config: options of `generate`, instead of those in the folder of the weights.
         key_mapping: {regular expression: replacement}; the first that is found in a checkpoint's key renames it.
+        from_flax: read `flax_model.msgpack`, or else safetensors, written by a Flax model.
         kwargs: lookup options (see `gptrio.hub.HubOptions`); `max_memory`, `offload_folder` and `offload_buffers` (see
             `gptrio.models.base.device_map.Placement`); overrides of the configuration such as `num_labels`; further
             named arguments of the class; `load_in_8bit` or `load_in_4bit` for bitsandbytes; and arguments
@@ -92,12 +95,13 @@ def load_model(
     drop_arguments_without_effect(cls.__name__, kwargs)
     placement = Placement.pop_from(device_map, kwargs)
     quantization = quantization_config or load_in or _pop_bitsandbytes(kwargs)
-    config, unknown = _read_config(cls, config, name_or_path, options, kwargs)
+    config, unknown = read_config(cls.config_class, config, name_or_path, options, kwargs)
     check_constructor_takes(cls, unknown)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    options = _pinned(options, config, name_or_path)
-    source = _open(name_or_path, state_dict, use_safetensors, variant, options)
+    options = pinned(options, config, name_or_path)
+    names = FROM_FLAX if from_flax else (SAFETENSORS_NAME, TORCH_NAME)
+    source = _open(name_or_path, state_dict, names, use_safetensors, variant, options)
     _check_layer_count(source, config)
     quantization = quantization or getattr(config, "quantization_config", None)
     quantizer = get_quantizer(quantization) if quantization else None
@@ -198,41 +202,10 @@ def _check_layer_count(source: TensorSource, config: PretrainedConfig) -> None:
         )
 
 
-def _read_config(
-    cls: type[PreTrainedModel],
-    config: PretrainedConfig | str | os.PathLike[str] | None,
-    name_or_path: str | os.PathLike[str] | None,
-    options: HubOptions,
-    overrides: dict[str, Any],
-) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """The configuration with overrides applied, and the overrides that it does not have."""
-    config = as_own_config(config)
-    if isinstance(config, PretrainedConfig):
-        config = copy.deepcopy(config)  # the caller's is not changed
-        known = {key: value for key, value in overrides.items() if hasattr(config, key)}
-        for key, value in known.items():
-            setattr(config, key, value)
-        config.validate()
-        return config, {key: value for key, value in overrides.items() if key not in known}
-    where = config or name_or_path
-    if where is None:
-        raise OptionError(f"{cls.__name__}.from_pretrained needs a name, a folder, or config and state_dict")
-    return cls.config_class.from_pretrained(where, return_unused_kwargs=True, **options.as_kwargs(), **overrides)
-
-
-def _pinned(options: HubOptions, config: PretrainedConfig, name_or_path: str | os.PathLike[str] | None) -> HubOptions:
-    """The lookup options for the commit that the configuration was read from, or the repository's current commit."""
-    if name_or_path is None or os.path.isfile(name_or_path) or local_folder(name_or_path) is not None:
-        return options
-    if config._commit_hash is not None and config.name_or_path == os.fspath(name_or_path):
-        return replace(options, revision=config._commit_hash)
-    config_file = options.find(name_or_path, CONFIG_NAME)
-    return options if config_file is None else options.pinned_to(config_file)
-
-
 def _open(
     name_or_path: str | os.PathLike[str] | None,
     state_dict: Mapping[str, Tensor] | None,
+    names: Sequence[str],
     use_safetensors: bool | None,
     variant: str | None,
     options: HubOptions,
@@ -241,7 +214,7 @@ def _open(
         return TensorDict(state_dict)
     if name_or_path is None:
         raise OptionError("from_pretrained needs a name or folder to read weights from, or state_dict")
-    return open_checkpoint(name_or_path, use_safetensors=use_safetensors, variant=variant, options=options)
+    return open_checkpoint(name_or_path, names=names, use_safetensors=use_safetensors, variant=variant, options=options)
 
 
 def _weight_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, source: TensorSource) -> torch.dtype:

@@ -24,7 +24,6 @@ _WITHOUT_EFFECT = (
 # name -> the other value without effect than None, and what to do instead
 _UNSUPPORTED: dict[str, tuple[Any, str]] = {
     "from_tf": (False, "convert the TensorFlow weights with Transformers' from_tf=True and save_pretrained"),
-    "from_flax": (False, "convert the Flax weights with Transformers' from_flax=True and save_pretrained"),
     "gguf_file": (None, "load the model's safetensors, or convert the file with Transformers and save_pretrained"),
     "tp_plan": (None, "leave it out; device_map spreads a model over several devices"),
     "tp_size": (None, "leave it out; device_map spreads a model over several devices"),

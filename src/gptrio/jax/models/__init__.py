@@ -1,0 +1,1 @@
+"""The families as Flax modules, and the choice among them."""

@@ -1,0 +1,1 @@
+"""What the families share: backbone, heads, inputs, loading, saving."""

@@ -1,0 +1,1 @@
+"""Flax blocks shared by the families; no family is named here."""

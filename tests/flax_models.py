@@ -1,0 +1,72 @@
+"""Tiny random Flax models, beside the reference's, and the comparison of their numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+import transformers
+
+import gptrio
+from tests.reference import SIZES, SPECIAL_TOKENS
+
+LENGTH = 11
+VOCABULARY = 61
+
+
+def flax_model(class_name: str, **config: Any) -> Any:
+    """Our Flax model of a class such as "FlaxGPTNeoModel", with random parameters large enough that all matter."""
+    cls = getattr(gptrio, class_name)
+    family = next(name for name in SIZES if class_name.startswith(f"Flax{name}"))
+    model = cls(cls.config_class(**{**SIZES[family], **SPECIAL_TOKENS, **config}))
+    model.params = randomised(model.params)
+    return model
+
+
+def flax_pair(class_name: str, **config: Any) -> tuple[Any, Any]:
+    """The reference's Flax model and ours, with equal random parameters."""
+    ours = flax_model(class_name, **config)
+    cls = getattr(transformers, class_name)
+    oracle = cls(cls.config_class(**{**ours.config.to_dict(), "transformers_version": None}))
+    oracle.params = ours.params
+    return oracle, ours
+
+
+def randomised(params: Any, scale: float = 0.15) -> Any:
+    """Parameters moved by random numbers, biases and norms included."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def token_ids(rows: int = 2, length: int = LENGTH) -> np.ndarray[Any, Any]:
+    """(rows, length) random ids, none of which is special."""
+    return np.random.default_rng(0).integers(1, 59, (rows, length))
+
+
+def padding(side: str, length: int = LENGTH) -> np.ndarray[Any, Any]:
+    """(2, length) mask of a whole row and one of 4 tokens less, on a side."""
+    mask = np.ones((2, length), np.int32)
+    if side == "left":
+        mask[1, :4] = 0
+    elif side == "right":
+        mask[1, -4:] = 0
+    return mask
+
+
+def positions_of(mask: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """(B, T) positions that count real tokens only."""
+    return np.maximum(mask.cumsum(-1) - 1, 0)
+
+
+def assert_near(actual: Any, expected: Any, limit: float = 1e-5, name: str = "arrays") -> None:
+    """Check that trees of arrays differ by at most `limit` of each expected array's largest value."""
+    ours, theirs = jax.tree.leaves(actual), jax.tree.leaves(expected)
+    assert len(ours) == len(theirs), f"{name}: {len(ours)} arrays instead of {len(theirs)}"
+    for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        assert one.shape == other.shape, f"{name}[{i}]: shape {one.shape} instead of {other.shape}"
+        difference = np.abs(one - other).max(initial=0) / (np.abs(other).max(initial=0) or 1)
+        assert difference <= limit, f"{name}[{i}]: relative difference {difference:.2e}, allowed {limit:.0e}"
