@@ -99,6 +99,21 @@ def test_what_is_ready_is_loaded_at_once(prepared, started):
     assert started == []
 
 
+def test_few_steps_leave_the_code_unloaded(prepared, started, monkeypatch):
+    readiness = _Readiness()
+    assert readiness.too_few(1) is None, "there is no code yet, so that the call has it compiled"
+    CompiledCode().compile()
+    few = compilation.FEW_STEPS
+    assert "the next call loads it" in (readiness.too_few(few) or "")
+    assert readiness.too_few(few + 1) is None
+    monkeypatch.setenv("GPTRIO_COMPILE", "wait")
+    assert readiness.too_few(few) is None
+    monkeypatch.setenv("GPTRIO_COMPILE", "background")
+    assert (started, prepared.calls) == ([], [True]), "asking loads nothing"
+    assert readiness.look() is None
+    assert readiness.too_few(1) is None, "it is loaded"
+
+
 def test_a_process_that_waits_compiles_itself(prepared, started, monkeypatch, caplog):
     monkeypatch.setenv("GPTRIO_COMPILE", "wait")
     with caplog.at_level(logging.WARNING, "gptrio"):

@@ -17,6 +17,7 @@ from gptrio.generation.runners.cuda_graph import CudaGraphRunner
 from gptrio.generation.runners.eager import own_preparation
 from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, NOT_INSTALLED, Reason, is_installed
+from gptrio.kernels.cpu_decode.compilation import unloaded_reason
 from gptrio.kernels.cuda_graph import can_capture
 from gptrio.nn.fast_call import dispatch_reason, has_package_forward, hook_reason
 
@@ -82,6 +83,8 @@ def _against_compiled_steps(model: CausalLM, call: ModelInputs) -> Problems:
         yield "guidance_scale runs the model between the steps, on all threads"
     if not call.prompt.has_left_padding_only:
         yield "padding stands after or between the tokens of a row"
+    if call.config.max_length is not None:
+        yield from filter(None, [unloaded_reason(call.config.max_length - call.prompt.ids.shape[1])])
 
 
 def _against_cuda_graph(model: CausalLM, call: ModelInputs) -> Problems:

@@ -68,6 +68,13 @@ def hooked() -> Any:
     return model
 
 
+def test_few_new_tokens_leave_compiled_code_unloaded(monkeypatch):
+    asked = []
+    monkeypatch.setattr(select, "unloaded_reason", lambda steps: asked.append(steps) or Reason("too few"))
+    assert reason(fast_steps, max_length=20) == "too few"
+    assert asked == [20 - IDS.shape[1]]
+
+
 MASK = torch.tensor([[False, True, True], [True, True, True]])
 CODE = {
     "OwnForward has a forward of its own": lambda: {"model": OwnForward(tiny_config("gpt2")).eval()},
