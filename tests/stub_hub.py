@@ -6,6 +6,7 @@ import hashlib
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,12 +23,14 @@ class StubHub:
         mood: "well", an HTTP status to answer everything with, "hangs", or "cuts" (half a file, then the end).
         last_answers: requests that are still answered before it hangs up; None for all.
         asked: method and file of each request.
+        sent: bytes of each file that were sent.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.mood = folder, "well"
         self.last_answers: int | None = None
         self.asked: list[str] = []
+        self.sent: Counter[str] = Counter()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -62,8 +65,9 @@ class StubHub:
         if not is_asked or not (self.folder / name).is_dir():
             return None
         files = [
-            {"path": f"{name}/{path.name}", "type": "file", "size": 0, "oid": ""}
+            {"path": f"{name}/{path.name}".lstrip("/"), "type": "file", "size": path.stat().st_size, "oid": ""}
             for path in (self.folder / name).iterdir()
+            if path.is_file()
         ]
         return json.dumps(files).encode()
 
@@ -82,6 +86,9 @@ class StubHub:
         found = listed is not None or path.is_file()
         status = int(self.mood) if self.mood.isdigit() else 200 if found else 404
         content = b"" if status != 200 else path.read_bytes() if listed is None else listed
+        first, _, last = request.headers.get("range", "").removeprefix("bytes=").partition("-")
+        if first and status == 200:
+            content, status = content[int(first) : int(last) + 1], 206
         request.send_response(status)
         request.send_header("X-Repo-Commit", COMMIT)
         request.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
@@ -90,4 +97,5 @@ class StubHub:
             request.send_header("X-Error-Code", "EntryNotFound")
         request.end_headers()
         if with_body:
+            self.sent[path.name] += len(content)
             request.wfile.write(content[: len(content) // 2] if self.mood == "cuts" else content)

@@ -29,7 +29,7 @@ def download(repo_id: str, filename: str, options: HubOptions, required: bool) -
 
     Where the hub cannot be reached, a file that the cache knows for this revision is used, with one warning.
     """
-    from huggingface_hub import constants, hf_hub_url
+    from huggingface_hub import hf_hub_url
     from huggingface_hub.errors import HFValidationError
 
     try:
@@ -39,7 +39,7 @@ def download(repo_id: str, filename: str, options: HubOptions, required: bool) -
             f"{repo_id!r} is neither an existing folder nor a possible hub repository id ('name' or 'user/name')"
         ) from error
     is_final = COMMIT.fullmatch(options.revision or "") is not None and not options.force_download
-    offline = _offline_reason(options, constants.HF_HUB_OFFLINE)
+    offline = offline_reason(options)
     if is_final or offline:
         known, path = _in_cache(repo_id, filename, options)
         if known or offline:
@@ -62,11 +62,11 @@ def download(repo_id: str, filename: str, options: HubOptions, required: bool) -
 
 def list_folder(repo_id: str, folder: str, options: HubOptions) -> list[str]:
     """Names of what is in a folder of a hub repository: in the hub's answer, or, if there is none, in its cache."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     revision, cache_dir = options.revision, None if options.cache_dir is None else Path(options.cache_dir)
-    if not _offline_reason(options, constants.HF_HUB_OFFLINE):
+    if not offline_reason(options):
         try:
             with _one_try():
                 tree = HfApi(token=options.token).list_repo_tree(repo_id, folder, revision=revision)
@@ -80,11 +80,46 @@ def list_folder(repo_id: str, folder: str, options: HubOptions) -> list[str]:
     return sorted(path.name for path in Path(snapshot, folder).glob("*"))
 
 
-def _offline_reason(options: HubOptions, is_offline: bool) -> str:
+def file_sizes(repo_id: str, options: HubOptions) -> dict[str, int]:
+    """Names of the files of a hub repository, and their bytes; raises CheckpointError if it does not tell them."""
+    from huggingface_hub import HfApi
+
+    try:
+        with _one_try():
+            api = HfApi(token=options.token)
+            tree = api.list_repo_tree(repo_id, options.subfolder or None, revision=options.revision)
+            return {PurePosixPath(entry.path).name: entry.size for entry in tree if hasattr(entry, "size")}
+    except Exception as error:  # the library's, requests' or httpx's
+        raise _refusal(error, repo_id, "the list of files", options) from error
+
+
+def read_part(repo_id: str, filename: str, first: int, end: int, options: HubOptions) -> bytes:
+    """Bytes from `first` up to `end` of a file of a hub repository, which is not downloaded; raises CheckpointError."""
+    from huggingface_hub import get_session, hf_hub_url, utils
+
+    library: Any = utils  # whose types lack these functions
+    try:
+        with _one_try():
+            url = hf_hub_url(repo_id, filename, subfolder=options.subfolder or None, revision=options.revision)
+            headers = {**library.build_hf_headers(token=options.token), "range": f"bytes={first}-{end - 1}"}
+            response: Any = get_session().get(url, headers=headers, timeout=_time_limit())
+            library.hf_raise_for_status(response)
+            return bytes(response.content[: end - first])
+    except Exception as error:  # the library's, requests' or httpx's
+        raise _refusal(error, repo_id, filename, options) from error
+
+
+def offline_reason(options: HubOptions) -> str:
     """Why the network must not be used, or "" if it may be."""
+    from huggingface_hub import constants
+
     if options.local_files_only:
         return "local_files_only=True was given"
-    return "HF_HUB_OFFLINE is set" if is_offline else ""
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+
+
+def _time_limit() -> float:
+    return float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _TIME_LIMIT)
 
 
 def _in_cache(repo_id: str, filename: str, options: HubOptions) -> tuple[bool, Path | None]:
@@ -112,10 +147,8 @@ def _why_unreachable(url: str, options: HubOptions) -> str | None:
 
     library: Any = utils  # whose types lack the function for headers
     try:
-        limit = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _TIME_LIMIT)
-        status = (
-            get_session().head(url, headers=library.build_hf_headers(token=options.token), timeout=limit).status_code
-        )
+        headers = library.build_hf_headers(token=options.token)
+        status = get_session().head(url, headers=headers, timeout=_time_limit()).status_code
     except Exception as error:  # requests' or httpx's, by the version of huggingface_hub
         return f"the hub at {_host(url)} cannot be reached ({_kind_of(error)})"
     return f"the hub at {_host(url)} answered {status}" if status >= 500 or status == 429 else None

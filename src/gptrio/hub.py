@@ -63,7 +63,7 @@ class HubOptions:
 
     def as_kwargs(self) -> dict[str, Any]:
         """Return the options as keyword arguments of `from_pretrained`."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(HubOptions)}
 
     def pinned_to(self, path: Path) -> HubOptions:
         """Return the options for more files of the commit that `path`, a file in the hub's cache, belongs to.

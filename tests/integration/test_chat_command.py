@@ -4,93 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import select
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from gptrio.generation.chat import PLAIN_TEMPLATE
-from tests.integration.test_command_line import PROGRAM, gptrio
+from tests.integration.test_command_line import gptrio
+from tests.terminal import Screen, own_environment
 
 GREEDY = ("do_sample=False", "max_new_tokens=6")
 
 
-def own_environment() -> dict[str, str]:
-    """For a process that has its cache in this folder and compiles nothing into it."""
-    return {**os.environ, "XDG_CACHE_HOME": os.path.abspath("cache"), "GPTRIO_COMPILE": "never"}
-
-
 def chat(*arguments: str, input: str) -> subprocess.CompletedProcess[str]:
     return gptrio("chat", *arguments, input=input, env=own_environment())
-
-
-class Screen:
-    """A chat in a pseudo-terminal.
-
-    Args:
-        arguments: of the command.
-        variables: of its environment.
-    """
-
-    def __init__(self, *arguments: str, **variables: str) -> None:
-        import pty
-
-        self._leader, follower = pty.openpty()
-        environment = {**own_environment(), "TERM": "xterm", **variables}
-        self._process = subprocess.Popen(
-            [*PROGRAM, "chat", *arguments],
-            stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True,
-            preexec_fn=take_terminal,
-        )  # fmt: skip
-        os.close(follower)
-        self.shown = ""
-
-    def type(self, text: str) -> None:
-        """Press keys."""
-        os.write(self._leader, text.encode())
-
-    def wait_for(self, pattern: str) -> str:
-        """Read until a pattern has appeared; returns what was shown up to its end, which later calls do not see."""
-        limit = time.monotonic() + 120
-        while not (found := re.search(pattern, self.shown)):
-            assert time.monotonic() < limit and select.select([self._leader], [], [], 30)[0], self.shown
-            try:
-                self.shown += os.read(self._leader, 1 << 16).decode(errors="replace")
-            except OSError as error:  # Linux's end of a pseudo-terminal
-                raise AssertionError(f"the chat ended after {self.shown!r}") from error
-        before, self.shown = self.shown[: found.end()], self.shown[found.end() :]
-        return before
-
-    def press(self, key: str) -> None:
-        """Press a key that is no text; readline shows its prompt a moment before it waits for keys."""
-        time.sleep(0.3)
-        self.type(key)
-
-    def end(self) -> int:
-        """Wait for the end of the chat and return its exit code; one that goes on is killed."""
-        try:
-            while select.select([self._leader], [], [], 30)[0] and os.read(self._leader, 1 << 16):
-                pass
-        except OSError:  # Linux's end of a pseudo-terminal
-            return self._process.wait(60)
-        finally:
-            os.close(self._leader)
-        self._process.kill()
-        return self._process.wait(60)
-
-
-def take_terminal() -> None:
-    """Make standard input the terminal of this process, so that its Ctrl-C reaches it."""
-    import fcntl
-    import signal
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
@@ -101,7 +29,7 @@ def folder(tmp_path, monkeypatch) -> Iterator[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_a_chat_in_a_terminal(folder):
-    screen = Screen(*GREEDY)
+    screen = Screen("chat", *GREEDY)
     assert "!help lists commands" in screen.wait_for("> ")
     screen.type("import os\n")
     assert "no chat template" in screen.wait_for(r"\x1b\[36m")  # an answer in colour
@@ -126,7 +54,7 @@ def test_a_chat_in_a_terminal(folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
 def test_lines_that_belong_together_and_a_terminal_without_colour(folder):
-    screen = Screen(*GREEDY, "--user", "Ann", NO_COLOR="1")
+    screen = Screen("chat", *GREEDY, "--user", "Ann", NO_COLOR="1")
     screen.wait_for("Ann> ")
     screen.type("def a():\\\n")
     screen.wait_for(r"\r\n.*\. ")

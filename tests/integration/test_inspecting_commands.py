@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from gptrio import AutoTokenizer, GPT2LMHeadModel
 from gptrio.testing import byte_tokenizer, tiny_config
 from tests.stub_hub import COMMIT, StubHub
+from tests.terminal import Screen
 
 TEXT = "def größer():\n"
 
@@ -31,6 +33,7 @@ def test_tokenize_shows_a_line_for_each_token_and_no_colour_in_a_pipe():
     ids = AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2")(TEXT)["input_ids"]
     assert [int(line.split()[0]) for line in lines] == ids
     assert summary == f"{len(ids)} tokens, {len(TEXT)} characters, {len(TEXT.encode())} bytes"
+    assert gptrio("tokenize", "def").stdout.splitlines()[-1] == "1 token, 3 characters, 3 bytes"
     assert "\x1b" not in done.stdout
 
 
@@ -38,6 +41,13 @@ def test_tokenize_as_json_tells_bytes_and_places():
     tokens = json.loads(gptrio("tokenize", "--json", TEXT).stdout)["tokens"]
     assert bytes.fromhex(" ".join(token["bytes"] for token in tokens)).decode() == TEXT
     assert (tokens[0]["start"], tokens[-1]["end"]) == (0, len(TEXT))
+
+
+def test_tokenize_prints_ids_alone():
+    ids = AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2")(TEXT)["input_ids"]
+    assert gptrio("tokenize", "--ids", TEXT).stdout == " ".join(map(str, ids)) + "\n"
+    refused = gptrio("tokenize", "--ids", "--json", TEXT)
+    assert (refused.returncode, refused.stdout) == (2, "") and "give one of them" in refused.stderr
 
 
 def test_tokenize_refuses_no_text_at_all():
@@ -76,25 +86,97 @@ def test_a_missing_model_is_one_line():
     assert done.stderr.count("\n") == 1
 
 
-def test_download_fetches_what_the_other_commands_need(tmp_path: Path):
-    repository = tmp_path / "repository"
-    GPT2LMHeadModel(tiny_config()).save_pretrained(repository)
-    byte_tokenizer().save_pretrained(repository)
-    with StubHub(repository).running() as hub:
-        own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
-        environment = {**os.environ, **own, "HF_HUB_OFFLINE": "0"}
-        done = gptrio("download", "someone/tiny", env=environment)
-        assert done.stderr == ""
-        again = gptrio("download", "someone/tiny", "--json", env=environment)
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A model of more than a megabyte, and its tokenizer."""
+    folder = tmp_path_factory.mktemp("repository")
+    GPT2LMHeadModel(tiny_config(hidden_size=128)).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def hub(repository, tmp_path) -> Iterator[tuple[StubHub, dict[str, str]]]:
+    """A hub with that model, and the environment of a program that asks it and has an empty cache."""
+    with StubHub(repository).running() as stub:
+        own = {"HF_ENDPOINT": stub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        yield stub, {**os.environ, **own, "HF_HUB_OFFLINE": "0"}
+
+
+def test_download_fetches_what_the_other_commands_need(hub, tmp_path: Path):
+    _, environment = hub
+    done = gptrio("download", "someone/tiny", env=environment)
+    assert done.stderr == ""
+    again = gptrio("download", "someone/tiny", "--json", env=environment)
     assert (done.returncode, Path(done.stdout.strip()).name) == (0, COMMIT)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= json.loads(again.stdout)["files"].keys()
     offline = gptrio("info", "someone/tiny", env={**environment, "HF_HUB_OFFLINE": "1"})
-    assert offline.returncode == 0
+    assert (offline.returncode, offline.stderr) == (0, "") and "parameters         437,888" in offline.stdout
     refused = gptrio(
         "download", "someone/tiny", env={**environment, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     )
     assert refused.returncode == 1
     assert "HF_HUB_OFFLINE is set" in refused.stderr
+
+
+def test_info_reads_headers_on_the_hub_and_never_the_weights(hub, repository):
+    stub, environment = hub
+    done = gptrio("info", "someone/tiny", "--json", env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    here = json.loads(gptrio("info", str(repository), "--json").stdout)
+    assert {**found, "model": "", "files": {}, "downloaded": True} == {**here, "model": "", "files": {}}
+    size = (repository / "model.safetensors").stat().st_size
+    assert found["files"] == {"model.safetensors": size} and not found["downloaded"]
+    assert [request for request in stub.asked if "safetensors" in request] == ["GET model.safetensors"]
+    assert stub.sent["model.safetensors"] <= 100_000 < size
+
+    offline = gptrio("info", "someone/tiny", env={**environment, "HF_HUB_OFFLINE": "1"})
+    assert offline.returncode == 0 and "parameters         unknown" in offline.stdout
+    assert offline.stderr.startswith("gptrio: warning: the weights are left out") and offline.stderr.count("\n") == 1
+    assert "not in the hub's cache and HF_HUB_OFFLINE is set" in offline.stderr
+
+
+@pytest.mark.parametrize("has_header", [True, False], ids=["shards", "torch file"])
+def test_info_of_other_weight_files_on_the_hub(has_header, repository, tmp_path):
+    model = GPT2LMHeadModel.from_pretrained(repository)
+    folder = tmp_path / "other"
+    model.save_pretrained(folder, max_shard_size="500KB" if has_header else "5GB", safe_serialization=has_header)
+    with StubHub(folder).running() as stub:
+        own = {"HF_ENDPOINT": stub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        done = gptrio("info", "someone/tiny", env={**os.environ, **own})
+    assert done.returncode == 0
+    assert ("parameters         437,888" in done.stdout) == has_header
+    assert ("gptrio download someone/tiny" in done.stderr) == (not has_header)
+    assert done.stdout.count(", on the hub)") == (5 if has_header else 1)
+    assert sum(sent for name, sent in stub.sent.items() if name.endswith((".safetensors", ".bin"))) <= 5 * 100_000
+    assert "pytorch_model.bin" not in stub.sent
+
+
+def test_info_refuses_a_damaged_header_on_the_hub(tmp_path):
+    GPT2LMHeadModel(tiny_config()).save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4])
+    with StubHub(tmp_path / "model").running() as stub:
+        own = {"HF_ENDPOINT": stub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "0"}
+        done = gptrio("info", "someone/tiny", env={**os.environ, **own})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "model.safetensors of 'someone/tiny' is not a whole safetensors file" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pseudo-terminals")
+def test_a_terminal_shows_how_far_it_is(hub, tmp_path):
+    environment = {**hub[1], "HF_HUB_DISABLE_PROGRESS_BARS": "0"}
+    (tmp_path / "text.txt").write_text("def f():\n" * 200, encoding="utf-8")
+    for arguments, shown, end in (
+        (("tokenize", "--ids", "--file", str(tmp_path / "text.txt")), "Tokenizing", r"\d+ \d+ \d+"),
+        (("info", "someone/tiny"), "Reading", "chat template"),
+        (("download", "someone/tiny"), r"model.safetensors: +100%", COMMIT),
+    ):
+        screen = Screen(*arguments, **environment)
+        screen.wait_for(shown)
+        screen.wait_for(end)
+        assert screen.end() == 0
 
 
 def test_info_of_a_model_with_half_a_tokenizer_warns_and_goes_on(tmp_path: Path):

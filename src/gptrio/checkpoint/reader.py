@@ -93,7 +93,7 @@ class SafetensorsFile(MappedFile):
     kind = "safetensors"
 
     def _read(self, data: mmap.mmap) -> dict[str, TensorInfo]:
-        return _read_header(data)
+        return read_header(data, len(data))
 
 
 class TensorFile(Protocol):
@@ -164,12 +164,25 @@ def way_out(path: Path) -> str:
     return "; it is a git-lfs pointer: run `git lfs pull`" if is_pointer else "; fetch or save it again"
 
 
-def _read_header(data: mmap.mmap) -> dict[str, TensorInfo]:
-    """The tensors of a mapped file by name; raises ValueError."""
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    first = _LENGTH_BYTES + length
-    if length > _LONGEST_HEADER or first > len(data):
-        raise ValueError(f"a header of {length} bytes is longer than the file of {len(data)}, or than any real one")
+def header_end(start: bytes, size: int) -> int:
+    """The place of the first tensor's bytes in a file of `size` bytes that begins with `start`; raises ValueError."""
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if length > _LONGEST_HEADER or _LENGTH_BYTES + length > size:
+        raise ValueError(f"a header of {length} bytes is longer than the file of {size}, or than any real one")
+    return _LENGTH_BYTES + length
+
+
+def read_header(data: bytes | mmap.mmap, size: int) -> dict[str, TensorInfo]:
+    """The tensors of a file by name.
+
+    Args:
+        data: the file, or as much of it as has the header.
+        size: of the whole file in bytes.
+
+    Raises:
+        ValueError: the header is malformed, or does not fit the size.
+    """
+    first = header_end(data[:_LENGTH_BYTES], size)
     header = json.loads(data[_LENGTH_BYTES:first].decode("utf-8"), object_pairs_hook=_without_duplicates)
     if not isinstance(header, dict):
         raise ValueError("the header is not a JSON object")
@@ -180,8 +193,8 @@ def _read_header(data: mmap.mmap) -> dict[str, TensorInfo]:
         if info.start != end:
             raise ValueError(f"tensor {name} starts at byte {info.start}; expected {end}, the end of the one before")
         end = info.end
-    if end != len(data):
-        raise ValueError(f"the tensors end at byte {end}, the file at byte {len(data)}")
+    if end != size:
+        raise ValueError(f"the tensors end at byte {end}, the file at byte {size}")
     return infos
 
 

@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from gptrio.cli import options, scoring
+from gptrio.cli import options
 from gptrio.cli.errors import report_errors
+from gptrio.cli.progress import progress
 from gptrio.cli.text import print_json
 
 Activation = Literal["gelu", "gelu_new"]
@@ -40,7 +41,7 @@ def convert(
     with report_errors(context, verbose):
         from gptrio.interop.convert import convert as convert_checkpoint
 
-        with scoring.progress("Converting"):
+        with progress("Converting"):
             done = convert_checkpoint(source, target, overwrite, max_shard_size, heads, activation)
         if as_json:
             files = [str(path) for path in done.files]

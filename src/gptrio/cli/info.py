@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.progress import progress
 from gptrio.cli.text import print_json
+
+if TYPE_CHECKING:
+    from gptrio.hub import HubOptions
 
 # field of a configuration, under the name that all families share -> words for it
 _SHOWN = {
@@ -35,7 +39,8 @@ def info(
     gptrio info EleutherAI/pythia-160m --json
     """
     with report_errors(context, verbose):
-        facts = collect(model)
+        with progress("Reading"):
+            facts = collect(model)
         if as_json:
             print_json(facts, indent=2)
         else:
@@ -49,39 +54,66 @@ def collect(model: str) -> dict[str, Any]:
         CheckpointError: files are missing or damaged.
     """
     from gptrio.config.auto import AutoConfig
-    from gptrio.models.checkpoint_summary import summarize
+    from gptrio.hub import HubOptions, local_folder
 
+    if local_folder(model) is None:
+        from huggingface_hub import utils
+
+        library: Any = utils  # whose types lack the function
+        library.disable_progress_bars()  # of each small file: there is one for all
     config = AutoConfig.from_pretrained(model)
-    weights = summarize(model, config.tie_word_embeddings)
+    options = HubOptions(revision=getattr(config, "_commit_hash", None))
+    weights = weight_facts(model, config.tie_word_embeddings, options)
     quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        weights["memory"] = {}
     return {
         "model": model,
         "family": config.model_type,
         "architectures": config.architectures or [],
         "config": {name: getattr(config, name) for name in _SHOWN},
-        "parameters": {**weights.parameters, "total": sum(weights.parameters.values())},
-        "stored_as": weights.dtypes,
         "quantization": quantization,
-        "memory": weights.memory() if quantization is None else {},
+        **weights,
         "cache_bytes_per_token": {
             name: 2 * config.num_hidden_layers * config.hidden_size * size
             for name, size in (("float32", 4), ("bfloat16", 2))
         },
-        "files": {str(path): size for path, size in weights.files},
-        "tokenizer": tokenizer_facts(model),
+        "tokenizer": tokenizer_facts(model, options),
     }
 
 
-def tokenizer_facts(model: str) -> dict[str, Any] | None:
-    """Class, size and special tokens of a model's tokenizer; None if it has none, or (with a warning) a damaged one."""
-    from gptrio import AutoTokenizer
-    from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
+def weight_facts(model: str, is_tied: bool, options: HubOptions) -> dict[str, Any]:
+    """Parameters, types, memory and files of a model; with a warning, no parameters where they are unknown."""
+    from gptrio.errors import CheckpointNotFoundError, HubUnreachableError, warn
+    from gptrio.models.checkpoint_summary import CheckpointSummary, summarize
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        weights = summarize(model, is_tied, options)
+        if not weights.tensors:
+            warn(f"a torch file tells its parameters only once it is here; fetch it with: gptrio download {model}")
+    except (CheckpointNotFoundError, HubUnreachableError) as error:
+        warn(f"the weights are left out: {error}")
+        weights = CheckpointSummary([], [], is_tied)
+    total = sum(weights.parameters.values())
+    return {
+        "parameters": {**weights.parameters, "total": total} if total else None,
+        "stored_as": weights.dtypes,
+        "memory": weights.memory() if total else {},
+        "files": {str(path): size for path, size in weights.files},
+        "downloaded": weights.is_local,
+    }
+
+
+def tokenizer_facts(model: str, options: HubOptions) -> dict[str, Any] | None:
+    """Class, size and special tokens of a model's tokenizer; None if it has none, or (with a warning) a damaged one."""
+    from gptrio import AutoTokenizer
+    from gptrio.errors import CheckpointNotFoundError, HubUnreachableError, TokenizationError, warn
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, **options.as_kwargs())
     except CheckpointNotFoundError:
         return None
-    except TokenizationError as error:
+    except (HubUnreachableError, TokenizationError) as error:
         warn(f"the tokenizer is left out: {error}")
         return None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if token}
@@ -98,20 +130,25 @@ def show(facts: dict[str, Any]) -> None:
     """Print the facts, a line each."""
     from gptrio.cli.tables import print_facts
 
-    total = facts["parameters"]["total"]
     rows = [("model", facts["model"]), ("family", ", ".join([facts["family"], *facts["architectures"]]))]
     rows += [(_SHOWN[name], f"{value:,}") for name, value in facts["config"].items()]
-    rows += [
-        ("parameters" if name == "total" else f"  {name}", f"{value:,}" + share(value, total) * (name != "total"))
-        for name, value in sorted(facts["parameters"].items(), key=lambda item: item[0] != "total")
-    ]
-    rows.append(("stored as", ", ".join(facts["stored_as"]) + (" (quantized)" if facts["quantization"] else "")))
+    rows += parameter_rows(facts["parameters"] or {})
+    if facts["stored_as"]:
+        rows.append(("stored as", ", ".join(facts["stored_as"]) + (" (quantized)" if facts["quantization"] else "")))
     rows += [(f"memory {name}", in_bytes(size)) for name, size in facts["memory"].items()]
     caches = facts["cache_bytes_per_token"].items()
     rows.append(("KV cache, a token", ", ".join(f"{in_bytes(size)} {name}" for name, size in caches)))
-    rows += [("file", f"{path} ({in_bytes(size)})") for path, size in facts["files"].items()]
+    place = "" if facts["downloaded"] else ", on the hub"
+    rows += [("file", f"{path} ({in_bytes(size)}{place})") for path, size in facts["files"].items()]
     rows += tokenizer_rows(facts["tokenizer"])
     print_facts(rows)
+
+
+def parameter_rows(parameters: dict[str, int]) -> list[tuple[str, str]]:
+    """Lines about the number of parameters, the total first."""
+    total = parameters.get("total", 0)
+    parts = [(f"  {name}", f"{value:,} ({value / total:.1%})") for name, value in parameters.items() if name != "total"]
+    return [("parameters", f"{total:,}" if total else "unknown"), *parts]
 
 
 def tokenizer_rows(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
@@ -124,11 +161,6 @@ def tokenizer_rows(facts: dict[str, Any] | None) -> list[tuple[str, str]]:
         ("special tokens", special or "none"),
         ("chat template", "yes" if facts["chat_template"] else "none"),
     ]
-
-
-def share(part: int, total: int) -> str:
-    """A part of a total in percent."""
-    return f" ({part / total:.1%})" if total else ""
 
 
 def in_bytes(size: int) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from gptrio.cli.progress import progress as progress
 from gptrio.cli.text import read_text
 from gptrio.errors import OptionError
 
@@ -56,16 +54,6 @@ def read_file(file: Path | None) -> str:
     if not file.is_file():
         raise OptionError(f"there is no file {file}; give a file, or - for standard input")
     return read_text(None, file, "")
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how much is done on a terminal, on standard error; yields what to call with the numbers done and of all."""
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def style_of(bits: float) -> str:

@@ -10,7 +10,8 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import print_json, read_text
+from gptrio.cli.progress import progress
+from gptrio.cli.text import counted, print_json, read_text
 from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
@@ -47,12 +48,16 @@ def tokenize(
         from gptrio import AutoTokenizer
         from gptrio.scoring.encoding import encode_texts
 
-        encoded = encode_texts(AutoTokenizer.from_pretrained(model), [content], [""])[0]
+        tokenizer = AutoTokenizer.from_pretrained(model)
+        with progress("Tokenizing"):
+            if ids_only:
+                ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
+            else:
+                encoded = encode_texts(tokenizer, [content], [""])[0]
         if ids_only:
-            print(*encoded.ids)
+            print(*ids)
         elif as_json:
-            result = {"model": model, "text": content, "tokens": records(encoded)}
-            print_json(result)
+            print_json({"model": model, "text": content, "tokens": records(encoded)})
         else:
             show(encoded)
 
@@ -86,4 +91,5 @@ def show(encoded: Encoded) -> None:
         place = f"{row['start']}-{row['end']}"
         table.append([(str(row["id"]), ""), (str(row["token"]), style), (place, ""), (str(row["bytes"]), "")])
     print_table(table, right=[0])
-    print(f"{len(encoded.ids)} tokens, {len(encoded.text)} characters, {len(encoded.text.encode())} bytes")
+    sizes = {"token": len(encoded.ids), "character": len(encoded.text), "byte": len(encoded.text.encode())}
+    print(*(counted(number, noun) for noun, number in sizes.items()), sep=", ")

@@ -6,13 +6,15 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptrio.checkpoint.locate import WeightFiles, locate_weights
-from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile
-from gptrio.hub import HubOptions
+from gptrio.checkpoint.reader import CheckpointReader, SafetensorsFile, header_end, read_header
+from gptrio.downloads import file_sizes, offline_reason, read_part
+from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError
+from gptrio.hub import HubOptions, local_folder
 
 # part of a model -> pattern of the names of its tensors, the first that is found; None for what no parameter is
 _PARTS: tuple[tuple[str | None, str], ...] = (
@@ -28,6 +30,7 @@ _PARTS: tuple[tuple[str | None, str], ...] = (
 _KINDS = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint"}  # in the codes of safetensors
 _BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _CODES = {"int8": 1.0, "int4": 0.5 + 2 / 32}  # bytes of a weight, with its share of a group's scale
+_FIRST_PART = 100_000  # bytes of a file that have its header in most cases
 _OUTPUT = r"(^|\.)(lm_head|embed_out)\.weight$"
 _TOKEN_TABLE = r"(^|\.)(wte|embed_in)\.weight$"
 
@@ -65,14 +68,16 @@ class CheckpointSummary:
     """What a checkpoint holds.
 
     Attributes:
-        files: path and size in bytes of each weight file.
-        tensors: all of them, without a copy of the token table as a tied head.
+        files: path and size in bytes of each weight file; a name where the file is on the hub only.
+        tensors: all of them, without a copy of the token table as a tied head; none of a torch file on the hub.
         is_tied: whether the head is the token table.
+        is_local: whether the files are on this machine.
     """
 
     files: list[tuple[Path, int]]
     tensors: list[StoredTensor]
     is_tied: bool
+    is_local: bool = True
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -105,6 +110,9 @@ class CheckpointSummary:
 def summarize(location: str | os.PathLike[str], is_tied: bool, options: HubOptions | None = None) -> CheckpointSummary:
     """Read what the files of a model hold; safetensors files without torch, others through memory maps.
 
+    Of a model on the hub that is not in its cache, the headers of safetensors files are read there, and nothing else of
+    the weights; a torch file has no header, so that only its size is known.
+
     Args:
         location: folder, packaged name, hub id, or one weight file.
         is_tied: whether the head is the token embedding, so that a copy of it in the files is not counted.
@@ -113,13 +121,64 @@ def summarize(location: str | os.PathLike[str], is_tied: bool, options: HubOptio
     Raises:
         CheckpointError: there are no weights, or a file is damaged.
     """
-    files = locate_weights(location, options=options)
+    options = options or HubOptions()
+    is_on_hub = local_folder(location) is None and not Path(location).is_file()
+    try:
+        known = replace(options, local_files_only=True) if is_on_hub else options
+        files, sizes = locate_weights(location, options=known), None
+    except CheckpointNotFoundError as error:
+        if not is_on_hub:
+            raise
+        if reason := offline_reason(options):
+            raise CheckpointNotFoundError(
+                f"the weights of {os.fspath(location)!r} are not in the hub's cache and {reason}"
+            ) from error
+        sizes = file_sizes(os.fspath(location), options)
+        files = locate_weights(location, options=_Listed(**options.as_kwargs(), names=frozenset(sizes)))
+    rows = _headers(files) if sizes is None else _remote_headers(os.fspath(location), files, sizes, options)
     tensors = [
         StoredTensor(name, dtype, shape, _part_of(name))
-        for name, dtype, shape in _headers(files)
+        for name, dtype, shape in rows
         if not (is_tied and re.search(_OUTPUT, name))
     ]
-    return CheckpointSummary([(path, path.stat().st_size) for path in sorted(files.paths)], tensors, is_tied)
+    found = [(path, path.stat().st_size if sizes is None else sizes[path.name]) for path in sorted(files.paths)]
+    return CheckpointSummary(found, tensors, is_tied, sizes is None)
+
+
+@dataclass(frozen=True)
+class _Listed(HubOptions):
+    """Lookup options that download JSON files only: other files have their names for paths.
+
+    Args:
+        names: of the files of the repository.
+    """
+
+    names: frozenset[str] = frozenset()
+
+    def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
+        """The path of a JSON file, the name of another one, or None if the repository lacks it."""
+        if filename not in self.names:
+            return None
+        return super().find(name_or_path, filename) if filename.endswith(".json") else Path(filename)
+
+
+def _remote_headers(
+    name: str, files: WeightFiles, sizes: Mapping[str, int], options: HubOptions
+) -> Iterator[tuple[str, str, tuple[int, ...]]]:
+    """Name, type and shape of each tensor of safetensors files of a hub repository; none of torch files."""
+    for file in (path.name for path in files.paths if path.suffix == ".safetensors"):
+        size = sizes[file]
+        try:
+            start = read_part(name, file, 0, min(size, _FIRST_PART), options)
+            end = header_end(start, size)
+            start += read_part(name, file, len(start), end, options) if end > len(start) else b""
+            infos = read_header(start, size)
+        except ValueError as error:
+            if isinstance(error, CheckpointError):
+                raise
+            raise CheckpointFormatError(f"{file} of {name!r} is not a whole safetensors file: {error}") from error
+        for tensor, info in infos.items():
+            yield tensor, _dtype_name(info.dtype), info.shape
 
 
 def _part_of(name: str) -> str | None:
