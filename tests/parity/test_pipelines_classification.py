@@ -49,7 +49,12 @@ def test_texts_and_pairs_have_the_labels_of_the_reference(
 ) -> None:
     theirs, ours = classifiers
     for inputs in (TEXTS, PAIRS, TEXTS[0], PAIRS[0], [[["one", "two"]]]):
-        assert_alike(ours(inputs, **arguments), theirs(inputs, **arguments))
+        expected = theirs(inputs, **arguments)
+        assert_alike(ours(inputs, **arguments), expected)
+        if inputs in (TEXTS, PAIRS):
+            assert_alike(list(ours((item for item in inputs), **arguments)), expected)
+            column = KeyDataset([{"x": item} for item in inputs], "x")
+            assert_alike(list(ours(column, batch_size=4, **arguments)), expected)
 
 
 def test_all_scores_by_their_older_name_warn_and_keep_the_order_of_labels(classifiers: tuple[Any, Any]) -> None:

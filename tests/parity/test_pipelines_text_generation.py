@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.pipelines.text_generation import ReturnType as TheirType
 
 import gptrio
 from gptrio.errors import InputError, OptionError
 from gptrio.pipelines.pt_utils import KeyDataset
+from gptrio.pipelines.text_generation import ReturnType
 from tests.contract.families import FAMILIES, Family
 from tests.parity.pipelines import assert_alike, both, families, save
 
@@ -60,8 +62,21 @@ def generators(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_prompts_continue_as_in_the_reference(generators: tuple[Any, Any], arguments: dict[str, Any]) -> None:
     theirs, ours = generators
     arguments = {**GREEDY, **arguments}
-    assert_alike(ours(PROMPTS, **arguments), theirs(PROMPTS, **arguments))
+    expected = theirs(PROMPTS, **arguments)
+    assert_alike(ours(PROMPTS, **arguments), expected)
+    assert_alike(list(ours((prompt for prompt in PROMPTS), **arguments)), expected)
+    assert_alike(
+        list(ours(KeyDataset([{"p": prompt} for prompt in PROMPTS], "p"), batch_size=2, **arguments)), expected
+    )
     assert_alike(ours(PROMPTS[2], **arguments), theirs(PROMPTS[2], **arguments))
+
+
+@pytest.mark.parametrize("kind", ReturnType)
+def test_the_type_of_results_is_that_of_the_reference(generators: tuple[Any, Any], kind: ReturnType) -> None:
+    theirs, ours = generators
+    assert_alike(ours(PROMPTS, **GREEDY, return_type=kind), theirs(PROMPTS, **GREEDY, return_type=TheirType[kind.name]))
+    with pytest.raises(OptionError, match="return_type=0 is not known"):
+        ours("hi", return_type=0)
 
 
 @pytest.mark.parametrize("chats", [CHAT, PREFILLED, [CHAT, PREFILLED], [CHAT, CHAT]], ids=str)
@@ -89,6 +104,8 @@ def test_a_message_without_a_role_is_refused(generators: tuple[Any, Any]) -> Non
 def test_an_input_that_is_neither_text_nor_chat_is_named(generators: tuple[Any, Any], wrong: Any) -> None:
     with pytest.raises(InputError, match=r"an input is .*; expected a text, or a chat"):
         generators[1](wrong, **GREEDY)
+    with pytest.raises(InputError, match=r"an input is .*; expected a text, or a chat"):
+        list(generators[1]((text for text in (wrong if isinstance(wrong, list) else ["hi", wrong])), **GREEDY))
 
 
 @pytest.mark.parametrize("prompts", ["hi", ["hi", "you"]], ids=str)

@@ -42,6 +42,14 @@ def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int, equal: boo
     return batches
 
 
+def of_equal_length(batch: Iterable[int], lengths: Sequence[int]) -> list[list[int]]:
+    """A batch of indices as one for each length of its rows."""
+    parts: dict[int, list[int]] = {}
+    for index in batch:
+        parts.setdefault(lengths[index], []).append(index)
+    return list(parts.values())
+
+
 def length_of(row: Row) -> int:
     """Tokens of a row; 0 if it has no `input_ids`."""
     ids = row.get("input_ids")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, islice
 from types import GeneratorType
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from gptrio.generation.options.resolve import config_of_caller, merge_config
 from gptrio.generation.options.schema import GenerationMode, option_types
 from gptrio.outputs import ModelOutput
 from gptrio.pipelines.base import Parameters, Pipeline, without_none
-from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of
+from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, of_equal_length
 from gptrio.pipelines.generating import config_of_call
 from gptrio.pipelines.pt_utils import KeyDataset
 from gptrio.pipelines.results import Report, ignore
@@ -137,7 +137,7 @@ class TextGenerationPipeline(Pipeline):
             "tokenizer_encode_kwargs": tokenizer_encode_kwargs,
         }
         postprocess = {
-            "return_type": return_type or _return_type(return_full_text, return_tensors, return_text),
+            "return_type": _return_type(return_type, return_full_text, return_tensors, return_text),
             "clean_up_tokenization_spaces": clean_up_tokenization_spaces,
             "continue_final_message": continue_final_message,
             "skip_special_tokens": skip_special_tokens,
@@ -288,14 +288,13 @@ class TextGenerationPipeline(Pipeline):
         config = self._options_of(forward_params)
         if config.return_dict_in_generate:
             return in_order(len(rows), 1)
-        if (
-            batch_size is not None
-            or not self._may_batch(forward_params)
-            or not _is_reproducible(config, forward_params)
-        ):
+        if not self._may_batch(forward_params) or not _is_reproducible(config, forward_params):
             return in_order(len(rows), batch_size or 1)
         is_seen = any(getattr(config, name) != getattr(GenerationConfig, name) for name in _SEE_PROMPT)
         equal = is_seen or config.max_new_tokens is None
+        if batch_size is not None:
+            batches = in_order(len(rows), batch_size)
+            return [part for batch in batches for part in of_equal_length(batch, lengths)] if equal else batches
         copies = max(config.num_beams, config.num_return_sequences)
         return by_length(lengths, max(self._max_rows // copies, 1), self._max_tokens, equal)
 
@@ -371,8 +370,14 @@ class TextGenerationPipeline(Pipeline):
         return records
 
 
-def _return_type(full_text: bool | None, tensors: bool | None, text: bool | None) -> ReturnType | None:
-    """What results hold, by three arguments of which at most one may be given; None for the default."""
+def _return_type(
+    return_type: ReturnType | None, full_text: bool | None, tensors: bool | None, text: bool | None
+) -> ReturnType | None:
+    """What results hold: by its own argument or three others, of which at most one may be given; None by default."""
+    if return_type is not None:
+        if not isinstance(return_type, ReturnType):
+            raise OptionError(f"return_type={return_type!r} is not known; expected one of {[*map(str, ReturnType)]}")
+        return return_type
     names = {"return_full_text": full_text, "return_tensors": tensors, "return_text": text}
     given = [name for name, value in names.items() if value is not None]
     if len(given) > 1:
@@ -397,11 +402,10 @@ def _with_chats(inputs: Any) -> Any:
 
 def _chats(inputs: Any) -> Any:
     """A generator's inputs, lists of messages as chats; messages that follow each other are one chat."""
-    first = next(inputs, None)
-    if isinstance(first, dict):
-        return Chat([first, *inputs])
-    everything = chain([] if first is None else [first], inputs)
-    return (Chat(item) if isinstance(item, (list, tuple)) else item for item in everything)
+    first = list(islice(inputs, 1))
+    if first and isinstance(first[0], dict):
+        return Chat([*first, *inputs])
+    return (Chat(item) if isinstance(item, (list, tuple)) else item for item in chain(first, inputs))
 
 
 def _additional(output: ModelOutput, rows: int, sequences: int) -> dict[str, Any]:

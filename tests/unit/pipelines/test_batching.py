@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gptrio.errors import InputError
 from gptrio.outputs import TokenClassifierOutput
-from gptrio.pipelines.batching import by_length, collate, in_order, row_of, without_padding
+from gptrio.pipelines.batching import by_length, collate, in_order, of_equal_length, row_of, without_padding
 
 
 @given(st.lists(st.integers(0, 40)), st.integers(1, 8), st.integers(1, 100), st.booleans())
@@ -53,3 +53,7 @@ def test_a_row_of_a_result_is_what_one_row_would_give() -> None:
     row = row_of(TokenClassifierOutput(logits=torch.arange(4.0).reshape(2, 2), hidden_states=states), 1)
     assert torch.equal(row.logits, torch.tensor([[2.0, 3.0]]))
     assert torch.equal(row.hidden_states[0], torch.tensor([[3.0, 4.0, 5.0]]))
+
+
+def test_rows_of_equal_length_stay_together_in_order() -> None:
+    assert of_equal_length([3, 1, 2, 0], [5, 4, 5, 5]) == [[3, 2, 0], [1]]
