@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import os
 
 import pytest
 
@@ -69,6 +70,19 @@ def test_files_with_a_column(tmp_path, expected, kind):
     assert gptrio(*arguments, "--overwrite").returncode == 0
 
 
+def test_json_lines_and_characters_as_they_are(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "größer"}\n{"text": "東"}\n', encoding="utf-8")
+    source = ("run", "--input", str(tmp_path / "in.jsonl"), *SHORT)
+    assert gptrio(*source, "--output", str(tmp_path / "out.csv")).returncode == 0
+    rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["generated_text"][:1] for row in rows] == ["g", "東"]
+    for printed in (gptrio(*source).stdout, gptrio(*source, "--json").stdout):
+        assert "größer" in printed and "東" in printed
+    assert [json.loads(line) for line in gptrio(*source).stdout.splitlines()] == json.loads(printed)
+    escaped = gptrio(*source, "--json", env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert json.loads(escaped.stdout) == json.loads(printed) and "\\u6771" in escaped.stdout
+
+
 def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
     (tmp_path / "qa.csv").write_text("q,text\nwho?,it is me\n", encoding="utf-8")
     given = ("--column", "question=q,context=text", "--input", str(tmp_path / "qa.csv"), "--json", "top_k=2")
@@ -88,7 +102,11 @@ def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
         (("--task", "text-generatio"), "did you mean 'text-generation'"),
         (("--task", "ner"), "pass --model, a folder"),
         (("--input", "nowhere.csv"), "'nowhere.csv' is not a file"),
-        (("--input", "texts.xml"), "give --format json, csv or pipe"),
+        (("--input", "texts.xml"), "give --format json, jsonl, csv or pipe"),
+        (("--device", "99"), "--device cuda:99: torch sees"),
+        (("max_new_tokens=x",), "--max-new-tokens x has the wrong type; expected a whole number or none"),
+        (("do_sample=maybe",), "do_sample='maybe' has the wrong type; expected true or false"),
+        (("-n", "3", "max_new_tokens=4"), "is given twice, as an option and as name=value"),
         (("--format", "csv", "--column", "txt"), "no value in column 'txt'; did you mean 'text'? pass --column"),
         (("--greedy", "--temperature", "0.5"), "--greedy always takes the likeliest token"),
         (("--task", "feature-extraction", "--greedy"), "have no effect on task 'feature-extraction'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 import typer
@@ -11,7 +12,7 @@ from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import choose_device, sampling_options
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import is_piped
+from gptrio.cli.text import decode_argument, is_piped, print_json
 from gptrio.errors import OptionError
 
 TEXT_GENERATION = "text-generation"
@@ -50,7 +51,8 @@ def run(
         typer.Option(help="Column to read; several as name,name or argument=name,argument=name.", show_default=False),
     ] = None,
     format: Annotated[
-        Literal["infer", "json", "csv", "pipe"], typer.Option(help="Format of the files; pipe is a text in each line.")
+        Literal["infer", "json", "jsonl", "csv", "pipe"],
+        typer.Option(help="Format of the input; pipe is a text in each line, jsonl an object."),
     ] = "infer",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an output file that exists.")] = False,
     device: Annotated[str, typer.Option(help="Number of a GPU, -1 for the CPU, or cpu, cuda:1, ...")] = "-1",
@@ -79,9 +81,13 @@ def run(
     """
     with report_errors(context, verbose):
         generation = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
-        generation |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop_strings": stop}
-        generation = chosen_options(generation)
-        given = {**generation, **parse_assignments(arguments or ())}
+        stops = [decode_argument(one) for one in stop or ()] or None
+        generation = chosen_options(
+            {**generation, "max_new_tokens": max_new_tokens, "seed": seed, "stop_strings": stops}
+        )
+        given = parse_assignments(arguments or ())
+        if twice := sorted(given.keys() & generation.keys()):
+            raise OptionError(f"{twice[0]} is given twice, as an option and as name=value; give it once")
         if model is None and task in _OF_THE_DEFAULT_MODEL:
             model = DEFAULT_MODEL
         path = input_path(input)
@@ -91,17 +97,18 @@ def run(
         from gptrio.pipelines.formats import check_paths, results
 
         check_paths(path, output, overwrite)
-        place = int(device) if device.lstrip("-").isdigit() else choose_device(device)
-        built = pipeline(task, model, config, tokenizer, device=place)
+        number = int(device) if device.lstrip("-").isdigit() else None
+        place = device if number is None else "cpu" if number < 0 else f"cuda:{number}"
+        built = pipeline(task, model, config, tokenizer, device=choose_device(place))
         if generation and built.task != TEXT_GENERATION:
             raise OptionError(
                 f"options of generation, such as --greedy and --seed, have no effect on task {built.task!r}; "
                 "leave them out"
             )
         reader = PipelineDataFormat.from_str(kind, output, path, column or built.default_input_names, overwrite)
-        found = results(built, reader, **given)
+        found = results(built, reader, **generation, **given)
         if as_json and output is None:
-            print(to_json(found))
+            print_json(json.loads(to_json(found)))
         else:
             reader.save(found)
 
@@ -135,6 +142,8 @@ def infer_format(path: str | None) -> str:
     if path is None:
         return "pipe"
     end = path.rpartition(".")[2]
-    if end not in ("json", "csv", "pipe"):
-        raise OptionError(f"the format of {path} cannot be inferred from its name; give --format json, csv or pipe")
+    if end not in ("json", "jsonl", "csv", "pipe"):
+        raise OptionError(
+            f"the format of {path} cannot be inferred from its name; give --format json, jsonl, csv or pipe"
+        )
     return end

@@ -1,4 +1,4 @@
-"""Files and pipes that `gptrio run` reads inputs from and writes results to: JSON, CSV, and lines of text."""
+"""Files and pipes that `gptrio run` reads inputs from and writes results to: JSON, JSON lines, CSV and text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import pickle
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,8 @@ class PipelineDataFormat(ABC):
         is_multi_columns: whether there are several columns, so that inputs are dictionaries.
     """
 
-    SUPPORTED_FORMATS: ClassVar[list[str]] = ["json", "csv", "pipe"]
+    SUPPORTED_FORMATS: ClassVar[list[str]] = ["json", "csv", "pipe", "jsonl"]
+    _written: ClassVar[str] = "json"  # the format of results where the output's name does not end in one
 
     def __init__(
         self, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
@@ -52,9 +53,10 @@ class PipelineDataFormat(ABC):
     def __iter__(self) -> Iterator[Any]:
         """The inputs: texts, or dictionaries of arguments if there are several columns."""
 
-    @abstractmethod
     def save(self, data: Any) -> None:
-        """Write results, a list of dictionaries."""
+        """Write results, a list of dictionaries, in the format that the output's name ends in, else in the input's."""
+        end = (self.output_path or "").rpartition(".")[2]
+        self._write(_WRITERS.get(end, _WRITERS[self._written])(data))
 
     def save_binary(self, data: Any) -> str:
         """Pickle results beside the output's path, and return the path of that file."""
@@ -68,7 +70,7 @@ class PipelineDataFormat(ABC):
     def from_str(
         format: str, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
     ) -> PipelineDataFormat:
-        """The format of a name: "json", "csv" or "pipe"; the other arguments are those of the class.
+        """The format of a name: "json", "jsonl", "csv" or "pipe"; the other arguments are those of the class.
 
         Raises:
             UnknownNameError: there is no such format.
@@ -137,13 +139,11 @@ class PipelineDataFormat(ABC):
 class CsvPipelineDataFormat(PipelineDataFormat):
     """A CSV file with names of columns in its first line; see `PipelineDataFormat`."""
 
+    _written = "csv"
+
     def __iter__(self) -> Iterator[Any]:
         """The inputs, a line each."""
         return self._inputs(list(csv.DictReader(io.StringIO(self._text(), newline=""))))
-
-    def save(self, data: Any) -> None:
-        """Write results, a line each; the columns are the names that occur in them."""
-        self._write(_as_csv(data))
 
 
 class JsonPipelineDataFormat(PipelineDataFormat):
@@ -154,7 +154,7 @@ class JsonPipelineDataFormat(PipelineDataFormat):
     ) -> None:
         super().__init__(output_path, input_path, column, overwrite)
         try:
-            self._entries = json.loads(self._text())
+            self._entries = self._parse(self._text())
         except ValueError as error:
             if isinstance(error, OptionError):
                 raise
@@ -166,9 +166,17 @@ class JsonPipelineDataFormat(PipelineDataFormat):
         """The inputs, an element of the list each."""
         return self._inputs(self._entries)
 
-    def save(self, data: Any) -> None:
-        """Write results as a list."""
-        self._write(as_json(data))
+    def _parse(self, text: str) -> Any:
+        return json.loads(text)
+
+
+class JsonLinesPipelineDataFormat(JsonPipelineDataFormat):
+    """A file with a JSON object, or text, in each line; see `PipelineDataFormat`."""
+
+    _written = "jsonl"
+
+    def _parse(self, text: str) -> Any:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
 
 
 class PipedPipelineDataFormat(PipelineDataFormat):
@@ -194,15 +202,16 @@ class PipedPipelineDataFormat(PipelineDataFormat):
             yield {argument: value for (argument, _), value in zip(self.column, values, strict=False)}
 
     def save(self, data: Any) -> None:
-        """Print results as a Python list, or write them to the output file: CSV if its name ends so, else JSON."""
+        """Print results as a Python list, as Transformers does, or write them to the output file."""
         if self.output_path is None:
             print(data)
         else:
-            self._write(_as_csv(data) if self.output_path.endswith(".csv") else as_json(data))
+            super().save(data)
 
 
 _FORMATS: dict[str, type[PipelineDataFormat]] = {
     "json": JsonPipelineDataFormat,
+    "jsonl": JsonLinesPipelineDataFormat,
     "csv": CsvPipelineDataFormat,
     "pipe": PipedPipelineDataFormat,
 }
@@ -221,6 +230,8 @@ def check_paths(input_path: str | None, output_path: str | None, overwrite: bool
         raise FileOptionError(f"output {output_path!r} lies in no folder that exists; make {folder!r} first")
     if output_path is not None and os.path.isdir(output_path):
         raise FileOptionError(f"output {output_path!r} is a folder; give a file")
+    if output_path is not None and not os.access(folder, os.W_OK):
+        raise FileOptionError(f"output {output_path!r} lies in a folder that may not be written to; give another one")
     if input_path is not None and not os.path.isfile(input_path):
         raise FileOptionError(f"input {input_path!r} is not a file; check its path")
 
@@ -244,8 +255,12 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
 
 
 def as_json(data: Any) -> str:
-    """Results as JSON; numbers of numpy and torch are plain ones."""
-    return json.dumps(data, default=lambda value: value.tolist())
+    """Results as JSON; numbers of numpy and torch are plain ones, and characters stay as they are."""
+    return json.dumps(data, ensure_ascii=False, default=lambda value: value.tolist())
+
+
+def _as_json_lines(data: Any) -> str:
+    return "".join(f"{as_json(record)}\n" for record in data)
 
 
 def _as_csv(data: Any) -> str:
@@ -263,6 +278,9 @@ def _as_csv(data: Any) -> str:
         writer.writeheader()
         writer.writerows(data)
     return text.getvalue()
+
+
+_WRITERS: dict[str, Callable[[Any], str]] = {"json": as_json, "jsonl": _as_json_lines, "csv": _as_csv}
 
 
 def _argument_and_column(name: str) -> tuple[str, str]:

@@ -37,8 +37,27 @@ def test_files_are_written_as_transformers_writes_them(files, kind):
     given = (str(files / f"in.{kind}"), "text")
     PipelineDataFormat.from_str(kind, str(files / "ours"), *given).save(found)
     ReferenceFormat.from_str(kind, str(files / "theirs"), *given).save(found)
-    ours, theirs = ((files / name).read_text(encoding="utf-8").split() for name in ("ours", "theirs"))
-    assert ours == theirs
+    ours, theirs = ((files / name).read_text(encoding="utf-8") for name in ("ours", "theirs"))
+    assert "ü" in ours, "Transformers escapes it in JSON"
+    assert json.loads(ours) == json.loads(theirs) if kind == "json" else ours.split() == theirs.split()
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv", "pipe"])
+@pytest.mark.parametrize("end", ["json", "jsonl", "csv", "other"])
+def test_results_are_in_the_format_that_the_name_of_their_file_ends_in(files, kind, end):
+    (files / "in.jsonl").write_text("".join(json.dumps(row) + "\n\n" for row in RECORDS), encoding="utf-8")
+    source = None if kind == "pipe" else str(files / f"in.{kind}")
+    reader = PipelineDataFormat.from_str(kind, str(files / f"out.{end}"), source, None if kind == "pipe" else "text")
+    if source is not None:
+        assert list(reader) == [row["text"] for row in RECORDS]
+    reader.save([{"label": "ü", "score": 0.5}, {"label": "B", "score": 1.0}])
+    expected = {
+        "json": '[{"label": "ü", "score": 0.5}, {"label": "B", "score": 1.0}]',
+        "jsonl": '{"label": "ü", "score": 0.5}\n{"label": "B", "score": 1.0}\n',
+        "csv": "label,score\nü,0.5\nB,1.0\n",
+    }
+    written = end if end in expected else "json" if kind == "pipe" else kind
+    assert (files / f"out.{end}").read_text(encoding="utf-8") == expected[written]
 
 
 @pytest.mark.parametrize(("column", "text"), [(None, "a\nb\n"), ("question,context", "who?\tit is\nwhy?\tso\n")])
@@ -98,6 +117,7 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
         ("csv", "a,b\n1,2\n", None, "several columns"),
         ("json", "{}", "text", "holds a dict; expected a list"),
         ("json", "[", "text", "is not JSON"),
+        ("jsonl", '{"text": "a"}\n{', "text", "is not JSON"),
         ("json", "[3]", "text", "record 1 .* is a int"),
         ("pipe", "question only\n", "question,context", "line 1 .* has 1 of 2 columns"),
     ],
@@ -112,9 +132,12 @@ def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, 
         PipelineDataFormat.from_str("xml", None, None, None)
 
 
-def test_an_output_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path):
+def test_an_output_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path, monkeypatch):
     with pytest.raises(FileOptionError, match=r"lies in no folder that exists; make .*none"):
         check_paths(None, str(tmp_path / "none" / "out.json"), overwrite=False)
     with pytest.raises(FileOptionError, match="is a folder; give a file"):
         check_paths(None, str(tmp_path), overwrite=True)
     check_paths(None, str(tmp_path / "out.json"), overwrite=False)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(FileOptionError, match="may not be written to"):
+        check_paths(None, str(tmp_path / "out.json"), overwrite=False)
