@@ -15,6 +15,7 @@ GptrioError
 │       ├── TypeHintParsingException          a type hint has no JSON schema, or is missing
 │       └── DocstringParsingException         the docstring does not describe an argument
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
+├── PipelineException                         the call of a pipeline fails; for pipelines of one's own
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
@@ -95,6 +96,21 @@ class DocstringParsingException(ToolSchemaError):
 
 class UnsupportedError(GptrioError, ValueError):
     """A feature, model family or back end that gptrio does not have."""
+
+
+class PipelineException(GptrioError):
+    """The call of a pipeline fails; for pipelines of one's own, as those of this package raise the errors above.
+
+    Args:
+        task: of the pipeline.
+        model: its name.
+        reason: the message.
+    """
+
+    def __init__(self, task: str, model: str, reason: str) -> None:
+        super().__init__(reason)
+        self.task = task
+        self.model = model
 
 
 class MissingDependencyError(GptrioError, ImportError):

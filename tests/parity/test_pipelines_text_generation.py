@@ -12,7 +12,7 @@ from transformers.pipelines.text_generation import ReturnType as TheirType
 
 import gptrio
 from gptrio.errors import InputError, OptionError
-from gptrio.pipelines.pt_utils import KeyDataset
+from gptrio.pipelines.pt_utils import KeyDataset, PipelineDataset
 from gptrio.pipelines.text_generation import ReturnType
 from tests.contract.families import FAMILIES, Family
 from tests.parity.pipelines import assert_alike, both, families, save
@@ -90,6 +90,14 @@ def test_chats_continue_as_in_the_reference(generators: tuple[Any, Any], chats: 
         ours(given, **GREEDY, **arguments) if chats[0] is CHAT[0] else list(ours(given, **GREEDY, **arguments)),
         expected,
     )
+
+
+def test_datasets_of_chats_give_what_lists_give(generators: tuple[Any, Any]) -> None:
+    theirs, ours = generators
+    chats = [CHAT, PREFILLED]
+    expected = theirs(chats, **GREEDY)
+    assert_alike(ours(KeyDataset([{"c": chat} for chat in chats], "c"), **GREEDY), expected)
+    assert_alike(list(ours(PipelineDataset(chats, list, {}), **GREEDY)), expected)  # Transformers fails
 
 
 def test_a_message_without_a_role_is_refused(generators: tuple[Any, Any]) -> None:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
-from gptrio.errors import CheckpointError, GptrioError, InputError, UnsupportedError
+from gptrio.errors import CheckpointError, InputError, UnsupportedError
+from gptrio.errors import PipelineException as PipelineException
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.linear import packed_inference
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, row_of, without_padding
@@ -45,21 +46,6 @@ _WINDOW = 512  # inputs that are sorted by length together
 def without_none(parameters: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that are not None."""
     return {name: value for name, value in parameters.items() if value is not None}
-
-
-class PipelineException(GptrioError):
-    """An error in the call of a pipeline, for pipelines of one's own.
-
-    Args:
-        task: of the pipeline.
-        model: its name.
-        reason: the message.
-    """
-
-    def __init__(self, task: str, model: str, reason: str) -> None:
-        super().__init__(reason)
-        self.task = task
-        self.model = model
 
 
 class ArgumentHandler(ABC):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Sequence
-from itertools import chain, islice
-from types import GeneratorType
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +16,8 @@ from gptrio.generation.options.schema import GenerationMode, option_types
 from gptrio.outputs import ModelOutput
 from gptrio.pipelines.base import Parameters, Pipeline, without_none
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, of_equal_length
+from gptrio.pipelines.chats import Chat, with_chat
 from gptrio.pipelines.generating import config_of_call
-from gptrio.pipelines.pt_utils import KeyDataset
 from gptrio.pipelines.results import Report, ignore
 from gptrio.tokenization.encoding import short
 
@@ -40,36 +38,6 @@ class ReturnType(enum.Enum):
     TENSORS = 0
     NEW_TEXT = 1
     FULL_TEXT = 2
-
-
-class Chat:
-    """Messages of one conversation, which is one input, not a list of inputs.
-
-    Args:
-        messages: dictionaries with "role" and "content".
-
-    Raises:
-        InputError: a message lacks one of the two.
-    """
-
-    def __init__(self, messages: Sequence[dict[str, Any]]) -> None:
-        for message in messages:
-            if not ("role" in message and "content" in message):
-                raise InputError(f"a message of a chat needs the keys 'role' and 'content'; one has {sorted(message)}")
-        self.messages = list(messages)
-
-    def is_continued(self, continue_final_message: bool | None) -> bool:
-        """Whether the last message is continued: if asked for, or by default if it is the assistant's."""
-        if continue_final_message is not None:
-            return continue_final_message
-        return bool(self.messages[-1]["role"] == "assistant")
-
-    def with_answer(self, text: str, is_continued: bool) -> list[dict[str, Any]]:
-        """The messages with a text after them."""
-        if not is_continued:
-            return [*self.messages, {"role": "assistant", "content": text}]
-        last = self.messages[-1]
-        return [*self.messages[:-1], {"role": last["role"], "content": last["content"] + text}]
 
 
 class TextGenerationPipeline(Pipeline):
@@ -181,7 +149,7 @@ class TextGenerationPipeline(Pipeline):
             OptionError: arguments are unknown or contradict each other.
             InputError: an input is neither a text nor a chat, or a message of a chat lacks its role or content.
         """
-        return super().__call__(_with_chats(text_inputs), **kwargs)
+        return super().__call__(with_chat(text_inputs), **kwargs)
 
     def preprocess(
         self,
@@ -201,6 +169,8 @@ class TextGenerationPipeline(Pipeline):
         options = {**without_none(dict(zip(_OF_TOKENIZER, values, strict=True))), **(tokenizer_encode_kwargs or {})}
         if max_length is not None and truncation is None and padding is None:
             options.setdefault("truncation", True)
+        if isinstance(prompt_text, (list, tuple)):
+            prompt_text = Chat(prompt_text)
         if isinstance(prompt_text, Chat):
             options.pop("add_special_tokens", None)  # the template writes them
             is_continued = prompt_text.is_continued(continue_final_message)
@@ -385,27 +355,6 @@ def _return_type(
     if tensors:
         return ReturnType.TENSORS
     return None if full_text is None else ReturnType.FULL_TEXT if full_text else ReturnType.NEW_TEXT
-
-
-def _with_chats(inputs: Any) -> Any:
-    """Inputs with every list of messages as a `Chat`."""
-    if isinstance(inputs, GeneratorType):
-        return _chats(inputs)
-    if not isinstance(inputs, (list, tuple, KeyDataset)) or len(inputs) == 0:
-        return inputs
-    if isinstance(inputs[0], dict):
-        return Chat(inputs)  # type: ignore[arg-type]  # a list of messages
-    if isinstance(inputs[0], (list, tuple)):
-        return [Chat(inputs[i]) for i in range(len(inputs))]
-    return list(inputs) if isinstance(inputs, tuple) else inputs
-
-
-def _chats(inputs: Any) -> Any:
-    """A generator's inputs, lists of messages as chats; messages that follow each other are one chat."""
-    first = list(islice(inputs, 1))
-    if first and isinstance(first[0], dict):
-        return Chat([*first, *inputs])
-    return (Chat(item) if isinstance(item, (list, tuple)) else item for item in chain(first, inputs))
 
 
 def _additional(output: ModelOutput, rows: int, sequences: int) -> dict[str, Any]:
