@@ -9,14 +9,13 @@ in passing, two rows woven into one, and gives results (rows, out) of inputs as 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
 from typing import Any
 
 import torch
 from llvmlite import ir
-from numba import float32, types
+from numba import float32
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from gptrio.kernels.cpu_decode.arrays import floats, integers, largest, round_to_bfloat16, round_to_int8, small_integers
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
@@ -26,9 +25,12 @@ from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     I64,
     MATHS,
     Builder,
+    Emitter,
     Value,
     after,
     apart,
+    chosen,
+    emitted,
     features,
     kernel,
     load_float32,
@@ -88,42 +90,26 @@ def _store_tile(builder: Builder, tile: int, address: Value, stride: Value | Non
     )
 
 
-@intrinsic
-def _set_up(context: Any, address: Any) -> Any:
+@emitted()
+def _set_up(builder, address):
     """Give tile registers the sizes that are written at an address."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        _call(builder, "ldtilecfg", pointer(builder, arguments[0]))
-        return ir.Constant(I64, 0)
-
-    return types.int64(types.int64), generate
+    _call(builder, "ldtilecfg", pointer(builder, address))
 
 
-@intrinsic
-def release(context: Any) -> Any:
+@emitted()
+def release(builder):
     """Leave the tile registers to others."""
-
-    def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        _call(builder, "tilerelease")
-        return ir.Constant(I64, 0)
-
-    return types.int64(), generate
+    _call(builder, "tilerelease")
 
 
-@intrinsic
-def transpose(context: Any, source: Any, stride: Any, target: Any) -> Any:
+@emitted()
+def transpose(builder, source, stride, target):
     """Transpose 16 rows of 16 groups of 4 bytes, `stride` bytes apart, into rows of 64 bytes."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        source, stride, target = arguments
-        rows = [
-            builder.load(pointer(builder, address, _QUADS), align=1) for address in apart(builder, source, stride, SIDE)
-        ]
-        for i, row in enumerate(transposed(builder, rows)):
-            builder.store(row, pointer(builder, target, _QUADS, LINE * i), align=4)
-        return ir.Constant(I64, 0)
-
-    return types.int64(*(types.int64,) * 3), generate
+    rows = [
+        builder.load(pointer(builder, address, _QUADS), align=1) for address in apart(builder, source, stride, SIDE)
+    ]
+    for i, row in enumerate(transposed(builder, rows)):
+        builder.store(row, pointer(builder, target, _QUADS, LINE * i), align=4)
 
 
 def transposed(builder: Builder, rows: list[Value]) -> list[Value]:
@@ -140,53 +126,45 @@ def interleaved(builder: Builder, left: Value, right: Value, count: int, part: i
     return builder.shuffle_vector(left, right, ir.Constant(ir.VectorType(I32, 2 * length), addresses))
 
 
-def make_rows_product(format: int, groups: int, blocks: int) -> Callable[..., None]:
-    """An intrinsic for the products of 16 * `groups` rows with `blocks` times 16 columns that lie as tiles, or fewer.
+def rows_code(format: int, groups: int, blocks: int) -> Emitter:
+    """Code for the products of 16 * `groups` rows with `blocks` times 16 columns that lie as tiles, or fewer.
 
-    It is called as (rows, stride, group, step, tiles, count, out, out_stride): address of the first row, and bytes to
+    Its arguments are (rows, stride, group, step, tiles, count, out, out_stride): address of the first row, and bytes to
     the next row, to the next 16 rows, and to the next 64 bytes of each; address of the tiles, the blocks side by side,
     and their number along a row; address of the results, 4 bytes each, and bytes to their next row.
     """
 
-    @intrinsic
-    def product(
-        context: Any, rows: Any, stride: Any, group: Any, step: Any, tiles: Any, count: Any, out: Any, out_stride: Any
-    ) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            rows, stride, group, step, tiles, count, out, out_stride = arguments
-            first = apart(builder, rows, group, groups)
-            for index in range(groups * blocks):
-                _call(builder, "tilezero", index)
-            with loop(builder, count, 1) as number:
-                start, columns = builder.mul(number, step), after(builder, tiles, number, TILE * blocks)
-                for b, address in enumerate(apart(builder, columns, ir.Constant(I64, TILE), blocks)):
-                    _load_tile(builder, _INPUTS + b, address)
-                for g in range(groups):
-                    _load_tile(builder, _WEIGHTS + g, builder.add(first[g], start), stride)
-                    for b in range(blocks):
-                        _call(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+    def product(builder, rows, stride, group, step, tiles, count, out, out_stride):
+        first = apart(builder, rows, group, groups)
+        for index in range(groups * blocks):
+            _call(builder, "tilezero", index)
+        with loop(builder, count, 1) as number:
+            start, columns = builder.mul(number, step), after(builder, tiles, number, TILE * blocks)
+            for b, address in enumerate(apart(builder, columns, ir.Constant(I64, TILE), blocks)):
+                _load_tile(builder, _INPUTS + b, address)
             for g in range(groups):
-                line = after(builder, out, out_stride, SIDE * g)
-                for b, address in enumerate(apart(builder, line, ir.Constant(I64, LINE), blocks)):
-                    _store_tile(builder, g * blocks + b, address, out_stride)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 8), generate
+                _load_tile(builder, _WEIGHTS + g, builder.add(first[g], start), stride)
+                for b in range(blocks):
+                    _call(builder, _PRODUCT[format], g * blocks + b, _WEIGHTS + g, _INPUTS + b)
+        for g in range(groups):
+            line = after(builder, out, out_stride, SIDE * g)
+            for b, address in enumerate(apart(builder, line, ir.Constant(I64, LINE), blocks)):
+                _store_tile(builder, g * blocks + b, address, out_stride)
 
     return product
 
 
-def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
-    """An intrinsic that adds products of inputs with 32 rows and 16 * `groups` columns of a bfloat16 weight to results.
+def _columns_code(groups: int, blocks: int) -> Emitter:
+    """Code that adds products of inputs with 32 rows and 16 * `groups` columns of a bfloat16 weight to results.
 
-    It is called as (weight, stride, x, x_stride, out, workspace): address of the first row of the columns, and bytes to
-    the next; address of the inputs' 32 bfloat16 values, and bytes to the next input; addresses of groups * blocks tiles
-    of results, and of `groups` tiles of working memory.
+    Its arguments are (weight, stride, x, x_stride, out, workspace): address of the first row of the columns, and bytes
+    to the next; address of the inputs' 32 bfloat16 values, and bytes to the next input; addresses of groups * blocks
+    tiles of results, and of `groups` tiles of working memory.
     """
     together = min(groups, 2)  # what a line of memory holds
     pair = ir.VectorType(I16, SIDE * together)
 
-    def interleave(builder: Builder, lines: list[Value], workspace: Value) -> None:
+    def interleave(builder, lines, workspace):
         """Bring two rows into one, for the first 32 of a part of the columns, and ask for the next."""
         for line in lines[2 * SIDE :]:
             prefetch(builder, line, near=2)
@@ -196,67 +174,29 @@ def _make_columns_product(groups: int, blocks: int) -> Callable[..., None]:
                 row = interleaved(builder, values[2 * j], values[2 * j + 1], SIDE * together, g, SIDE)
                 builder.store(row, pointer(builder, workspace, row.type, TILE * g + LINE * j), align=2)
 
-    @intrinsic
-    def product(context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, out: Any, workspace: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, x, x_stride, out, workspace = arguments
-            tile = ir.Constant(I64, TILE)
-            tiles, results = apart(builder, workspace, tile, groups), apart(builder, out, tile, groups * blocks)
+    def product(builder, weight, stride, x, x_stride, out, workspace):
+        tile = ir.Constant(I64, TILE)
+        tiles, results = apart(builder, workspace, tile, groups), apart(builder, out, tile, groups * blocks)
+        for b in range(blocks):
+            _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
+        for g in range(groups):
+            if g % together == 0:
+                first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
+                interleave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
+            own = _WEIGHTS + g % 2
+            _load_tile(builder, own, tiles[g])
             for b in range(blocks):
-                _load_tile(builder, _INPUTS + b, after(builder, x, x_stride, SIDE * b), x_stride)
-            for g in range(groups):
-                if g % together == 0:
-                    first = builder.add(weight, ir.Constant(I64, 2 * SIDE * g))
-                    interleave(builder, apart(builder, first, stride, 4 * SIDE), tiles[g])
-                own = _WEIGHTS + g % 2
-                _load_tile(builder, own, tiles[g])
-                for b in range(blocks):
-                    index = g * blocks + b
-                    _load_tile(builder, index % _INPUTS, results[index])
-                    _call(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
-                    _store_tile(builder, index % _INPUTS, results[index])
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 6), generate
+                index = g * blocks + b
+                _load_tile(builder, index % _INPUTS, results[index])
+                _call(builder, _PRODUCT[BFLOAT16], index % _INPUTS, _INPUTS + b, own)
+                _store_tile(builder, index % _INPUTS, results[index])
 
     return product
 
 
-def _rows_product_of(format: int) -> Callable[..., Any]:
-    one, two, both_one, both_two = (make_rows_product(format, *size) for size in ((1, 1), (1, 2), (2, 1), (2, 2)))
-
-    @kernel()
-    def product(groups, blocks, rows, stride, group, step, tiles, count, out, out_stride):
-        if groups == 1 and blocks == 1:
-            one(rows, stride, group, step, tiles, count, out, out_stride)
-        elif groups == 1:
-            two(rows, stride, group, step, tiles, count, out, out_stride)
-        elif blocks == 1:
-            both_one(rows, stride, group, step, tiles, count, out, out_stride)
-        else:
-            both_two(rows, stride, group, step, tiles, count, out, out_stride)
-
-    return product
-
-
-def _columns_product() -> Callable[..., Any]:
-    one, two, four_one, four_two = (_make_columns_product(*size) for size in ((1, 1), (1, 2), (4, 1), (4, 2)))
-
-    @kernel()
-    def product(groups, blocks, weight, stride, x, x_stride, out, workspace):
-        if groups == 1 and blocks == 1:
-            one(weight, stride, x, x_stride, out, workspace)
-        elif groups == 1:
-            two(weight, stride, x, x_stride, out, workspace)
-        elif blocks == 1:
-            four_one(weight, stride, x, x_stride, out, workspace)
-        else:
-            four_two(weight, stride, x, x_stride, out, workspace)
-
-    return product
-
-
-_bfloat16_rows, _int8_rows, _columns = _rows_product_of(BFLOAT16), _rows_product_of(INT8), _columns_product()
+# products by (format, groups, blocks), and by (groups, blocks)
+_rows_product = chosen({case: rows_code(*case) for case in itertools.product(_PRODUCT, (1, 2), (1, 2))})
+_columns_product = chosen({case: _columns_code(*case) for case in itertools.product((1, 4), (1, 2))})
 
 
 @kernel()
@@ -324,7 +264,8 @@ def _multiply_in_out(p, x, line, y, y_stride, rows, blocks, adds, workspace, tot
         while g < tiles:
             groups = 4 if g + 4 <= tiles else 1
             weight = p.weight + i * stride + 2 * (start + SIDE * g)
-            _columns(groups, blocks, weight, stride, x + 2 * i, line, totals + TILE * blocks * g, workspace + TOTALS)
+            out = totals + TILE * blocks * g
+            _columns_product(groups, blocks, weight, stride, x + 2 * i, line, out, workspace + TOTALS)
             g += groups
     for g in range(tiles):
         for b in range(blocks):
@@ -341,16 +282,14 @@ def _multiply_out_in(p, x, line, y, y_stride, rows, blocks, adds, workspace, til
     while o + SIDE <= end:
         groups = 2 if o + 2 * SIDE <= end else 1
         weight, totals, totals_stride = p.weight + o * line, workspace + TOTALS, LINE * blocks
-        if p.format == INT8:
-            _int8_rows(groups, blocks, weight, line, SIDE * line, LINE, tiles, line // LINE, totals, totals_stride)
-        else:
-            _bfloat16_rows(groups, blocks, weight, line, SIDE * line, LINE, tiles, line // LINE, totals, totals_stride)
+        count, group = line // LINE, SIDE * line
+        _rows_product(p.format, groups, blocks, weight, line, group, LINE, tiles, count, totals, totals_stride)
         for g in range(groups):
             for b in range(blocks):
-                target, count = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
+                target, own = y + SIDE * b * y_stride, min(rows - SIDE * b, SIDE)
                 transpose(totals + SIDE * g * totals_stride + LINE * b, totals_stride, workspace + TURNED)
                 scales = workspace + SCALES + 4 * SIDE * b
-                _finish(p, workspace + TURNED, target, y_stride, count, adds, scales, o + SIDE * g)
+                _finish(p, workspace + TURNED, target, y_stride, own, adds, scales, o + SIDE * g)
         o += SIDE * groups
 
 

@@ -375,8 +375,9 @@ def _root() -> Path:
 @functools.cache
 def _key() -> str:
     own = Path(__file__)
-    rooms = (own.parent, own.parent.parent / "cpu_prefill")
-    files = [*(file for room in rooms for file in sorted(room.glob("*.py"))), own.parent.parent / "formats.py"]
+    kernels = own.parent.parent
+    rooms = [file for room in (own.parent, kernels / "cpu_prefill") for file in sorted(room.glob("*.py"))]
+    files = [*rooms, kernels / "formats.py", kernels / "__init__.py"]
     sources = [path.read_bytes() for path in files if path != own]
     versions = [f"{name} {installed_version(name) or 'unknown'}" for name in ("numba", "llvmlite")]
     flags = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]

@@ -6,14 +6,13 @@ Inputs become int8, 128 of them by a scale of their own. The codes stay what is 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from functools import partial
 
 from llvmlite import ir
-from numba import float32, int32, types
+from numba import float32, int32
 from numba.core import cgutils
-from numba.extending import intrinsic
 
+from gptrio.kernels import GROUP_SIZES
 from gptrio.kernels.cpu_decode.arrays import floats, integers, largest, round_to_int8, small_integers
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     FLOAT,
@@ -22,9 +21,11 @@ from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     I32,
     I64,
     Builder,
+    Emitter,
     Value,
     after,
     apart,
+    branch,
     features,
     fma,
     kernel,
@@ -47,58 +48,36 @@ def is_available() -> bool:
     return {"+avx512vnni", "+avx512bw"} <= features()
 
 
-def make_nibble_dot(group: int, rows: int, lines: int) -> Callable[..., None]:
-    """An intrinsic for the products of `lines` rows of int4 codes, in groups of `group`, with `rows` inputs.
+def nibble_dot_code(rows: int, lines: int) -> Emitter:
+    """Code for the products of `lines` rows of int4 codes with `rows` inputs that `pack_rows` packed.
 
-    It is called as (weight, stride, scales, scales_stride, x, x_stride, count, out): address of `count` codes (a
-    multiple of 64), and bytes to the next row of them; address of their scales, and bytes to the next row's; address of
-    inputs that `pack_rows` packed, and bytes to the next input; address of floats that take the sums, all of the first
-    input before those of the next.
+    Its arguments are those of `dot_code`; `ahead` has no effect.
     """
 
-    @intrinsic
-    def dot(
-        context: Any,
-        weight: Any,
-        stride: Any,
-        scales: Any,
-        scales_stride: Any,
-        x: Any,
-        x_stride: Any,
-        count: Any,
-        out: Any,
-    ) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, scales, scales_stride, x, x_stride, count, out = arguments
-            codes, steps = apart(builder, weight, stride, lines), apart(builder, scales, scales_stride, lines)
-            inputs = apart(builder, x, x_stride, rows)
-            zero, part = ir.Constant(I64, 0), ir.Constant(I64, PART)
-            bulk = builder.mul(builder.udiv(count, part), part)
-            totals = []
-            for units, bounds in ((2, (zero, bulk)), (1, (bulk, count))):
-                sums = [[zeros(builder, 8 * units) for _ in codes] for _ in inputs]
-                with cgutils.for_range_slice(builder, *bounds, part, I64) as (start, _):
-                    _add(builder, group, units, start, codes, steps, inputs, sums)
-                totals.append([total(builder, builder.load(offset)) for own in sums for offset in own])
-            for i, parts in enumerate(zip(*totals, strict=True)):
-                builder.store(builder.fadd(*parts), pointer(builder, out, FLOAT, 4 * i))
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 8), generate
+    def dot(builder, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
+        codes, steps = apart(builder, weight, stride, lines), apart(builder, scales, scales_stride, lines)
+        inputs = apart(builder, x, x_stride, rows)
+        sizes = {(size,): partial(_emit_dot, builder, size, codes, steps, inputs, count, out) for size in GROUP_SIZES}
+        branch(builder, (group,), sizes)
 
     return dot
 
 
-def _add(
-    builder: Builder,
-    group: int,
-    units: int,
-    start: Value,
-    codes: list[Value],
-    steps: list[Value],
-    inputs: list[Value],
-    sums: list[list[Value]],
-) -> None:
+def _emit_dot(builder, group, codes, steps, inputs, count, out):
+    """Code for the products of rows of codes, in groups of a known size, with packed inputs."""
+    zero, part = ir.Constant(I64, 0), ir.Constant(I64, PART)
+    bulk = builder.mul(builder.udiv(count, part), part)
+    totals = []
+    for units, bounds in ((2, (zero, bulk)), (1, (bulk, count))):
+        sums = [[zeros(builder, 8 * units) for _ in codes] for _ in inputs]
+        with cgutils.for_range_slice(builder, *bounds, part, I64) as (start, _):
+            _add(builder, group, units, start, codes, steps, inputs, sums)
+        totals.append([total(builder, builder.load(offset)) for own in sums for offset in own])
+    for i, parts in enumerate(zip(*totals, strict=True)):
+        builder.store(builder.fadd(*parts), pointer(builder, out, FLOAT, 4 * i))
+
+
+def _add(builder, group, units, start, codes, steps, inputs, sums):
     """Add the products of one or two units from `start` on."""
     offset = builder.lshr(start, ir.Constant(I64, 1))
     packed = builder.mul(builder.udiv(start, ir.Constant(I64, PART)), ir.Constant(I64, PACKED))
@@ -176,19 +155,3 @@ def pack_rows(x, x_stride, rows, inputs, target):
                     for i in range(8):
                         four = int32(packed[4 * i]) + packed[4 * i + 1] + packed[4 * i + 2] + packed[4 * i + 3]
                         sums[i] = -8 * four
-
-
-def nibble_dot_of_any_group(rows: int, lines: int) -> Callable[..., Any]:
-    """Products of so many packed inputs and rows of codes, called as those of other forms are."""
-    small, middle, large = (make_nibble_dot(group, rows, lines) for group in (32, 64, 128))
-
-    @kernel()
-    def dot(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
-        if group == 32:
-            small(weight, stride, scales, scales_stride, x, x_stride, count, out)
-        elif group == 64:
-            middle(weight, stride, scales, scales_stride, x, x_stride, count, out)
-        else:
-            large(weight, stride, scales, scales_stride, x, x_stride, count, out)
-
-    return dot

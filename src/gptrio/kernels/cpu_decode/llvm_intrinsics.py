@@ -1,17 +1,19 @@
 """What the compiled step needs below numba's language: vectors of 16 floats over raw memory, and atomic counters.
 
-Each factory makes one intrinsic, whose LLVM code is the inner loop of a product for one format of the weights.
-Addresses and byte strides are int64. LLVM splits the vectors of 16 to what the processor has.
+An intrinsic is a function that LLVM code stands for. `emitted` makes one of a Python function that writes this code;
+`chosen` makes one of several such functions, among which its first arguments choose. Addresses and byte strides are
+int64. LLVM splits the vectors of 16 to what the processor has.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from llvmlite import ir
 from numba import njit, types
@@ -37,6 +39,7 @@ _ROWS_AHEAD = 32  # or rows of which a few columns are read
 
 Value = Any  # of llvmlite
 Builder = Any
+Emitter = Callable[..., Any]  # writes code, given the builder and the values of the arguments; may return a result
 
 
 @functools.cache
@@ -45,48 +48,93 @@ def features() -> frozenset[str]:
     return frozenset(cpu_target.target_context.codegen().magic_tuple()[2].split(","))
 
 
-def make_dot(format: int, rows: int, lines: int) -> Callable[..., None]:
-    """An intrinsic for the products of `lines` rows of a weight with `rows` inputs.
+def emitted(*kinds: Any, returns: Any = types.int64) -> Callable[[Emitter], Any]:
+    """Make an intrinsic of an emitter.
 
-    It is called as (weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out): address of `count`
+    Args:
+        kinds: numba's types of the arguments; int64 for each if none are given.
+        returns: numba's type of the result; that of an emitter that returns None is 0, an int64.
+    """
+
+    def intrinsic_of(emit: Emitter) -> Any:
+        count = len(inspect.signature(emit).parameters) - 1
+        return _intrinsic(emit, returns(*(kinds or (types.int64,) * count)))
+
+    return intrinsic_of
+
+
+def chosen(cases: Mapping[Any, Emitter]) -> Any:
+    """An intrinsic that runs the code of one of several emitters, which take the same int64 arguments.
+
+    Its first arguments are the key of the case, a tuple; see `branch`.
+    """
+    key, first = next(iter(cases.items()))
+    length = len(key)
+
+    def emit(builder, *values):
+        arguments = values[length:]
+        branch(builder, values[:length], {key: partial(emit, builder, *arguments) for key, emit in cases.items()})
+
+    count = length + len(inspect.signature(first).parameters) - 1
+    return _intrinsic(emit, types.int64(*(types.int64,) * count))
+
+
+def branch(builder: Builder, choice: Sequence[Value], cases: Mapping[Any, Callable[[], None]]) -> None:
+    """Code that runs what one of some functions writes: that of the key `choice`, or the last if there is no such key.
+
+    Args:
+        builder: takes the code.
+        choice: int64 values.
+        cases: functions that write code, by their keys, tuples of as many integers.
+    """
+    (key, emit), *others = cases.items()
+    if not others:
+        emit()
+        return
+    equal = [builder.icmp_signed("==", value, ir.Constant(I64, own)) for value, own in zip(choice, key, strict=True)]
+    with builder.if_else(functools.reduce(builder.and_, equal)) as (then, otherwise):
+        with then:
+            emit()
+        with otherwise:
+            branch(builder, choice, dict(others))
+
+
+def _intrinsic(emit: Emitter, signature: Any) -> Any:
+    def typed(context: Any, *_: Any) -> Any:
+        def generate(_: Any, builder: Builder, __: Any, values: Any) -> Value:
+            result = emit(builder, *values)
+            return ir.Constant(I64, 0) if result is None else result
+
+        return signature, generate
+
+    names = ("context", *(f"argument_{i}" for i in range(len(signature.args))))
+    parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+    cast(Any, typed).__signature__ = inspect.Signature(parameters)  # which numba asks for
+    return intrinsic(typed)
+
+
+def dot_code(format: int, rows: int, lines: int) -> Emitter:
+    """Code for the products of `lines` rows of a weight with `rows` inputs.
+
+    Its arguments are (weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out): address of `count`
     weights (a multiple of 16, of 64 for int4), bytes to the next row of them, and to what will be read soon (but for
     int4); address of their scales, bytes to the next row's, and elements for each (int4 only); address of the inputs'
     floats, and bytes to the next input; address of floats that take the sums, all of the first input before those of
     the next.
     """
 
-    @intrinsic
-    def dot(
-        context: Any,
-        weight: Any,
-        stride: Any,
-        ahead: Any,
-        scales: Any,
-        scales_stride: Any,
-        group: Any,
-        x: Any,
-        x_stride: Any,
-        count: Any,
-        out: Any,
-    ) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out = arguments
-            weights = apart(builder, weight, stride, lines)
-            inputs = apart(builder, x, x_stride, rows)
-            if format == INT4:
-                sums = _emit_int4_dot(
-                    builder, weights, apart(builder, scales, scales_stride, lines), group, inputs, count
-                )
-            else:
-                sums = _emit_dot(builder, format, weights, ahead, inputs, count)
-            if len(sums) == LANES:
-                builder.store(_totals(builder, sums), pointer(builder, out, _FLOATS), align=4)
-            else:
-                for i, vector in enumerate(sums):
-                    builder.store(total(builder, vector), pointer(builder, out, FLOAT, 4 * i))
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 10), generate
+    def dot(builder, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
+        weights, inputs = apart(builder, weight, stride, lines), apart(builder, x, x_stride, rows)
+        if format == INT4:
+            steps = apart(builder, scales, scales_stride, lines)
+            sums = _emit_int4_dot(builder, weights, steps, group, inputs, count)
+        else:
+            sums = _emit_dot(builder, format, weights, ahead, inputs, count)
+        if len(sums) == LANES:
+            builder.store(_totals(builder, sums), pointer(builder, out, _FLOATS), align=4)
+        else:
+            for i, vector in enumerate(sums):
+                builder.store(total(builder, vector), pointer(builder, out, FLOAT, 4 * i))
 
     return dot
 
@@ -155,71 +203,55 @@ def _int4_halves(builder: Builder, weight: Value, start: Value) -> tuple[Value, 
     return builder.sub(low, eight), builder.sub(high, eight)
 
 
-def make_axpy(format: int, inputs: int) -> Callable[..., None]:
-    """An intrinsic that adds `inputs` rows of a weight, each times a number, to one result.
+def axpy_code(format: int, inputs: int) -> Emitter:
+    """Code that adds `inputs` rows of a weight, each times a number, to one result.
 
-    It is called as (weight, stride, ahead, x, y, count): address of the first row of `count` weights (a multiple of
+    Its arguments are (weight, stride, ahead, x, y, count): address of the first row of `count` weights (a multiple of
     16), bytes to the next row, and to what will be read soon; address of `inputs` floats; address of the result's
     floats.
     """
 
-    @intrinsic
-    def axpy(context: Any, weight: Any, stride: Any, ahead: Any, x: Any, y: Any, count: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, ahead, x, y, count = arguments
-            rows = apart(builder, weight, stride, inputs)
-            factors = [_spread(builder, builder.add(x, ir.Constant(I64, 4 * k))) for k in range(inputs)]
-            with loop(builder, count, LANES) as start:
-                line = after(builder, y, start, 4)
-                total = _load(builder, FLOAT32, line)
-                for k in range(inputs):
-                    address = after(builder, rows[k], start, _SIZES[format])
-                    values = _load(builder, format, address)
-                    prefetch(builder, builder.add(address, ahead))
-                    total = fma(builder, values, factors[k], total)
-                builder.store(total, pointer(builder, line, _FLOATS), align=4)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 6), generate
+    def axpy(builder, weight, stride, ahead, x, y, count):
+        rows = apart(builder, weight, stride, inputs)
+        factors = [_spread(builder, builder.add(x, ir.Constant(I64, 4 * k))) for k in range(inputs)]
+        with loop(builder, count, LANES) as start:
+            line = after(builder, y, start, 4)
+            total = _load(builder, FLOAT32, line)
+            for k in range(inputs):
+                address = after(builder, rows[k], start, _SIZES[format])
+                values = _load(builder, format, address)
+                prefetch(builder, builder.add(address, ahead))
+                total = fma(builder, values, factors[k], total)
+            builder.store(total, pointer(builder, line, _FLOATS), align=4)
 
     return axpy
 
 
-def make_tile(format: int, rows: int, parts: int) -> Callable[..., None]:
-    """An intrinsic that adds the products of `rows` inputs with 16 * `parts` columns of a weight to `rows` results.
+def tile_code(format: int, rows: int, parts: int) -> Emitter:
+    """Code that adds the products of `rows` inputs with 16 * `parts` columns of a weight to `rows` results.
 
-    It is called as (weight, stride, x, x_stride, x_step, y, y_stride, count): address of the first row of the columns,
-    and bytes to the next row; address of the inputs' `count` floats, bytes to the next input, and from float to float;
-    address of the results' floats, and bytes to the next result.
+    Its arguments are (weight, stride, x, x_stride, x_step, y, y_stride, count): address of the first row of the
+    columns, and bytes to the next row; address of the inputs' `count` floats, bytes to the next input, and from float
+    to float; address of the results' floats, and bytes to the next result.
     """
 
-    @intrinsic
-    def tile(
-        context: Any, weight: Any, stride: Any, x: Any, x_stride: Any, x_step: Any, y: Any, y_stride: Any, count: Any
-    ) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            weight, stride, x, x_stride, x_step, y, y_stride, count = arguments
-            inputs, results = apart(builder, x, x_stride, rows), apart(builder, y, y_stride, rows)
-            sums = [[zeros(builder) for _ in range(parts)] for _ in range(rows)]
-            with loop(builder, count, 1) as start:
-                line = builder.add(weight, builder.mul(stride, start))
-                for offset in range(0, parts * LANES * _SIZES[format], _LINE):
-                    prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(I64, _ROWS_AHEAD))), offset)
-                addresses = apart(builder, line, ir.Constant(I64, LANES * _SIZES[format]), parts)
-                values = [_load(builder, format, target) for target in addresses]
-                for own, row in zip(sums, inputs, strict=True):
-                    factor = _spread(builder, builder.add(row, builder.mul(start, x_step)))
-                    for target, value in zip(own, values, strict=True):
-                        _accumulate(builder, target, value, factor)
-            for own, result in zip(sums, results, strict=True):
-                for target, address in zip(
-                    own, apart(builder, result, ir.Constant(I64, 4 * LANES), parts), strict=True
-                ):
-                    total = builder.fadd(_load(builder, FLOAT32, address), builder.load(target))
-                    builder.store(total, pointer(builder, address, _FLOATS), align=4)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 8), generate
+    def tile(builder, weight, stride, x, x_stride, x_step, y, y_stride, count):
+        inputs, results = apart(builder, x, x_stride, rows), apart(builder, y, y_stride, rows)
+        sums = [[zeros(builder) for _ in range(parts)] for _ in range(rows)]
+        with loop(builder, count, 1) as start:
+            line = builder.add(weight, builder.mul(stride, start))
+            for offset in range(0, parts * LANES * _SIZES[format], _LINE):
+                prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(I64, _ROWS_AHEAD))), offset)
+            addresses = apart(builder, line, ir.Constant(I64, LANES * _SIZES[format]), parts)
+            values = [_load(builder, format, target) for target in addresses]
+            for own, row in zip(sums, inputs, strict=True):
+                factor = _spread(builder, builder.add(row, builder.mul(start, x_step)))
+                for target, value in zip(own, values, strict=True):
+                    _accumulate(builder, target, value, factor)
+        for own, result in zip(sums, results, strict=True):
+            for target, address in zip(own, apart(builder, result, ir.Constant(I64, 4 * LANES), parts), strict=True):
+                total = builder.fadd(_load(builder, FLOAT32, address), builder.load(target))
+                builder.store(total, pointer(builder, address, _FLOATS), align=4)
 
     return tile
 
@@ -332,56 +364,41 @@ def pointer(builder: Builder, address: Value, element: Any = I8, beyond: int = 0
     return builder.inttoptr(builder.add(address, ir.Constant(I64, beyond)), element.as_pointer())
 
 
-@intrinsic
-def power_of_two(context: Any, exponent: Any) -> Any:
+@emitted(types.float32, returns=types.float32)
+def power_of_two(builder, exponent):
     """2 to a whole float32 between -126 and 127."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        biased = builder.add(builder.fptosi(arguments[0], I32), ir.Constant(I32, 127))
-        return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), FLOAT)
-
-    return types.float32(types.float32), generate
+    biased = builder.add(builder.fptosi(exponent, I32), ir.Constant(I32, 127))
+    return builder.bitcast(builder.shl(biased, ir.Constant(I32, 23)), FLOAT)
 
 
-@intrinsic
-def float_of(context: Any, bits: Any) -> Any:
+@emitted(types.uint32, returns=types.float32)
+def float_of(builder, bits):
     """The float32 of 32 bits."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        return builder.bitcast(arguments[0], FLOAT)
-
-    return types.float32(types.uint32), generate
+    return builder.bitcast(bits, FLOAT)
 
 
-def _make_loader(format: int) -> Callable[[int], float]:
-    @intrinsic
-    def load_one(context: Any, address: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            value = builder.load(pointer(builder, arguments[0], _STORED[format]), align=_SIZES[format])
-            return builder.fpext(builder.bitcast(value, _HALF), FLOAT) if format == FLOAT16 else value
-
-        return types.float32(types.int64), generate
-
-    return load_one
+@emitted(returns=types.float32)
+def load_float32(builder, address):
+    """The float32 at an address."""
+    return builder.load(pointer(builder, address, FLOAT), align=4)
 
 
-def _make_storer(format: int) -> Callable[[int, float], None]:
-    @intrinsic
-    def store_one(context: Any, address: Any, value: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            address, value = arguments
-            if format == FLOAT16:
-                value = builder.bitcast(builder.fptrunc(value, _HALF), I16)
-            builder.store(value, pointer(builder, address, _STORED[format]), align=_SIZES[format])
-            return ir.Constant(I64, 0)
-
-        return types.int64(types.int64, types.float32), generate
-
-    return store_one
+@emitted(returns=types.float32)
+def load_float16(builder, address):
+    """The float16 at an address, as float32."""
+    return builder.fpext(builder.load(pointer(builder, address, _HALF), align=2), FLOAT)
 
 
-load_float32, load_float16 = _make_loader(FLOAT32), _make_loader(FLOAT16)
-store_float32, store_float16 = _make_storer(FLOAT32), _make_storer(FLOAT16)
+@emitted(types.int64, types.float32)
+def store_float32(builder, address, value):
+    """Write a float32 at an address."""
+    builder.store(value, pointer(builder, address, FLOAT), align=4)
+
+
+@emitted(types.int64, types.float32)
+def store_float16(builder, address, value):
+    """Write a float32 as the nearest float16 at an address."""
+    builder.store(builder.fptrunc(value, _HALF), pointer(builder, address, _HALF), align=2)
 
 
 def make_view(element: Any) -> Callable[[int], Any]:
@@ -399,57 +416,33 @@ def make_view(element: Any) -> Callable[[int], Any]:
     return view
 
 
-@intrinsic
-def add_and_get(context: Any, address: Any, amount: Any) -> Any:
+@emitted()
+def add_and_get(builder, address, amount):
     """Add to the int64 at an address, as one act among threads; its new value."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        before = builder.atomic_rmw("add", pointer(builder, arguments[0], I64), arguments[1], "seq_cst")
-        return builder.add(before, arguments[1])
-
-    return types.int64(types.int64, types.int64), generate
+    return builder.add(builder.atomic_rmw("add", pointer(builder, address, I64), amount, "seq_cst"), amount)
 
 
-@intrinsic
-def get(context: Any, address: Any) -> Any:
+@emitted()
+def get(builder, address):
     """The int64 at an address, as other threads left it."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        return builder.load_atomic(pointer(builder, arguments[0], I64), "seq_cst", 8)
-
-    return types.int64(types.int64), generate
+    return builder.load_atomic(pointer(builder, address, I64), "seq_cst", 8)
 
 
-@intrinsic
-def put(context: Any, address: Any, value: Any) -> Any:
+@emitted()
+def put(builder, address, value):
     """Write the int64 at an address for other threads to see."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        builder.store_atomic(arguments[1], pointer(builder, arguments[0], I64), "seq_cst", 8)
-        return ir.Constant(I64, 0)
-
-    return types.int64(types.int64, types.int64), generate
+    builder.store_atomic(value, pointer(builder, address, I64), "seq_cst", 8)
 
 
-@intrinsic
-def replace(context: Any, address: Any, expected: Any, value: Any) -> Any:
+@emitted(*(types.int64,) * 3, returns=types.boolean)
+def replace(builder, address, expected, value):
     """Write the int64 at an address if it is as expected; whether it was."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        target = pointer(builder, arguments[0], I64)
-        return builder.extract_value(builder.cmpxchg(target, arguments[1], arguments[2], "seq_cst"), 1)
-
-    return types.boolean(types.int64, types.int64, types.int64), generate
+    return builder.extract_value(builder.cmpxchg(pointer(builder, address, I64), expected, value, "seq_cst"), 1)
 
 
-@intrinsic
-def pause(context: Any) -> Any:
+@emitted()
+def pause(builder):
     """Tell the processor that this thread waits in a loop."""
-
-    def generate(_: Any, builder: Builder, __: Any, ___: Any) -> Value:
-        if platform.machine() in ("x86_64", "AMD64"):
-            wait = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, wait, "llvm.x86.sse2.pause"), [])
-        return ir.Constant(I64, 0)
-
-    return types.int64(), generate
+    if platform.machine() in ("x86_64", "AMD64"):
+        wait = ir.FunctionType(ir.VoidType(), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, wait, "llvm.x86.sse2.pause"), [])

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX
 from gptrio.kernels.cpu_decode import amx as tiles
 from gptrio.kernels.cpu_decode import int4_vnni as nibbles
 from gptrio.kernels.cpu_decode.amx import multiply_tiled
-from gptrio.kernels.cpu_decode.int4_vnni import nibble_dot_of_any_group, pack_rows, packed_stride
+from gptrio.kernels.cpu_decode.int4_vnni import nibble_dot_code, pack_rows, packed_stride
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
+    axpy_code,
+    chosen,
+    dot_code,
     kernel,
     load_float32,
-    make_axpy,
-    make_dot,
-    make_tile,
     store_float32,
+    tile_code,
 )
-from gptrio.kernels.cpu_decode.structs import BFLOAT16, FLOAT16, FLOAT32, INT4, INT8, LANES
+from gptrio.kernels.cpu_decode.structs import FLOAT32, FLOATS, INT4, INT8, LANES
 
 TOGETHER = 4  # inputs that share one reading of the weight,
 LINES = 2  # by so many of its rows at a time, where others of
@@ -36,75 +36,19 @@ def workspace_for(p: Any) -> int:
     return max(PACKED_AT + codes, tiles.workspace_for(p) if p["tiled"] else 0)
 
 
-def _dot_of_any_form(rows: int, lines: int) -> Callable[..., Any]:
-    float32, bfloat16, float16, int8 = (make_dot(format, rows, lines) for format in range(INT8 + 1))
-    int4 = nibble_dot_of_any_group(rows, lines) if INT4_BY_INT8 else make_dot(INT4, rows, lines)
-
-    @kernel()
-    def dot(format, weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out):
-        if format == FLOAT32:
-            float32(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif format == BFLOAT16:
-            bfloat16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif format == FLOAT16:
-            float16(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        elif format == INT8:
-            int8(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-        else:
-            int4(weight, stride, ahead, scales, scales_stride, group, x, x_stride, count, out)
-
-    return dot
+def _dot(rows: int, lines: int) -> Any:
+    """Products of `lines` rows of a weight of any format with `rows` inputs."""
+    cases = {(format,): dot_code(format, rows, lines) for format in (*FLOATS, INT8)}
+    return chosen(cases | {(INT4,): nibble_dot_code(rows, lines) if INT4_BY_INT8 else dot_code(INT4, rows, lines)})
 
 
-def _dot_of_floats(lines: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_dot(format, 1, lines) for format in range(FLOAT16 + 1))
-
-    @kernel()
-    def dot(format, weight, stride, ahead, x, count, out):
-        if format == FLOAT32:
-            float32(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
-        elif format == BFLOAT16:
-            bfloat16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
-        else:
-            float16(weight, stride, ahead, 0, 0, 0, x, 0, count, out)
-
-    return dot
-
-
-def _axpy_of_any_form(inputs: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_axpy(format, inputs) for format in range(FLOAT16 + 1))
-
-    @kernel()
-    def axpy(format, weight, stride, ahead, x, y, count):
-        if format == FLOAT32:
-            float32(weight, stride, ahead, x, y, count)
-        elif format == BFLOAT16:
-            bfloat16(weight, stride, ahead, x, y, count)
-        else:
-            float16(weight, stride, ahead, x, y, count)
-
-    return axpy
-
-
-def _tile_of_any_form(parts: int) -> Callable[..., Any]:
-    float32, bfloat16, float16 = (make_tile(format, TOGETHER, parts) for format in range(FLOAT16 + 1))
-
-    @kernel()
-    def tile(format, weight, stride, x, x_stride, y, y_stride, count):
-        if format == FLOAT32:
-            float32(weight, stride, x, x_stride, 4, y, y_stride, count)
-        elif format == BFLOAT16:
-            bfloat16(weight, stride, x, x_stride, 4, y, y_stride, count)
-        else:
-            float16(weight, stride, x, x_stride, 4, y, y_stride, count)
-
-    return tile
-
-
-dot, dot_together = _dot_of_any_form(1, LINES), _dot_of_any_form(TOGETHER, LINES)
-float_dots, float_dots_of_lanes = _dot_of_floats(LINES), _dot_of_floats(LANES)
-add_one, add_eight = _axpy_of_any_form(1), _axpy_of_any_form(8)
-tile, wide_tile = _tile_of_any_form(1), _tile_of_any_form(PARTS)
+# by the weight's format
+dot, dot_together = _dot(1, LINES), _dot(TOGETHER, LINES)
+float_dots, float_dots_of_lanes = (
+    chosen({(format,): dot_code(format, 1, lines) for format in FLOATS}) for lines in (LINES, LANES)
+)
+add_one, add_eight = (chosen({(format,): axpy_code(format, inputs) for format in FLOATS}) for inputs in (1, 8))
+tile, wide_tile = (chosen({(format,): tile_code(format, TOGETHER, parts) for format in FLOATS}) for parts in (1, PARTS))
 
 
 @kernel()
@@ -186,9 +130,9 @@ def _multiply_in_out(p, x, x_stride, y, y_stride, rows, start, end):
             for r in range(0, shared, TOGETHER):
                 line, target = x + r * x_stride + 4 * i, out + r * y_stride
                 if parts == PARTS:
-                    wide_tile(p.format, columns, stride, line, x_stride, target, y_stride, num_inputs)
+                    wide_tile(p.format, columns, stride, line, x_stride, 4, target, y_stride, num_inputs)
                 else:
-                    tile(p.format, columns, stride, line, x_stride, target, y_stride, num_inputs)
+                    tile(p.format, columns, stride, line, x_stride, 4, target, y_stride, num_inputs)
             o += parts * LANES
     for r in range(shared, rows):
         line, target = x + r * x_stride, y + r * y_stride + 4 * start

@@ -119,11 +119,11 @@ def row_dots(format, matrix, ahead, x, width, rows, out):
     line = width * size_of(format)
     r = 0
     while r + LANES <= rows:
-        float_dots_of_lanes(format, matrix + r * line, line, ahead, x, width, out + 4 * r)
+        float_dots_of_lanes(format, matrix + r * line, line, ahead, 0, 0, 0, x, 0, width, out + 4 * r)
         r += LANES
     while r < rows:
         step = line if r + LINES <= rows else 0
-        float_dots(format, matrix + r * line, step, ahead, x, width, out + 4 * r)
+        float_dots(format, matrix + r * line, step, ahead, 0, 0, 0, x, 0, width, out + 4 * r)
         r += LINES
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 FLOAT32, BFLOAT16, FLOAT16, INT8, INT4 = range(5)  # how a weight is stored
+FLOATS = (FLOAT32, BFLOAT16, FLOAT16)
 NONE, RELU, GELU_TANH, GELU_ERF, SILU = range(5)  # activations
 LANES = 16  # floats that are taken together: all widths are multiples of it
 

@@ -14,9 +14,9 @@ import numpy as np
 from numba import carray, float32
 from numba.extending import register_jitable
 
-from gptrio.kernels.cpu_decode.amx import make_rows_product, prepare_tiles, release, transpose
+from gptrio.kernels.cpu_decode.amx import prepare_tiles, release, rows_code, transpose
 from gptrio.kernels.cpu_decode.arrays import floats
-from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, kernel, make_tile, make_view
+from gptrio.kernels.cpu_decode.llvm_intrinsics import add_and_get, emitted, kernel, make_view, tile_code
 from gptrio.kernels.cpu_decode.structs import BFLOAT16, FLOAT32, LANES
 from gptrio.kernels.cpu_prefill.vectors import (
     copy_rows,
@@ -160,7 +160,7 @@ def _make_attend_by_floats() -> Callable[..., None]:
     """Attention of the queries from `first` to `end` of a head, in float32."""
     columns, finish = _QUERIES[FLOAT32], _make_finish(FLOAT32)
     line = 4 * columns
-    tile = make_tile(FLOAT32, 4, columns // LANES)
+    tile = emitted()(tile_code(FLOAT32, 4, columns // LANES))
     maxima_of = make_maxima(columns // LANES)
     exponentials = make_exponentials(columns // LANES, FLOAT32)
 
@@ -209,7 +209,7 @@ def _make_attend_by_tiles() -> Callable[..., None]:
     line = 4 * columns
     maxima_of = make_maxima(columns // LANES)
     exponentials = make_exponentials(columns // LANES, BFLOAT16)
-    multiply_by_tiles = make_rows_product(BFLOAT16, KEYS // LANES, columns // LANES)
+    multiply_by_tiles = emitted()(rows_code(BFLOAT16, KEYS // LANES, columns // LANES))
 
     @kernel()
     def transpose_values(task, v, start, stop, tail, values):

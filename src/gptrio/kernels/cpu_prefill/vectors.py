@@ -1,19 +1,18 @@
 """The inner loops of attention and activations over many rows, as LLVM code: vectors of 16 floats, and AMX tiles.
 
-Each factory makes one intrinsic. Addresses, strides and counts are int64; strides and sizes are in bytes.
+Each factory makes one intrinsic (see `emitted`). Addresses, strides and counts are int64; strides and sizes are in
+bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from gptrio.kernels.cpu_decode.amx import LINE, SIDE, TILE, interleaved, is_available, transposed
 from gptrio.kernels.cpu_decode.llvm_intrinsics import (
@@ -25,6 +24,7 @@ from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     Value,
     after,
     apart,
+    emitted,
     fma,
     loop,
     pointer,
@@ -70,21 +70,16 @@ def make_maxima(columns: int) -> Callable[..., None]:
     It is called as (scores, rows, maxima): address and number of the rows of floats, and address of the maxima.
     """
 
-    @intrinsic
-    def maxima(context: Any, scores: Any, rows: Any, maxima: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            scores, rows, maxima = arguments
-            best = [_variable(builder, _load_floats(builder, maxima, LINE * c)) for c in range(columns)]
-            with loop(builder, rows, 1) as row:
-                line = after(builder, scores, row, LINE * columns)
-                for c, target in enumerate(best):
-                    value, known = _load_floats(builder, line, LINE * c), builder.load(target)
-                    builder.store(builder.select(builder.fcmp_ordered(">", value, known), value, known), target)
+    @emitted()
+    def maxima(builder, scores, rows, maxima):
+        best = [_variable(builder, _load_floats(builder, maxima, LINE * c)) for c in range(columns)]
+        with loop(builder, rows, 1) as row:
+            line = after(builder, scores, row, LINE * columns)
             for c, target in enumerate(best):
-                _store_floats(builder, builder.load(target), maxima, LINE * c)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 3), generate
+                value, known = _load_floats(builder, line, LINE * c), builder.load(target)
+                builder.store(builder.select(builder.fcmp_ordered(">", value, known), value, known), target)
+        for c, target in enumerate(best):
+            _store_floats(builder, builder.load(target), maxima, LINE * c)
 
     return maxima
 
@@ -98,40 +93,35 @@ def make_exponentials(columns: int, format: int) -> Callable[..., None]:
     """
     together = 1 if format == FLOAT32 else 2
 
-    @intrinsic
-    def exponentials(context: Any, scores: Any, rows: Any, maxima: Any, sums: Any, factor: Any, out: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            scores, rows, maxima, sums, factor, out = arguments
-            scale = splat(builder, factor, LANES)
-            offsets = [builder.fmul(_load_floats(builder, maxima, LINE * c), scale) for c in range(columns)]
-            totals = [_variable(builder, _load_floats(builder, sums, LINE * c)) for c in range(columns)]
-            with loop(builder, rows, together) as row:
-                line = after(builder, scores, row, LINE * columns)
-                target = after(builder, out, row, LINE * columns) if together == 1 else _row_of_tile(builder, out, row)
-                for c in range(columns):
-                    values = []
-                    for k in range(together):
-                        score = _load_floats(builder, line, LINE * (columns * k + c))
-                        product = builder.fmul(score, scale, flags=("contract",))
-                        power = builder.fsub(product, offsets[c], flags=("contract",))
-                        values.append(_exp2(builder, power, format))
-                        builder.store(builder.fadd(builder.load(totals[c]), values[k]), totals[c])
-                    if together == 1:
-                        _store_floats(builder, values[0], target, LINE * c)
-                    else:
-                        first, second = (_to_bfloats(builder, value) for value in values)
-                        pairs = interleaved(builder, first, second, LANES, 0, LANES)
-                        builder.store(pairs, pointer(builder, target, pairs.type, TILE * c), align=4)
-            for c, own in enumerate(totals):
-                _store_floats(builder, builder.load(own), sums, LINE * c)
-            return ir.Constant(I64, 0)
+    def _row_of_tile(builder: Builder, out: Value, row: Value) -> Value:
+        tile = builder.mul(builder.lshr(row, ir.Constant(I64, 5)), ir.Constant(I64, TILE * columns))
+        inside = builder.mul(builder.and_(row, ir.Constant(I64, 31)), ir.Constant(I64, LINE // 2))
+        return builder.add(out, builder.add(tile, inside))
 
-        def _row_of_tile(builder: Builder, out: Value, row: Value) -> Value:
-            tile = builder.mul(builder.lshr(row, ir.Constant(I64, 5)), ir.Constant(I64, TILE * columns))
-            inside = builder.mul(builder.and_(row, ir.Constant(I64, 31)), ir.Constant(I64, LINE // 2))
-            return builder.add(out, builder.add(tile, inside))
-
-        return types.int64(*(types.int64,) * 4, types.float32, types.int64), generate
+    @emitted(*(types.int64,) * 4, types.float32, types.int64)
+    def exponentials(builder, scores, rows, maxima, sums, factor, out):
+        scale = splat(builder, factor, LANES)
+        offsets = [builder.fmul(_load_floats(builder, maxima, LINE * c), scale) for c in range(columns)]
+        totals = [_variable(builder, _load_floats(builder, sums, LINE * c)) for c in range(columns)]
+        with loop(builder, rows, together) as row:
+            line = after(builder, scores, row, LINE * columns)
+            target = after(builder, out, row, LINE * columns) if together == 1 else _row_of_tile(builder, out, row)
+            for c in range(columns):
+                values = []
+                for k in range(together):
+                    score = _load_floats(builder, line, LINE * (columns * k + c))
+                    product = builder.fmul(score, scale, flags=("contract",))
+                    power = builder.fsub(product, offsets[c], flags=("contract",))
+                    values.append(_exp2(builder, power, format))
+                    builder.store(builder.fadd(builder.load(totals[c]), values[k]), totals[c])
+                if together == 1:
+                    _store_floats(builder, values[0], target, LINE * c)
+                else:
+                    first, second = (_to_bfloats(builder, value) for value in values)
+                    pairs = interleaved(builder, first, second, LANES, 0, LANES)
+                    builder.store(pairs, pointer(builder, target, pairs.type, TILE * c), align=4)
+        for c, own in enumerate(totals):
+            _store_floats(builder, builder.load(own), sums, LINE * c)
 
     return exponentials
 
@@ -140,41 +130,30 @@ def make_activation(kind: int, format: int) -> Callable[..., None]:
     """An intrinsic that applies GELU in place: (address of values, their number, a multiple of 16)."""
     size = 4 if format == FLOAT32 else 2
 
-    @intrinsic
-    def activation(context: Any, address: Any, count: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            address, count = arguments
-            with loop(builder, count, LANES) as start:
-                place = after(builder, address, start, size)
-                if format == FLOAT32:
-                    _store_floats(builder, _gelu(builder, _load_floats(builder, place), kind, format), place)
-                else:
-                    value = _gelu(builder, _load_bfloats(builder, place), kind, format)
-                    builder.store(_to_bfloats(builder, value), pointer(builder, place, _HALVES), align=2)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 2), generate
+    @emitted()
+    def activation(builder, address, count):
+        with loop(builder, count, LANES) as start:
+            place = after(builder, address, start, size)
+            if format == FLOAT32:
+                _store_floats(builder, _gelu(builder, _load_floats(builder, place), kind, format), place)
+            else:
+                value = _gelu(builder, _load_bfloats(builder, place), kind, format)
+                builder.store(_to_bfloats(builder, value), pointer(builder, place, _HALVES), align=2)
 
     return activation
 
 
-@intrinsic
-def transpose_pairs(context: Any, source: Any, stride: Any, target: Any) -> Any:
+@emitted()
+def transpose_pairs(builder, source, stride, target):
     """Transpose 32 rows of 16 bfloat16 values, `stride` bytes apart, into 16 rows of 64 bytes."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        source, stride, target = arguments
-        lines = [
-            builder.load(pointer(builder, address, _HALVES), align=2)
-            for address in apart(builder, source, stride, 2 * SIDE)
-        ]
-        pairs = zip(lines[::2], lines[1::2], strict=True)
-        rows = [builder.bitcast(interleaved(builder, *pair, SIDE, 0, SIDE), _INTS) for pair in pairs]
-        for i, row in enumerate(transposed(builder, rows)):
-            builder.store(row, pointer(builder, target, _INTS, LINE * i), align=4)
-        return ir.Constant(I64, 0)
-
-    return types.int64(*(types.int64,) * 3), generate
+    lines = [
+        builder.load(pointer(builder, address, _HALVES), align=2)
+        for address in apart(builder, source, stride, 2 * SIDE)
+    ]
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    rows = [builder.bitcast(interleaved(builder, *pair, SIDE, 0, SIDE), _INTS) for pair in pairs]
+    for i, row in enumerate(transposed(builder, rows)):
+        builder.store(row, pointer(builder, target, _INTS, LINE * i), align=4)
 
 
 def make_square(format: int) -> Callable[..., None]:
@@ -184,41 +163,30 @@ def make_square(format: int) -> Callable[..., None]:
     of the factors; address of the result's first row, and bytes to the next.
     """
 
-    @intrinsic
-    def square(context: Any, rows: Any, stride: Any, factors: Any, out: Any, out_stride: Any) -> Any:
-        def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-            rows, stride, factors, out, out_stride = arguments
-            scale = _load_floats(builder, factors)
-            lines = [builder.fmul(_load_floats(builder, line), scale) for line in apart(builder, rows, stride, SIDE)]
-            columns = transposed(builder, [builder.bitcast(line, _INTS) for line in lines])
-            for column, address in zip(columns, apart(builder, out, out_stride, SIDE), strict=True):
-                value = builder.bitcast(column, _FLOATS)
-                if format == FLOAT32:
-                    _store_floats(builder, value, address)
-                else:
-                    builder.store(_to_bfloats(builder, value), pointer(builder, address, _HALVES), align=2)
-            return ir.Constant(I64, 0)
-
-        return types.int64(*(types.int64,) * 5), generate
+    @emitted()
+    def square(builder, rows, stride, factors, out, out_stride):
+        scale = _load_floats(builder, factors)
+        lines = [builder.fmul(_load_floats(builder, line), scale) for line in apart(builder, rows, stride, SIDE)]
+        columns = transposed(builder, [builder.bitcast(line, _INTS) for line in lines])
+        for column, address in zip(columns, apart(builder, out, out_stride, SIDE), strict=True):
+            value = builder.bitcast(column, _FLOATS)
+            if format == FLOAT32:
+                _store_floats(builder, value, address)
+            else:
+                builder.store(_to_bfloats(builder, value), pointer(builder, address, _HALVES), align=2)
 
     return square
 
 
-@intrinsic
-def copy_rows(context: Any, source: Any, stride: Any, rows: Any, target: Any, target_stride: Any, size: Any) -> Any:
+@emitted()
+def copy_rows(builder, source, stride, rows, target, target_stride, size):
     """Copy `size` bytes, a multiple of 32, of each of some rows."""
-
-    def generate(_: Any, builder: Builder, __: Any, arguments: Any) -> Value:
-        source, stride, rows, target, target_stride, size = arguments
-        with loop(builder, rows, 1) as row:
-            here = builder.add(source, builder.mul(row, stride))
-            there = builder.add(target, builder.mul(row, target_stride))
-            with loop(builder, size, LINE // 2) as offset:
-                value = builder.load(pointer(builder, builder.add(here, offset), _HALVES), align=1)
-                builder.store(value, pointer(builder, builder.add(there, offset), _HALVES), align=1)
-        return ir.Constant(I64, 0)
-
-    return types.int64(*(types.int64,) * 6), generate
+    with loop(builder, rows, 1) as row:
+        here = builder.add(source, builder.mul(row, stride))
+        there = builder.add(target, builder.mul(row, target_stride))
+        with loop(builder, size, LINE // 2) as offset:
+            value = builder.load(pointer(builder, builder.add(here, offset), _HALVES), align=1)
+            builder.store(value, pointer(builder, builder.add(there, offset), _HALVES), align=1)
 
 
 def _load_floats(builder: Builder, address: Value, offset: int = 0) -> Value:
