@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gptrio.cache.dynamic import DynamicCache
-from gptrio.cache.protocol import Cache
+from gptrio.cache.protocol import Cache, CacheLayer
 
 LegacyCrossCache = tuple[tuple[Tensor, ...], ...]
 
@@ -44,8 +43,12 @@ class EncoderDecoderCache(Cache):
 
     @property
     def layers(self) -> list[Any]:  # type: ignore[override]  # a view on the decoder's layers
-        """Layers of the decoder's past."""
+        """Layers of the decoder's past, of which lengths, sizes and positions are those of this cache."""
         return self.self_attention_cache.layers
+
+    def layer(self, layer_idx: int) -> CacheLayer:
+        """Return a layer of the decoder's past; make it if it does not exist yet."""
+        return self.self_attention_cache.layer(layer_idx)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
@@ -53,30 +56,10 @@ class EncoderDecoderCache(Cache):
         """Append to the decoder's past."""
         return self.self_attention_cache.update(key_states, value_states, layer_idx, cache_kwargs)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Length of the decoder's past."""
-        return self.self_attention_cache.get_seq_length(layer_idx)
-
-    def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
-        """Number of keys that an update returns, and the position of the first, in the decoder's past."""
-        return self.self_attention_cache.get_mask_sizes(query_length, layer_idx)
-
-    def key_positions(self, cache_position: Tensor, layer_idx: int) -> Tensor | None:
-        """Positions of the keys of the decoder's past; None if they are consecutive."""
-        return self.self_attention_cache.key_positions(cache_position, layer_idx)
-
-    def next_positions(self, length: int, device: torch.device) -> Tensor:
-        """(length,) positions after the decoder's past."""
-        return self.self_attention_cache.next_positions(length, device)
-
     @property
     def max_cache_len(self) -> int:
         """Capacity of the decoder's past."""
         return self.self_attention_cache.max_cache_len
-
-    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
-        """Capacity of the decoder's past."""
-        return self.self_attention_cache.get_max_cache_shape(layer_idx)
 
     def batch_select_indices(self, indices: Tensor | Sequence[int]) -> None:
         """Keep the rows `indices` (n,) of both caches."""
@@ -92,10 +75,6 @@ class EncoderDecoderCache(Cache):
         """Permute the positions of the decoder's past."""
         self.self_attention_cache.move_positions(order, is_real)
         self.real_positions_last = True
-
-    def crop(self, max_length: int) -> None:
-        """Shorten the decoder's past."""
-        self.self_attention_cache.crop(max_length)
 
     def reset(self) -> None:
         """Remove all positions of both caches."""

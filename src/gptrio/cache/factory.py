@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,16 +15,20 @@ from gptrio.cache.static import StaticCache
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import OptionError
 
-
-@dataclass(frozen=True)
-class CacheRequest:
-    """The sizes of a cache to make; see `make_cache`."""
-
-    config: PretrainedConfig
-    batch_size: int
-    max_cache_len: int
-    device: torch.device
-    dtype: torch.dtype
+_STATIC, _OFFLOADED_STATIC = ("max_cache_len",), ("max_cache_len", "offload_only_non_sliding")
+_OPTIONS: dict[str, tuple[str, ...]] = {  # of each cache, in `cache_config`
+    "dynamic": (),
+    "dynamic_full": (),
+    "static": _STATIC,
+    "offloaded": ("offload_only_non_sliding",),
+    "offloaded_static": _OFFLOADED_STATIC,
+    "quantized": ("backend", "nbits", "axis_key", "axis_value", "q_group_size", "residual_length"),
+    "sliding_window": _STATIC,
+    "hybrid": _STATIC,
+    "hybrid_chunked": _STATIC,
+    "offloaded_hybrid": _OFFLOADED_STATIC,
+    "offloaded_hybrid_chunked": _OFFLOADED_STATIC,
+}
 
 
 def make_cache(
@@ -52,83 +54,28 @@ def make_cache(
     Raises:
         OptionError: there is no such cache, or it has no such option.
     """
-    maker = _MAKERS.get("dynamic" if name is None else name)
-    if maker is None:
-        raise OptionError(f"cache_implementation={name!r} is not known; use one of {', '.join(_MAKERS)}")
-    request = CacheRequest(config, batch_size, max_cache_len, torch.device(device), dtype)
-    given = dict(options or {})
-    known = list(inspect.signature(maker).parameters)[1:]
+    name, given = "dynamic" if name is None else name, dict(options or {})
+    known = _OPTIONS.get(name)
+    if known is None:
+        raise OptionError(f"cache_implementation={name!r} is not known; use one of {', '.join(_OPTIONS)}")
     unknown = [option for option in given if option not in known]
     if unknown:
         takes = ", ".join(known) or "no options"
-        raise OptionError(
-            f"cache_config has {', '.join(map(repr, unknown))}, but the {name or 'dynamic'!r} cache takes {takes}"
-        )
-    cache = maker(request, **given)
+        raise OptionError(f"cache_config has {', '.join(map(repr, unknown))}, but the {name!r} cache takes {takes}")
+    cache: Cache
+    if name == "dynamic_full":
+        cache = DynamicCache()  # whose sliding-window layers store the whole past too
+    elif name in ("dynamic", "offloaded"):
+        cache = DynamicCache(config=config, offloading=name == "offloaded", **given)
+    elif name == "quantized":
+        cache = QuantizedCache(config=config, **{"backend": "native", **given})
+    else:
+        length, offloading = given.pop("max_cache_len", None) or max_cache_len, name.startswith("offloaded")
+        sizes: dict[str, Any] = {"max_batch_size": batch_size, "device": torch.device(device), "dtype": dtype}
+        cache = StaticCache(config, length, offloading, **given, **sizes)
     return EncoderDecoderCache(cache, DynamicCache()) if config.add_cross_attention else cache
 
 
 def cache_names() -> tuple[str, ...]:
     """The names that `make_cache` accepts."""
-    return tuple(_MAKERS)
-
-
-def _dynamic(request: CacheRequest) -> Cache:
-    return DynamicCache(config=request.config)
-
-
-def _dynamic_full(request: CacheRequest) -> Cache:
-    """Sliding-window layers store the whole past too."""
-    return DynamicCache()
-
-
-def _offloaded(request: CacheRequest, offload_only_non_sliding: bool = False) -> Cache:
-    return DynamicCache(config=request.config, offloading=True, offload_only_non_sliding=offload_only_non_sliding)
-
-
-def _static(request: CacheRequest, max_cache_len: int | None = None) -> Cache:
-    return _fixed(request, max_cache_len, offloading=False)
-
-
-def _offloaded_static(
-    request: CacheRequest, max_cache_len: int | None = None, offload_only_non_sliding: bool = True
-) -> Cache:
-    return _fixed(request, max_cache_len, offloading=True, offload_only_non_sliding=offload_only_non_sliding)
-
-
-def _fixed(request: CacheRequest, max_cache_len: int | None, **options: Any) -> Cache:
-    return StaticCache(
-        request.config,
-        max_cache_len or request.max_cache_len,
-        max_batch_size=request.batch_size,
-        device=request.device,
-        dtype=request.dtype,
-        **options,
-    )
-
-
-def _quantized(
-    request: CacheRequest,
-    backend: str = "native",
-    nbits: int = 4,
-    axis_key: int = 0,
-    axis_value: int = 0,
-    q_group_size: int = 64,
-    residual_length: int = 128,
-) -> Cache:
-    return QuantizedCache(backend, request.config, nbits, axis_key, axis_value, q_group_size, residual_length)
-
-
-_MAKERS: dict[str, Callable[..., Cache]] = {
-    "dynamic": _dynamic,
-    "dynamic_full": _dynamic_full,
-    "static": _static,
-    "offloaded": _offloaded,
-    "offloaded_static": _offloaded_static,
-    "quantized": _quantized,
-    "sliding_window": _static,
-    "hybrid": _static,
-    "hybrid_chunked": _static,
-    "offloaded_hybrid": _offloaded_static,
-    "offloaded_hybrid_chunked": _offloaded_static,
-}
+    return tuple(_OPTIONS)
