@@ -23,24 +23,12 @@ def check_settings(settings: Mapping[str, Any]) -> None:
             raise TokenizationError(f"{name} is {settings[name]!r}; expected {expected}")
 
 
-def _is_switch(value: Any) -> bool:
-    return value in (None, 0, 1)  # True and False among them
-
-
 def _is_error_handler(value: Any) -> bool:
     try:
         codecs.lookup_error(value)
     except (LookupError, TypeError, ValueError):
         return False
     return True
-
-
-def _is_limit(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and -math.inf < value < math.inf)
-
-
-def _is_side(value: Any) -> bool:
-    return value in ("left", "right")
 
 
 def _are_names(value: Any) -> bool:
@@ -59,9 +47,12 @@ def _are_tokens_by_name(value: Any) -> bool:
     )
 
 
-_SWITCH = (_is_switch, "True or False")
-_LIMIT = (_is_limit, "a number of tokens")
-_SIDE = (_is_side, "'left' or 'right'")
+_SWITCH = (lambda value: value in (None, 0, 1), "True or False")  # which equal 1 and 0
+_LIMIT = (
+    lambda value: value is None or (isinstance(value, (int, float)) and -math.inf < value < math.inf),
+    "a number of tokens",
+)
+_SIDE = (lambda value: value in ("left", "right"), "'left' or 'right'")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "add_bos_token": _SWITCH,
     "add_eos_token": _SWITCH,
