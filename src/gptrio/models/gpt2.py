@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` query length, `S` key length, `H` heads, `D` head width, 
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -79,31 +80,15 @@ class GPT2Attention(MultiHeadAttention):
         return self.c_proj
 
     # read-only attributes of Transformers' layer; to change them, build the model with another configuration
-
-    @property
-    def embed_dim(self) -> int:
-        """C of the input."""
-        return self.config.n_embd
+    embed_dim = property(attrgetter("config.n_embd"), doc="C of the input.")
+    scale_attn_weights = property(attrgetter("config.scale_attn_weights"))  # see `GPT2Config`, as for the next two
+    scale_attn_by_inverse_layer_idx = property(attrgetter("config.scale_attn_by_inverse_layer_idx"))
+    reorder_and_upcast_attn = property(attrgetter("config.reorder_and_upcast_attn"))
 
     @property
     def split_size(self) -> int:
         """Width of all queries, keys or values together."""
         return self.num_heads * self.head_dim
-
-    @property
-    def scale_attn_weights(self) -> bool:
-        """Whether scores are divided by the root of the head's width."""
-        return self.config.scale_attn_weights
-
-    @property
-    def scale_attn_by_inverse_layer_idx(self) -> bool:
-        """Whether scores are divided by the number of the layer, counted from 1."""
-        return self.config.scale_attn_by_inverse_layer_idx
-
-    @property
-    def reorder_and_upcast_attn(self) -> bool:
-        """Whether scores are computed in float32."""
-        return self.config.reorder_and_upcast_attn
 
     def keep_heads(self, kept: list[int]) -> None:
         """Remove all heads but those with the indices `kept`."""
@@ -139,7 +124,8 @@ class GPT2Block(PreNormBlock):
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; if needed, weights of both attentions follow."""
         attended, *weights = self.attn(self.ln_1(x), context)
-        x = context.select(x) + attended
+        x = context.select(x)
+        x = x + attended
         if context.cross is not None:
             attended, cross_weights = self.crossattention(self.ln_cross_attn(x), context)
             x = x + attended

@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size,
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -50,15 +51,9 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.out_proj(out)), weights
 
-    @property
-    def embed_dim(self) -> int:
-        """C of the input."""
-        return self.config.hidden_size
-
-    @property
-    def layer_id(self) -> int:
-        """Number of the layer."""
-        return self.layer_idx
+    # read-only attributes of Transformers' layer
+    embed_dim = property(attrgetter("config.hidden_size"), doc="C of the input.")
+    layer_id = property(attrgetter("layer_idx"), doc="Index of the layer.")
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:
@@ -115,7 +110,8 @@ class GPTNeoBlock(PreNormBlock):
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights, or None, follow."""
         attended, weights = self.attn(self.ln_1(x), context)
-        x = context.select(x) + attended
+        x = context.select(x)
+        x = x + attended
         x = x + self.mlp(self.ln_2(x))
         return x, weights
 

@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `R` rotated dime
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -45,20 +46,14 @@ class GPTNeoXAttention(MultiHeadAttention):
         out, weights = context.attend(q, k, qkv[..., 2, :], self.layer_idx, self.options())
         return self.dense(out), weights
 
-    @property
-    def head_size(self) -> int:
-        """Width of a head."""
-        return self.head_dim
+    # read-only attributes of Transformers' layer
+    head_size = property(attrgetter("head_dim"), doc="Width of a head.")
+    scaling = property(attrgetter("scale"), doc="Factor of the scores.")
 
     @property
     def rotary_ndims(self) -> int:
         """Rotated dimensions of a head."""
         return int(self.head_dim * self.config.rotary_pct)
-
-    @property
-    def scaling(self) -> float:
-        """Factor of the scores."""
-        return self.scale
 
     @property
     def dropout_rate(self) -> float:
@@ -126,7 +121,8 @@ class GPTNeoXLayer(Block):
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights of attention follow if they are needed."""
         attended, weights = self.attention(self.input_layernorm(x), context)
-        attended, x = self.post_attention_dropout(attended), context.select(x)
+        attended = self.post_attention_dropout(attended)
+        x = context.select(x)
         if self.use_parallel_residual:
             x = self._mlp(x) + attended + x
         else:

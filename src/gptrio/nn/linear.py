@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -124,15 +125,8 @@ class Conv1D(FastCallModule):
         nn.init.normal_(self.weight, std=0.02)
         nn.init.zeros_(self.bias)
 
-    @property
-    def in_features(self) -> int:
-        """Input width, under the name that `nn.Linear` has for it."""
-        return self.nx
-
-    @property
-    def out_features(self) -> int:
-        """Output width, under the name that `nn.Linear` has for it."""
-        return self.nf
+    in_features = property(attrgetter("nx"), doc="Input width, under the name that `nn.Linear` has for it.")
+    out_features = property(attrgetter("nf"), doc="Output width, under the name that `nn.Linear` has for it.")
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., nx) to (..., nf)."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -181,31 +182,15 @@ class RotaryEmbedding(nn.Module):
         return torch.cat([frequencies, frequencies]), factor
 
     # read-only attributes of Transformers' module; to change them, set `settings`
-
-    @property
-    def rope_type(self) -> str:
-        """Type of the scaling."""
-        return self.settings.kind
-
-    @property
-    def max_seq_len_cached(self) -> int:
-        """Positions of pretraining."""
-        return self.settings.max_length
-
-    @property
-    def original_max_seq_len(self) -> int:
-        """Positions of pretraining."""
-        return self.settings.max_length
+    rope_type = property(attrgetter("settings.kind"), doc="Type of the scaling.")
+    max_seq_len_cached = property(attrgetter("settings.max_length"), doc="Positions of pretraining.")
+    original_max_seq_len = property(attrgetter("settings.max_length"), doc="Positions of pretraining.")
+    original_inv_freq = property(attrgetter("inv_freq"), doc="The same as `inv_freq`.")
 
     @property
     def inv_freq(self) -> Tensor:
         """(R / 2,) inverse frequencies of short sequences, in float32."""
         return SCALINGS[self.settings.kind](self.settings, torch.ones((), device="cpu"))[0]
-
-    @property
-    def original_inv_freq(self) -> Tensor:
-        """(R / 2,) inverse frequencies; the same as `inv_freq`."""
-        return self.inv_freq
 
     @property
     def attention_scaling(self) -> float:

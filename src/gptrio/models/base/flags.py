@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
@@ -96,15 +97,10 @@ class FlagsMixin(nn.Module):
         """Which modules have their outputs recorded: none, blocks return them."""
         return self._can_record_outputs or {}
 
-    @property
-    def tp_plan(self) -> dict[str, str]:
-        """How tensor parallelism splits layers; empty, as there is no plan."""
-        return self._tp_plan
-
-    @property
-    def pp_plan(self) -> dict[str, tuple[str, str]]:
-        """How pipeline parallelism cuts the model; empty, as there is no plan."""
-        return self._pp_plan
+    # as there is no plan of parallelism, and the model is not split
+    tp_size = property(attrgetter("_tp_size"), doc="Number of devices of tensor parallelism: None.")
+    tp_plan = property(attrgetter("_tp_plan"), doc="How tensor parallelism splits layers: none.")
+    pp_plan = property(attrgetter("_pp_plan"), doc="How pipeline parallelism cuts the model: not.")
 
     @property
     def supports_tp_plan(self) -> bool:
@@ -115,11 +111,6 @@ class FlagsMixin(nn.Module):
     def supports_pp_plan(self) -> bool:
         """Whether there is a plan for pipeline parallelism."""
         return bool(self._pp_plan)
-
-    @property
-    def tp_size(self) -> int | None:
-        """Number of devices of tensor parallelism; None, as the model is not split."""
-        return self._tp_size
 
 
 def _evaluated(annotation: Any, module: str) -> Any:
