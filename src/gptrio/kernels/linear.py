@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
-_LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN lets a core idle
+_LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN leaves a core idle
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
@@ -146,7 +146,7 @@ def mkl_is_fast() -> bool:
 
 
 def _eligible(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether plain CPU tensors of one dtype meet outside autograd."""
+    """Whether all are plain CPU tensors of one dtype, outside autograd."""
     dtype = weight.dtype
     return (
         type(weight) is nn.Parameter

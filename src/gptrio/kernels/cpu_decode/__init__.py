@@ -23,7 +23,7 @@ def is_installed() -> bool:
     """Whether numba is there, and the system has what the threads need; numba itself is not imported."""
     try:
         found = importlib.util.find_spec("numba") is not None
-    except ValueError:  # something else stands in its place
+    except ValueError:  # another object was imported under this name
         found = False
     return os.name == "posix" and found
 
@@ -32,7 +32,7 @@ def check_numba() -> None:
     """Import numba.
 
     Raises:
-        Exception: it cannot be imported, for any reason that it has, or is told not to compile.
+        Exception: it cannot be imported, for any reason that it has, or NUMBA_DISABLE_JIT is set.
     """
     import numba
 

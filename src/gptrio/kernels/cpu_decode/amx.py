@@ -1,9 +1,9 @@
-"""Products by tiles, for processors with AMX: 16 rows of 64 bytes of a weight meet up to 16 inputs at once.
+"""Products by tiles, for processors with AMX: 16 rows of 64 bytes of a weight times up to 16 inputs.
 
-A tile register holds 16 rows of 64 bytes. C (m, n) += A (m, k) @ B (k, n) wants A by rows, and B as groups of 4 bytes
+A tile register holds 16 rows of 64 bytes. C (m, n) += A (m, k) @ B (k, n) reads A by rows, and B as groups of 4 bytes
 along k: two bfloat16 values, or four int8 ones (Intel 64 Architectures Software Developer's Manual, volume 1, chapter
-18). A weight (out, in) is an A as it lies, and gives results (out, rows) of inputs as B; a weight (in, out) becomes a B
-in passing, two rows woven into one, and gives results (rows, out) of inputs as A.
+18). A weight (out, in) is an A as it is stored, with the inputs as B and results (out, rows). A weight (in, out)
+becomes a B when two of its rows are interleaved, with the inputs as A and results (rows, out).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _INPUTS, _WEIGHTS = 4, 6  # tile registers: results from 0 on, two of inputs, tw
 def is_available() -> bool:
     """Whether the processor has tiles, LLVM knows it, and this process may use them."""
     known = {"+amx-tile", "+amx-bf16", "+amx-int8", "+avx512bw"} <= features()
-    ask = getattr(torch.cpu, "_init_amx", None)  # the system wants to be asked
+    ask = getattr(torch.cpu, "_init_amx", None)  # asks the system for permission
     return known and ask is not None and bool(ask())
 
 
@@ -98,7 +98,7 @@ def _set_up(builder, address):
 
 @emitted()
 def release(builder):
-    """Leave the tile registers to others."""
+    """Free the tile registers."""
     _call(builder, "tilerelease")
 
 
@@ -165,7 +165,7 @@ def _columns_code(groups: int, blocks: int) -> Emitter:
     pair = ir.VectorType(I16, SIDE * together)
 
     def interleave(builder, lines, workspace):
-        """Bring two rows into one, for the first 32 of a part of the columns, and ask for the next."""
+        """Interleave rows in pairs, for the first 32 of a part of the columns, and prefetch the next."""
         for line in lines[2 * SIDE :]:
             prefetch(builder, line, near=2)
         values = [builder.load(pointer(builder, line, pair), align=2) for line in lines[: 2 * SIDE]]
@@ -223,16 +223,7 @@ def _pack_int8(x, x_stride, rows, inputs, scales, out):
 
 @kernel()
 def _multiply(p, x, x_stride, y, y_stride, rows, adds, workspace, start, end):
-    """Products of at most 32 inputs with the outputs from `start` on, of a weight in bfloat16 or int8.
-
-    Args:
-        p: a PRODUCT row that `supports` accepts.
-        x, x_stride: address of (rows, inputs) floats, and bytes from row to row.
-        y, y_stride: address of the results, and bytes from row to row.
-        rows: number of rows.
-        adds: whether to add to what is there.
-        workspace: address of this thread's working memory.
-        start, end: of the outputs; the first is a multiple of 16.
+    """Products of at most 32 inputs with the outputs from `start`, a multiple of 16, to `end`; see `matmul.multiply`.
 
     Returns:
         The first output that is not done, as fewer than 16 were left.

@@ -1,12 +1,12 @@
 """The compiled code of the decoding step: where it is kept, who compiles it, and whether it is there.
 
-A process of its own, of the lowest priority, compiles the step once for a processor; meanwhile decoding goes on in the
+A process of its own, of the lowest priority, compiles the step once for a processor; until then decoding runs the
 ordinary way. The environment variable `GPTRIO_COMPILE` changes that: "wait" compiles in the process that decodes, and
 "never" runs no compiled step.
 
 The code lies in a folder for one processor, source and set of versions, in the user's cache folder or NUMBA_CACHE_DIR:
 `step.*` is numba's; `ready` is there when the code is whole, and its time says when the code was last used; `failed`
-holds the line that says why there is none; whoever compiles holds `lock` by `flock`, which ends with the process.
+holds the reason why there is none; the compiling process holds `lock` by `flock`, which ends with the process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from gptrio.kernels.cpu_decode import NOT_INSTALLED, Reason, check_numba, is_ins
 from gptrio.utils.installed import installed_version
 
 MODES = ("background", "wait", "never")
-RETRY_SECONDS = 3600.0  # for so long nobody tries again what could not be compiled
+RETRY_SECONDS = 3600.0  # after a failure, until the next attempt
 UNUSED_DAYS = 30  # after which code of other sources, versions or processors is removed
 LOOK_SECONDS = 0.2  # between two looks whether the code is there
 FEW_STEPS = 128  # save less than the 0.7 s that loading takes: 2 ms a step of a small model, 4 to 7 of GPT-2 124M
@@ -84,7 +84,7 @@ class CompiledCode:
         return self._ready.exists()
 
     def failure(self) -> str:
-        """Why it could not be compiled lately, or ""."""
+        """Why the last attempt within `RETRY_SECONDS` failed, or ""."""
         try:
             is_recent = time.time() - self._failed.stat().st_mtime < RETRY_SECONDS
             return self._failed.read_text(encoding="utf-8") if is_recent else ""
@@ -100,7 +100,7 @@ class CompiledCode:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
-        except OSError:  # nobody has ever compiled it
+        except OSError:  # it was never compiled
             return False
         return False
 
@@ -114,8 +114,8 @@ class CompiledCode:
             Exception: it cannot be compiled, kept or run, for any reason that numba or the processor has.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._locked(is_patient) as mine:
-            if not mine or self.is_ready():
+        with self._locked(is_patient) as is_locked:
+            if not is_locked or self.is_ready():
                 return
             _log.warning("compiling the decoding step for this processor, once, into %s", self.folder)
             try:
@@ -134,15 +134,15 @@ class CompiledCode:
             Exception: it is not there, or cannot run.
         """
         _prepare(self.folder, may_compile=False)
-        with suppress(OSError):  # of somebody else's folder, which may be read
+        with suppress(OSError):  # the folder may be read-only
             os.utime(self._ready)
 
     def forget(self) -> None:
-        """Take the code for not there."""
+        """Mark the code as missing."""
         self._ready.unlink(missing_ok=True)
 
     def note_failure(self, why: str) -> None:
-        """Keep others from trying at once what has just failed."""
+        """Keep other processes from repeating an attempt that has just failed."""
         with suppress(OSError):
             self._failed.write_text(why, encoding="utf-8")
 
@@ -160,7 +160,7 @@ class CompiledCode:
             yield True
 
     def _remove_unused(self) -> None:
-        """Remove the folders of other keys that nobody has used for long."""
+        """Remove the folders of other keys that were not used for `UNUSED_DAYS`."""
         for other in self.folder.parent.iterdir():
             mark = other / "ready" if (other / "ready").exists() else other
             is_old = time.time() - mark.stat().st_mtime > UNUSED_DAYS * 86400
@@ -178,7 +178,7 @@ class _Readiness:
     def reset(self) -> None:
         """Forget what was found, and the process that was started."""
         self._lock = threading.RLock()
-        self._reason: Reason | None = NotYet("nobody has looked yet")
+        self._reason: Reason | None = NotYet("not checked yet")
         self._next_look = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._starts = 0
@@ -222,11 +222,11 @@ class _Readiness:
             code.compile()
             code.load()
             return None
-        except Exception as error:  # numba is the user's own: whatever it dies of, there is the ordinary way
+        except Exception as error:  # numba may fail in any way; decoding works without it
             return _without(one_line(error))
 
     def _load(self, code: CompiledCode) -> bool:
-        """Load code that is ready; returns False if it is gone nevertheless, and is to be compiled anew."""
+        """Load code that is ready; returns False if it was removed meanwhile, so that it must be compiled again."""
         try:
             code.load()
         except LookupError:

@@ -40,7 +40,7 @@ from gptrio.kernels.formats import UNIT
 PART = 2 * UNIT  # inputs that share a scale
 PACKED = 320  # bytes of so many packed inputs: low and high int8, low and high first sums, scale, each in a line
 _LINE = 64  # bytes
-_AHEAD = 1024  # bytes of codes, to ask for
+_AHEAD = 1024  # distance of prefetches in bytes of codes
 
 
 def is_available() -> bool:

@@ -1,7 +1,7 @@
 """What the compiled step needs below numba's language: vectors of 16 floats over raw memory, and atomic counters.
 
-An intrinsic is a function that LLVM code stands for. `emitted` makes one of a Python function that writes this code;
-`chosen` makes one of several such functions, among which its first arguments choose. Addresses and byte strides are
+An intrinsic is a function whose calls numba replaces by LLVM code. `emitted` makes one of a Python function that writes
+this code; `chosen` makes one of several such functions, selected by its first arguments. Addresses and byte strides are
 int64. LLVM splits the vectors of 16 to what the processor has.
 """
 
@@ -33,9 +33,9 @@ _FLOATS = ir.VectorType(FLOAT, LANES)
 _INTS = ir.VectorType(I32, LANES)
 _STORED = (FLOAT, I16, I16, I8)  # of the forms but int4
 _SIZES = (4, 2, 2, 1)
-_LINE = 64  # bytes that memory gives at once
-_AHEAD = 1024  # how far to ask for what will be read: bytes of int4 codes,
-_ROWS_AHEAD = 32  # or rows of which a few columns are read
+_LINE = 64  # bytes of a cache line
+_AHEAD = 1024  # distance of prefetches in bytes of int4 codes
+_ROWS_AHEAD = 32  # distance of prefetches in rows of an (in, out) weight
 
 Value = Any  # of llvmlite
 Builder = Any
@@ -109,7 +109,7 @@ def _intrinsic(emit: Emitter, signature: Any) -> Any:
 
     names = ("context", *(f"argument_{i}" for i in range(len(signature.args))))
     parameters = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
-    cast(Any, typed).__signature__ = inspect.Signature(parameters)  # which numba asks for
+    cast(Any, typed).__signature__ = inspect.Signature(parameters)  # which numba reads
     return intrinsic(typed)
 
 
@@ -154,12 +154,12 @@ def _emit_dot(
         for part in range(parts):
             offset = builder.add(start, ir.Constant(I64, part * LANES))
             addresses = [after(builder, weight, offset, _SIZES[format]) for weight in weights]
-            values = [_load(builder, format, address) for address in addresses]
+            values = [load(builder, format, address) for address in addresses]
             if part * LANES * _SIZES[format] % _LINE == 0:
                 for address in addresses:
                     prefetch(builder, builder.add(address, ahead))
             for own, x in zip(sums, inputs, strict=True):
-                other = _load(builder, FLOAT32, after(builder, x, offset, 4))
+                other = load(builder, FLOAT32, after(builder, x, offset, 4))
                 for line, value in zip(own, values, strict=True):
                     _accumulate(builder, line[part], value, other)
 
@@ -187,8 +187,8 @@ def _emit_int4_dot(
                 factor = splat(builder, _bfloat(builder, builder.load(bits, align=2), I32, FLOAT), LANES)
                 for own, x in zip(sums, inputs, strict=True):
                     address = after(builder, x, offset, 4)
-                    first = builder.fmul(values[0], _load(builder, FLOAT32, address))
-                    second = _load(builder, FLOAT32, builder.add(address, ir.Constant(I64, 4 * LANES)))
+                    first = builder.fmul(values[0], load(builder, FLOAT32, address))
+                    second = load(builder, FLOAT32, builder.add(address, ir.Constant(I64, 4 * LANES)))
                     _accumulate(builder, own[line][half % chains], fma(builder, values[1], second, first), factor)
     return [_sum(builder, [builder.load(part) for part in parts]) for own in sums for parts in own]
 
@@ -216,10 +216,10 @@ def axpy_code(format: int, inputs: int) -> Emitter:
         factors = [_spread(builder, builder.add(x, ir.Constant(I64, 4 * k))) for k in range(inputs)]
         with loop(builder, count, LANES) as start:
             line = after(builder, y, start, 4)
-            total = _load(builder, FLOAT32, line)
+            total = load(builder, FLOAT32, line)
             for k in range(inputs):
                 address = after(builder, rows[k], start, _SIZES[format])
-                values = _load(builder, format, address)
+                values = load(builder, format, address)
                 prefetch(builder, builder.add(address, ahead))
                 total = fma(builder, values, factors[k], total)
             builder.store(total, pointer(builder, line, _FLOATS), align=4)
@@ -243,14 +243,14 @@ def tile_code(format: int, rows: int, parts: int) -> Emitter:
             for offset in range(0, parts * LANES * _SIZES[format], _LINE):
                 prefetch(builder, builder.add(line, builder.mul(stride, ir.Constant(I64, _ROWS_AHEAD))), offset)
             addresses = apart(builder, line, ir.Constant(I64, LANES * _SIZES[format]), parts)
-            values = [_load(builder, format, target) for target in addresses]
+            values = [load(builder, format, target) for target in addresses]
             for own, row in zip(sums, inputs, strict=True):
                 factor = _spread(builder, builder.add(row, builder.mul(start, x_step)))
                 for target, value in zip(own, values, strict=True):
                     _accumulate(builder, target, value, factor)
         for own, result in zip(sums, results, strict=True):
             for target, address in zip(own, apart(builder, result, ir.Constant(I64, 4 * LANES), parts), strict=True):
-                total = builder.fadd(_load(builder, FLOAT32, address), builder.load(target))
+                total = builder.fadd(load(builder, FLOAT32, address), builder.load(target))
                 builder.store(total, pointer(builder, address, _FLOATS), align=4)
 
     return tile
@@ -269,9 +269,10 @@ def _spread(builder: Builder, address: Value) -> Value:
     return splat(builder, builder.load(pointer(builder, address, FLOAT), align=4), LANES)
 
 
-def _load(builder: Builder, format: int, address: Value) -> Value:
-    """16 stored values as floats."""
-    raw = builder.load(pointer(builder, address, ir.VectorType(_STORED[format], LANES)), align=_SIZES[format])
+def load(builder: Builder, format: int, address: Value, beyond: int = 0) -> Value:
+    """16 values of a format, `beyond` bytes after an address, as floats."""
+    place = pointer(builder, address, ir.VectorType(_STORED[format], LANES), beyond)
+    raw = builder.load(place, align=_SIZES[format])
     if format == FLOAT32:
         return raw
     if format == BFLOAT16:
@@ -294,12 +295,16 @@ def _sixteen(builder: Builder, codes: Value, part: int) -> Value:
     return builder.sitofp(builder.sext(chosen, _INTS), _FLOATS)
 
 
+def variable(builder: Builder, value: Value) -> Value:
+    """A variable that begins with a value."""
+    target = cgutils.alloca_once(builder, value.type)
+    builder.store(value, target)
+    return target
+
+
 def zeros(builder: Builder, lanes: int = LANES) -> Value:
     """A variable of a vector of floats."""
-    kind = ir.VectorType(FLOAT, lanes)
-    target = cgutils.alloca_once(builder, kind)
-    builder.store(ir.Constant(kind, None), target)
-    return target
+    return variable(builder, ir.Constant(ir.VectorType(FLOAT, lanes), None))
 
 
 def _accumulate(builder: Builder, target: Value, left: Value, right: Value) -> None:
@@ -337,7 +342,7 @@ def _totals(builder: Builder, vectors: list[Value]) -> Value:
 
 
 def prefetch(builder: Builder, address: Value, ahead: int = 0, near: int = 3) -> None:
-    """Ask memory for what will be read soon."""
+    """Prefetch the cache line that will be read soon."""
     numbers = [ir.Constant(I32, number) for number in (0, near, 1)]  # to read, keep near, data
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     fetch = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")

@@ -20,12 +20,13 @@ from gptrio.kernels.cpu_decode.llvm_intrinsics import (
 )
 from gptrio.kernels.cpu_decode.structs import FLOAT32, FLOATS, INT4, INT8, LANES
 
-TOGETHER = 4  # inputs that share one reading of the weight,
-LINES = 2  # by so many of its rows at a time, where others of
-LINES_AHEAD = 4  # rows further on are asked for,
-PARTS = 4  # or so many times 16 of its columns,
-K_BLOCK = 32  # for so many numbers of an input
-FEWEST_TILED = 2  # rows from which on tiles are faster
+# README.md says what each constant trades
+TOGETHER = 4  # inputs per pass over the weight
+LINES = 2  # rows of an (out, in) weight per pass
+LINES_AHEAD = 4  # distance of prefetches in rows of an (out, in) weight
+PARTS = 4  # vectors of 16 columns of an (in, out) weight per pass
+K_BLOCK = 32  # rows of an (in, out) weight per pass
+FEWEST_TILED = 2  # inputs from which AMX tiles are used
 INT4_BY_INT8 = nibbles.is_available()
 PACKED_AT = 64  # where packed inputs are in a thread's working memory, in bytes: after TOGETHER * LINES sums
 

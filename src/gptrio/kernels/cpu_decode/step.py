@@ -33,8 +33,8 @@ from gptrio.kernels.cpu_decode.structs import (
 # Places in the team's control block, 64 bytes apart so that threads do not disturb each other.
 COUNTER, FLOOR, MODEL_AT, ACTIVE, WORKERS = 0, 64, 128, 192, 256  # of each worker: its state, and its rank 8 bytes on
 SLEEPING, READY, CLAIMED, AT_WORK, WAKING = range(5)
-_SPINS = 3000  # looks at what another thread is to write, before others are let in
-_IDLE = 20000  # looks for work before a worker goes to sleep
+_SPINS = 3000  # checks of a value that another thread writes, before the thread yields its processor
+_IDLE = 20000  # checks for work before a worker sleeps
 
 _models, _layers, _products = (make_view(numba.from_dtype(table)) for table in (MODEL, LAYER, PRODUCT))
 _let_others_run = types.ExternalFunction("sched_yield", types.int32())
@@ -62,7 +62,7 @@ def _run(control, model, thread, threads):
     rows, width = m.rows, m.width
     line, workspace = 4 * width, m.workspace + m.workspace_stride * thread
     normed = m.normed + m.normed_stride * thread
-    also = normed + rows * line  # what the MLP reads, where it stands beside attention
+    also = normed + rows * line  # input of the MLP, in a parallel block too
     phase = 0
     for i in range(m.num_layers):
         layer = layers[i]

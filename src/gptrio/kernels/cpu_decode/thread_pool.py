@@ -41,7 +41,7 @@ class Team:
         self._closed = False
 
     def step(self, address: int) -> int:
-        """Run the step that the MODEL table at an address tells of; returns the threads that took part."""
+        """Run the step that the MODEL table at an address describes; returns the threads that took part."""
         with self._lock:
             if self._workers is None:
                 self._start()

@@ -50,7 +50,7 @@ class Workspace:
 
     Args:
         buffers: how large each is.
-        table: row of a MODEL table that is told their addresses and strides.
+        table: row of a MODEL table that their addresses and strides are written to.
     """
 
     def __init__(self, buffers: dict[str, Size], table: Any) -> None:

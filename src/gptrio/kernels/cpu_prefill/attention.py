@@ -70,15 +70,15 @@ _tasks = make_view(numba.from_dtype(ATTENTION))
 
 
 @register_jitable
-def buffers(format, keys, width):
-    """Offsets of the buffers of a thread's workspace, and its size in bytes.
+def buffers(format, keys, width, start):
+    """Addresses of the buffers of a thread's workspace, which begins at `start`, and of its end.
 
     They are the tiles' sizes, a square, the maxima and sums of a block, its queries and their transpose, the last keys
     or values, the totals, the scores, and in bfloat16 the weights and the values as tiles.
     """
     line, size = 4 * _QUERIES[format], _SIZES[format]
     most = (keys + KEYS - 1) // KEYS * KEYS
-    square = 64
+    square = start + 64
     maxima = square + _SQUARE
     sums = maxima + line
     queries = sums + line
@@ -174,10 +174,8 @@ def _make_attend_by_floats() -> Callable[..., None]:
     @kernel()
     def attend(task, q, k, v, out, first, end, workspace):
         width = task.width
-        places = buffers(FLOAT32, task.keys, width)
-        square, maxima, sums = workspace + places[0], workspace + places[1], workspace + places[2]
-        queries, transposed, tail = workspace + places[3], workspace + places[4], workspace + places[5]
-        totals, scores = workspace + places[6], workspace + places[7]
+        places = buffers(FLOAT32, task.keys, width, workspace)
+        square, maxima, sums, queries, transposed, tail, totals, scores = places[:8]
         for query in range(first, end, columns):
             count = min(columns, end - query)
             start, stop = _seen(task, query, count)
@@ -223,11 +221,8 @@ def _make_attend_by_tiles() -> Callable[..., None]:
     @kernel()
     def attend(task, q, k, v, out, first, end, workspace):
         width, group = task.width, _TILE * ((task.keys + KEYS - 1) // KEYS)
-        places = buffers(BFLOAT16, task.keys, width)
-        square, maxima, sums = workspace + places[0], workspace + places[1], workspace + places[2]
-        queries, transposed, tail = workspace + places[3], workspace + places[4], workspace + places[5]
-        totals, scores, weights = workspace + places[6], workspace + places[7], workspace + places[8]
-        values = workspace + places[9]
+        places = buffers(BFLOAT16, task.keys, width, workspace)
+        square, maxima, sums, queries, transposed, tail, totals, scores, weights, values = places[:10]
         prepare_tiles(workspace, KEYS, columns // LANES, True)
         transpose_values(task, v, _seen(task, first, 1)[0], _seen(task, end, 0)[1], tail, values)
         for query in range(first, end, columns):

@@ -93,7 +93,7 @@ class PrefillKernels:
             task[name] = x.data_ptr()
             for part, stride in zip(("row", "head", "step"), x.stride(), strict=False):
                 task[f"{name}_{part}"] = x.element_size() * stride
-        size = -(-attention.buffers(format, k.shape[2], width)[-1] // 64) * 64
+        size = -(-attention.buffers(format, k.shape[2], width, 0)[-1] // 64) * 64
         workspace = _workspace(size * threads)
         task["workspace"], task["workspace_stride"] = -(-workspace.data_ptr() // 64) * 64, size
         _run(self._entries[q.dtype][0], task)

@@ -26,9 +26,11 @@ from gptrio.kernels.cpu_decode.llvm_intrinsics import (
     apart,
     emitted,
     fma,
+    load,
     loop,
     pointer,
     splat,
+    variable,
 )
 from gptrio.kernels.cpu_decode.structs import BFLOAT16, FLOAT32, GELU_TANH, LANES
 
@@ -72,14 +74,14 @@ def make_maxima(columns: int) -> Callable[..., None]:
 
     @emitted()
     def maxima(builder, scores, rows, maxima):
-        best = [_variable(builder, _load_floats(builder, maxima, LINE * c)) for c in range(columns)]
+        best = [variable(builder, load(builder, FLOAT32, maxima, LINE * c)) for c in range(columns)]
         with loop(builder, rows, 1) as row:
             line = after(builder, scores, row, LINE * columns)
             for c, target in enumerate(best):
-                value, known = _load_floats(builder, line, LINE * c), builder.load(target)
+                value, known = load(builder, FLOAT32, line, LINE * c), builder.load(target)
                 builder.store(builder.select(builder.fcmp_ordered(">", value, known), value, known), target)
         for c, target in enumerate(best):
-            _store_floats(builder, builder.load(target), maxima, LINE * c)
+            _store(builder, FLOAT32, builder.load(target), maxima, LINE * c)
 
     return maxima
 
@@ -101,27 +103,27 @@ def make_exponentials(columns: int, format: int) -> Callable[..., None]:
     @emitted(*(types.int64,) * 4, types.float32, types.int64)
     def exponentials(builder, scores, rows, maxima, sums, factor, out):
         scale = splat(builder, factor, LANES)
-        offsets = [builder.fmul(_load_floats(builder, maxima, LINE * c), scale) for c in range(columns)]
-        totals = [_variable(builder, _load_floats(builder, sums, LINE * c)) for c in range(columns)]
+        offsets = [builder.fmul(load(builder, FLOAT32, maxima, LINE * c), scale) for c in range(columns)]
+        totals = [variable(builder, load(builder, FLOAT32, sums, LINE * c)) for c in range(columns)]
         with loop(builder, rows, together) as row:
             line = after(builder, scores, row, LINE * columns)
             target = after(builder, out, row, LINE * columns) if together == 1 else _row_of_tile(builder, out, row)
             for c in range(columns):
                 values = []
                 for k in range(together):
-                    score = _load_floats(builder, line, LINE * (columns * k + c))
+                    score = load(builder, FLOAT32, line, LINE * (columns * k + c))
                     product = builder.fmul(score, scale, flags=("contract",))
                     power = builder.fsub(product, offsets[c], flags=("contract",))
                     values.append(_exp2(builder, power, format))
                     builder.store(builder.fadd(builder.load(totals[c]), values[k]), totals[c])
                 if together == 1:
-                    _store_floats(builder, values[0], target, LINE * c)
+                    _store(builder, FLOAT32, values[0], target, LINE * c)
                 else:
                     first, second = (_to_bfloats(builder, value) for value in values)
                     pairs = interleaved(builder, first, second, LANES, 0, LANES)
                     builder.store(pairs, pointer(builder, target, pairs.type, TILE * c), align=4)
         for c, own in enumerate(totals):
-            _store_floats(builder, builder.load(own), sums, LINE * c)
+            _store(builder, FLOAT32, builder.load(own), sums, LINE * c)
 
     return exponentials
 
@@ -134,11 +136,7 @@ def make_activation(kind: int, format: int) -> Callable[..., None]:
     def activation(builder, address, count):
         with loop(builder, count, LANES) as start:
             place = after(builder, address, start, size)
-            if format == FLOAT32:
-                _store_floats(builder, _gelu(builder, _load_floats(builder, place), kind, format), place)
-            else:
-                value = _gelu(builder, _load_bfloats(builder, place), kind, format)
-                builder.store(_to_bfloats(builder, value), pointer(builder, place, _HALVES), align=2)
+            _store(builder, format, _gelu(builder, load(builder, format, place), kind, format), place)
 
     return activation
 
@@ -165,15 +163,12 @@ def make_square(format: int) -> Callable[..., None]:
 
     @emitted()
     def square(builder, rows, stride, factors, out, out_stride):
-        scale = _load_floats(builder, factors)
-        lines = [builder.fmul(_load_floats(builder, line), scale) for line in apart(builder, rows, stride, SIDE)]
+        scale = load(builder, FLOAT32, factors)
+        lines = [builder.fmul(load(builder, FLOAT32, line), scale) for line in apart(builder, rows, stride, SIDE)]
         columns = transposed(builder, [builder.bitcast(line, _INTS) for line in lines])
         for column, address in zip(columns, apart(builder, out, out_stride, SIDE), strict=True):
             value = builder.bitcast(column, _FLOATS)
-            if format == FLOAT32:
-                _store_floats(builder, value, address)
-            else:
-                builder.store(_to_bfloats(builder, value), pointer(builder, address, _HALVES), align=2)
+            _store(builder, format, value, address)
 
     return square
 
@@ -189,19 +184,11 @@ def copy_rows(builder, source, stride, rows, target, target_stride, size):
             builder.store(value, pointer(builder, builder.add(there, offset), _HALVES), align=1)
 
 
-def _load_floats(builder: Builder, address: Value, offset: int = 0) -> Value:
-    """The 16 floats at an address."""
-    return builder.load(pointer(builder, address, _FLOATS, offset), align=4)
-
-
-def _store_floats(builder: Builder, value: Value, address: Value, offset: int = 0) -> None:
-    builder.store(value, pointer(builder, address, _FLOATS, offset), align=4)
-
-
-def _load_bfloats(builder: Builder, address: Value) -> Value:
-    """The 16 bfloat16 values at an address, as floats, of which they are the upper halves."""
-    raw = builder.load(pointer(builder, address, _HALVES), align=2)
-    return builder.bitcast(builder.shl(builder.zext(raw, _INTS), _integers(16)), _FLOATS)
+def _store(builder: Builder, format: int, value: Value, address: Value, offset: int = 0) -> None:
+    """Write 16 floats in a format, float32 or bfloat16."""
+    kind, align = (_FLOATS, 4) if format == FLOAT32 else (_HALVES, 2)
+    stored = value if format == FLOAT32 else _to_bfloats(builder, value)
+    builder.store(stored, pointer(builder, address, kind, offset), align=align)
 
 
 def _to_bfloats(builder: Builder, value: Value) -> Value:
@@ -215,12 +202,6 @@ def _numbers(value: float) -> Value:
 
 def _integers(value: int) -> Value:
     return ir.Constant(_INTS, [ir.Constant(I32, value)] * LANES)
-
-
-def _variable(builder: Builder, value: Value) -> Value:
-    target = cgutils.alloca_once(builder, value.type)
-    builder.store(value, target)
-    return target
 
 
 def _exp2(builder: Builder, x: Value, format: int) -> Value:
