@@ -117,7 +117,7 @@ class Conv1D(FastCallModule):
 
     def __init__(self, nf: int, nx: int) -> None:
         """Create a weight (nx, nf) drawn from N(0, 0.02) and a zero bias (nf,)."""
-        nn.Module.__init__(self)  # not the next class's: PEFT may have been told of this one (models.adapters)
+        nn.Module.__init__(self)  # not the next class's: `models.base.adapters` may have added one of PEFT's
         self.nf = nf
         self.nx = nx
         self.weight = nn.Parameter(torch.empty(nx, nf))
@@ -155,7 +155,7 @@ def filled_linear(weight: Tensor, bias: nn.Parameter | None, transposed: bool = 
 
 
 def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> Tensor:
-    """`down(act(up(x)))`; in `skip_hook_dispatch`, where nobody sees it, the activation is a part of `up`'s product.
+    """`down(act(up(x)))`; in `skip_hook_dispatch`, where no hook sees it, the activation is a part of `up`'s product.
 
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """

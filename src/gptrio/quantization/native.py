@@ -88,11 +88,11 @@ class _QuantizedWeight(nn.Module):
         Raises:
             SizeMismatchError: they are of another type or shape than this layer's.
         """
-        mine = getattr(self, name)
-        if tensor.shape != mine.shape or tensor.dtype != mine.dtype:
+        own = getattr(self, name)
+        if tensor.shape != own.shape or tensor.dtype != own.dtype:
             raise SizeMismatchError(
                 f"{name} of a quantized layer is {tensor.dtype} {tuple(tensor.shape)} in the checkpoint, "
-                f"{mine.dtype} {tuple(mine.shape)} in the model; load it with the configuration it was saved with"
+                f"{own.dtype} {tuple(own.shape)} in the model; load it with the configuration it was saved with"
             )
         setattr(self, name, tensor)
 

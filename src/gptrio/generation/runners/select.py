@@ -40,7 +40,7 @@ def fast_path(model: CausalLM, call: ModelInputs, path: FastPath) -> Reason | No
 
 
 def direct_calls(models: Sequence[nn.Module], **shown: object) -> Reason | None:
-    """Why a call of these models looks for hooks and makes tensors fit for autograd; None if nobody sees any of them.
+    """Why a call of these models looks for hooks and makes tensors fit for autograd; None if the caller sees none.
 
     `shown` are arguments by which the caller sees tensors of the model.
     """
@@ -104,7 +104,7 @@ def _against_cuda_graph(model: CausalLM, call: ModelInputs) -> Problems:
 
 
 def _more_than_tokens(model: CausalLM, call: ModelInputs) -> Problems:
-    """Whatever asks for more than the tokens' ids and their places, or sees how they are computed."""
+    """What needs more than the tokens' ids and positions, or observes how they are computed."""
     yield from filter(None, [dispatch_reason()])
     yield from _own_code(model, call)
     yield from _other_cache(call)

@@ -1,4 +1,4 @@
-"""Adapters of PEFT on a model, by the methods of Transformers' models, and what PEFT must be told of this package.
+"""Adapters of PEFT on a model, by the methods of Transformers' models, and what PEFT must know of this package.
 
 PEFT recognises three things by Transformers' classes: GPT-2's linear layer, a model whose head is left out of
 "all-linear", and a cache that is still empty. Transformers' `Trainer` so recognises models that it can save.
@@ -33,7 +33,7 @@ from gptrio.nn.linear import Conv1D
 if TYPE_CHECKING:
     from peft import PeftConfig
 
-_MODULES = ("tuners.tuners_utils", "peft_model", "utils.other")  # of PEFT, where models are told by their class
+_MODULES = ("tuners.tuners_utils", "peft_model", "utils.other")  # of PEFT, which recognise models by their class
 _CONFIG_FILE = "adapter_config.json"
 Loaded = TypeVar("Loaded")
 _PREFIX = "base_model.model."  # of the names in an adapter's file
@@ -83,7 +83,7 @@ class AdaptersMixin(nn.Module):
     peft_config: dict[str, PeftConfig]
 
     def named_modules(self, *args: Any, **kwargs: Any) -> Any:
-        """All modules with their paths; PEFT and `Trainer`, where they are in use, are told of this package first."""
+        """All modules with their paths; makes this package known to PEFT and `Trainer` first, if they are in use."""
         if hasattr(sys.modules.get("peft"), "PeftModel"):
             enable_peft()
         trainer = sys.modules.get("transformers.trainer")
@@ -350,6 +350,6 @@ def _warn_of_differences(loaded: Any, name: str, origin: Any) -> None:
     """One warning that names the adapter's tensors that were not there, and those that have no place."""
     missing = [key for key in loaded.missing_keys if "lora_" in key and name in key]
     parts = {"not in the model": loaded.unexpected_keys, "missing, so that they are as new": missing}
-    told = [f"{what}: {', '.join(keys)}" for what, keys in parts.items() if keys]
-    if told:
-        warn(f"adapter {name!r} from {origin or 'a dictionary'}: {'; '.join(told)}")
+    clauses = [f"{what}: {', '.join(keys)}" for what, keys in parts.items() if keys]
+    if clauses:
+        warn(f"adapter {name!r} from {origin or 'a dictionary'}: {'; '.join(clauses)}")

@@ -331,7 +331,7 @@ def embed_tokens(table: nn.Embedding, ids: Tensor, what: str = "token id") -> Te
 
 
 def _is_checkpointed(block: nn.Module) -> bool:
-    """Whether a block, which may be someone else's, is to be computed again in the backward pass."""
+    """Whether a block, which may be of any class, is computed again in the backward pass."""
     return bool(getattr(block, "gradient_checkpointing", False))
 
 

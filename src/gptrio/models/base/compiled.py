@@ -99,7 +99,7 @@ class CompiledStep:
         return (shape[0] == self._reserved[0] and self._is_unchanged(layers)) or self._supports_cache(layers, shape[0])
 
     def _is_unchanged(self, layers: list[DynamicLayer]) -> bool:
-        """Whether nobody has touched the layers of a cache since the last step."""
+        """Whether the layers of a cache are as the last step left them."""
         buffers, length = self._buffers, self._next
         for i, layer in enumerate(layers):
             keys, values = buffers[i]
@@ -108,7 +108,7 @@ class CompiledStep:
         return True
 
     def _supports_cache(self, layers: list[DynamicLayer], rows: int) -> bool:
-        """Whether this is for so many rows, and for layers of a cache that may be anyone's."""
+        """Whether this is for so many rows, and for layers of a cache of any kind."""
         past = layers[0].get_seq_length()
         if not 0 < rows <= MAX_ROWS_AMX:
             return False
@@ -177,7 +177,7 @@ class CompiledStep:
                 guards.check_same(found, expected, f"the {name} of layer {i}")
 
     def _reserve(self, cache: Cache, past: int) -> int:
-        """Make room in the cache and tell where it is; returns the most positions that a layer holds then."""
+        """Extend the cache by a position and write its addresses; returns the largest number in a layer."""
         slots = []
         for i, layer in enumerate(cast("list[DynamicLayer]", cache.layers)):
             keys, values, slot = layer.reserve(self._guarded)

@@ -127,7 +127,7 @@ class GenerationMixin:
             attention_mask: (B, S), or None.
             inputs_embeds: (B, T, C) for a first step from embeddings.
             cache_position: (T,) positions of the new tokens, or None.
-            kwargs: handed through.
+            kwargs: returned unchanged.
         """
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if cache_position is not None and past_key_values is not None:

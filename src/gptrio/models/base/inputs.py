@@ -85,7 +85,7 @@ def _check_layers(held: int, config: PretrainedConfig) -> None:
 def written_positions(
     cache: Cache | None, cache_position: Tensor | None, length: int, device: torch.device
 ) -> Tensor | None:
-    """(T,) positions that a static cache is told to write at, or None if it appends, as other caches do.
+    """(T,) positions that a static cache writes at, or None if it appends, as other caches do.
 
     A compiled graph must not read the cache's length as a number: it would be compiled anew for each.
     """
@@ -186,7 +186,7 @@ def warn_of_left_padding(is_real: Tensor | None, position_ids: Tensor | None) ->
 
 
 def warn_of_missing_mask(input_ids: Tensor | None, mask: Tensor | None, config: PretrainedConfig) -> None:
-    """Say once that padding tokens stand at an end of the input while no mask tells them apart."""
+    """Warn once if the input begins or ends with padding tokens and no mask marks them."""
     pad = config.pad_token_id
     if pad is None or mask is not None or input_ids is None or _is_traced() or are_tokens_real():
         return
