@@ -8,9 +8,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from gptrio.cache.dynamic import DynamicCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
 from gptrio.cache.protocol import Cache, CacheLayer, check_capacity, num_queries
-from gptrio.errors import UnsupportedError
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import InputError, UnsupportedError
 from gptrio.foreign import CACHE, CROSS_CACHE, is_foreign
 
 Given = TypeVar("Given")
@@ -146,6 +148,23 @@ def as_own_cache(given: Given) -> Given | Cache:
         return TransformersCrossCache(given)
     has_layers = hasattr(given, "layers")  # caches before release 4.54 have none
     return TransformersCache(given) if has_layers and is_foreign(given, CACHE) else given
+
+
+def cache_of(past_key_values: Any, config: PretrainedConfig | None = None) -> Cache | None:
+    """Return a cache of this library or Transformers, or a tuple of (keys, values) per layer, as our cache; or None.
+
+    `config` has the windows of the layers of a tuple. Anything else raises InputError.
+    """
+    if isinstance(past_key_values, (tuple, list)):
+        if any(len(layer) > 2 for layer in past_key_values):
+            return EncoderDecoderCache.from_legacy_cache(past_key_values)
+        return DynamicCache.from_legacy_cache(tuple(past_key_values), config)
+    cache = as_own_cache(past_key_values)
+    if cache is None or isinstance(cache, Cache):
+        return cache
+    raise InputError(
+        f"past_key_values is a {type(cache).__name__}; expected a Cache, or a tuple of (keys, values) per layer"
+    )
 
 
 def as_given(cache: Any) -> Any:

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
 from gptrio.cache.protocol import windows_of
-from gptrio.cache.transformers import as_own_cache
+from gptrio.cache.transformers import cache_of
 from gptrio.config.fields import as_list
 from gptrio.errors import InputError, OptionError, TokenIdError, warn
 from gptrio.generation.options.config import GenerationConfig, eos_ids
@@ -141,7 +140,7 @@ def build_prompt(model: CausalLM, inputs: Tensor | None, arguments: dict[str, An
         ids, mask = _from_bos(ids, config.bos_token_id), None
     if embeds is not None and (embeds.dim() != 3 or embeds.shape[0] != ids.shape[0] or embeds.shape[1] == 0):
         raise InputError(f"inputs_embeds must be ({ids.shape[0]}, length, width); got shape {tuple(embeds.shape)}")
-    cache = _own_cache(arguments.pop("past_key_values", None))
+    cache = cache_of(arguments.pop("past_key_values", None))
     prompt = Prompt(
         ids, None, embeds, given["position_ids"], given["token_type_ids"], cache, _on_device(model, arguments)
     )
@@ -256,17 +255,6 @@ def _warn_of_unseen_padding(ids: Tensor, pad: int | None) -> None:
             f"some prompts begin or end with token {pad}, which is both padding and end of text; pass the tokenizer's "
             "attention_mask to distinguish them"
         )
-
-
-def _own_cache(given: Any) -> Any:
-    """Return the caller's cache (tuples, or a cache of either library) as a cache of this package."""
-    if isinstance(given, (tuple, list)):
-        kind: Any = EncoderDecoderCache if any(len(layer) > 2 for layer in given) else DynamicCache
-        given = kind.from_legacy_cache(given)
-    cache = as_own_cache(given)
-    if cache is not None and not isinstance(cache, Cache):
-        raise InputError(f"past_key_values is a {type(cache).__name__}; expected a Cache or a tuple for each layer")
-    return cache
 
 
 def _check_cache(prompt: Prompt) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.cache import Cache, DynamicCache, EncoderDecoderCache
-from gptrio.cache.transformers import as_own_cache
+from gptrio.cache.transformers import cache_of
 from gptrio.config import PretrainedConfig
 from gptrio.config.fields import as_list
 from gptrio.errors import InputError, warn
@@ -57,23 +57,17 @@ def rows_of(ids: Tensor, rows: int, length: int, name: str) -> Tensor:
 
 def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: PretrainedConfig) -> Cache | None:
     """The cache of a call: the one given, ours or Transformers', one made of a legacy tuple, a new one, or none."""
-    past = as_own_cache(past)
-    if past is None and not use_cache:
-        return None
-    cross = config.add_cross_attention
-    if past is None:
-        past = DynamicCache(config=config)
-    elif isinstance(past, (tuple, list)):
+    if isinstance(past, (tuple, list)):
         _check_layers(len(past), config)
-        wide = any(len(layer) > 2 for layer in past)
-        past = EncoderDecoderCache.from_legacy_cache(past) if wide else DynamicCache.from_legacy_cache(past, config)
-    if not isinstance(past, Cache):
-        raise InputError(
-            f"past_key_values is a {type(past).__name__}; expected a Cache, or a tuple of (keys, values) per layer"
-        )
+    past = cache_of(past, config)
+    if past is None:
+        if not use_cache:
+            return None
+        past = DynamicCache(config=config)
     if len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
         _check_layers(len(past.layers), config)
-    return EncoderDecoderCache(past, DynamicCache()) if cross and past.cross_attention_cache is None else past
+    is_cross = config.add_cross_attention and past.cross_attention_cache is None
+    return EncoderDecoderCache(past, DynamicCache()) if is_cross else past
 
 
 def _check_layers(held: int, config: PretrainedConfig) -> None:
