@@ -1,7 +1,7 @@
 """What the compiled step needs below numba's language: vectors of 16 floats over raw memory, and atomic counters.
 
 An intrinsic is a function whose calls numba replaces by LLVM code. `emitted` makes one of a Python function that writes
-this code; `chosen` makes one of several such functions, selected by its first arguments. Addresses and byte strides are
+this code; `chosen` makes a function of several, selected by its first arguments. Addresses and byte strides are
 int64. LLVM splits the vectors of 16 to what the processor has.
 """
 
@@ -64,7 +64,7 @@ def emitted(*kinds: Any, returns: Any = types.int64) -> Callable[[Emitter], Any]
 
 
 def chosen(cases: Mapping[Any, Emitter]) -> Any:
-    """An intrinsic that runs the code of one of several emitters, which take the same int64 arguments.
+    """A function that runs the code of one of several emitters, which take the same int64 arguments.
 
     Its first arguments are the key of the case, a tuple; see `branch`.
     """
@@ -76,7 +76,13 @@ def chosen(cases: Mapping[Any, Emitter]) -> Any:
         branch(builder, values[:length], {key: partial(emit, builder, *arguments) for key, emit in cases.items()})
 
     count = length + len(inspect.signature(first).parameters) - 1
-    return _intrinsic(emit, types.int64(*(types.int64,) * count))
+    run = _intrinsic(emit, types.int64(*(types.int64,) * count))
+
+    @kernel()
+    def choose(*arguments):  # a function of its own for LLVM: inside a loop, all cases together cost registers
+        return run(*arguments)
+
+    return choose
 
 
 def branch(builder: Builder, choice: Sequence[Value], cases: Mapping[Any, Callable[[], None]]) -> None:
