@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 
 import jinja2
 import pytest
 
 from gptrio.errors import ChatTemplateError
+from gptrio.tokenization.templates import limits
 from gptrio.tokenization.templates.limits import MOST_PARTS
 from gptrio.tokenization.templates.render import render
 
@@ -178,10 +180,42 @@ def test_errors_are_also_those_of_jinja2_and_name_the_line():
         render("{{ raise_exception('no system messages') }}", {})
 
 
+def count_time(monkeypatch, ticks: int) -> None:
+    """Let time pass by the number of looks at the clock, so many in a second, whatever the machine."""
+    looks = count()
+    for name in ("perf_counter", "thread_time"):
+        monkeypatch.setattr(limits, name, lambda: next(looks) / ticks)
+
+
+FOR_EACH_ALL = "{% for m in messages %}{% for other in messages %}{% endfor %}{{ m.content }}{% endfor %}"
+
+
+@pytest.mark.parametrize(("number", "seconds"), [(1, 1), (30, 2), (200, 7), (1000, 31), (10_000, 61)])
+def test_a_template_may_take_longer_for_a_longer_conversation(monkeypatch, number, seconds):
+    count_time(monkeypatch, 500)
+    forever = LOOPS[0].replace("99999", "9999")
+    messages = [{"role": "user", "content": "hi"}] * number
+    with pytest.raises(ChatTemplateError, match=f"has not finished after {seconds} seconds? of work"):
+        render(forever, {"messages": messages})
+
+
+@pytest.mark.parametrize("number", [10, 100, 200])
+def test_work_that_grows_with_the_square_of_a_conversation_may_end(monkeypatch, number):
+    count_time(monkeypatch, 20_000)
+    messages = [{"role": "user", "content": "hi"}] * number
+    assert "".join(render(FOR_EACH_ALL, {"messages": messages}).blocks) == "hi" * number
+
+
+def test_values_that_hold_themselves_do_not_count_for_ever():
+    inside: list[object] = []
+    inside.append(inside)
+    assert limits.Rendering({"messages": inside})._most_seconds == 61
+
+
 def test_a_long_conversation_is_within_the_limits():
     loop = "{% for m in messages %}{% set seen = messages[:loop.index] %}"
     template = loop + "{{ m.role ~ ': ' ~ m.content|trim + '\n' }}{% endfor %}"
-    messages = [{"role": "user", "content": f"message {i} " * 20} for i in range(500)]
+    messages = [{"role": "user", "content": f"message {i} " * 20} for i in range(2000)]
     text = "".join(render(template, {"messages": messages}).blocks)
     assert text == "".join(f"user: {message['content'].strip()}\n" for message in messages)
     assert len(text) < MOST_PARTS

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from itertools import chain
 from time import perf_counter, thread_time
 from types import GeneratorType
@@ -15,7 +16,9 @@ from gptrio.errors import ChatTemplateError
 MOST_PARTS = 1 << 21  # characters and items of one value, those inside it included
 MOST_MADE = 1 << 24  # characters and items of all values together
 MOST_BITS = 1 << 14  # of a whole number
-MOST_SECONDS = 1.0  # of processor time
+MOST_SECONDS = 1.0  # of processor time, for a template that is given nothing
+VALUES_OF_A_SECOND = 100  # it has another second for each so many messages, roles, contents and other values
+MOST_VALUES = 6000  # that lengthen the time
 MOST_CALLS = 100  # inside each other
 
 _CONTAINERS: Any = (list, tuple, Set, Mapping, type({}.values()))
@@ -28,9 +31,14 @@ class Rendering:
         blocks: parts of the text, in order.
         length: characters of the text.
         spans: (start, end) in characters of each `{% generation %}` block.
+
+    Args:
+        given: the variables of the template. Work may grow with the square of a conversation, as templates look at all
+            messages for each: the more they are given, the longer they may take.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = given
         self.blocks: list[str] = []
         self.length = 0
         self.spans: list[tuple[int, int]] = []
@@ -53,13 +61,17 @@ class Rendering:
         that much time has passed on the clock, which is faster to read.
         """
         if perf_counter() > self._next_look:
-            used = thread_time() - self._started
-            if used > MOST_SECONDS:
+            used, most = thread_time() - self._started, self._most_seconds
+            if used > most:
                 raise ChatTemplateError(
-                    f"it has not finished after {MOST_SECONDS:.0f} second of work; does it loop for ever?"
+                    f"it has not finished after {most:.0f} second{'s' * (most >= 1.5)} of work; does it loop for ever?"
                 )
-            self._next_look += MOST_SECONDS - used
+            self._next_look += most - used
         return True
+
+    @cached_property
+    def _most_seconds(self) -> float:
+        return MOST_SECONDS * (1 + _values_in(self._given) / VALUES_OF_A_SECOND)
 
     @contextmanager
     def inside_call(self) -> Iterator[None]:
@@ -122,6 +134,17 @@ class Rendering:
             yield item
 
 
+def _values_in(given: Any) -> int:
+    """How many values there are in lists and mappings, those inside others included; at most `MOST_VALUES`."""
+    count, waiting = 0, [given]
+    while waiting and count < MOST_VALUES:
+        value = waiting.pop()
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
+        count += len(inside)
+        waiting += inside
+    return min(count, MOST_VALUES)
+
+
 def _too_large() -> ChatTemplateError:
     return ChatTemplateError(
         f"it makes values that are too large: at most {MOST_PARTS:,} characters in one, {MOST_MADE:,} in "
@@ -138,9 +161,9 @@ def rendering() -> Rendering:
 
 
 @contextmanager
-def new_rendering() -> Iterator[Rendering]:
-    """Begin a rendering in this thread, which is in progress until the block ends."""
-    token = _current.set(Rendering())
+def new_rendering(given: Mapping[str, Any]) -> Iterator[Rendering]:
+    """Begin a rendering of these variables in this thread, which is in progress until the block ends."""
+    token = _current.set(Rendering(given))
     try:
         yield _current.get()
     finally:

@@ -31,7 +31,7 @@ def render(template: str, variables: Mapping[str, Any]) -> Rendering:
     """
     try:
         compiled = _compile(template)
-        with new_rendering() as rendering:
+        with new_rendering(variables) as rendering:
             for block in compiled.generate(variables):
                 rendering.append(block)
     except TemplateFailure:
