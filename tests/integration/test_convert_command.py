@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import gptrio as library
+from gptrio.cli.app import run
 from gptrio.errors import CheckpointError
 from gptrio.interop.convert import convert
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
@@ -48,7 +49,7 @@ def write_nano(path: Path, model: Any, **options: Any) -> str:
 def test_help_shows_examples():
     done = gptrio("convert", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "gptrio convert nanoGPT/out/ckpt.pt ./model" in done.stdout
+    assert "gptrio convert nanoGPT/out/ckpt.pt ./model --tokenizer" in done.stdout
 
 
 @pytest.mark.parametrize("prefix", ["", "_orig_mod.", "module._orig_mod."])
@@ -136,3 +137,93 @@ def test_another_torch_file_is_refused(tmp_path):
     done = gptrio("convert", str(tmp_path / "x.pt"), str(tmp_path / "out"))
     assert (done.returncode, done.stdout) == (1, "")
     assert "no checkpoint of nanoGPT or minGPT" in done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", ["nanoGPT", "gpt_neox"])
+def test_types_of_the_files_stay(family, dtype, tmp_path):
+    model = built(**({"activation_function": "gelu"} if family == "nanoGPT" else {"family": family})).to(dtype)
+    if family == "nanoGPT":
+        source = write_nano(tmp_path / "ckpt.pt", model)
+    else:
+        source = str(tmp_path / "in")
+        model.save_pretrained(source)
+        config = json.loads((tmp_path / "in" / "config.json").read_text(encoding="utf-8"))
+        (tmp_path / "in" / "config.json").write_text(json.dumps({**config, "dtype": "float32"}), encoding="utf-8")
+    convert(source, tmp_path / "out")
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {x.dtype for x in stored.values()} == {dtype}
+    assert all(torch.equal(x, model.state_dict()[name]) for name, x in stored.items())
+
+
+def test_a_vocabulary_that_was_padded_stays(tmp_path):
+    model = built(activation_function="gelu", vocab_size=320)
+    convert(write_nano(tmp_path / "ckpt.pt", model), tmp_path / "out")
+    assert logits(tmp_path / "out").shape[-1] == 320
+
+
+def test_a_tokenizer_is_copied_with_its_templates(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = {"default": "a", "tool_use": "b"}
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    source = write_nano(tmp_path / "ckpt.pt", built(activation_function="gelu"))
+    done = gptrio("convert", source, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert library.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+    refused = gptrio("convert", source, str(tmp_path / "no"), "--tokenizer", str(tmp_path))
+    assert refused.returncode == 1 and "has no tokenizer: none of" in refused.stderr
+    assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "out", "tokenizer"]
+
+
+def test_only_files_that_are_replaced_are_removed(tmp_path):
+    built().save_pretrained(tmp_path / "in", max_shard_size="40KB")
+    (tmp_path / "in" / "model.fp16.safetensors").write_bytes(b"another variant")
+    convert(str(tmp_path / "in"), tmp_path / "in", overwrite=True)
+    left = {path.name for path in (tmp_path / "in").glob("*.safetensors*")}
+    assert left == {"model.safetensors", "model.fp16.safetensors"}
+    assert torch.isfinite(logits(tmp_path / "in")).all()
+
+
+def test_a_new_folder_has_the_permissions_of_one(tmp_path):
+    built().save_pretrained(tmp_path / "in")
+    (tmp_path / "plain").mkdir()
+    convert(str(tmp_path / "in"), tmp_path / "a" / "b" / "out")
+    assert (tmp_path / "a" / "b" / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert os.listdir(tmp_path / "a" / "b") == ["out"]
+
+
+def test_tensors_without_a_place_are_named(tmp_path):
+    model = built()
+    torch.save({**model.state_dict(), "extra.weight": torch.ones(1)}, tmp_path / "pytorch_model.bin")
+    model.config.save_pretrained(tmp_path)
+    with pytest.warns(library.GptrioWarning, match="extra.weight"):
+        convert(str(tmp_path), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "options", "code", "message"),
+    [
+        ("notes.txt", "out", (), 1, "is no torch file of nanoGPT or minGPT"),
+        ("in/model.safetensors", "out", (), 1, "give the folder that holds the file"),
+        ("in", "notes.txt", (), 1, "notes.txt is a file; give a folder"),
+        ("in", "notes.txt/out", (), 1, "notes.txt"),
+        ("in", "out", ("--heads", "4"), 2, "--heads 4 has no effect on"),
+        ("in", "out", ("--activation", "gelu"), 2, "--activation gelu has no effect on"),
+        ("half.pt", "out", (), 1, "has no transformer.wpe.weight"),
+        ("part.pt", "out", ("--heads", "4"), 1, "does not hold a whole minGPT model"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
+    source, target, options, code, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    built().save_pretrained("in")
+    Path("notes.txt").write_text("mine")
+    tensors = linear_tensors(built())
+    torch.save({name: x for name, x in tensors.items() if "wpe" not in name}, "half.pt")
+    torch.save({name: x for name, x in tensors.items() if "ln_f" not in name}, "part.pt")
+    before = sorted(os.listdir())
+    assert run(["convert", source, target, *options]) == code
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1
+    assert (captured.out, sorted(os.listdir())) == ("", before)

@@ -86,7 +86,7 @@ def save_shards(
             temporary = replaced_at_the_end.enter_context(replace_file(folder / name))
             write_file(temporary, {key: tensors[shared.get(key, key)] for key in keys})
             written.append(folder / name)
-    _remove_stale(folder, base, variant, keep={path.name for path in written})
+    remove_stale(folder, base, variant, keep={path.name for path in written})
     return written
 
 
@@ -130,7 +130,8 @@ def _index_text(tensors: Mapping[str, Array], shards: Mapping[str, list[str]]) -
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def _remove_stale(folder: Path, base: str, variant: str | None, keep: set[str]) -> None:
+def remove_stale(folder: Path, base: str, variant: str | None, keep: set[str]) -> None:
+    """Remove files of earlier saves of a kind and variant, such as "model.safetensors", other than those to keep."""
     stem, _, extension = map(re.escape, variant_name(base, variant).rpartition("."))
     index = re.escape(variant_name(f"{base}.index.json", variant))
     old = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{extension}|{index}")

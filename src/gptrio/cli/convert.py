@@ -27,6 +27,9 @@ def convert(
     activation: Annotated[
         Activation | None, typer.Option(help="Of the MLP.", show_default="nanoGPT's gelu, minGPT's gelu_new")
     ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or hub name of a tokenizer to copy.", show_default="the source's")
+    ] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -34,7 +37,7 @@ def convert(
 
     gptrio convert ./model-with-pytorch-bin ./model
 
-    gptrio convert nanoGPT/out/ckpt.pt ./model
+    gptrio convert nanoGPT/out/ckpt.pt ./model --tokenizer openai-community/gpt2
 
     gptrio convert minGPT/out/adder/model.pt ./model --heads 3
     """
@@ -42,7 +45,7 @@ def convert(
         from gptrio.interop.convert import convert as convert_checkpoint
 
         with progress("Converting"):
-            done = convert_checkpoint(source, target, overwrite, max_shard_size, heads, activation)
+            done = convert_checkpoint(source, target, overwrite, max_shard_size, heads, activation, tokenizer)
         if as_json:
             files = [str(path) for path in done.files]
             print_json({"kind": done.kind, "difference": done.difference, "files": files})

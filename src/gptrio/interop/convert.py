@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptrio.errors import CheckpointError, CheckpointFormatError
+from gptrio.checkpoint.locate import SAFETENSORS_NAME
+from gptrio.checkpoint.shards import remove_stale
+from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, OptionError, warn
 from gptrio.hub import HubOptions
 from gptrio.interop.linear_layout import WRAPPERS, LinearLayout, read_linear_layout
 
@@ -18,6 +22,7 @@ _COPIED = (
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
     *("added_tokens.json", "chat_template.jinja"),
 )
+_TEMPLATES = "additional_chat_templates"
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _FAR = 1e-9  # most that two forwards in float64 differ by, of the largest logit
 
@@ -43,6 +48,7 @@ def convert(
     max_shard_size: int | str = "5GB",
     heads: int | None = None,
     activation: str | None = None,
+    tokenizer: str | None = None,
 ) -> Conversion:
     """Write a checkpoint as safetensors with a config.json, once the written files give the logits of the source.
 
@@ -52,38 +58,60 @@ def convert(
         target: folder, made if need be.
         overwrite: write into a folder that is not empty.
         max_shard_size: bytes, or text such as "500MB".
-        heads, activation: see `read_linear_layout`.
+        heads, activation: see `read_linear_layout`; of a torch file only.
+        tokenizer: folder or hub name of the tokenizer to copy; the source's if None. A torch file has none.
 
     Raises:
         CheckpointError: the target is not empty, the source lacks tensors, or the logits differ.
+        OptionError: an option has no effect on the source.
     """
-    if target.is_file() or (target.is_dir() and any(target.iterdir()) and not overwrite):
-        raise CheckpointError(f"{target} exists and is not empty; give another folder, or overwrite=True")
-    path = Path(source)
-    is_file = path.is_file() and path.suffix in _TORCH_SUFFIXES
-    layout = read_linear_layout(path, heads, activation) if is_file else None
+    _check(source, target, overwrite, heads, activation)
+    is_file = Path(source).is_file()
+    layout = read_linear_layout(Path(source), heads, activation) if is_file else None
     model = _load(source) if layout is None else _build(layout)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    copied = tokenizer or (None if is_file else source)
+    with _beside(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         gap = _prove(model, layout, folder)
-        for name in () if is_file else _COPIED:
-            found = HubOptions().find(source, name)
-            if found is not None:
-                shutil.copyfile(found, Path(folder, name))
-        files = _move(Path(folder), target)
+        if copied is not None:
+            _copy_tokenizer(copied, folder, is_required=tokenizer is not None)
+        files = _move(folder, target)
     return Conversion(model.config.model_type if layout is None else layout.kind, files, gap)
 
 
+def _check(source: str, target: Path, overwrite: bool, heads: int | None, activation: str | None) -> None:
+    """Refuse what cannot be converted before anything is read."""
+    path = Path(source)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; give a folder to write")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(f"{target} exists and is not empty; give another folder, or overwrite=True")
+    if path.is_file() and path.suffix not in _TORCH_SUFFIXES:
+        raise CheckpointNotFoundError(
+            f"{source!r} is no torch file of nanoGPT or minGPT ({', '.join(_TORCH_SUFFIXES)}); for other models give "
+            "the folder that holds the file, or the name of a hub repository"
+        )
+    if not path.is_file() and (heads is not None or activation is not None):
+        name = "heads" if heads is not None else "activation"
+        raise OptionError(
+            f"{name}={heads or activation} has no effect on {source!r}: its config.json says so; leave it out"
+        )
+
+
 def _load(source: str) -> Any:
-    """A model by its own names, without those that torch's wrappers put before them."""
+    """A model by its own names, without those that torch's wrappers put before them, in the types of its files."""
     import gptrio
 
     config = gptrio.AutoConfig.from_pretrained(source)
+    config.dtype = None  # of the files, which the configuration may contradict
     cls = getattr(gptrio, (config.architectures or [""])[0], gptrio.AutoModelForCausalLM)
-    model, keys = cls.from_pretrained(source, dtype="auto", key_mapping={WRAPPERS: ""}, output_loading_info=True)
+    model, keys = cls.from_pretrained(
+        source, config=config, dtype="auto", key_mapping={WRAPPERS: ""}, output_loading_info=True
+    )
     if keys["missing_keys"]:
         raise CheckpointFormatError(f"{source} lacks tensors of {type(model).__name__}: {keys['missing_keys'][:4]}")
+    if keys["unexpected_keys"]:
+        warn(f"{type(model).__name__} has no tensors {keys['unexpected_keys'][:4]} of {source}; they are left out")
     return model.eval()
 
 
@@ -93,12 +121,15 @@ def _build(layout: LinearLayout) -> Any:
     tensors = layout.converted()
     model = GPT2LMHeadModel(layout.config).to(tensors["transformer.wte.weight"].dtype)
     tensors.setdefault("lm_head.weight", tensors["transformer.wte.weight"])
-    model.load_state_dict(tensors)
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:  # names or shapes
+        raise CheckpointFormatError(f"the file does not hold a whole {layout.kind} model: {error}") from error
     return model.eval()
 
 
 @torch.no_grad()
-def _prove(model: Any, layout: LinearLayout | None, folder: str) -> float:
+def _prove(model: Any, layout: LinearLayout | None, folder: Path) -> float:
     """Compare the logits of the written files with those of the source; return their relative difference."""
     written = type(model).from_pretrained(folder, dtype="auto").eval()
     length = min(model.config.max_position_embeddings, 32)
@@ -118,11 +149,44 @@ def _outputs(model: Any, ids: Tensor) -> list[Tensor]:
     return [x for x in model(ids, use_cache=False, return_dict=True).to_tuple() if isinstance(x, Tensor)]
 
 
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield a new folder on the file system of the target, which is removed at the end if it has not been moved."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        place = tempfile.TemporaryDirectory(dir=parent, prefix=f".{target.name}.")
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise CheckpointError(f"{target} cannot be written: {parent}: {reason}; give another folder") from error
+    with place as outer:
+        folder = Path(outer, "model")
+        folder.mkdir()  # with the permissions of a new folder, unlike the one around it
+        yield folder
+
+
+def _copy_tokenizer(name: str, folder: Path, is_required: bool) -> None:
+    """Copy the files of a tokenizer; raises CheckpointNotFoundError if one is required and has none."""
+    options = HubOptions()
+    templates = [f"{_TEMPLATES}/{file}" for file in options.list_folder(name, _TEMPLATES)]
+    found = {file: path for file in (*_COPIED, *templates) if (path := options.find(name, file)) is not None}
+    if is_required and not found:
+        raise CheckpointNotFoundError(f"{name!r} has no tokenizer: none of {', '.join(_COPIED)}")
+    for file, path in found.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / file)
+
+
 def _move(folder: Path, target: Path) -> list[Path]:
-    """Move files into the target, and remove weights there that are no longer part of the checkpoint."""
-    target.mkdir(exist_ok=True)
-    new = sorted(path.name for path in folder.iterdir())
-    for stale in [*target.glob("model*.safetensors*")]:
-        if stale.name not in new:
-            stale.unlink()
-    return [(folder / name).replace(target / name) for name in new]
+    """Move a folder to its place: as a whole to a new one, else file by file, weights that are replaced removed."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if target.is_dir() and any(target.iterdir()):
+        for name in names:
+            (target / name).parent.mkdir(exist_ok=True)
+            (folder / name).replace(target / name)
+        remove_stale(target, SAFETENSORS_NAME, None, keep={name.name for name in names})
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            target.rmdir()
+        folder.replace(target)
+    return [target / name for name in names]

@@ -18,6 +18,7 @@ from gptrio.hub import read_json
 
 WRAPPERS = r"^(?:_orig_mod\.|module\.)+"  # that torch.compile and DistributedDataParallel put before names
 _MATRICES = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
+_NEEDED = ("transformer.h.0.attn.c_attn.weight", "transformer.wte.weight", "transformer.wpe.weight")
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # ours -> torch's name of the approximation
 
 
@@ -86,11 +87,11 @@ def read_linear_layout(path: Path, heads: int | None = None, activation: str | N
     names = stored.keys()
     tensors = {re.sub(WRAPPERS, "", name): stored.tensor(name) for name in names}
     tensors = {name: x for name, x in tensors.items() if not re.search(r"\.attn\.(masked_)?bias$", name)}
-    if "transformer.h.0.attn.c_attn.weight" not in tensors:
+    if lacking := [name for name in _NEEDED if name not in tensors]:
         first = ", ".join(list(tensors)[:3])
         raise CheckpointFormatError(
-            f"{path} is no checkpoint of nanoGPT or minGPT: it begins with {first}, and has no "
-            "transformer.h.0.attn.c_attn.weight; give a folder with a config.json for other models"
+            f"{path} is no checkpoint of nanoGPT or minGPT: it begins with {first}, and has no {lacking[0]}; give a "
+            "folder with a config.json for other models"
         )
     settings = read_torch_value(path, "model_args")
     kind = "nanoGPT" if isinstance(settings, Mapping) else "minGPT"
