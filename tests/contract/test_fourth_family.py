@@ -28,6 +28,7 @@ from gptrio.cache import DynamicCache, OffloadedCache, QuantizedCache, StaticCac
 from gptrio.config import PretrainedConfig
 from gptrio.config.base import config_class
 from gptrio.config.fields import count, flag, number
+from gptrio.config.rotary import RotarySettings
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.models.base import heads
@@ -39,7 +40,7 @@ from gptrio.nn.blocks import Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward
-from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, RotaryTables, rotate
+from gptrio.nn.rotary import RotaryEmbedding, RotaryTables, rotate
 from gptrio.testing import assert_close
 from tests.reference import randomise
 

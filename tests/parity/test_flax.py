@@ -13,8 +13,8 @@ import transformers
 import gptrio
 from tests.flax_models import VOCABULARY, assert_near, flax_pair, padding, positions_of, token_ids
 
-LANGUAGE_MODELS = ["FlaxGPTNeoForCausalLM"]
-BACKBONES = ["FlaxGPTNeoModel"]
+LANGUAGE_MODELS = ["FlaxGPTNeoForCausalLM", "FlaxGPT2LMHeadModel"]
+BACKBONES = ["FlaxGPTNeoModel", "FlaxGPT2Model"]
 
 
 @pytest.fixture(scope="module", params=LANGUAGE_MODELS)
@@ -94,7 +94,8 @@ def test_gradients(pair: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("class_name", [*LANGUAGE_MODELS, *BACKBONES])
 def test_a_seed_gives_the_same_weights(class_name: str) -> None:
     ours, theirs = getattr(gptrio, class_name), getattr(transformers, class_name)
-    config = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    config: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "max_position_embeddings": 16}
     config |= {"attention_types": [[["global", "local"], 1]]} if "GPTNeo" in class_name else {}
     drawn = ours(ours.config_class(**config), seed=5)
     oracle = theirs(theirs.config_class(**config), seed=5)

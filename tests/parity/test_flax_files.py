@@ -15,7 +15,7 @@ import gptrio
 from tests.flax_models import assert_near, flax_model, token_ids
 from tests.reference import model_pair
 
-CLASSES = ["GPTNeoForCausalLM"]
+CLASSES = ["GPTNeoForCausalLM", "GPT2LMHeadModel"]
 WAYS = {
     "one file": {},
     "shards": {"max_shard_size": "30KB"},

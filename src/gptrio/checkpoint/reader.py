@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 from gptrio.checkpoint.flax_names import is_transposed, stored_names
 from gptrio.checkpoint.locate import WeightFiles
-from gptrio.errors import CheckpointFormatError
+from gptrio.errors import CheckpointFormatError, UnsafeCheckpointError
 
 # dtype code -> bits of an element; codes that numpy lacks (BF16, the floats of 8 bits and fewer) included
 DTYPE_BITS = {
@@ -58,12 +58,15 @@ class MappedFile(ABC):
 
         Raises:
             CheckpointFormatError: the file is truncated or malformed.
+            UnsafeCheckpointError: it holds code.
         """
         self.path = path
         try:
             with path.open("rb") as file:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
             self._infos = self._read(self._map)
+        except UnsafeCheckpointError:
+            raise
         except (ValueError, OSError, RecursionError) as error:  # JSON and UTF-8 raise ValueError
             raise CheckpointFormatError(f"{path} is not a whole {self.kind} file: {error}{way_out(path)}") from error
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from gptrio.checkpoint.pickled_files import named_tensors
 from gptrio.checkpoint.reader import way_out
 from gptrio.errors import CheckpointFormatError, UnsafeCheckpointError
 
@@ -80,13 +81,10 @@ def _read(path: Path) -> object:
 
 
 def _named_tensors(path: Path, content: object) -> dict[str, torch.Tensor]:
-    if isinstance(content, Mapping):
-        inner = [value for value in content.values() if isinstance(value, Mapping)]
-        for candidate in (content, *inner):
-            tensors = {name: value for name, value in candidate.items() if isinstance(value, torch.Tensor)}
-            if tensors and all(isinstance(name, str) for name in tensors):
-                return tensors
-    raise CheckpointFormatError(f"{path} holds no dictionary of named tensors; expected a model's state_dict")
+    tensors = named_tensors(content, torch.Tensor)
+    if tensors is None:
+        raise CheckpointFormatError(f"{path} holds no dictionary of named tensors; expected a model's state_dict")
+    return tensors
 
 
 def _is_plain_zip(path: Path) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
 from gptrio.config.gpt_neox import WEIGHT_NAMES
+from gptrio.config.rotary import RotarySettings
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.models.base.inputs import warn_once
@@ -23,7 +24,7 @@ from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadA
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
-from gptrio.nn.rotary import RotaryEmbedding, RotarySettings, RotaryTables, rotate
+from gptrio.nn.rotary import RotaryEmbedding, RotaryTables, rotate
 
 
 class GPTNeoXAttention(MultiHeadAttention):
@@ -160,20 +161,11 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
         config = self.config
-        width = config.hidden_size // config.num_attention_heads
         self.embed_in = Embedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.rotary_emb = RotaryEmbedding(
-            RotarySettings(
-                int(width * config.rotary_pct),
-                config.rotary_emb_base,
-                config.max_position_embeddings,
-                config.rope_scaling or {},
-                getattr(config, "original_max_position_embeddings", None),
-            )
-        )
+        self.rotary_emb = RotaryEmbedding(RotarySettings.of(config))
         self.post_init()
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:

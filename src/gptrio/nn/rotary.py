@@ -3,43 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class RotarySettings:
-    """What rotary tables depend on.
-
-    Attributes:
-        width: R, rotated dimensions of a head.
-        base: of the frequencies.
-        max_length: positions of pretraining.
-        scaling: a normalized `rope_scaling`, or empty.
-        original_length: length before stretching, for "longrope" files that have it beside `rope_scaling`.
-    """
-
-    width: int
-    base: float
-    max_length: int
-    scaling: Mapping[str, Any] = field(default_factory=dict)
-    original_length: int | None = None
-
-    @property
-    def kind(self) -> str:
-        """Type of the scaling."""
-        return str(self.scaling.get("rope_type", "default"))
-
-    def powers(self, device: torch.device) -> Tensor:
-        """(R / 2,) exponents of the base."""
-        return torch.arange(0, self.width, 2, device=device).float() / self.width
-
+from gptrio.config.rotary import RotarySettings, longrope_attention, yarn_attention, yarn_ramp
 
 RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
 
@@ -48,8 +19,13 @@ RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1
 Frequencies = tuple[Tensor, float]
 
 
+def _powers(settings: RotarySettings, device: torch.device) -> Tensor:
+    """(R / 2,) exponents of the base."""
+    return torch.arange(0, settings.width, 2, device=device).float() / settings.width
+
+
 def _default(settings: RotarySettings, length: Tensor) -> Frequencies:
-    return 1.0 / settings.base ** settings.powers(length.device), 1.0
+    return 1.0 / settings.base ** _powers(settings, length.device), 1.0
 
 
 def _linear(settings: RotarySettings, length: Tensor) -> Frequencies:
@@ -63,57 +39,29 @@ def _dynamic(settings: RotarySettings, length: Tensor) -> Frequencies:
     factor, trained, width = settings.scaling["factor"], settings.max_length, settings.width
     plain, _ = _default(settings, length)
     growth: Tensor = factor * length.clamp(min=trained) / trained - (factor - 1)
-    stretched = 1.0 / (settings.base * growth ** (width / (width - 2))) ** settings.powers(length.device)
+    stretched = 1.0 / (settings.base * growth ** (width / (width - 2))) ** _powers(settings, length.device)
     return torch.where(length > trained, stretched, plain), 1.0
 
 
 def _yarn(settings: RotarySettings, length: Tensor) -> Frequencies:
     """Slow frequencies divided by a factor, fast ones kept, a ramp between (YaRN; Peng et al., 2023)."""
-    scaling, width = settings.scaling, settings.width
-    factor = scaling["factor"]
-    trained = scaling.get("original_max_position_embeddings") or settings.max_length
-
-    def pair_of(turns: float) -> float:
-        """Index of the pair that turns this often over the trained length."""
-        return width * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(settings.base))
-
-    low, high = pair_of(scaling.get("beta_fast") or 32), pair_of(scaling.get("beta_slow") or 1)
-    if scaling.get("truncate", True):
-        low, high = math.floor(low), math.ceil(high)
-    low, high = max(low, 0), min(high, width - 1)
-    pairs = torch.arange(width // 2, dtype=torch.float32, device=length.device)
+    scaling = settings.scaling
+    low, high = yarn_ramp(settings)
+    pairs = torch.arange(settings.width // 2, dtype=torch.float32, device=length.device)
     kept = 1 - ((pairs - low) / ((high - low) or 0.001)).clamp(0, 1)
-    wavelengths = settings.base ** settings.powers(length.device)
-    return (1.0 / (factor * wavelengths)) * (1 - kept) + (1.0 / wavelengths) * kept, _yarn_attention(scaling)
-
-
-def _yarn_attention(scaling: Mapping[str, Any]) -> float:
-    """Factor of the tables, which sharpens attention over long sequences."""
-    given = scaling.get("attention_factor")
-    if given is not None:
-        return float(given)
-
-    def sharpness(weight: float) -> float:
-        return 0.1 * weight * math.log(scaling["factor"]) + 1.0 if scaling["factor"] > 1 else 1.0
-
-    mscale, all_dims = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    return sharpness(mscale) / sharpness(all_dims) if mscale and all_dims else sharpness(1.0)
+    wavelengths = settings.base ** _powers(settings, length.device)
+    return (1.0 / (scaling["factor"] * wavelengths)) * (1 - kept) + (1.0 / wavelengths) * kept, yarn_attention(scaling)
 
 
 def _longrope(settings: RotarySettings, length: Tensor) -> Frequencies:
     """One searched factor for every frequency, others for long sequences (LongRoPE; Ding et al., 2024)."""
-    scaling = settings.scaling
     trained = settings.original_length or settings.max_length
-    factor = settings.max_length / trained if settings.original_length else scaling.get("factor") or 1.0
-    attention = scaling.get("attention_factor")
-    if attention is None:
-        attention = math.sqrt(1 + math.log(factor) / math.log(trained)) if factor > 1 else 1.0
     short, long = (
-        torch.tensor(scaling[name], dtype=torch.float32, device=length.device)
+        torch.tensor(settings.scaling[name], dtype=torch.float32, device=length.device)
         for name in ("short_factor", "long_factor")
     )
     factors = torch.where(length > trained, long, short)
-    return 1.0 / (factors * settings.base ** settings.powers(length.device)), float(attention)
+    return 1.0 / (factors * settings.base ** _powers(settings, length.device)), longrope_attention(settings)
 
 
 def _llama3(settings: RotarySettings, length: Tensor) -> Frequencies:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import gptrio
-from gptrio.nn.rotary import SCALINGS, RotaryEmbedding, RotarySettings, rotate
+from gptrio.config.rotary import RotarySettings
+from gptrio.nn.rotary import SCALINGS, RotaryEmbedding, rotate
 from gptrio.testing import assert_close, tiny_config
 
 

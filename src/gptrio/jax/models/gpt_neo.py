@@ -100,10 +100,27 @@ class FlaxGPTNeoModule(LearnedPositionBackbone):
         return self.config.embed_dropout
 
 
-class FlaxGPTNeoForCausalLMModule(heads.CausalLMModule):
+class FlaxGPTNeoHeadModule(heads.HeadModule):
+    """GPT-Neo with a head, as a Flax module."""
+
+    weight_names = WEIGHT_NAMES
+    backbone_class: ClassVar[Any] = FlaxGPTNeoModule
+
+
+class FlaxGPTNeoForCausalLMModule(heads.CausalLMModule, FlaxGPTNeoHeadModule):
     """GPT-Neo that predicts the next token, as a Flax module."""
 
-    backbone_class: ClassVar[Any] = FlaxGPTNeoModule
+
+class FlaxGPTNeoForSequenceClassificationModule(heads.SequenceClassificationModule, FlaxGPTNeoHeadModule):
+    """GPT-Neo that classifies sequences by their last token, as a Flax module."""
+
+
+class FlaxGPTNeoForTokenClassificationModule(heads.TokenClassificationModule, FlaxGPTNeoHeadModule):
+    """GPT-Neo that classifies every token, as a Flax module."""
+
+
+class FlaxGPTNeoForQuestionAnsweringModule(heads.QuestionAnsweringModule, FlaxGPTNeoHeadModule):
+    """GPT-Neo that finds the span of an answer, as a Flax module."""
 
 
 class FlaxGPTNeoPreTrainedModel(FlaxPreTrainedModel):
@@ -124,3 +141,21 @@ class FlaxGPTNeoForCausalLM(FlaxCausalLM, FlaxGPTNeoPreTrainedModel):
     """GPT-Neo that predicts the next token."""
 
     module_class = FlaxGPTNeoForCausalLMModule
+
+
+class FlaxGPTNeoForSequenceClassification(FlaxGPTNeoPreTrainedModel):
+    """GPT-Neo that classifies sequences by their last token."""
+
+    module_class = FlaxGPTNeoForSequenceClassificationModule
+
+
+class FlaxGPTNeoForTokenClassification(FlaxGPTNeoPreTrainedModel):
+    """GPT-Neo that classifies every token."""
+
+    module_class = FlaxGPTNeoForTokenClassificationModule
+
+
+class FlaxGPTNeoForQuestionAnswering(FlaxGPTNeoPreTrainedModel):
+    """GPT-Neo that finds the span of an answer."""
+
+    module_class = FlaxGPTNeoForQuestionAnsweringModule

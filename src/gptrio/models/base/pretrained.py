@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
+from gptrio.config.auto_models import check_auto_class
 from gptrio.errors import ConfigError, OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
@@ -134,10 +135,10 @@ class PreTrainedModel(
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str | type = "AutoModel") -> None:
-        """Set the auto class that loads this class; see `gptrio.models.auto.check_auto_class` for the errors."""
-        from gptrio.models.auto import check_auto_class
+        """Set the auto class that loads this class; see `gptrio.config.auto_models.check_auto_class` for the errors."""
+        from gptrio.models.auto import TorchAuto
 
-        cls._auto_class = check_auto_class(cls, auto_class)
+        cls._auto_class = check_auto_class(cls, auto_class, TorchAuto)
 
     # parts ----------------------------------------------------------------------------------------------------------
 

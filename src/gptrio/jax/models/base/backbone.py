@@ -11,7 +11,7 @@ from jax import Array
 from gptrio.jax.nn.blocks import LayerNorm, normal
 from gptrio.jax.nn.context import AttentionContext
 from gptrio.jax.nn.linear import Dtype, Embedding
-from gptrio.jax.outputs import FlaxBaseModelOutput
+from gptrio.jax.outputs import FlaxBaseModelOutput, FlaxModelOutput
 
 
 class Blocks(nn.Module):
@@ -54,11 +54,14 @@ class Backbone(nn.Module):
         config: of the model.
         dtype: of the computation; parameters keep theirs.
         gradient_checkpointing: compute blocks again in the backward pass.
+        output_class: class of the result.
     """
 
     config: Any
     dtype: Dtype = jnp.float32
     gradient_checkpointing: bool = False
+
+    output_class: ClassVar[type[FlaxModelOutput]] = FlaxBaseModelOutput
 
     def embed(self, input_ids: Array, position_ids: Array, deterministic: bool) -> Array:
         """Input (B, T, C) of the first block."""
@@ -93,7 +96,7 @@ class Backbone(nn.Module):
         output_attentions: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
-    ) -> FlaxBaseModelOutput | tuple[Any, ...]:
+    ) -> FlaxModelOutput | tuple[Any, ...]:
         """Hidden states of tokens.
 
         Args:
@@ -121,7 +124,7 @@ class Backbone(nn.Module):
         )
         x, states, attentions = self.blocks(self.embed(input_ids, position_ids, deterministic), context)
         x = self.final_norm(x)
-        output = FlaxBaseModelOutput(
+        output = self.output_class(
             last_hidden_state=x,
             hidden_states=(*states, x) if output_hidden_states else None,
             attentions=attentions if output_attentions else None,
@@ -134,7 +137,7 @@ class LearnedPositionBackbone(Backbone):
 
     Attributes:
         block_class: class of the blocks.
-        table_dtype: whether vectors are converted to `dtype`, rather than left in the parameters' type.
+        converts_tables: whether vectors are converted to `dtype`, rather than left in the parameters' type.
     """
 
     block_class: ClassVar[Any]

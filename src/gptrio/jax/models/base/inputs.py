@@ -84,4 +84,4 @@ def warn_of_left_padding(mask: Any, position_ids: Any) -> None:
 
 def known(array: Any) -> np.ndarray[Any, Any]:
     """The values of an array; none of them, in as many axes, where the call is traced."""
-    return np.empty((0,) * array.ndim, np.int32) if isinstance(array, jax.core.Tracer) else np.asarray(array)
+    return np.empty((0,) * max(array.ndim, 1), np.int32) if isinstance(array, jax.core.Tracer) else np.asarray(array)

@@ -20,6 +20,7 @@ from gptrio.checkpoint.flax_names import is_transposed, torch_name
 from gptrio.checkpoint.keys import KeyRules, plan_keys
 from gptrio.checkpoint.locate import FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME, WeightFiles, locate_weights
 from gptrio.checkpoint.msgpack_files import MsgpackFile
+from gptrio.checkpoint.pickled_files import TorchFile
 from gptrio.checkpoint.reader import CheckpointReader, MappedFile, SafetensorsFile
 from gptrio.checkpoint.report import LoadReport
 from gptrio.config import PretrainedConfig
@@ -69,7 +70,8 @@ class ArrayReader(CheckpointReader[MappedFile]):
 
 
 def _open_file(path: Path) -> MappedFile:
-    return MsgpackFile(path) if path.suffix == ".msgpack" else SafetensorsFile(path)
+    kinds: dict[str, type[MappedFile]] = {".safetensors": SafetensorsFile, ".msgpack": MsgpackFile}
+    return kinds.get(path.suffix, TorchFile)(path)
 
 
 def load_model(

@@ -14,6 +14,7 @@ from jax import Array
 
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
+from gptrio.config.auto_models import check_auto_class
 from gptrio.config.weight_names import WeightNames
 from gptrio.errors import ConfigError, InputError
 from gptrio.generation.options.config import GenerationConfig
@@ -250,6 +251,13 @@ class FlaxPreTrainedModel(Pushable):
         """Most positions that each layer sees, the query's own included; None for all."""
         windows: list[int | None] = getattr(self.config, "layer_windows", [None] * self.config.num_hidden_layers)
         return windows
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "FlaxAutoModel") -> None:
+        """Set the auto class that loads this class; see `gptrio.config.auto_models.check_auto_class` for the errors."""
+        from gptrio.jax.models.auto import FlaxAuto
+
+        cls._auto_class = check_auto_class(cls, auto_class, FlaxAuto)
 
     @classmethod
     def can_generate(cls) -> bool:
