@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from gptrio import GPT2LMHeadModel
 from gptrio.generation.chat import PLAIN_TEMPLATE
+from gptrio.testing import byte_tokenizer, tiny_config
 from tests.integration.test_command_line import gptrio
+from tests.stub_hub import StubHub
 from tests.terminal import Screen, own_environment
 
 GREEDY = ("do_sample=False", "max_new_tokens=6")
@@ -118,6 +121,21 @@ def test_a_pipe_with_json_has_an_object_for_each_answer(folder):
     first, second, third = (answer["reused_tokens"] for answer in answers)
     assert first == 0 and second > 5
     assert 0 < third < second, "an example begins a new chat, which shares the template's first tokens"
+
+
+def test_a_revision_of_a_model_on_the_hub(folder):
+    GPT2LMHeadModel(tiny_config()).save_pretrained("repository")
+    byte_tokenizer().save_pretrained("repository")
+    with StubHub(folder / "repository").running() as hub:
+        own = {"HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "0"}
+        done = gptrio(
+            *("chat", "someone/tiny", "--model-revision", "step7", "max_new_tokens=2", "--json"),
+            input="hi\n",
+            env={**own_environment(), **own},
+        )
+    assert (done.returncode, json.loads(done.stdout)["tokens"]) == (0, 2)
+    refs = folder / "hub" / "models--someone--tiny" / "refs"
+    assert [path.name for path in refs.iterdir()] == ["step7"]
 
 
 def test_a_chat_of_transformers_goes_on(folder):
