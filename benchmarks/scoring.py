@@ -1,9 +1,11 @@
 """How long do BLiMP and LAMBADA take through the lm-evaluation-harness, and how much memory, beside its own class?
 
 Requests have the lengths of the two sets, and random ids; the model has GPT-2's shape and random weights. Each way
-runs in a process of its own, on a warm model; the harness' own class at several batch sizes over Transformers' model.
+runs each set in a process of its own; the harness' own class at several batch sizes over Transformers' model. Time is
+that of the requests after two small calls. Memory is the peak from the loaded model on, these calls included, beyond
+what the process takes with the model loaded.
 
-    python benchmarks/scoring.py --passages 64 --pairs 250 --batch-sizes 8 32 64
+    python benchmarks/scoring.py --passages 64 --pairs 250 --batch-sizes 8 16 32 64
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ HEAD = (
 )
 MEASURED = ("processor", "growth", "peak", "difference")  # besides seconds
 SIZES = {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12}
+KINDS = ("LAMBADA", "BLiMP")
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 
@@ -91,25 +94,23 @@ def memory(field: str) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and memory of one way, in this process."""
+    """Seconds and memory of one way with one set, in this process."""
     torch.set_num_threads(arguments.threads)
     random.seed(0)
     lm = own_way() if arguments.way == 0 else harness_way(arguments.way)
-    found, model = {}, memory("VmRSS")
-    for kind, requests in (("LAMBADA", passages(arguments.passages)), ("BLiMP", pairs(arguments.pairs))):
-        for _ in range(2):
-            lm._loglikelihood_tokens(requests[:8], disable_tqdm=True)
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
-        seconds, processor = [], time.process_time()
-        for _ in range(arguments.rounds):
-            start = time.perf_counter()
-            answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
-            seconds.append(time.perf_counter() - start)
-        peak = memory("VmHWM")
-        processor = (time.process_time() - processor) / arguments.rounds
-        found[kind] = {"seconds": seconds, "processor": processor, "growth": peak - model, "peak": peak}
-        found[kind]["values"] = [value for value, _ in answers]
-    return found
+    requests = passages(arguments.passages) if arguments.kind == "LAMBADA" else pairs(arguments.pairs)
+    model = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts anew
+    for _ in range(2):
+        lm._loglikelihood_tokens(requests[:8], disable_tqdm=True)
+    seconds, processor = [], time.process_time()
+    for _ in range(arguments.rounds):
+        start = time.perf_counter()
+        answers = lm._loglikelihood_tokens(requests, disable_tqdm=True)
+        seconds.append(time.perf_counter() - start)
+    processor, peak = (time.process_time() - processor) / arguments.rounds, memory("VmHWM")
+    found = {"seconds": seconds, "processor": processor, "growth": peak - model, "peak": peak}
+    return {**found, "values": [value for value, _ in answers]}
 
 
 def main() -> None:
@@ -117,29 +118,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Scoring speed and memory.")
     parser.add_argument("--passages", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=250)
-    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[8, 32, 64], help="of the harness' own class")
+    parser.add_argument("--batch-sizes", type=int, nargs="*", default=[8, 16, 32, 64], help="of the harness' own class")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="folder of the JSON file")
     parser.add_argument("--way", type=int, help=argparse.SUPPRESS)  # a batch size, or 0 for gptrio; prints JSON
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)  # of requests
     arguments = parser.parse_args()
     if arguments.way is not None:
         print(json.dumps(measure(arguments)))
         return
-    found = {}
-    for way in (0, *arguments.batch_sizes):
-        command = [sys.executable, *sys.argv, "--way", str(way)]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        found["gptrio" if way == 0 else f"harness, batch {way}"] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, dict[str, Any]] = {}
     rows = []
-    for kind in ("LAMBADA", "BLiMP"):
-        expected = found["gptrio"][kind]["values"]
-        for way, kinds in found.items():
-            one = kinds[kind]
+    for kind in KINDS:
+        for way in (0, *arguments.batch_sizes):
+            command = [sys.executable, *sys.argv, "--way", str(way), "--kind", kind]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            name = "gptrio" if way == 0 else f"harness, batch {way}"
+            one = found.setdefault(kind, {})[name] = json.loads(done.stdout.splitlines()[-1])
+            expected = found[kind]["gptrio"]["values"]
             one["difference"] = max(abs(a - b) for a, b in zip(one["values"], expected, strict=True))
             figures = (statistics.median(one["seconds"]), *(one[name] for name in MEASURED))
             shown = (f"{figure:.{digits}f}" for figure, digits in zip(figures, (2, 2, 0, 0, 6), strict=True))
-            rows.append((f"{kind}, {way}", *shown))
+            rows.append((f"{kind}, {name}", *shown))
     print_table(HEAD, rows)
     settings = {name: str(value) for name, value in vars(arguments).items()}
     save("scoring", {"settings": settings, "found": found}, arguments.out)

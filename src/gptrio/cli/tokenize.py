@@ -46,14 +46,14 @@ def tokenize(
             raise OptionError("--ids and --json print the ids in two forms; give one of them")
         content = read_text(text, file, 'give one, as in: gptrio tokenize "def hello_world():", or --file, or a pipe')
         from gptrio import AutoTokenizer
-        from gptrio.scoring.encoding import encode_texts
+        from gptrio.scoring.encoding import encode_text
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         with progress("Tokenizing"):
             if ids_only:
                 ids = tokenizer(content, add_special_tokens=False, verbose=False)["input_ids"]
             else:
-                encoded = encode_texts(tokenizer, [content], [""])[0]
+                encoded = encode_text(tokenizer, content)
         if ids_only:
             print(*ids)
         elif as_json:

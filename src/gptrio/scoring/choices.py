@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from gptrio.errors import InputError
 from gptrio.scoring.encoding import as_list
 from gptrio.scoring.results import TextScore
-from gptrio.scoring.score import Start, score
+from gptrio.scoring.score import Start, score_named
 
 Normalization = Literal["sum", "token", "byte"]
 
@@ -50,7 +50,7 @@ def choose(
         options: continuations, with their leading space; the same for all contexts, or a list for each.
         normalize: compare log-probabilities of options as they are ("sum"), per token, or per byte.
         start: the token before everything; see `score`.
-        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
+        batch_tokens: most tokens that are computed at once; 1,024 on a CPU and 8,192 elsewhere by default.
 
     Returns:
         A `Choice` for one context, a list of them for several.
@@ -66,16 +66,10 @@ def choose(
         raise InputError(f"normalize={normalize!r} is not known; use 'sum', 'token' or 'byte'")
     several = [contexts] if isinstance(contexts, str) else as_list("contexts", contexts)
     groups = _options_of(several, options)
-    flat = [(context, option) for context, group in zip(several, groups, strict=True) for option in group]
-    results = score(
-        model,
-        tokenizer,
-        [option for _, option in flat],
-        [context for context, _ in flat],
-        start=start,
-        batch_tokens=batch_tokens,
-    )
-    found = iter(results)
+    names = [f"option {j} of context {i}" for i, group in enumerate(groups) for j in range(len(group))]
+    flat = [(option, context) for context, group in zip(several, groups, strict=True) for option in group]
+    texts, before = zip(*flat, strict=True) if flat else ((), ())
+    found = iter(score_named(model, tokenizer, texts, before, names, start=start, batch_tokens=batch_tokens))
     choices = [_choose([next(found) for _ in group], normalize) for group in groups]
     return choices[0] if isinstance(contexts, str) else choices
 
@@ -152,7 +146,7 @@ def prefer(
         tokenizer: the model's.
         pairs: of texts.
         start: the token before each text; see `score`.
-        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
+        batch_tokens: most tokens that are computed at once; 1,024 on a CPU and 8,192 elsewhere by default.
 
     Raises:
         InputError: a pair has not two texts, a text does not fit the model, or nothing precedes two texts that begin
@@ -166,7 +160,9 @@ def prefer(
         if isinstance(pair, str) or not hasattr(pair, "__len__") or len(pair) != 2:
             raise InputError(f"pairs[{i}] is {pair!r}; expected two texts")
     texts = [text for pair in pairs for text in pair]
-    results = score(model, tokenizer, texts, start=start, batch_tokens=batch_tokens)
+    names = [f"pairs[{i}][{side}]" for i in range(len(pairs)) for side in (0, 1)]
+    nothing = [""] * len(texts)
+    results = score_named(model, tokenizer, texts, nothing, names, start=start, batch_tokens=batch_tokens)
     found = list(zip(results[::2], results[1::2], strict=True))
     for both in found:
         _check_comparable(both)

@@ -35,13 +35,16 @@ class Encoded(NamedTuple):
     byte_offsets: list[Span]
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text]) -> list[Encoded]:
+def encode_texts(
+    tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text], names: Sequence[str]
+) -> list[Encoded]:
     """Encode each text together with its context, so that the tokens are those of running text.
 
     Args:
         tokenizer: a tokenizer of byte-level BPE.
         texts: strings, or lists of ids.
         contexts: what precedes each; "" or [] for nothing. Ids precede ids, strings precede strings.
+        names: what errors call each text.
 
     Raises:
         InputError: a text is empty, of another kind than its context, or neither a string nor ids; no tokenizer.
@@ -49,13 +52,13 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text]
     """
     if not hasattr(tokenizer, "added_tokens_decoder"):
         raise InputError(f"tokenizer is {shortened(tokenizer)}; expected the model's tokenizer, as AutoTokenizer loads")
-    texts = [_text(f"texts[{i}]", text) for i, text in enumerate(texts)]
-    contexts = [_text(f"the context of texts[{i}]", context) for i, context in enumerate(contexts)]
-    for i, (text, context) in enumerate(zip(texts, contexts, strict=True)):
+    texts = [_text(name, text) for name, text in zip(names, texts, strict=True)]
+    contexts = [_text(f"the context of {name}", context) for name, context in zip(names, contexts, strict=True)]
+    for name, text, context in zip(names, texts, contexts, strict=True):
         if not text:
-            raise InputError(f"texts[{i}] is empty; there is nothing to score, so leave it out")
+            raise InputError(f"{name} is empty; there is nothing to score, so leave it out")
         if context and isinstance(text, str) != isinstance(context, str):
-            raise InputError(f"texts[{i}] and its context are a string and a list of ids; give both in one form")
+            raise InputError(f"{name} and its context are a string and a list of ids; give both in one form")
     pairs = list(zip(texts, contexts, strict=True))
     strings = [str(context or "") + text for text, context in pairs if isinstance(text, str)]
     rows = iter(tokenizer(strings, add_special_tokens=False, verbose=False)["input_ids"] if strings else ())
@@ -66,6 +69,11 @@ def encode_texts(tokenizer: Any, texts: Sequence[Text], contexts: Sequence[Text]
         else _decode(spelling, list(text), [] if isinstance(context, str) else list(context))
         for text, context in pairs
     ]
+
+
+def encode_text(tokenizer: Any, text: Text, context: Text = "") -> Encoded:
+    """`encode_texts` of one text."""
+    return encode_texts(tokenizer, [text], [context], ["the text"])[0]
 
 
 def as_list(name: str, values: Any) -> list[Any]:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from gptrio.errors import InputError, import_optional
+from gptrio.errors import InputError, OptionError, import_optional
 from gptrio.models.auto import AutoModelForCausalLM
-from gptrio.scoring.forward import Wanted, context_length, default_batch_tokens, predict
+from gptrio.scoring.forward import Wanted, check_ids, context_length, default_batch_tokens, predict
 from gptrio.scoring.generating import generate_all
 from gptrio.scoring.local_tasks import MISSING
 from gptrio.scoring.packing import Row
@@ -39,7 +39,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         revision: branch, tag or commit of the model's repository.
         dtype: number format; "auto" is the file's.
         quantize: "int8", "int4", "nf4" or "fp4".
-        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
+        batch_tokens: most tokens that are computed at once; 1,024 on a CPU and 8,192 elsewhere by default.
         max_length: most tokens that the model reads at once; its context by default.
         device: where it computes; a GPU if there is one.
         prefix_token_id: read before a text without a context; by default the tokenizer's bos token, or else its eos
@@ -75,9 +75,12 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
             self.model = pretrained
         self.model.eval()
         self.tokenizer = _tokenizer(tokenizer, self.model, revision)
-        self.batch_tokens = default_batch_tokens(self.model) if batch_tokens is None else int(batch_tokens)
+        self.batch_tokens = (
+            default_batch_tokens(self.model) if batch_tokens is None else _number(batch_tokens, "batch_tokens")
+        )
         self.seed = seed
-        self._max_length = context_length(self.model) if max_length is None else int(max_length)
+        longest = context_length(self.model)
+        self._max_length = longest if max_length is None else _number(max_length, "max_length", longest)
         self._prefix_token_id = prefix_token_id
 
     # What the harness asks for
@@ -221,6 +224,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
                 f"at least 1 of each, and at most {self.max_length} to score"
             )
         ids = [*context, *continuation][-(self.max_length + 1) :]
+        check_ids(self.model, ids, f"a request {strings}")
         return Row(ids, len(ids) - len(continuation))
 
     def loglikelihood_rolling(self, requests: Iterable[Any], disable_tqdm: bool = False) -> list[float]:
@@ -268,6 +272,17 @@ def _tokenizer(given: Any, model: Any, revision: str) -> Any:
     if given is None or isinstance(given, str):
         return AutoTokenizer.from_pretrained(given or model.config._name_or_path, revision=revision)
     return given
+
+
+def _number(value: Any, name: str, most: int | None = None) -> int:
+    """A number of 1 or more, perhaps written as text; raises OptionError for anything else."""
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = 0
+    if number < 1 or (most is not None and number > most):
+        raise OptionError(f"{name}={value!r} is impossible; expected 1 {'or more' if most is None else f'to {most}'}")
+    return number
 
 
 def _is_distributed() -> bool:

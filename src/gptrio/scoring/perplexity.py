@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 from gptrio.errors import InputError, OptionError
-from gptrio.scoring.encoding import Text, encode_texts
-from gptrio.scoring.forward import Progress, Wanted, check_model, context_length, predict, reported
+from gptrio.scoring.encoding import Text, encode_text
+from gptrio.scoring.forward import Progress, Wanted, check_ids, check_model, context_length, predict, reported
 from gptrio.scoring.packing import Row
 from gptrio.scoring.score import Start, start_ids
 
@@ -60,7 +60,7 @@ def perplexity(
         text: a string, or a list of ids.
         stride: tokens from one window to the next, at most the context's length; half of it by default.
         start: the token before the text; see `score`.
-        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
+        batch_tokens: most tokens that are computed at once; 1,024 on a CPU and 8,192 elsewhere by default.
         progress: called with the number of windows that are done and of all.
 
     Raises:
@@ -73,11 +73,14 @@ def perplexity(
     stride = max(context // 2, 1) if stride is None else stride
     if not isinstance(stride, SupportsIndex) or not 1 <= stride <= context:
         raise OptionError(f"stride={stride!r} is impossible; expected 1 to {context}, the model's context")
-    (encoded,) = encode_texts(tokenizer, [text], [""])
+    encoded = encode_text(tokenizer, text)
     first = start_ids(tokenizer, start, has_context=False)
     ids = [*first, *encoded.ids]
     if len(ids) < 2:
-        raise InputError("text is a single token, which has nothing before it to be predicted from; keep start='auto'")
+        raise InputError(
+            "the text is a single token, which has nothing before it to be predicted from; keep start='auto'"
+        )
+    check_ids(model, ids, "the text")
     rows = windows(ids, context, stride)
     found = predict(model, rows, Wanted(), batch_tokens, share=False)
     parts = [part.log_probs.tolist() for _, part in reported(found, len(rows), progress)]

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from gptrio.errors import InputError, OptionError
 from gptrio.scoring.encoding import Encoded, Text, as_list, encode_texts
-from gptrio.scoring.forward import Predictions, Progress, Wanted, check_model, predict, reported
+from gptrio.scoring.forward import (
+    Predictions,
+    Progress,
+    Wanted,
+    check_ids,
+    check_model,
+    context_length,
+    predict,
+    reported,
+)
 from gptrio.scoring.packing import Row
 from gptrio.scoring.results import TextScore, TopToken
 
@@ -78,7 +87,7 @@ def score(
         start: a token that the model reads before everything. "auto" is the tokenizer's `bos_token_id`, or else its
             `eos_token_id`, for texts without a context, and nothing for the others; None is nothing.
         boundaries: also compute what `TextScore.words(corrected=True)` needs.
-        batch_tokens: most tokens that are computed at once; 2,048 on a CPU and 8,192 elsewhere by default.
+        batch_tokens: most tokens that are computed at once; 1,024 on a CPU and 8,192 elsewhere by default.
         share_prefixes: compute shared beginnings once.
         progress: called with the number of texts that are done and of all.
 
@@ -94,19 +103,64 @@ def score(
         >>> result = gptrio.score(model, tokenizer, "def main():")
         >>> list(zip(result.tokens, result.log_probs))
     """
-    check_model(model)
     several: list[Text] = [texts] if isinstance(texts, str) else as_list("texts", texts)
+    names = ["the text"] if isinstance(texts, str) else [f"texts[{i}]" for i in range(len(several))]
+    scores = score_named(
+        model,
+        tokenizer,
+        several,
+        contexts_of(several, context),
+        names,
+        top,
+        start=start,
+        boundaries=boundaries,
+        batch_tokens=batch_tokens,
+        share_prefixes=share_prefixes,
+        progress=progress,
+    )
+    return scores[0] if isinstance(texts, str) else scores
+
+
+def score_named(
+    model: Any,
+    tokenizer: Any,
+    texts: Sequence[Text],
+    contexts: Sequence[Text],
+    names: Sequence[str],
+    top: int = 0,
+    *,
+    start: Start = "auto",
+    boundaries: bool = False,
+    batch_tokens: int | None = None,
+    share_prefixes: bool = True,
+    progress: Progress = None,
+) -> list[TextScore]:
+    """`score` of texts after a context each, which errors call by the given names."""
+    check_model(model)
     if not isinstance(top, SupportsIndex) or not 0 <= top <= model.config.vocab_size:
         raise OptionError(f"top={top!r} is impossible; expected 0 to {model.config.vocab_size}, the vocabulary's size")
-    encoded = encode_texts(tokenizer, several, contexts_of(several, context))
-    starts = [start_ids(tokenizer, start, bool(one.context_ids)) for one in encoded]
+    encoded = encode_texts(tokenizer, texts, contexts, names)
     end = [end_of_text(tokenizer)] if boundaries else []
-    before = [[*first, *one.context_ids] for first, one in zip(starts, encoded, strict=True)]
-    wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model) if boundaries else None)
+    before = [[*start_ids(tokenizer, start, bool(one.context_ids)), *one.context_ids] for one in encoded]
     rows = [Row([*known, *one.ids, *end], max(len(known), 1)) for known, one in zip(before, encoded, strict=True)]
-    results = dict(reported(predict(model, rows, wanted, batch_tokens, share_prefixes), len(rows), progress))
-    scores = [_result(tokenizer, one, results.get(i), skipped=not before[i]) for i, one in enumerate(encoded)]
-    return scores[0] if isinstance(texts, str) else scores
+    for name, row in zip(names, rows, strict=True):
+        check_ids(model, row.ids, name)
+        _check_length(model, row, name)
+    wanted = Wanted(ranks=True, top=top, mass_of=boundary_ids(tokenizer, model) if boundaries else None)
+    predicted = sum(len(row.ids) > row.first for row in rows)
+    found = dict(reported(predict(model, rows, wanted, batch_tokens, share_prefixes), predicted, progress))
+    return [
+        _result(tokenizer, one, found.get(i), wanted, is_first_skipped=not before[i]) for i, one in enumerate(encoded)
+    ]
+
+
+def _check_length(model: Any, row: Row, name: str) -> None:
+    context, length = context_length(model), len(row.ids) - 1
+    if length > context:
+        raise InputError(
+            f"{name} takes {length} tokens, but the model reads {context} at once; perplexity(stride=) scores longer "
+            "texts, or split the text"
+        )
 
 
 def contexts_of(texts: Sequence[Text], context: str | Sequence[Text] | None) -> Sequence[Text]:
@@ -156,26 +210,27 @@ def _boundary_ids(tokenizer: Any, size: int) -> list[int]:  # `size` keeps the c
     return sorted(found | {end_of_text(tokenizer)})
 
 
-def _result(tokenizer: Any, encoded: Encoded, found: Predictions | None, skipped: bool) -> TextScore:
-    """The score of one text from its predictions, the first token's missing if `skipped`."""
-    none: list[Any] = [None] if skipped else []
+def _result(
+    tokenizer: Any, encoded: Encoded, found: Predictions | None, wanted: Wanted, is_first_skipped: bool
+) -> TextScore:
+    """The score of one text from its predictions, of which there are none for a single token with nothing before it."""
+    none: list[Any] = [None] if is_first_skipped else []
     number = len(encoded.ids) - len(none)  # what boundaries predict after the last token is not part of the text
     log_probs, ranks = none, none
-    top: list[list[TopToken]] = []
+    top: list[list[TopToken]] = [[] for _ in none] if wanted.top else []
     mass: list[float | None] = []
-    if found is not None:  # it is for a single token with nothing before it
+    if found is not None:
         assert found.ranks is not None
         log_probs, ranks = none + found.log_probs[:number].tolist(), none + found.ranks[:number].tolist()
-        if found.top_ids is not None:
-            top = [[] for _ in none] + list(_top_tokens(tokenizer, found, number))
-        if found.mass is not None:
-            mass = none + found.mass.tolist()
+        top += _top_tokens(tokenizer, found, number)
+        mass = [] if found.mass is None else none + found.mass.tolist()
     place = (encoded.offsets, encoded.byte_offsets)
     return TextScore(encoded.text, encoded.ids, encoded.tokens, *place, log_probs, ranks, top, mass)
 
 
 def _top_tokens(tokenizer: Any, found: Predictions, number: int) -> Iterator[list[TopToken]]:
-    """The likeliest tokens of each of the first `number` positions."""
-    assert found.top_ids is not None and found.top_log_probs is not None
+    """The likeliest tokens of each of the first `number` positions, if they are known."""
+    if found.top_ids is None or found.top_log_probs is None:
+        return
     for ids, values in zip(found.top_ids[:number].tolist(), found.top_log_probs[:number].tolist(), strict=True):
         yield [TopToken(*one) for one in zip(ids, tokenizer.convert_ids_to_tokens(ids), values, strict=True)]

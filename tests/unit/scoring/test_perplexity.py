@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio import InputError, OptionError
+from gptrio import InputError, OptionError, TokenIdError
 from gptrio.scoring.perplexity import windows
 from gptrio.testing.tiny import byte_tokenizer
 from tests.contract.families import FAMILIES
@@ -74,6 +74,11 @@ def test_a_single_token_has_no_perplexity_of_its_own(model):
         gptrio.perplexity(model, BYTES, "a", start=None)
 
 
+def test_an_id_outside_the_vocabulary_is_the_texts(model):
+    with pytest.raises(TokenIdError, match="token id 300 of the text is outside"):
+        gptrio.perplexity(model, BYTES, [1] * 200 + [300])
+
+
 def test_the_likeliest_option_is_chosen(model):
     options = [" sat", " slept well", "."]
     choice = gptrio.choose(model, BYTES, "the cat", options)
@@ -119,6 +124,10 @@ def test_the_likelier_text_of_a_pair_is_preferred(model):
         assert found.difference == pytest.approx(first - second, abs=1e-4)
     with pytest.raises(InputError, match=r"pairs\[0\] is 'ab'"):
         gptrio.prefer(model, BYTES, ["ab"])
+    with pytest.raises(InputError, match=r"pairs\[1\]\[0\] is empty"):
+        gptrio.prefer(model, BYTES, [("a", "b"), ("", "c")])
+    with pytest.raises(InputError, match="option 1 of context 0 takes 67 tokens"):
+        gptrio.choose(model, BYTES, "the", ["a", "b" * 65])
 
 
 @pytest.mark.parametrize("normalize", ("sum", "token", "byte"))

@@ -115,7 +115,7 @@ def test_the_first_token_has_no_score_without_something_before_it(model, tokeniz
     assert_close(result.log_probs[1:], chosen(slow(model, result.ids), result.ids[1:]))
     assert math.isclose(result.total, sum(result.log_probs[1:]), rel_tol=1e-6)
     assert result.num_bytes == 6
-    assert (single.log_probs, single.total) == ([None], 0.0)
+    assert (single.log_probs, single.total, single.top) == ([None], 0.0, [[]])
     assert math.isnan(single.mean)
     assert math.isnan(single.bits_per_byte)
 
@@ -138,6 +138,16 @@ def test_a_model_in_training_is_scored_without_dropout_and_goes_on_training(toke
     model.train()
     assert gptrio.score(model, tokenizer, "the cat") == expected
     assert model.training
+
+
+def test_modules_keep_modes_of_their_own(tokenizer):
+    model = FAMILIES[0].build(resid_pdrop=0.5)
+    frozen = model.train().transformer.h[0].eval()
+    expected = [module.training for module in model.modules()]
+    found = gptrio.score(model, tokenizer, "the cat")
+    assert [module.training for module in model.modules()] == expected
+    assert not frozen.training and model.training
+    assert found == gptrio.score(model.eval(), tokenizer, "the cat")
 
 
 def test_no_texts_have_no_scores(model, tokenizer):
@@ -163,7 +173,11 @@ def test_text_past_the_context_names_perplexity(model, tokenizer):
         (["a"], {"context": 5}, "context is 5"),
         (["a"], {"context": [None]}, r"context of texts\[0\] is None"),
         (["a"], {"start": "none"}, "start='none' is not known; expected 'auto', a token id, or None"),
-        (["a"], {"batch_tokens": 0}, "batch_tokens=0"),
+        (["a"], {"batch_tokens": 0}, "batch_tokens=0 is impossible; expected 1 or more"),
+        (["a"], {"batch_tokens": "x"}, "batch_tokens='x' is impossible"),
+        (["a"], {"progress": 5}, "progress=5 cannot be called"),
+        ("", {}, "the text is empty"),
+        ("x" * 65, {}, "the text takes 65 tokens"),
     ],
 )
 def test_impossible_arguments_are_named(tokenizer, texts, options, message):
@@ -175,6 +189,14 @@ def test_impossible_arguments_are_named(tokenizer, texts, options, message):
 def test_an_impossible_number_of_likeliest_tokens_is_named(tokenizer, top):
     with pytest.raises(OptionError, match=f"top={top!r} is impossible; expected 0 to 257"):
         gptrio.score(FAMILIES[0].build(), tokenizer, "a", top=top)
+
+
+def test_progress_counts_the_texts_of_which_something_is_scored(tokenizer):
+    seen = []
+    gptrio.score(
+        FAMILIES[0].build(), tokenizer, ["a", "bc", "de"], start=None, progress=lambda *numbers: seen.append(numbers)
+    )
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_ids_may_be_a_tensor(tokenizer):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import gptrio
 from gptrio import GPT2Tokenizer, GPT2TokenizerFast, InputError, TokenizationError
-from gptrio.scoring.encoding import encode_texts
+from gptrio.scoring.encoding import encode_text
 from gptrio.testing.tiny import byte_tokenizer
 from tests.contract.families import FAMILIES
 from tests.unit.generation.conftest import vocabulary_files as vocabulary_files
@@ -19,7 +19,7 @@ MODEL, BYTES = FAMILIES[0].build(), byte_tokenizer()
 
 @given(st.text(min_size=1, max_size=30), st.text(max_size=10))
 def test_tokens_cover_the_text_in_order(text, context):
-    (found,) = encode_texts(BYTES, [text], [context])
+    found = encode_text(BYTES, text, context)
     data = text.encode()
     assert b"".join(data[start:end] for start, end in found.byte_offsets) == data
     for (start, end), (byte_start, byte_end) in zip(found.offsets, found.byte_offsets, strict=True):
@@ -29,29 +29,29 @@ def test_tokens_cover_the_text_in_order(text, context):
 @pytest.mark.parametrize("kind", (GPT2Tokenizer, GPT2TokenizerFast))
 def test_offsets_are_those_of_the_tokenizers_library(kind, vocabulary_files):
     text = "hello world, don't stop <|endoftext|> n"
-    (found,) = encode_texts(kind(*vocabulary_files), [text], [""])
+    found = encode_text(kind(*vocabulary_files), text)
     oracle = GPT2TokenizerFast(*vocabulary_files)(text, return_offsets_mapping=True)
     assert found.ids == oracle["input_ids"]
     assert found.offsets == [tuple(span) for span in oracle["offset_mapping"]]
 
 
 def test_a_token_that_begins_in_the_context_belongs_to_the_text(vocabulary_files):
-    (found,) = encode_texts(GPT2TokenizerFast(*vocabulary_files), ["world"], ["hello "])
+    found = encode_text(GPT2TokenizerFast(*vocabulary_files), "world", "hello ")
     assert found.tokens == ["Ġworld"]
     assert found.offsets == [(0, 5)]
 
 
 def test_a_prefix_space_is_not_part_of_the_text(vocabulary_files):
-    (found,) = encode_texts(GPT2TokenizerFast(*vocabulary_files, add_prefix_space=True), ["world hello"], [""])
+    found = encode_text(GPT2TokenizerFast(*vocabulary_files, add_prefix_space=True), "world hello")
     assert (found.tokens[0], found.offsets[0], found.byte_offsets[0]) == ("Ġworld", (0, 5), (0, 5))
     with pytest.raises(TokenizationError, match="class ending in Fast"):
-        encode_texts(GPT2Tokenizer(*vocabulary_files, add_prefix_space=True), ["world"], [""])
+        encode_text(GPT2Tokenizer(*vocabulary_files, add_prefix_space=True), "world")
 
 
 def test_ids_that_are_no_text_have_places_too():
-    (found,) = encode_texts(BYTES, [[97, 0xC3, 98]], [[]])
+    found = encode_text(BYTES, [97, 0xC3, 98])
     ids = [BYTES.convert_tokens_to_ids(token) for token in ("a", "Ã", "b")]
-    (found,) = encode_texts(BYTES, [ids], [[]])
+    found = encode_text(BYTES, ids)
     assert (found.text, found.offsets) == ("a\ufffdb", [(0, 1), (1, 2), (2, 3)])
 
 
