@@ -169,6 +169,20 @@ def test_caches_that_do_not_fit(model: Any) -> None:
             model(IDS, **arguments)
 
 
+@pytest.mark.parametrize(("kinds", "length"), [(["global", "local"], 5), (["local"], 4)], ids=str)
+def test_a_full_cache_is_an_error_whatever_the_window(kinds: list[str], length: int) -> None:
+    model = gptrio.FlaxGPTNeoModel(tiny_config("gpt_neo", attention_types=[[kinds, 2 // len(kinds)]], window_size=5))
+    with pytest.raises(InputError, match=f"room for {length} tokens, not for 11"):
+        model(IDS, position_ids=POSITIONS, past_key_values=model.init_cache(2, length))
+
+
+def test_layers_with_a_window_have_no_end() -> None:
+    model = gptrio.FlaxGPTNeoModel(tiny_config("gpt_neo", attention_types=[[["local"], 2]], window_size=5))
+    positions = np.arange(11)[None]
+    out = model(IDS[:1], position_ids=positions, past_key_values=model.init_cache(1, 5))
+    assert_near(out.last_hidden_state, model(IDS[:1]).last_hidden_state)
+
+
 def test_left_padding_without_positions_is_warned_of(model: Any) -> None:
     with pytest.warns(GptrioWarning, match="the batch is padded on the left, and position_ids were not given"):
         model(IDS, MASK)

@@ -66,9 +66,10 @@ def check_cache(cache: dict[str, Any], ids: Array, windows: list[int | None]) ->
     rows = {shape[0] for shape in layers.values()}
     if rows != {ids.shape[0]}:
         raise InputError(f"past_key_values are of {max(rows)} rows, input_ids of {ids.shape[0]}")
-    room = max((shape[2] for shape in layers.values() if shape[2] not in windows), default=None)
+    room = max(shape[2] for shape in layers.values())
+    is_endless = all(window is not None and window <= room for window in windows)  # every layer overwrites its slots
     end = int(known(index).max(initial=0)) + ids.shape[1]
-    if room is not None and end > room:
+    if end > room and not is_endless:
         raise InputError(f"past_key_values have room for {room} tokens, not for {end}; init_cache a longer one")
 
 
