@@ -13,6 +13,7 @@ from gptrio.outputs import ModelOutput
 
 Row = Mapping[str, Any]  # what `preprocess` returns: tensors (1, ...) and other values
 
+_READING = 34  # tokens that a processor computes in the time of reading the weights once, in float32
 _PAD_WITH_ONE = ("p_mask", "special_tokens_mask")
 
 
@@ -21,25 +22,37 @@ def in_order(count: int, batch_size: int) -> list[list[int]]:
     return [list(range(start, min(start + batch_size, count))) for start in range(0, count, batch_size)]
 
 
-def by_length(lengths: Sequence[int], max_rows: int, max_tokens: int, equal: bool = False) -> list[list[int]]:
-    """Indices of rows in batches of similar length, the longest first.
+def by_length(
+    lengths: Sequence[int], max_rows: int, max_tokens: int, equal: bool = False, runs: int = 1
+) -> list[list[int]]:
+    """Indices of rows in batches of similar length, the longest first, that take the least time together.
+
+    A batch takes the time of its tokens, padding included, and for each run of the model that of reading the weights.
 
     Args:
         lengths: tokens of each row.
         max_rows: most rows of a batch.
         max_tokens: most tokens of a batch, padding included, if it has several rows.
         equal: put only rows of equal length together.
+        runs: how often the model runs for a batch.
     """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    best = [(0, 0)]  # for the first rows of the order: the time of their batches, and where the last batch starts
+    for end in range(1, len(order) + 1):
+        found = (best[end - 1][0] + lengths[order[end - 1]] + runs * _READING, end - 1)
+        for start in range(end - 2, max(end - max_rows, 0) - 1, -1):
+            longest = lengths[order[start]]
+            tokens = (end - start) * longest
+            if tokens > max_tokens or (equal and longest != lengths[order[end - 1]]):
+                break
+            found = min(found, (best[start][0] + tokens + runs * _READING, start))
+        best.append(found)
     batches: list[list[int]] = []
-    longest = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        rows = len(batches[-1]) + 1 if batches else 0
-        is_full = not batches or rows > max_rows or rows * longest > max_tokens
-        if is_full or (equal and lengths[index] != longest):
-            batches.append([])
-            longest = lengths[index]
-        batches[-1].append(index)
-    return batches
+    end = len(order)
+    while end:
+        batches.append(order[best[end][1] : end])
+        end = best[end][1]
+    return batches[::-1]
 
 
 def of_equal_length(batch: Iterable[int], lengths: Sequence[int]) -> list[list[int]]:

@@ -61,6 +61,7 @@ class TextGenerationPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = True
     _batches_by_length = True
+    _max_rows = 64
     _default_generation_config: ClassVar[GenerationConfig] = GenerationConfig(
         max_new_tokens=256, do_sample=True, temperature=0.7
     )
@@ -266,7 +267,8 @@ class TextGenerationPipeline(Pipeline):
             batches = in_order(len(rows), batch_size)
             return [part for batch in batches for part in of_equal_length(batch, lengths)] if equal else batches
         copies = max(config.num_beams, config.num_return_sequences)
-        return by_length(lengths, max(self._max_rows // copies, 1), self._max_tokens, equal)
+        runs = config.max_new_tokens or max((config.max_length or 0) - min(lengths), 1)
+        return by_length(lengths, max(self._max_rows // copies, 1), self._max_tokens, equal, runs)
 
     def _options_of(self, forward_params: dict[str, Any]) -> GenerationConfig:
         """The options with which `generate` will run."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, combinations, pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,6 +55,19 @@ def test_a_row_of_a_result_is_what_one_row_would_give() -> None:
     row = row_of(TokenClassifierOutput(logits=torch.arange(4.0).reshape(2, 2), hidden_states=states), 1)
     assert torch.equal(row.logits, torch.tensor([[2.0, 3.0]]))
     assert torch.equal(row.hidden_states[0], torch.tensor([[3.0, 4.0, 5.0]]))
+
+
+@pytest.mark.parametrize("runs", [1, 4])
+@pytest.mark.parametrize("lengths", [[90, 80, 9, 8, 7, 1], [40] * 3 + [2] * 3, [300, 1, 1], [5, 4, 3]], ids=str)
+def test_batches_take_the_least_time_of_all(lengths: list[int], runs: int) -> None:
+    def time_of(cuts: tuple[int, ...]) -> int:
+        ends = [0, *cuts, len(lengths)]
+        return sum((end - start) * lengths[start] + 34 * runs for start, end in pairwise(ends))
+
+    several = (cuts for count in range(len(lengths)) for cuts in combinations(range(1, len(lengths)), count))
+    found = by_length(lengths, 9, 10_000, runs=runs)
+    assert [index for batch in found for index in batch] == list(range(len(lengths)))
+    assert time_of(tuple(accumulate(len(batch) for batch in found[:-1]))) == min(map(time_of, several))
 
 
 def test_rows_of_equal_length_stay_together_in_order() -> None:
