@@ -177,11 +177,38 @@ from gptrio.cache import StaticLayer as StaticLayer
 from gptrio.generation.prefix import PromptPrefix as PromptPrefix
 from gptrio.interop.bridge import from_transformers as from_transformers
 from gptrio.interop.bridge import to_transformers as to_transformers
+from gptrio.jax.generation.outputs import FlaxBeamSearchOutput as FlaxBeamSearchOutput
+from gptrio.jax.generation.outputs import FlaxGreedySearchOutput as FlaxGreedySearchOutput
+from gptrio.jax.generation.outputs import FlaxSampleOutput as FlaxSampleOutput
+from gptrio.jax.generation.processors.base import FlaxLogitsProcessor as FlaxLogitsProcessor
+from gptrio.jax.generation.processors.base import FlaxLogitsProcessorList as FlaxLogitsProcessorList
+from gptrio.jax.generation.processors.base import FlaxLogitsWarper as FlaxLogitsWarper
+from gptrio.jax.generation.processors.forcing import (
+    FlaxForcedBOSTokenLogitsProcessor as FlaxForcedBOSTokenLogitsProcessor,
+)
+from gptrio.jax.generation.processors.forcing import (
+    FlaxForcedEOSTokenLogitsProcessor as FlaxForcedEOSTokenLogitsProcessor,
+)
+from gptrio.jax.generation.processors.forcing import FlaxForceTokensLogitsProcessor as FlaxForceTokensLogitsProcessor
+from gptrio.jax.generation.processors.forcing import FlaxMinLengthLogitsProcessor as FlaxMinLengthLogitsProcessor
+from gptrio.jax.generation.processors.forcing import (
+    FlaxSuppressTokensAtBeginLogitsProcessor as FlaxSuppressTokensAtBeginLogitsProcessor,
+)
+from gptrio.jax.generation.processors.forcing import (
+    FlaxSuppressTokensLogitsProcessor as FlaxSuppressTokensLogitsProcessor,
+)
+from gptrio.jax.generation.processors.sampling import FlaxTemperatureLogitsWarper as FlaxTemperatureLogitsWarper
+from gptrio.jax.generation.processors.sampling import FlaxTopKLogitsWarper as FlaxTopKLogitsWarper
+from gptrio.jax.generation.processors.sampling import FlaxTopPLogitsWarper as FlaxTopPLogitsWarper
+from gptrio.jax.generation.processors.sequences import (
+    FlaxNoRepeatNGramLogitsProcessor as FlaxNoRepeatNGramLogitsProcessor,
+)
 from gptrio.jax.models.auto import FlaxAutoModel as FlaxAutoModel
 from gptrio.jax.models.auto import FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM
 from gptrio.jax.models.auto import FlaxAutoModelForQuestionAnswering as FlaxAutoModelForQuestionAnswering
 from gptrio.jax.models.auto import FlaxAutoModelForSequenceClassification as FlaxAutoModelForSequenceClassification
 from gptrio.jax.models.auto import FlaxAutoModelForTokenClassification as FlaxAutoModelForTokenClassification
+from gptrio.jax.models.base.generation_mixin import FlaxGenerationMixin as FlaxGenerationMixin
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel as FlaxPreTrainedModel
 from gptrio.jax.models.gpt2 import FlaxGPT2ForQuestionAnswering as FlaxGPT2ForQuestionAnswering
 from gptrio.jax.models.gpt2 import FlaxGPT2ForSequenceClassification as FlaxGPT2ForSequenceClassification

@@ -36,7 +36,7 @@ ORDER = (
 RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
 BELOW_TORCH = {room for group in ORDER[: ORDER.index(("kernels",))] for room in group}
 JAX_MAY_USE = BELOW_TORCH - {"__init__"}
-JAX_MAY_ALSO_USE = {"gptrio.generation.options.config", "gptrio.generation.options.schema"}  # which load no torch
+JAX_MAY_ALSO_USE = {f"gptrio.generation.options.{name}" for name in ("config", "resolve", "schema")}  # load no torch
 WITHOUT_TORCH = BELOW_TORCH - {"checkpoint"} | {"cli"}
 
 

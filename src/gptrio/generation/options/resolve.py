@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from gptrio.config.fields import check_token_ids, unknown_option
 from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.schema import GENERATE_ARGUMENTS, option_types
-from gptrio.generation.protocol import CausalLM
+
+if TYPE_CHECKING:
+    from gptrio.generation.protocol import CausalLM
 
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 
 
 def merge_config(
-    model: CausalLM, given: GenerationConfig | None, use_model_defaults: bool | None, kwargs: dict[str, Any]
+    model: CausalLM,
+    given: GenerationConfig | None,
+    use_model_defaults: bool | None,
+    kwargs: dict[str, Any],
+    accepted: Sequence[str] | None = None,
 ) -> tuple[GenerationConfig, dict[str, Any]]:
     """Return the options of this call in a new config, and the arguments of the model's forward.
 
@@ -28,6 +34,7 @@ def merge_config(
         given: the caller's config, or None.
         use_model_defaults: take the model's value of every option that `given` leaves at its default.
         kwargs: options and arguments of the model's forward.
+        accepted: names of arguments, if they are not those of the forward.
 
     Raises:
         OptionError: an unknown name, with the nearest one that exists, or an impossible value.
@@ -37,10 +44,11 @@ def merge_config(
     if given is not None:
         _fill(config, base, use_model_defaults)
     arguments = config.update(**kwargs)
-    names = _forward_arguments(cast(Hashable, type(model)))
+    names = _forward_arguments(cast(Hashable, type(model))) if accepted is None else accepted
     for name in arguments:
         if name not in names:
-            raise unknown_option(name, sorted({*names, *option_types(), *GENERATE_ARGUMENTS}), "generate()")
+            others = GENERATE_ARGUMENTS if accepted is None else ()
+            raise unknown_option(name, sorted({*names, *option_types(), *others}), "generate()")
     for name in _TOKENS:
         if getattr(config, name, None) is not None:
             check_token_ids(name, getattr(config, name))

@@ -5,6 +5,7 @@ Values are checked where they are known. Under `jit` they are not: there an id o
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -17,12 +18,12 @@ from gptrio.config import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError, warn
 
 
-def as_ids(values: Any, name: str) -> Array:
-    """(B, T) int32 of integers; raises InputError for another shape."""
-    array = jnp.asarray(values)
+def as_ids(values: Any, name: str, array_module: ModuleType = jnp) -> Any:
+    """(B, T) int32 of integers, of JAX or of numpy; raises InputError for another shape."""
+    array = array_module.asarray(values)
     if array.ndim != 2 or not array.shape[1]:
         raise InputError(f"{name} has shape {array.shape}; expected (batch, at least one token)")
-    return array.astype(jnp.int32)
+    return array.astype(np.int32)
 
 
 def check_ids(ids: Any, config: PretrainedConfig) -> None:

@@ -19,6 +19,7 @@ from gptrio.config.weight_names import WeightNames
 from gptrio.errors import ConfigError, InputError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.jax.models.base import inputs
+from gptrio.jax.models.base.generation_mixin import FlaxGenerationMixin
 from gptrio.jax.nn.linear import Dtype
 from gptrio.uploads import Pushable
 
@@ -26,7 +27,7 @@ Params = dict[str, Any]  # nested: name of a part -> parts, or name of a paramet
 ParamsPath = tuple[str, ...]  # names from the root of `Params` to a parameter
 
 
-class FlaxPreTrainedModel(Pushable):
+class FlaxPreTrainedModel(FlaxGenerationMixin, Pushable):
     """Base of all Flax models: a Flax Linen module with its parameters.
 
     `model.module` is the module itself, for `apply`, or as a part of a larger module. `jax.jit`, `grad` and `vmap`
@@ -259,11 +260,6 @@ class FlaxPreTrainedModel(Pushable):
 
         cls._auto_class = check_auto_class(cls, auto_class, FlaxAuto)
 
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Whether the class predicts the next token."""
-        return issubclass(cls, FlaxCausalLM)
-
     # files ----------------------------------------------------------------------------------------------------------
 
     @classmethod
@@ -293,6 +289,11 @@ class FlaxPreTrainedModel(Pushable):
 
 class FlaxCausalLM(FlaxPreTrainedModel):
     """What a model that predicts the next token has besides."""
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class predicts the next token: it does."""
+        return True
 
     def prepare_inputs_for_generation(
         self, input_ids: Array, max_length: int, attention_mask: Array | None = None

@@ -1,0 +1,118 @@
+"""`generate`: reads the arguments, prepares the call, and runs the compiled loop that they select."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.experimental.compilation_cache.compilation_cache import set_cache_dir
+
+from gptrio.generation.options.config import GenerationConfig, eos_ids
+from gptrio.generation.options.resolve import merge_config
+from gptrio.generation.options.schema import GenerationMode
+from gptrio.jax.generation.loop import Call, Rules, decode
+from gptrio.jax.generation.model import Model
+from gptrio.jax.generation.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
+from gptrio.jax.generation.processors.base import Processor
+from gptrio.jax.generation.processors.build import build_processors
+from gptrio.jax.generation.prompt import BUCKETS, Prompt, bucket, build_prompt, check_buckets
+from gptrio.jax.generation.setup import ARGUMENTS, check_supported, settle_max_length
+from gptrio.jax.outputs import FlaxModelOutput
+
+_LOOPS: dict[GenerationMode, Callable[[Call], FlaxModelOutput]] = {
+    GenerationMode.GREEDY_SEARCH: lambda call: FlaxGreedySearchOutput(sequences=decode(call)),
+    GenerationMode.SAMPLE: lambda call: FlaxSampleOutput(sequences=decode(call)),
+}
+
+
+def generate(
+    model: Any,
+    input_ids: Any,
+    generation_config: GenerationConfig | None = None,
+    prng_key: Array | None = None,
+    trace: bool = True,
+    params: Any = None,
+    logits_processor: Iterable[Processor] | None = None,
+    *,
+    buckets: Sequence[int] = BUCKETS,
+    compilation_cache: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> FlaxModelOutput:
+    """Continue sequences of tokens.
+
+    Args:
+        model: a Flax language model of this package.
+        input_ids: (B, T) token ids, padded on either side.
+        generation_config: the options; the model's own by default.
+        prng_key: random key for sampling; that of seed 0 by default.
+        trace: compile the loops; otherwise each operation runs alone, slowly, so that it can be looked at.
+        params: other parameters than `model.params`.
+        logits_processor: processors of scores, applied after those of the options and before those of sampling.
+        buckets: widths in columns. A prompt is padded to the next one, and so is the cache; prompts of the same buckets
+            run the same compiled code. Beyond the largest, its multiples are used. Under `jit` nothing is padded.
+        compilation_cache: folder where JAX keeps compiled code for other processes, from now on.
+        **kwargs: options of `GenerationConfig`, which win over the config's, and `attention_mask` (B, T).
+
+    Returns:
+        FlaxGreedySearchOutput, FlaxSampleOutput or FlaxBeamSearchOutput, by the mode that the options select.
+
+    Raises:
+        OptionError: options are unknown, impossible or contradict each other, or the prompt leaves no room.
+        UnsupportedError: an option or a mode that only the PyTorch classes have.
+        InputError: arrays do not fit each other.
+        TokenIdError: an id outside the vocabulary.
+    """
+    config, arguments = merge_config(model, generation_config, False, kwargs, ARGUMENTS)
+    mode = check_supported(config)
+    widths = check_buckets(buckets)
+    if compilation_cache is not None:
+        set_cache_dir(os.fspath(compilation_cache))
+    given = build_prompt(input_ids, arguments.get("attention_mask"), model.config)
+    max_length = settle_max_length(config, kwargs, given, model.config)
+    if mode is GenerationMode.SAMPLE:
+        given = given.repeated(config.num_return_sequences)
+    columns = given.ids.shape[1]
+    rules = Rules(
+        build_processors(config, columns, max_length, logits_processor or ()),
+        np.int32(max_length),
+        np.array(eos_ids(config), np.int32),
+        np.int32(_pad(config)),
+        config.do_sample,
+    )
+    call = Call(
+        Model(model.module),
+        model.params if params is None else params,
+        rules,
+        *_arrays(given.aligned(), max_length, widths, _pad(config)),
+        np.int32(columns),
+        jax.random.PRNGKey(0) if prng_key is None else prng_key,
+    )
+    with contextlib.nullcontext() if trace else jax.disable_jit():
+        result: FlaxModelOutput = _LOOPS[mode](call if trace else jax.tree.map(jnp.asarray, call))
+    xp = given.array_module
+    new = xp.asarray(result["sequences"])[:, columns:max_length]
+    prompts = given.repeated(len(new) // len(given.ids)).ids
+    result["sequences"] = jax.device_put(xp.concatenate([prompts, new], axis=1))
+    return result
+
+
+def _pad(config: GenerationConfig) -> int:
+    """Token after the end of a row; without tokens that end a row, there is none to be seen."""
+    return next(iter(eos_ids(config)), 0) if config.pad_token_id is None else config.pad_token_id
+
+
+def _arrays(prompt: Prompt, max_length: int, buckets: Sequence[int], pad: int) -> tuple[Any, Any, Any]:
+    """Ids (B, P) and mask (B, N) for the model, and ids (B, N) for the loop, with the prompt in the first columns."""
+    columns = prompt.ids.shape[1]
+    width, capacity = columns, max_length
+    if prompt.array_module is np:
+        width = bucket(columns, buckets)
+        capacity = bucket(width + max_length - columns, buckets)
+    read = prompt.padded(width - columns, capacity - width, pad)
+    return read.ids[:, :width], read.mask, prompt.padded(0, capacity - columns, pad).ids

@@ -1,0 +1,1 @@
+"""Score processors of the Flax models."""
