@@ -40,3 +40,15 @@ def test_sampling(pair: tuple[Any, Any], seed: int) -> None:
     expected, actual = sequences(pair, **options)
     assert type(actual).__name__ == type(expected).__name__
     np.testing.assert_array_equal(actual.sequences, expected.sequences)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"num_return_sequences": 2}, {"early_stopping": True, "length_penalty": 0.5}],
+    ids=str,
+)
+def test_beam_search(pair: tuple[Any, Any], options: dict[str, Any]) -> None:
+    expected, actual = sequences(pair, num_beams=3, **options)
+    assert type(actual).__name__ == type(expected).__name__
+    np.testing.assert_array_equal(actual.sequences, expected.sequences)
+    np.testing.assert_allclose(actual.scores, expected.scores, rtol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -16,19 +16,27 @@ from jax.experimental.compilation_cache.compilation_cache import set_cache_dir
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.resolve import merge_config
 from gptrio.generation.options.schema import GenerationMode
+from gptrio.jax.generation.beam import BeamOptions, beam_search
 from gptrio.jax.generation.loop import Call, Rules, decode
 from gptrio.jax.generation.model import Model
-from gptrio.jax.generation.outputs import FlaxGreedySearchOutput, FlaxSampleOutput
+from gptrio.jax.generation.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 from gptrio.jax.generation.processors.base import Processor
 from gptrio.jax.generation.processors.build import build_processors
 from gptrio.jax.generation.prompt import BUCKETS, Prompt, bucket, build_prompt, check_buckets
 from gptrio.jax.generation.setup import ARGUMENTS, check_supported, settle_max_length
 from gptrio.jax.outputs import FlaxModelOutput
 
-_LOOPS: dict[GenerationMode, Callable[[Call], FlaxModelOutput]] = {
-    GenerationMode.GREEDY_SEARCH: lambda call: FlaxGreedySearchOutput(sequences=decode(call)),
-    GenerationMode.SAMPLE: lambda call: FlaxSampleOutput(sequences=decode(call)),
-}
+
+def _run(mode: GenerationMode, call: Call, config: GenerationConfig) -> FlaxModelOutput:
+    """The result of a mode, with sequences (R, N)."""
+    if mode is GenerationMode.GREEDY_SEARCH:
+        return FlaxGreedySearchOutput(sequences=decode(call))
+    if mode is GenerationMode.SAMPLE:
+        return FlaxSampleOutput(sequences=decode(call))
+    penalty = np.float32(1.0 if config.length_penalty is None else config.length_penalty)
+    options = BeamOptions(penalty, config.num_beams, config.num_return_sequences, config.early_stopping)
+    sequences, scores = beam_search(call, options)
+    return FlaxBeamSearchOutput(sequences=sequences, scores=scores)
 
 
 def generate(
@@ -94,7 +102,7 @@ def generate(
         jax.random.PRNGKey(0) if prng_key is None else prng_key,
     )
     with contextlib.nullcontext() if trace else jax.disable_jit():
-        result: FlaxModelOutput = _LOOPS[mode](call if trace else jax.tree.map(jnp.asarray, call))
+        result = _run(mode, call if trace else jax.tree.map(jnp.asarray, call), config)
     xp = given.array_module
     new = xp.asarray(result["sequences"])[:, columns:max_length]
     prompts = given.repeated(len(new) // len(given.ids)).ids

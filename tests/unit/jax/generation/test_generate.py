@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -123,3 +126,15 @@ def test_bad_ids(model: Any) -> None:
     backbone = gptrio.FlaxGPTNeoModel(model.config)
     with pytest.raises(gptrio.UnsupportedError, match="FlaxAutoModelForCausalLM"):
         backbone.generate([[3, 4]])
+
+
+def test_no_torch_after_loading_and_generating(model: Any, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    code = f"""
+import sys
+from gptrio import FlaxAutoModelForCausalLM
+model = FlaxAutoModelForCausalLM.from_pretrained({str(tmp_path)!r})
+print(model.generate([[3, 4]], max_new_tokens=2, eos_token_id=None).sequences.shape, "torch" in sys.modules)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "(1, 4) False"
