@@ -13,6 +13,7 @@ from tests.reference import SIZES, SPECIAL_TOKENS
 
 LENGTH = 11
 VOCABULARY = 61
+WITHOUT_DROPOUT = {"FlaxGPT2LMHeadModel": dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)}
 
 
 def flax_model(class_name: str, **config: Any) -> Any:

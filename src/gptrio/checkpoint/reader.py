@@ -89,6 +89,14 @@ class MappedFile(ABC):
         """The bytes of a tensor, row by row, little-endian."""
         return memoryview(self._map)[self._infos[name].start : self._infos[name].end]
 
+    def release(self) -> None:
+        """Let go of the memory that reading took; what is read again is read from the file again.
+
+        Changes that were made to buffers are lost.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
+
 
 class SafetensorsFile(MappedFile):
     """A safetensors file, whose header is checked when it is opened."""

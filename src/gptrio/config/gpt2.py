@@ -9,7 +9,12 @@ from gptrio.config.base import PretrainedConfig, config_class
 from gptrio.config.fields import LARGEST_WIDTH, choice, count, divides, flag, number, probability, text, token_id
 from gptrio.config.weight_names import WeightNames
 
-WEIGHT_NAMES = WeightNames(computed_buffers=(r"(^|\.)(attn|crossattention)\.(masked_)?bias$",))  # causal masks
+WEIGHT_NAMES = WeightNames(
+    computed_buffers=(r"(^|\.)(attn|crossattention)\.(masked_)?bias$",),  # causal masks
+    split_outputs=("c_attn", "c_fc"),
+    split_inputs=("c_proj",),
+    has_conv1d=True,
+)
 
 
 @config_class

@@ -12,7 +12,11 @@ from gptrio.config.weight_names import WeightNames
 from gptrio.errors import ConfigError
 
 ATTENTION_KINDS = ("global", "local")
-WEIGHT_NAMES = WeightNames(computed_buffers=(r"(^|\.)attention\.(masked_)?bias$",))  # causal masks
+WEIGHT_NAMES = WeightNames(
+    computed_buffers=(r"(^|\.)attention\.(masked_)?bias$",),  # causal masks
+    split_outputs=("q_proj", "k_proj", "v_proj", "c_fc"),
+    split_inputs=("out_proj", "c_proj"),
+)
 _MOST_LAYERS = 1_000_000  # the list has a name for each
 
 

@@ -17,6 +17,8 @@ WEIGHT_NAMES = WeightNames(
     key_aliases={**LAYER_NORM_ALIASES, r"^lm_head\.": "embed_out."},
     output="embed_out",
     token_table="embed_in",
+    split_outputs=("query_key_value", "dense_h_to_4h"),
+    split_inputs=("dense", "dense_4h_to_h"),
 )
 
 

@@ -18,6 +18,9 @@ class WeightNames:
         key_aliases: {pattern of a name in files: replacement}, as for `re.sub`, for names that the model lacks.
         output: name of the layer that predicts tokens.
         token_table: name of the table of tokens in the backbone, which a tied output layer shares.
+        split_outputs: names of the linear layers in a block whose outputs tensor parallelism divides among devices.
+        split_inputs: names of those whose inputs it divides: each such layer sums what the devices have computed.
+        has_conv1d: linear layers are `Conv1D`: exchanged rows and columns, in either framework.
     """
 
     base_model_prefix: str = "transformer"
@@ -25,3 +28,6 @@ class WeightNames:
     key_aliases: Mapping[str, str] = field(default_factory=lambda: LAYER_NORM_ALIASES)
     output: str = "lm_head"
     token_table: str = "wte"
+    split_outputs: tuple[str, ...] = ()
+    split_inputs: tuple[str, ...] = ()
+    has_conv1d: bool = False

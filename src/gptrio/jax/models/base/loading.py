@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jax import Array
+from jax.sharding import Mesh
 
 from gptrio.checkpoint.flax_names import is_transposed, torch_name
 from gptrio.checkpoint.keys import KeyRules, plan_keys
@@ -31,6 +32,7 @@ from gptrio.generation.options.config import GenerationConfig
 from gptrio.hub import HubOptions
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel, Params, ParamsPath
 from gptrio.jax.nn.linear import Dtype
+from gptrio.jax.sharding import placer, shard
 
 Model = TypeVar("Model", bound=FlaxPreTrainedModel)
 Place = Callable[[ParamsPath, np.ndarray[Any, Any]], Array]  # puts an array, which may be a view of a file, on devices
@@ -68,6 +70,11 @@ class ArrayReader(CheckpointReader[MappedFile]):
         array = np.frombuffer(file.buffer(stored), _DTYPES[code]).reshape(shape)
         return array.T if is_exchanged else array
 
+    def release(self) -> None:
+        """Let go of the memory that reading took; arrays stay valid."""
+        if self._open is not None:
+            self._open[1].release()
+
 
 def _open_file(path: Path) -> MappedFile:
     kinds: dict[str, type[MappedFile]] = {".safetensors": SafetensorsFile, ".msgpack": MsgpackFile}
@@ -84,6 +91,8 @@ def load_model(
     ignore_mismatched_sizes: bool = False,
     _do_init: bool = True,
     place: Place | None = None,
+    mesh: Mesh | None = None,
+    specs: Params | None = None,
     **kwargs: Any,
 ) -> Model | tuple[Model, Params]:
     """Load a model from `flax_model.msgpack`, or else safetensors (of either framework), or else a torch file.
@@ -102,12 +111,15 @@ def load_model(
         _do_init: False returns (model, params), without what the checkpoint lacks: `model.init_weights` adds that.
         place: puts each parameter on its devices: called with its path and an array, a view of the file where possible;
             on the default device if None, or in the host's memory if `_do_init` is False.
+        mesh: divide the parameters among its devices, each part straight from the file; in place of `place`.
+        specs: how they are divided; by default `gptrio.jax.sharding.partition_specs`.
         kwargs: lookup options (see `gptrio.hub.HubOptions`), overrides of the configuration, further arguments of the
             class, and arguments of Transformers that change nothing here.
 
     Raises:
         CheckpointNotFoundError, CheckpointFormatError, UnsafeCheckpointError, SizeMismatchError: see `gptrio.errors`.
         OptionError: an argument is unknown.
+        InputError: the mesh or the specs do not fit the model.
         UnsupportedError: an argument of Transformers that needs something that gptrio lacks.
     """
     options = HubOptions.pop_from(kwargs)
@@ -118,6 +130,8 @@ def load_model(
     names = (SAFETENSORS_NAME, TORCH_NAME) if from_pt else (FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME)
     reader = ArrayReader(locate_weights(name_or_path, names=names, options=options))
     model = cls(config, *model_args, **{"dtype": dtype, "_do_init": False, **arguments})
+    if mesh is not None:
+        place = placer(model, mesh, specs, after_part=reader.release)
     place = place or (_put if _do_init else _put_on_host)
     flat, report = read_params(model, reader, place)
     if not ignore_mismatched_sizes:
@@ -130,6 +144,8 @@ def load_model(
         return model, unflatten_dict(flat)
     model._is_initialized = True
     model.params = model.init_weights(model.key, model.input_shape, unflatten_dict(flat))
+    if mesh is not None:  # also those that the checkpoint lacks
+        shard(model, mesh, specs)
     return model
 
 
