@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from transformers.generation import flax_logits_process
 
-from tests.flax_models import flax_pair, padding, token_ids
+import gptrio
+from tests.flax_models import VOCABULARY, flax_model, flax_pair, padding, token_ids
 
 END, PAD = 59, 0
 
@@ -52,3 +56,49 @@ def test_beam_search(pair: tuple[Any, Any], options: dict[str, Any]) -> None:
     assert type(actual).__name__ == type(expected).__name__
     np.testing.assert_array_equal(actual.sequences, expected.sequences)
     np.testing.assert_allclose(actual.scores, expected.scores, rtol=1e-5)
+
+
+PROCESSORS = {
+    "FlaxTemperatureLogitsWarper": (0.7,),
+    "FlaxTopKLogitsWarper": (5,),
+    "FlaxTopPLogitsWarper": (0.6,),
+    "FlaxForcedBOSTokenLogitsProcessor": (4,),
+    "FlaxForcedEOSTokenLogitsProcessor": (8, END),
+    "FlaxMinLengthLogitsProcessor": (6, END),  # theirs still forbids the end where PyTorch's and ours no longer do
+    "FlaxSuppressTokensLogitsProcessor": ([3, 9],),
+    "FlaxSuppressTokensAtBeginLogitsProcessor": ([3, 9], 7),
+    "FlaxForceTokensLogitsProcessor": ([[7, 5], [8, None]],),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_processors(name: str) -> None:
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 12)))
+    scores = jax.random.normal(jax.random.key(0), (2, VOCABULARY))
+    oracle, ours = (getattr(module, name)(*PROCESSORS[name]) for module in (flax_logits_process, gptrio))
+    for column in (1, 7, 8, 9):
+        expected = oracle(ids, scores, column)
+        np.testing.assert_allclose(jax.jit(lambda held, n: held(ids, scores, n))(ours, column), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_repeated_ngrams_as_in_pytorch(size: int) -> None:  # Transformers' Flax processor does not run on this JAX
+    ids = np.random.default_rng(0).integers(0, 4, (2, 12))
+    scores = np.zeros((2, VOCABULARY), np.float32)
+    for column in (1, 7, 12):
+        ours = gptrio.FlaxNoRepeatNGramLogitsProcessor(size)(jnp.asarray(ids), jnp.asarray(scores), column)
+        processor = gptrio.NoRepeatNGramLogitsProcessor(size)
+        expected = processor(torch.from_numpy(ids[:, :column]), torch.from_numpy(scores))
+        np.testing.assert_array_equal(ours, expected.numpy())
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
+def test_our_pytorch_models_choose_the_same(name: str, beams: int, tmp_path: Any) -> None:
+    model, mask = flax_model(f"Flax{name}"), padding("right")
+    model.save_pretrained(tmp_path)
+    pytorch = getattr(gptrio, name).from_pretrained(tmp_path, from_flax=True)
+    options = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": None, "pad_token_id": PAD}
+    expected = pytorch.generate(torch.from_numpy(token_ids()), attention_mask=torch.from_numpy(mask), **options)
+    actual = model.generate(token_ids(), attention_mask=mask, **options)
+    np.testing.assert_array_equal(actual.sequences, expected.numpy())
