@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
+from torch.nn.functional import cross_entropy
 
 import gptrio as library
+from gptrio.models import gpt_neox
+from gptrio.quantization import native
+from gptrio.scoring.packed_context import PackedContext
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
+from gptrio.verification import paths
+from gptrio.verification import verify as verification
+from gptrio.verification.prompts import make_prompts
 from gptrio.verification.verify import Report, verify
 from tests.integration.test_command_line import gptrio
 from tests.integration.test_scoring_commands import on_a_terminal
@@ -82,21 +90,143 @@ def test_a_packed_weight_in_a_wrong_layout_is_found(monkeypatch):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_exchanged_queries_and_keys_of_packed_rows_are_found(family, tmp_path, monkeypatch):
-    from gptrio.scoring.forward import PackedContext
-
     attend = PackedContext.attend
     monkeypatch.setattr(PackedContext, "attend", lambda self, q, k, v, *rest: attend(self, k, q, v, *rest))
     assert failed(verify(saved(tmp_path, family), weights="float32")) == {"packed rows"}
 
 
 def test_a_weight_that_is_transposed_while_it_is_quantized_is_found(tmp_path, monkeypatch):
-    from gptrio.quantization import native
-
     quantize = native.codes.quantize_int8
     monkeypatch.setattr(
         native.codes, "quantize_int8", lambda x: quantize(x.t().contiguous() if x.shape[0] == x.shape[1] else x)
     )
     assert failed(verify(saved(tmp_path), weights="int8")) == {"rounded"}
+
+
+def transpose(weight: torch.Tensor) -> None:
+    assert weight.shape[0] == weight.shape[1]  # or the loader would find it by its shape
+    weight.copy_(weight.t().clone())
+
+
+def exchange(one: torch.Tensor, other: torch.Tensor) -> None:
+    kept = one.clone()
+    one.copy_(other)
+    other.copy_(kept)
+
+
+def heads(model: Any) -> torch.Tensor:
+    """(heads, 3, size of a head, hidden): queries, keys and values of GPT-NeoX's first layer."""
+    return model.gpt_neox.layers[0].attention.query_key_value.weight.view(4, 3, 8, 32)
+
+
+def exchange_in_gpt_neo(model: Any) -> None:
+    attention = model.transformer.h[0].attn.attention
+    exchange(attention.q_proj.weight, attention.k_proj.weight)
+
+
+def interleave_rotary(model: Any) -> None:
+    """Order rotated dimensions by pairs, (0, 4, 1, 5, ...), instead of by halves."""
+    heads(model)[:, :2] = heads(model)[:, :2, [0, 4, 1, 5, 2, 6, 3, 7]]
+
+
+LAYOUTS: dict[str, tuple[str, Callable[[Any], None]]] = {
+    "a square weight is transposed": ("gpt2", lambda model: transpose(model.transformer.h[0].attn.c_proj.weight)),
+    "queries and keys are exchanged": (
+        "gpt2",
+        lambda model: exchange(*model.transformer.h[0].attn.c_attn.weight.split(32, 1)[:2]),
+    ),
+    "an output is transposed": ("gpt_neo", lambda m: transpose(m.transformer.h[1].attn.attention.out_proj.weight)),
+    "projections are exchanged": ("gpt_neo", exchange_in_gpt_neo),
+    "dense is transposed": ("gpt_neox", lambda model: transpose(model.gpt_neox.layers[0].attention.dense.weight)),
+    "queries and keys of heads are exchanged": ("gpt_neox", lambda m: exchange(heads(m)[:, 0], heads(m)[:, 1])),
+    "thirds are read for heads": (
+        "gpt_neox",
+        lambda model: heads(model).copy_(heads(model).reshape(3, 4, 8, 32).transpose(0, 1).clone()),
+    ),
+    "rotary dimensions are interleaved": ("gpt_neox", interleave_rotary),
+    "half of the rotary dimensions": ("gpt_neox", lambda model: setattr(model.config, "rotary_pct", 0.5)),
+}
+
+
+def centered_logits(folder: str, rows: list[list[int]]) -> list[torch.Tensor]:
+    """Transformers' logits in float64."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager", dtype=torch.float64)
+    with torch.no_grad():
+        found = [model(torch.tensor([row])).logits[0] for row in rows]
+    return [logits - logits.mean(-1, keepdim=True) for logits in found]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_path_with_a_broken_layout_differs_as_in_the_oracle_and_files_with_it_pass(layout, tmp_path, monkeypatch):
+    family, edit = LAYOUTS[layout]
+    fields = {"rotary_pct": 1.0} if family == "gpt_neox" else {}
+    right = saved(tmp_path / "right", family, **fields)
+    broken = saved(tmp_path / "broken", family, edit, **fields)
+    other = library.AutoModelForCausalLM.from_pretrained(broken)
+    monkeypatch.setitem(verification._ALL, "sdpa", lambda model, prompts: paths.forward(other, prompts))
+    report = verify(right, weights="float32")
+    assert failed(report) == {"sdpa"}
+    rows, _ = make_prompts(right, other.config)
+    pairs = zip(centered_logits(broken, rows), centered_logits(right, rows), strict=True)
+    expected = max(((found - wanted).abs().max() / wanted.abs().max()).item() for found, wanted in pairs)
+    (found,) = [one.difference for one in report.comparisons if one.path == "sdpa"]
+    assert expected > 100 * verification.BOUNDS["float32"]
+    assert found == pytest.approx(expected, rel=1e-3)
+    monkeypatch.undo()
+    assert verify(broken, weights="float32").passed  # every way reads these weights alike
+
+
+def test_rotary_dimensions_of_single_tokens_that_are_wrong_are_found(tmp_path, monkeypatch):
+    rotate = gpt_neox.rotate
+
+    def wrong(x: torch.Tensor, tables: Any) -> torch.Tensor:
+        return rotate(x.flip(-1), tables).flip(-1) if x.shape[2] == 1 else rotate(x, tables)
+
+    monkeypatch.setattr(gpt_neox, "rotate", wrong)
+    report = verify(saved(tmp_path, "gpt_neox"), weights="float32")
+    assert {"cached", "static cache"} <= failed(report)
+    assert failed(report).isdisjoint({"eager", "sdpa", "batched", "padded left", "padded right", "packed rows"})
+
+
+@pytest.mark.parametrize(("family", "bits"), [*((family, "int8") for family in FAMILIES), ("gpt2", "int4")])
+def test_a_quantized_checkpoint_is_compared_as_stored(family, bits, tmp_path, monkeypatch):
+    source, folder = saved(tmp_path / "full", family, hidden_size=64), tmp_path / bits
+    model = library.AutoModelForCausalLM.from_pretrained(source, load_in=bits)
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    report = verify(str(folder))
+    assert report.passed, failed(report)
+    assert {one.weights for one in report.comparisons} == {"as stored"}
+    plain = library.AutoModelForCausalLM.from_pretrained(folder).dequantize()
+    plain.save_pretrained(tmp_path / "plain")
+    rows, _ = make_prompts(source, model.config)
+    logits = centered_logits(str(tmp_path / "plain"), rows)
+    targets = torch.tensor([token for row in rows for token in row[1:]])
+    loss = cross_entropy(torch.cat([x[:-1] for x in logits]), targets).item()
+    assert report.loss == pytest.approx(loss, rel=1e-6)
+    with pytest.raises(library.OptionError, match="kinds of this checkpoint: as stored"):
+        verify(str(folder), weights="float32")
+    right = native.quantized_linear
+    monkeypatch.setattr(native, "quantized_linear", lambda x, *rest, **more: right(x.flip(-1), *rest, **more))
+    assert {"sdpa", "cached", "padded left"} <= failed(verify(str(folder)))
+
+
+def test_the_float64_weights_are_built_once_for_float32(tmp_path, monkeypatch):
+    built = []
+    monkeypatch.setattr(verification._Reference, "__init__", count(verification._Reference.__init__, built))
+    folder = saved(tmp_path)
+    verify(folder, weights="float32")
+    assert len(built) == 1
+    verify(folder, weights="bfloat16")
+    assert len(built) == 3  # in full and rounded
+
+
+def count(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    def counted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    return counted
 
 
 def spoil(model: Any) -> None:

@@ -33,8 +33,9 @@ def make_prompts(name_or_path: str, config: Any) -> tuple[list[list[int]], str]:
         problem = ""
     except GptrioError as error:
         rows, problem = [], f"random ids take the place of text, as there is no tokenizer ({error})"
-    if rows and max(map(max, rows)) >= config.vocab_size:
-        rows, problem = [], f"random ids take the place of text: the tokenizer has ids past the {config.vocab_size}"
+    if not all(len(row) > 1 and max(row) < config.vocab_size for row in rows):
+        rows = []
+        problem = f"random ids take the place of text: the tokenizer does not fit the {config.vocab_size} tokens"
     if not rows:
         draw = random.Random(0)
         lengths = [max(2, longest - longest * i // 5) for i in range(4)]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from gptrio.errors import OptionError
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.verification import paths
 from gptrio.verification.paths import Path, Prompts, Sample
@@ -109,6 +110,7 @@ def verify(
 
     Raises:
         CheckpointError: it cannot be loaded.
+        OptionError: the checkpoint has no such kind of weights; a quantized one has those "as stored" only.
     """
     from gptrio import AutoModelForCausalLM
 
@@ -118,7 +120,11 @@ def verify(
     report = Report(problems=_missing(keys["missing_keys"]) + _not_finite(model), warnings=[problem] if problem else [])
     if report.problems:
         return report
-    variants = [one for one in _variants(name_or_path, model) if weights in (None, one.weights)]
+    kinds = list(_variants(name_or_path, model))
+    variants = [one for one in kinds if weights in (None, one.weights)]
+    if not variants:
+        names = ", ".join(kind.weights for kind in kinds)
+        raise OptionError(f"weights={weights!r} is not among the kinds of this checkpoint: {names}")
     full = _Reference(model)
     with torch.no_grad():
         for done, variant in enumerate(variants):
@@ -158,8 +164,9 @@ def _eager(model: Any, prompts: Prompts) -> list[Sample] | Reason:
 def _compare(variant: _Variant, prompts: Prompts, device: str, full: _Reference) -> Iterator[Comparison]:
     """Run all ways of one kind of weights; `full` is the forward over the weights in full."""
     model = variant.build().eval()
-    reference = _Reference(model)
-    if variant.paths is _OF_ROUNDED:
+    is_rounded = variant.paths is _OF_ROUNDED
+    reference = _Reference(model) if is_rounded else full
+    if is_rounded:
         rounded = max(difference(reference(ids), full(ids)) for ids in prompts)
         yield Comparison(variant.weights, "rounded", rounded, _ROUNDING)
     model, bound = model.to(device), BOUNDS[variant.weights]
