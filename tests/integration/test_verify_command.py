@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,6 +228,28 @@ def count(function: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
         return function(*arguments)
 
     return counted
+
+
+OUT_OF_BOUNDS = """
+import sys, gptrio.verification.verify as verification
+from gptrio.cli import main
+found = [verification.Comparison("float32", "sdpa", 1.0, 1e-4)]
+verification.verify = lambda *_: verification.Report(found, warnings=["a warning"])
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX shell")
+@pytest.mark.parametrize("buffering", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize("arguments", ["verify", "verify --json", "verify 2>&1"])
+def test_the_exit_code_holds_where_the_reader_of_the_pipe_is_gone(arguments, buffering):
+    script = f'"$0" -c "$1" {arguments} | true; echo ${{PIPESTATUS[0]}}'
+    done = subprocess.run(
+        ["bash", "-c", script, sys.executable, OUT_OF_BOUNDS],
+        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONUNBUFFERED": buffering},
+    )  # fmt: skip
+    assert done.stdout == "1\n"
+    assert done.stderr in ("", "gptrio: warning: a warning\n")
 
 
 def spoil(model: Any) -> None:

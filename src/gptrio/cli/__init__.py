@@ -8,8 +8,8 @@ import sys
 def main() -> None:
     """Run the command line in `sys.argv` and exit with its code.
 
-    0 is success, also where the reader of a pipe has closed it; 1 is an error while running, 2 an impossible command
-    line, 130 an interruption from the keyboard.
+    0 is success, also where the reader of a pipe has closed it; 1 is an error while running, or what `verify` found
+    out of bounds, 2 an impossible command line, 130 an interruption from the keyboard.
     """
     try:
         from gptrio.cli.app import run

@@ -105,8 +105,13 @@ def set_output_encoding() -> None:
 
 
 def discard_output() -> None:
-    """Let what is still to be written to standard output vanish: the reader of the pipe has closed it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """Let what is still to be written vanish: the reader of the pipe, perhaps of standard error too, is gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    try:
+        print(end="", file=sys.stderr, flush=True)
+    except OSError:
+        os.dup2(nowhere, sys.stderr.fileno())
 
 
 def is_unicode(stream: Any) -> bool:

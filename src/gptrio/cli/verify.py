@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -11,6 +10,7 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.generate import choose_device
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.text import discard_output, print_json
 
 if TYPE_CHECKING:
     from gptrio.verification.verify import Comparison, Report
@@ -41,15 +41,21 @@ def verify(
 
         with scoring.progress("Comparing") as progress:
             report = compare(model, str(target), weights, progress)
-        if as_json:
-            print(json.dumps(as_dict(model, report)))
-        else:
-            show(report)
-        for sentence in report.warnings:
-            print_error(f"warning: {sentence}")
-        for sentence in report.problems:
-            print_error(sentence)
+        try:
+            print_report(model, report, as_json)
+        except BrokenPipeError:  # the exit code tells what was found, whether or not the table is read to its end
+            discard_output()
         raise typer.Exit(0 if report.passed else 1)
+
+
+def print_report(model: str, report: Report, as_json: bool) -> None:
+    """Print what was found, and on standard error the warnings and problems."""
+    for sentence in [*(f"warning: {text}" for text in report.warnings), *report.problems]:
+        print_error(sentence)
+    if as_json:
+        print_json(as_dict(model, report))
+    else:
+        show(report)
 
 
 def show(report: Report) -> None:
