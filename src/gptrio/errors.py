@@ -164,6 +164,11 @@ def warn(message: str) -> None:
     warnings.warn(message, GptrioWarning, stacklevel=level)
 
 
+def counted(number: int, noun: str) -> str:
+    """A number of things in words, such as "1 token" or "2,000 tokens"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """The known name that is most like an unknown one, as a question for a message; "" if none is like it."""
     from difflib import get_close_matches

@@ -110,6 +110,8 @@ def test_compare_says_which_text_is_likelier():
         (("score", "nowhere.txt"), "there is no file nowhere.txt"),
         (("ppl", "nowhere.txt"), "there is no file nowhere.txt"),
         (("score", "-"), "the text is empty"),
+        (("score", os.curdir), ". is a folder, not a file; give a file, or - for standard input"),
+        (("ppl", os.devnull), "the text is empty"),
         (("compare", "a", ""), "a text is empty"),
         (("compare", "-", "-"), "only one of the texts"),
         (("compare", "a"), "Missing argument"),
@@ -120,6 +122,15 @@ def test_an_impossible_command_line_is_one_line_and_code_2(arguments, message):
     done = gptrio(*arguments, input="")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gptrio: ") and message in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no POSIX shell")
+def test_a_pipe_in_place_of_a_file_and_a_closed_input():
+    command = f"{sys.executable} -m gptrio"
+    script = f"{command} score --json <(printf 'import os'); {command} compare - a <&-; exit $?"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert [text["text"] for text in json.loads(done.stdout)["texts"]] == ["import os"]
+    assert (done.returncode, done.stderr) == (2, "gptrio: standard input is closed; give a file or a pipe\n")
 
 
 def test_a_text_past_the_context_names_ppl():

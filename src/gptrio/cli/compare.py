@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import decode_argument, decode_text, print_json
+from gptrio.cli.text import decode_argument, decode_text, input_bytes, print_json
 from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
@@ -44,9 +43,9 @@ def compare(
     with report_errors(context, verbose):
         texts = read_texts(first, second)
         loaded, tokenizer = load(model, device, dtype, None, quantize)
-        from gptrio import score
+        from gptrio.scoring.score import score_named
 
-        results = score(loaded, tokenizer, texts, decode_argument(after) if after else None)
+        results = score_named(loaded, tokenizer, texts, [decode_argument(after or "")] * 2, ["text A", "text B"])
         difference = results[0].total - results[1].total
         if html is not None:
             scoring.write_html(html, dict(zip("AB", results, strict=True)), f"A and B by {model}")
@@ -64,13 +63,13 @@ def read_texts(first: str, second: str) -> list[str]:
     """Both texts; one of them may be standard input.
 
     Raises:
-        OptionError: one is empty or not UTF-8, or both are standard input.
+        OptionError: one is empty or not UTF-8, or both are standard input, or it is closed.
     """
     if first == second == "-":
         raise OptionError("only one of the texts can be standard input; give the other one itself")
     texts = []
     for text in (first, second):
-        whole = decode_text(sys.stdin.buffer.read(), "standard input").rstrip("\n") if text == "-" else text
+        whole = decode_text(input_bytes().read(), "standard input").rstrip("\n") if text == "-" else text
         texts.append(whole if text == "-" else decode_argument(whole))
     if not all(texts):
         raise OptionError("a text is empty; give it at least one character")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -14,6 +13,7 @@ import typer
 
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
+from gptrio.cli.text import check_file, print_json
 from gptrio.errors import OptionError
 
 
@@ -52,12 +52,12 @@ def eval(
         from gptrio.errors import import_optional
         from gptrio.scoring.local_tasks import MISSING, local_tasks
 
-        harness = import_optional("lm_eval", MISSING)
-        from gptrio.scoring.harness import GptrioLM
-
         chosen, found = str(choose_device(device)), {}
         are_local = not folders and set(names) == files.keys()
         with local_tasks(files, include_defaults=not are_local, include=folders) as manager:
+            harness = import_optional("lm_eval", MISSING)
+            from gptrio.scoring.harness import GptrioLM
+
             for one in revision.split(","):
                 lm = GptrioLM(model, None, one, dtype or "auto", quantize, device=chosen)
                 run = harness.simple_evaluate(
@@ -70,7 +70,10 @@ def eval(
                     log_samples=False,
                 )
                 found[one] = {task: numbers(metrics) for task, metrics in run["results"].items()}
-        print(json.dumps({"model": model, "revisions": found}) if as_json else table(found))
+        if as_json:
+            print_json({"model": model, "revisions": found})
+        else:
+            print(table(found))
 
 
 def read_tasks(tasks: str, include: list[Path]) -> tuple[list[str], dict[str, str], list[str]]:
@@ -95,8 +98,7 @@ def read_tasks(tasks: str, include: list[Path]) -> tuple[list[str], dict[str, st
 
 def _task_of(file: Path) -> str:
     """The name that a YAML file gives its task."""
-    if not file.is_file():
-        raise OptionError(f"there is no file {file}; give a name, a YAML file or NAME_local=DATA as a task")
+    check_file(file, "give a name, a YAML file or NAME_local=DATA as a task")
     found = re.search(r"^task:\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
         raise OptionError(f"{file} has no line 'task: NAME'; expected a task of the lm-evaluation-harness")
@@ -104,9 +106,10 @@ def _task_of(file: Path) -> str:
 
 
 def quiet_harness(verbose: bool) -> None:
-    """Keep the progress bars of datasets to terminals, and the harness' log to --verbose."""
-    if not sys.stderr.isatty():
+    """Keep progress bars to terminals, and the harness' log to --verbose."""
+    if sys.stderr is None or not sys.stderr.isatty():
         os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"  # read when datasets is imported
+        os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; the harness has no switch for all of its bars
     if not verbose:
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
 

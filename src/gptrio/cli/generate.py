@@ -12,7 +12,7 @@ from gptrio.cli import options
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.options import DEFAULT_MODEL, Dtype, Quantization
 from gptrio.cli.text import decode_argument, print_json, read_text
-from gptrio.errors import OptionError, warn
+from gptrio.errors import OptionError, counted, warn
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ def generate(
             print_json(result)
         if verbose:
             total = sum(row["tokens"] for row in rows)
-            speed = f"{total} tokens in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
+            speed = f"{counted(total, 'token')} in {seconds:.2f} s, {total / seconds:.1f} tokens/s"
             print_error(f"{model}, {quantize or loaded.dtype} on {loaded.device}, seed {seed}: {speed}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +11,8 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.text import print_json
+from gptrio.errors import counted
 
 
 def ppl(
@@ -50,7 +51,8 @@ def ppl(
         with scoring.progress("Scoring") as progress:
             found = perplexity(loaded, tokenizer, text, stride, progress=progress)
         if as_json:
-            print(json.dumps({"model": model, **found._asdict(), "bits_per_byte": found.bits_per_byte}))
+            print_json({"model": model, **found._asdict(), "bits_per_byte": found.bits_per_byte})
             return
         print(f"perplexity {found.perplexity:.4f}, {found.bits_per_byte:.4f} bits per byte")
-        print(f"{found.tokens:,} tokens, {found.bytes:,} bytes, stride {found.stride} of a context of {found.context}")
+        sizes = f"{counted(found.tokens, 'token')}, {counted(found.bytes, 'byte')}"
+        print(f"{sizes}, stride {found.stride} of a context of {found.context}")

@@ -12,7 +12,8 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import decode_argument, lines_of, print_json
+from gptrio.cli.text import decode_argument, escaped, lines_of, print_json
+from gptrio.errors import OptionError
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
@@ -47,27 +48,38 @@ def score(
     """
     with report_errors(context, verbose):
         text = scoring.read_file(file)
-        texts = [line for line in lines_of(text) if line] if lines else [text]
+        texts = lines_by_name(text) if lines else {"the text": text}
         loaded, tokenizer = load(model, device, dtype, None, quantize)
-        from gptrio import score as score_texts
+        from gptrio.scoring.score import score_named
 
+        before = [decode_argument(after or "")] * len(texts)
         with scoring.progress("Scoring") as progress:
-            results = score_texts(
-                loaded, tokenizer, texts, decode_argument(after) if after else None, top, progress=progress
-            )
+            results = score_named(loaded, tokenizer, list(texts.values()), before, list(texts), top, progress=progress)
         if html is not None:
-            headings = {f"Line {i}" if lines else "Text": result for i, result in enumerate(results, start=1)}
-            scoring.write_html(html, headings, f"Surprisal by {model}")
+            headings = [name.removeprefix("the ").capitalize() for name in texts]
+            scoring.write_html(html, dict(zip(headings, results, strict=True)), f"Surprisal by {model}")
         if as_json:
             found = {"model": model, "texts": [scoring.as_dict(result) for result in results]}
             print_json(found)
         elif lines:
             print("log-prob\ttokens\tbits/byte\ttext")
             for result in results:
-                print(f"{result.total:.3f}\t{len(result.scored)}\t{result.bits_per_byte:.3f}\t{result.text}")
+                print(f"{result.total:.3f}\t{len(result.scored)}\t{result.bits_per_byte:.3f}\t{escaped(result.text)}")
         else:
             scoring.print_text(word_table(results[0]) if words else token_table(results[0]))
             print(scoring.summary(results[0]))
+
+
+def lines_by_name(text: str) -> dict[str, str]:
+    """The lines of a text that are not empty, by names that count all lines from 1.
+
+    Raises:
+        OptionError: all lines are empty.
+    """
+    found = {f"line {number}": line for number, line in enumerate(lines_of(text), start=1) if line}
+    if not found:
+        raise OptionError("every line of the text is empty; give at least one with a character")
+    return found
 
 
 def token_table(result: TextScore) -> Text:
@@ -93,12 +105,12 @@ def word_table(result: TextScore) -> Text:
     """A line for each word: the word and its surprisal in bits."""
     from gptrio.scoring.heat_map import surprisal
 
-    words = result.words()
-    width = max(4, *(len(word.text) for word in words))
+    words = [(escaped(word.text), word.log_prob) for word in result.words()]
+    width = max(4, *(len(word) for word, _ in words))
     table = Text(f"{'word':<{width}}    bits", style="bold")
-    for word in words:
-        bits = None if word.log_prob is None else surprisal(word.log_prob)
-        table.append("\n").append(word.text, style=scoring.style_of(bits or 0.0) or "default")
+    for word, log_prob in words:
+        bits = None if log_prob is None else surprisal(log_prob)
+        table.append("\n").append(word, style=scoring.style_of(bits or 0.0) or "default")
         number = f"{'-':>8}" if bits is None else f"{bits:8.2f}"
-        table.append(" " * (width - len(word.text)) + number, style="not bold default")
+        table.append(" " * (width - len(word)) + number, style="not bold default")
     return table

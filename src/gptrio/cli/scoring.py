@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.text import Text
 
 from gptrio.cli.progress import progress as progress
-from gptrio.cli.text import read_text
-from gptrio.errors import OptionError
+from gptrio.cli.text import check_file, escaped, read_text
+from gptrio.errors import counted
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
@@ -47,13 +47,13 @@ def read_file(file: Path | None) -> str:
     """The text of a file, or of standard input for - or nothing in a pipe.
 
     Raises:
-        OptionError: there is no such file or input, it is empty, or not UTF-8.
+        OptionError: there is no such file or input, it is a folder, empty, or not UTF-8.
     """
+    way_out = "give a file, or - for standard input"
     if file is None or str(file) == "-":
-        return read_text(None if file is None else "-", None, "give a file, or - for standard input")
-    if not file.is_file():
-        raise OptionError(f"there is no file {file}; give a file, or - for standard input")
-    return read_text(None, file, "")
+        return read_text(None if file is None else "-", None, way_out)
+    check_file(file, way_out)
+    return read_text(None, file, way_out)
 
 
 def style_of(bits: float) -> str:
@@ -62,8 +62,8 @@ def style_of(bits: float) -> str:
 
 
 def shown(token: str) -> str:
-    """A piece of text, or a token, with its white space visible."""
-    return token.translate(_SHOWN)
+    """A piece of text, or a token, with its white space visible and other control characters escaped."""
+    return escaped(token.translate(_SHOWN))
 
 
 def pieces(result: TextScore) -> list[str]:
@@ -83,7 +83,7 @@ def print_text(text: Text) -> None:
 def summary(result: TextScore) -> str:
     """A text's numbers in a line."""
     return (
-        f"log-probability {result.total:.3f} (natural logarithm), {len(result.scored)} tokens, "
+        f"log-probability {result.total:.3f} (natural logarithm), {counted(len(result.scored), 'token')}, "
         f"{result.mean:.3f} per token, {result.bits_per_byte:.3f} bits per byte"
     )
 

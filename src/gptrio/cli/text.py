@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from gptrio.errors import OptionError
 
 _BYTE_ORDER_MARK = "\ufeff"
+_ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -68,6 +69,19 @@ def read_text(text: str | None, file: Path | None, way_out: str) -> str:
     return text
 
 
+def check_file(file: Path, way_out: str) -> None:
+    """Raise OptionError, with the way out, unless there is something at a path to read: a file, a pipe or a device."""
+    if file.is_dir():
+        raise OptionError(f"{file} is a folder, not a file; {way_out}")
+    if not file.exists():
+        raise OptionError(f"there is no file {file}; {way_out}")
+
+
+def escaped(text: str) -> str:
+    """A text whose control characters neither move the cursor nor end a column: a tab is shown as \\t, ESC as \\x1b."""
+    return text.translate(_ESCAPES)
+
+
 def is_piped() -> bool:
     """Whether standard input is a pipe or a file: neither a terminal nor closed."""
     return sys.stdin is not None and not sys.stdin.isatty()
@@ -117,11 +131,6 @@ def discard_output() -> None:
 def is_unicode(stream: Any) -> bool:
     """Whether a stream can show every character."""
     return codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name.startswith("utf")
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things in words, such as "1 token" or "2,000 tokens"."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def print_json(value: Any, indent: int | None = None) -> None:

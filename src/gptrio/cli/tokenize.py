@@ -11,8 +11,8 @@ from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.options import DEFAULT_MODEL
 from gptrio.cli.progress import progress
-from gptrio.cli.text import counted, print_json, read_text
-from gptrio.errors import OptionError
+from gptrio.cli.text import print_json, read_text
+from gptrio.errors import OptionError, counted
 
 if TYPE_CHECKING:
     from gptrio.scoring.encoding import Encoded

@@ -26,7 +26,6 @@ PHRASES = {
     r"; or call the tokenizer's own class": "",
     r" \(or use the family's own class\)": "",
     r"perplexity\(stride=\) scores": "gptrio ppl scores",
-    r"\btexts\[(\d+)\]": r"text \1 (counted from 0)",
     r"; use (?:that family's class|the family's own class) or AutoConfig": "",
     r" \([^()]*\.register adds your own\)": "",
     r"; ([\w.]+)\.from_pretrained\(name\) loads a model by name": "",

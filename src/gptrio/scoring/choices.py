@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from gptrio.errors import InputError
+from gptrio.errors import InputError, counted
 from gptrio.scoring.encoding import as_list
 from gptrio.scoring.results import TextScore
 from gptrio.scoring.score import Start, score_named
@@ -83,8 +83,8 @@ def _options_of(contexts: list[str], options: Sequence[str] | Sequence[Sequence[
     groups = [plain] * len(contexts) if plain else [as_list("an entry of options", group) for group in options]
     if (plain and len(plain) != len(options)) or len(groups) != len(contexts):
         raise InputError(
-            f"{len(options)} lists of options do not fit {len(contexts)} contexts; give one for each, or one list of "
-            "strings for all"
+            f"options of length {len(options)} do not fit {counted(len(contexts), 'context')}; give a list for each, "
+            "or one list of strings for all"
         )
     if not all(groups):
         raise InputError("a context has no options; give at least one")

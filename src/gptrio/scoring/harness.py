@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gptrio.errors import InputError, OptionError, import_optional
+from gptrio.errors import InputError, OptionError, counted, import_optional
 from gptrio.models.auto import AutoModelForCausalLM
 from gptrio.scoring.forward import Wanted, check_ids, context_length, default_batch_tokens, predict
 from gptrio.scoring.generating import generate_all
@@ -108,7 +108,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
     @property
     def batch_size(self) -> str:
         """What the harness reports: batches are counted in tokens."""
-        return f"{self.batch_tokens} tokens"
+        return counted(self.batch_tokens, "token")
 
     @property
     def device(self) -> torch.device:
@@ -187,7 +187,7 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
 
     def _is_quiet(self, disable_tqdm: bool) -> bool:
         """Whether no progress is shown: it is for terminals, and the first process only."""
-        return disable_tqdm or self.rank > 0 or not sys.stderr.isatty()
+        return disable_tqdm or self.rank > 0 or sys.stderr is None or not sys.stderr.isatty()
 
     def _loglikelihood_tokens(
         self, requests: list[TokenRequest], disable_tqdm: bool = False, override_bs: int | None = None
@@ -220,8 +220,8 @@ class GptrioLM(TemplateLM):  # type: ignore[misc]  # the harness has no types
         """The last ids that the model can read, and where those to score begin."""
         if not context or not 0 < len(continuation) <= self.max_length:
             raise InputError(
-                f"a request has {len(context)} tokens of context and {len(continuation)} to score: {strings}; expected "
-                f"at least 1 of each, and at most {self.max_length} to score"
+                f"a request has {counted(len(context), 'token')} of context and {len(continuation)} to score: {strings}"
+                f"; expected at least 1 of each, and at most {self.max_length} to score"
             )
         ids = [*context, *continuation][-(self.max_length + 1) :]
         check_ids(self.model, ids, f"a request {strings}")

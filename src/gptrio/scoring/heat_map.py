@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from html import escape
 
+from gptrio.errors import counted
 from gptrio.scoring.results import TextScore
 
 MOST_BITS = 16.0  # surprisal of the full colour
@@ -56,7 +57,8 @@ def surprisal(log_prob: float) -> float:
 
 
 def _section(heading: str, result: TextScore) -> str:
-    facts = f"log-probability {result.total:.2f}, {len(result.scored)} tokens, {result.bits_per_byte:.3f} bits per byte"
+    number = counted(len(result.scored), "token")
+    facts = f"log-probability {result.total:.2f}, {number}, {result.bits_per_byte:.3f} bits per byte"
     done, spans = 0, []
     for i, (_, end) in enumerate(result.offsets):
         piece, done = result.text[done:end], max(done, end)  # a part of a character shows nothing

@@ -44,9 +44,9 @@ def local_tasks(
         >>> with local_tasks({"lambada_local": "lambada_test.jsonl"}) as manager:
         ...     lm_eval.simple_evaluate(model=lm, tasks=["lambada_local"], task_manager=manager)
     """
-    task_manager = import_optional("lm_eval.tasks", MISSING).TaskManager
     with tempfile.TemporaryDirectory(prefix="gptrio-tasks-") as folder:
-        write_tasks(folder, files)
+        write_tasks(folder, files)  # so that a wrong file is named before a missing harness
+        task_manager = import_optional("lm_eval.tasks", MISSING).TaskManager
         yield task_manager(include_path=[folder, *include], include_defaults=include_defaults)
 
 
@@ -79,6 +79,8 @@ def _metrics(paradigms: list[str]) -> str:
 
 
 def _check_is_file(task: str, path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"the file of {task} is {path}, which is a folder; expected JSON lines")
     if not path.is_file():
         raise InputError(f"the file of {task} is {path}, which is not there; expected JSON lines")
 

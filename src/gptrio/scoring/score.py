@@ -10,7 +10,7 @@ from typing import Any, Literal, SupportsIndex, overload
 import torch
 from torch import Tensor
 
-from gptrio.errors import InputError, OptionError
+from gptrio.errors import InputError, OptionError, counted
 from gptrio.scoring.encoding import Encoded, Text, as_list, encode_texts
 from gptrio.scoring.forward import (
     Predictions,
@@ -169,7 +169,9 @@ def contexts_of(texts: Sequence[Text], context: str | Sequence[Text] | None) -> 
         return [context or ""] * len(texts)
     context = as_list("context", context)
     if len(context) != len(texts):
-        raise InputError(f"context has {len(context)} entries for {len(texts)} texts; give one for each, or a string")
+        raise InputError(
+            f"context is a list of {len(context)} for {counted(len(texts), 'text')}; give one for each, or a string"
+        )
     return context
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +32,29 @@ def test_tasks_that_are_not_there_are_named(tasks, message, tmp_path, monkeypatc
     (tmp_path / "b.yaml").write_text("group: x\n")
     with pytest.raises(OptionError, match="no line 'task: NAME'"):
         read_tasks("b.yaml", [])
+    (tmp_path / "c.yaml").mkdir()
+    with pytest.raises(OptionError, match=r"c\.yaml is a folder, not a file"):
+        read_tasks("c.yaml", [])
+
+
+@pytest.mark.parametrize(("line", "message"), [(None, "which is not there"), ("[1]", "line 1 of .* lacks text")])
+def test_a_wrong_file_of_a_task_is_named_before_a_missing_harness(line, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    if line:
+        (tmp_path / "data").write_text(line)
+    assert run(["eval", "x", "--tasks", f"lambada_local={tmp_path / 'data'}"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error) and "pip install" not in error
+
+
+@pytest.mark.parametrize("error", ("sys.stderr", "None"))
+def test_bars_of_other_libraries_are_silent_without_a_terminal(error):
+    program = (
+        f"import sys; from gptrio.cli.eval import quiet_harness; sys.stderr, kept = {error}, sys.stderr; "
+        "quiet_harness(False); sys.stderr = kept; from tqdm import tqdm; print(list(tqdm([1, 2])))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("[1, 2]\n", "")
 
 
 def test_a_table_has_a_line_for_each_metric_and_a_column_for_each_revision():

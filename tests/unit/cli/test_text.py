@@ -6,11 +6,12 @@ import io
 import json
 import os
 import sys
+from shutil import copytree
 
 import pytest
 
 from gptrio.cli.app import run
-from gptrio.cli.text import decode_argument, decode_text, lines_of
+from gptrio.cli.text import decode_argument, decode_text, escaped, lines_of
 from gptrio.errors import OptionError
 
 TEXT = "größer 東 \U0001f600"
@@ -23,6 +24,10 @@ def test_text_is_read_without_its_byte_order_mark(encoding):
 
 def test_lines_end_where_editors_end_them():
     assert lines_of("a\x0cb\nc\u2028d\r\n\ne\rf") == ["a\x0cb", "c\u2028d", "", "e", "f"]
+
+
+def test_only_control_characters_are_escaped():
+    assert escaped("a\tb\x1b[0m\r\x00\x7f\x85 é\u2028東") == r"a\tb\x1b[0m\r\x00\x7f\x85 é" + "\u2028東"
 
 
 @pytest.mark.parametrize(("data", "message"), [(b"ab\xff", "it is not UTF-8 text.*byte 2"), (b"\xff\xfea", "UTF-16")])
@@ -82,3 +87,13 @@ def test_json_loses_no_character_in_any_encoding(output, model_folder, encoding)
     written = output(encoding, arguments, PYTHONIOENCODING=encoding).decode(encoding)
     assert json.loads(written)["prompt"] == TEXT
     assert (TEXT in written) == encoding.startswith("utf")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_json_of_a_perplexity_is_escaped_only_where_characters_lack(output, model_folder, tmp_path, encoding):
+    folder = copytree(model_folder, tmp_path / "größe")
+    (tmp_path / "text").write_text("import os")
+    arguments = ["ppl", str(tmp_path / "text"), "--json", "--model", str(folder)]
+    written = output(encoding, arguments, PYTHONIOENCODING=encoding).decode(encoding)
+    assert json.loads(written)["model"] == str(folder)
+    assert ("größe" in written) == (encoding == "utf-8")

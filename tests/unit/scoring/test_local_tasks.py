@@ -47,6 +47,8 @@ def test_a_line_without_the_fields_is_named(tmp_path, task, line):
 def test_a_missing_file_and_an_unknown_task_are_named(tmp_path):
     with pytest.raises(InputError, match="is not there"):
         write_tasks(tmp_path, {"lambada_local": tmp_path / "none.jsonl"})
+    with pytest.raises(InputError, match="which is a folder; expected JSON lines"):
+        write_tasks(tmp_path, {"lambada_local": tmp_path})
     with pytest.raises(InputError, match="lambada_local, blimp_local, wikitext_local"):
         write_tasks(tmp_path, {"lambada": tmp_path / "none.jsonl"})
 

@@ -101,9 +101,9 @@ def test_options_are_compared_per_token_or_byte_on_request(model):
     ("contexts", "options", "message"),
     [
         ("a", "b", "one string"),
-        (["a", "b"], [["x"]], "1 lists of options do not fit 2 contexts"),
+        (["a", "b"], [["x"]], "options of length 1 do not fit 2 contexts"),
         (["a"], [[]], "no options"),
-        ("a", ["x", ["y"]], "do not fit"),
+        ("a", ["x", ["y"]], "length 2 do not fit 1 context;"),
     ],
 )
 def test_options_that_do_not_fit_are_named(contexts, options, message):

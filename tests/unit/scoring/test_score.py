@@ -164,7 +164,7 @@ def test_text_past_the_context_names_perplexity(model, tokenizer):
     ("texts", "options", "message"),
     [
         (["a", ""], {}, r"texts\[1\] is empty"),
-        (["a", "b"], {"context": ["x"]}, "1 entries for 2 texts"),
+        (["a", "b"], {"context": ["x"]}, "list of 1 for 2 texts"),
         ([[1, 2]], {"context": "x"}, "one form"),
         (5, {}, "texts is 5"),
         (b"abc", {}, "texts is b'abc'"),
