@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import; no test may depend on a network
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than what is compiled here
 os.environ["GPTRIO_COMPILE"] = "wait"  # what a step computes shall not depend on when its code is ready
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the programs that tests start
 

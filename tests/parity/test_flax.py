@@ -94,9 +94,11 @@ def test_gradients(pair: tuple[Any, Any]) -> None:
 @pytest.mark.parametrize("class_name", [*LANGUAGE_MODELS, *BACKBONES])
 def test_a_seed_gives_the_same_weights(class_name: str) -> None:
     ours, theirs = getattr(gptrio, class_name), getattr(transformers, class_name)
-    config: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2}
-    config |= {"num_attention_heads": 4, "max_position_embeddings": 16}
-    config |= {"attention_types": [[["global", "local"], 1]]} if "GPTNeo" in class_name else {}
+    config: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "max_position_embeddings": 16}
+    if "GPTNeo" in class_name:
+        config |= {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
+    else:
+        config |= {"num_hidden_layers": 2, "num_attention_heads": 4}
     drawn = ours(ours.config_class(**config), seed=5)
     oracle = theirs(theirs.config_class(**config), seed=5)
     assert drawn.required_params == oracle.required_params
