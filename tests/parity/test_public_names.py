@@ -22,6 +22,7 @@ GROUPS = (
 ABSENT = {
     "AlternatingCodebooksLogitsProcessor": "for models of speech (Bark)",
     "WhisperTimeStampLogitsProcessor": "for models of speech (Whisper)",
+    "FlaxWhisperTimeStampLogitsProcessor": "likewise",
     "BeamScorer": "deprecated: a part of the reference's old beam search",
     "BeamSearchScorer": "deprecated: a part of the reference's old beam search",
     "ConstrainedBeamSearchScorer": "deprecated: a part of the reference's old beam search",
