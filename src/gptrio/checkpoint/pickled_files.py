@@ -52,6 +52,14 @@ def named_tensors(content: object, kind: type[Tensor]) -> dict[str, Tensor] | No
     return None
 
 
+def refused(path: Path, what: str) -> UnsafeCheckpointError:
+    """The error for a pickle that needs `what`, which is no part of a tensor."""
+    return UnsafeCheckpointError(
+        f"{path} was refused: its pickle needs more than tensors, which could run code ({what}). Convert it to "
+        "safetensors where you trust it"
+    )
+
+
 class _Storage(NamedTuple):
     """Where elements are: its dtype code, its name in the file, and its length."""
 
@@ -189,10 +197,7 @@ class _Unpickler(pickle._Unpickler):
         if module == "torch" and name.removesuffix("Storage") in _STORAGES:
             return _STORAGES[name.removesuffix("Storage")]
         if (module, name) not in _ALLOWED:
-            raise UnsafeCheckpointError(
-                f"{self.path} was refused: its pickle needs more than tensors, which could run code ({module}.{name}). "
-                "Convert it to safetensors where you trust it"
-            )
+            raise refused(self.path, f"{module}.{name}")
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> _Storage:

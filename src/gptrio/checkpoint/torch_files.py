@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from gptrio.checkpoint.pickled_files import named_tensors
+from gptrio.checkpoint.pickled_files import named_tensors, refused
 from gptrio.checkpoint.reader import way_out
-from gptrio.errors import CheckpointFormatError, UnsafeCheckpointError
+from gptrio.errors import CheckpointFormatError
 
 
 class TensorDict:
@@ -71,10 +71,7 @@ def _read(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError as error:
         if zipfile.is_zipfile(path) or _starts_with_pickle(path):
-            raise UnsafeCheckpointError(
-                f"{path} was refused: its pickle needs more than tensors, which could run code ({_refusal(error)}). "
-                "Convert it to safetensors where you trust it"
-            ) from error
+            raise refused(path, _refusal(error)) from error
         raise CheckpointFormatError(f"{path} is not a torch checkpoint{way_out(path)}") from error
     except Exception as error:
         raise CheckpointFormatError(f"{path} is not a whole torch checkpoint: {error}{way_out(path)}") from error

@@ -11,7 +11,7 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.options import DEFAULT_MODEL, Dtype, Quantization
-from gptrio.cli.text import decode_argument, print_json, read_text
+from gptrio.cli.text import decode_arguments, print_json, read_text
 from gptrio.errors import OptionError, counted, warn
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def generate(
     with report_errors(context, verbose):
         text = read_text(prompt, file, NO_PROMPT)
         given = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
-        given |= {"stop_strings": [decode_argument(one) for one in stop or ()] or None, "overflow": overflow}
+        given |= {"stop_strings": decode_arguments(stop), "overflow": overflow}
         compile_mode()  # an unknown one is refused before a model is loaded
         loaded, tokenizer = load(model, device, dtype, attn_implementation, quantize)
         seed = fix_seed(seed)

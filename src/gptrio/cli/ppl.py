@@ -11,6 +11,7 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.progress import progress
 from gptrio.cli.text import print_json
 from gptrio.errors import counted
 
@@ -48,8 +49,8 @@ def ppl(
         loaded, tokenizer = load(model, device, dtype, None, quantize)
         from gptrio import perplexity
 
-        with scoring.progress("Scoring") as progress:
-            found = perplexity(loaded, tokenizer, text, stride, progress=progress)
+        with progress("Scoring") as on_progress:
+            found = perplexity(loaded, tokenizer, text, stride, progress=on_progress)
         if as_json:
             print_json({"model": model, **found._asdict(), "bits_per_byte": found.bits_per_byte})
             return

@@ -12,7 +12,7 @@ from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import choose_device, sampling_options
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import decode_argument, is_piped, print_json
+from gptrio.cli.text import decode_arguments, is_piped, print_json
 from gptrio.errors import OptionError
 
 TEXT_GENERATION = "text-generation"
@@ -81,10 +81,8 @@ def run(
     """
     with report_errors(context, verbose):
         generation = sampling_options(greedy, num_return_sequences, temperature=temperature, top_k=top_k, top_p=top_p)
-        stops = [decode_argument(one) for one in stop or ()] or None
-        generation = chosen_options(
-            {**generation, "max_new_tokens": max_new_tokens, "seed": seed, "stop_strings": stops}
-        )
+        generation |= {"max_new_tokens": max_new_tokens, "seed": seed, "stop_strings": decode_arguments(stop)}
+        generation = chosen_options(generation)
         given = parse_assignments(arguments or ())
         if twice := sorted(given.keys() & generation.keys()):
             raise OptionError(f"{twice[0]} is given twice, as an option and as name=value; give it once")

@@ -12,6 +12,7 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.progress import progress
 from gptrio.cli.text import decode_argument, escaped, lines_of, print_json
 from gptrio.errors import OptionError
 
@@ -53,8 +54,10 @@ def score(
         from gptrio.scoring.score import score_named
 
         before = [decode_argument(after or "")] * len(texts)
-        with scoring.progress("Scoring") as progress:
-            results = score_named(loaded, tokenizer, list(texts.values()), before, list(texts), top, progress=progress)
+        with progress("Scoring") as on_progress:
+            results = score_named(
+                loaded, tokenizer, list(texts.values()), before, list(texts), top, progress=on_progress
+            )
         if html is not None:
             headings = [name.removeprefix("the ").capitalize() for name in texts]
             scoring.write_html(html, dict(zip(headings, results, strict=True)), f"Surprisal by {model}")

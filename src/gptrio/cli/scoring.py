@@ -1,4 +1,4 @@
-"""What the commands that score texts share: reading, colours and progress."""
+"""What the commands that score texts share: reading and colours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from gptrio.cli.progress import progress as progress
 from gptrio.cli.text import check_file, escaped, read_text
 from gptrio.errors import counted
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,6 +42,11 @@ def decode_argument(text: str) -> str:
     except UnicodeEncodeError:
         return decode_text(os.fsencode(text), "the argument")
     return text.removeprefix(_BYTE_ORDER_MARK)
+
+
+def decode_arguments(texts: Sequence[str] | None) -> list[str] | None:
+    """The texts of an argument that may be given several times; None if it was not given."""
+    return [decode_argument(text) for text in texts or ()] or None
 
 
 def read_text(text: str | None, file: Path | None, way_out: str) -> str:

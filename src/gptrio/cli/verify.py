@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gptrio.cli import options, scoring
+from gptrio.cli import options
 from gptrio.cli.errors import print_error, report_errors
 from gptrio.cli.generate import choose_device
 from gptrio.cli.options import DEFAULT_MODEL
+from gptrio.cli.progress import progress
 from gptrio.cli.text import discard_output, print_json
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def verify(
         target = choose_device(device)
         from gptrio.verification.verify import verify as compare
 
-        with scoring.progress("Comparing") as progress:
-            report = compare(model, str(target), weights, progress)
+        with progress("Comparing") as on_progress:
+            report = compare(model, str(target), weights, on_progress)
         try:
             print_report(model, report, as_json)
         except BrokenPipeError:  # the exit code tells what was found, whether or not the table is read to its end

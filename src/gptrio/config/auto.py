@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 from gptrio.config.base import PretrainedConfig
 from gptrio.config.gpt2 import GPT2Config
@@ -45,6 +45,22 @@ def as_own_config(given: Any) -> Any:
     if given._attn_implementation in OWN_ATTENTION:
         config._attn_implementation = given._attn_implementation
     return config
+
+
+def config_for(model_class: Any, given: Any) -> PretrainedConfig:
+    """The configuration that a model of a class is built from, as one of this package.
+
+    Raises:
+        ConfigError: it is none, or of another family.
+        UnsupportedError: the family is not one of ours.
+    """
+    config = as_own_config(given)
+    if not isinstance(config, model_class.config_class):
+        raise ConfigError(
+            f"{model_class.__name__} needs a {model_class.config_class.__name__}, got {type(config).__name__}; "
+            f"{model_class.__name__}.from_pretrained(name) loads a model by name"
+        )
+    return cast(PretrainedConfig, config)
 
 
 class AutoConfig:

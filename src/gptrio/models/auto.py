@@ -21,17 +21,9 @@ class TorchAuto(AutoModelBase):
     )
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """Load a checkpoint into the class of its family; arguments as for the class's own `from_pretrained`.
-
-        Raises:
-            UnsupportedError: a family that gptrio does not have, or `trust_remote_code=True`.
-        """
-        return load_with_adapter(
-            lambda name: cls._load(name, model_args, kwargs), pretrained_model_name_or_path, kwargs
-        )
+    def _load(cls, name_or_path: str | os.PathLike[str], model_args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        load = super()._load
+        return load_with_adapter(lambda name: load(name, model_args, kwargs), name_or_path, kwargs)
 
 
 class AutoModel(TorchAuto):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.config import PretrainedConfig
-from gptrio.config.auto import as_own_config
+from gptrio.config.auto import config_for
 from gptrio.config.auto_models import check_auto_class
-from gptrio.errors import ConfigError, OptionError
+from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.memory import gc_disabled
@@ -55,12 +55,7 @@ class PreTrainedModel(
     def __init__(self, config: PretrainedConfig, *inputs: Any, **kwargs: Any) -> None:
         """Store the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
-        config = as_own_config(config)
-        if not isinstance(config, self.config_class):
-            raise ConfigError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}; "
-                f"{type(self).__name__}.from_pretrained(name) loads a model by name"
-            )
+        config = config_for(type(self), config)
         self.config: Any = config
         self.name_or_path = config.name_or_path
         self.loss_type = loss_type_of(type(self).__name__)

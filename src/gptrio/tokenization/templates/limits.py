@@ -11,7 +11,7 @@ from time import perf_counter, thread_time
 from types import GeneratorType
 from typing import Any
 
-from gptrio.errors import ChatTemplateError
+from gptrio.errors import ChatTemplateError, counted
 
 MOST_PARTS = 1 << 21  # characters and items of one value, those inside it included
 MOST_MADE = 1 << 24  # characters and items of all values together
@@ -63,9 +63,8 @@ class Rendering:
         if perf_counter() > self._next_look:
             used, most = thread_time() - self._started, self._most_seconds
             if used > most:
-                raise ChatTemplateError(
-                    f"it has not finished after {most:.0f} second{'s' * (most >= 1.5)} of work; does it loop for ever?"
-                )
+                worked = counted(round(most), "second")
+                raise ChatTemplateError(f"it has not finished after {worked} of work; does it loop for ever?")
             self._next_look += most - used
         return True
 

@@ -13,10 +13,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from gptrio.config import PretrainedConfig
-from gptrio.config.auto import as_own_config
+from gptrio.config.auto import config_for
 from gptrio.config.auto_models import check_auto_class
 from gptrio.config.weight_names import WeightNames
-from gptrio.errors import ConfigError, InputError
+from gptrio.errors import InputError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.jax.models.base import inputs
 from gptrio.jax.models.base.generation_mixin import FlaxGenerationMixin
@@ -62,12 +62,7 @@ class FlaxPreTrainedModel(FlaxGenerationMixin, Pushable):
         _do_init: bool = True,
         **kwargs: Any,
     ) -> None:
-        config = as_own_config(config)
-        if not isinstance(config, self.config_class):
-            raise ConfigError(
-                f"{type(self).__name__} needs a {self.config_class.__name__}, got {type(config).__name__}; "
-                f"{type(self).__name__}.from_pretrained(name) loads a model by name"
-            )
+        config = config_for(type(self), config)
         self.config: Any = config
         self.module = self.module_class(config=config, dtype=dtype, **kwargs)
         self.key = jax.random.PRNGKey(seed)
