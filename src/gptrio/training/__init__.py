@@ -1,0 +1,1 @@
+"""Fine-tuning: `Trainer`, its arguments, callbacks and collators, and checkpoints that survive a kill."""

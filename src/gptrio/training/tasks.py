@@ -1,0 +1,220 @@
+"""From examples to rows of a model: language modelling, classification of texts and of tokens, question answering."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gptrio.errors import OptionError
+from gptrio.training.files import Example
+
+Row = dict[str, list[int] | int]
+IGNORE = -100
+
+
+class Task(ABC):
+    """What a model learns from examples.
+
+    Args:
+        tokenizer: turns texts into token ids.
+        context: most tokens of a row.
+        labels: names of the classes, in the order of their ids; empty where there are none.
+
+    Attributes:
+        model_class: name of the auto class of its models.
+        columns: what an example holds.
+    """
+
+    model_class: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]]
+    pipeline: ClassVar[str]
+
+    def __init__(self, tokenizer: Any, context: int, labels: Sequence[str] = ()) -> None:
+        self.tokenizer, self.context, self.labels = tokenizer, context, list(labels)
+
+    @staticmethod
+    def label_names(examples: Sequence[Example]) -> list[str]:
+        """Names of the classes that examples have, sorted; none for tasks without classes."""
+        return []
+
+    @abstractmethod
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """Rows (input_ids, labels or positions of answers) of at most `context` tokens."""
+
+    @property
+    def metrics(self) -> Callable[[Any], dict[str, float]] | None:
+        """What is computed of an evaluation's predictions beside the loss; None for the loss alone."""
+        return None
+
+    def _label_id(self, name: str) -> int:
+        if name not in self.labels:
+            known = ", ".join(map(repr, self.labels[:8])) + (", ..." if len(self.labels) > 8 else "")
+            raise OptionError(f"label {name!r} is none of the {len(self.labels)} that the model learns: {known}")
+        return self.labels.index(name)
+
+
+class LanguageModeling(Task):
+    """Every next token of texts, which are ended by the end-of-text token, joined, and cut into rows of `context`."""
+
+    model_class = "AutoModelForCausalLM"
+    columns = ("text",)
+    pipeline = "text-generation"
+
+    def documents(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Token ids of each text, with the end-of-text token."""
+        end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
+        return [ids + end for ids in self.tokenizer([row["text"] for row in examples], verbose=False)["input_ids"]]
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """Rows of exactly `context` tokens but for the last."""
+        ids = [token for document in self.documents(examples) for token in document]
+        pieces = [ids[start : start + self.context] for start in range(0, len(ids), self.context)]
+        return [{"input_ids": piece, "labels": piece} for piece in pieces if len(piece) > 1]
+
+
+class TextClassification(Task):
+    """One label for a text, which is cut where it is longer than the context."""
+
+    model_class = "AutoModelForSequenceClassification"
+    columns = ("text", "label")
+    pipeline = "text-classification"
+
+    @staticmethod
+    def label_names(examples: Sequence[Example]) -> list[str]:
+        """The labels, in the order of numbers where all are numbers, else of the alphabet."""
+        names = {str(example["label"]) for example in examples}
+        return sorted(names, key=int) if all(name.isdecimal() for name in names) else sorted(names)
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """A row for each text."""
+        texts = [example["text"] for example in examples]
+        ids = self.tokenizer(texts, truncation=True, max_length=self.context)["input_ids"]
+        found = [self._label_id(str(example["label"])) for example in examples]
+        return [{"input_ids": row, "labels": label} for row, label in zip(ids, found, strict=True)]
+
+    @property
+    def metrics(self) -> Callable[[Any], dict[str, float]]:
+        """The share of labels that are right."""
+        return lambda found: {"accuracy": float((np.argmax(found.predictions, -1) == found.label_ids).mean())}
+
+
+class TokenClassification(Task):
+    """A tag for each word, learnt at the word's first token."""
+
+    model_class = "AutoModelForTokenClassification"
+    columns = ("tokens", "tags")
+    pipeline = "token-classification"
+
+    @staticmethod
+    def label_names(examples: Sequence[Example]) -> list[str]:
+        """The tags, "O" first."""
+        names = {str(tag) for example in examples for tag in example["tags"]}
+        return sorted(names, key=lambda name: (name != "O", name))
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """A row for each sentence, which is cut where it is longer than the context."""
+        return [self._row(example["tokens"], [str(tag) for tag in example["tags"]]) for example in examples]
+
+    def _row(self, words: list[str], tags: list[str]) -> Row:
+        if len(words) != len(tags):
+            raise OptionError(f"a sentence of {len(words)} words has {len(tags)} tags; give each word one")
+        encoded = self.tokenizer(words, is_split_into_words=True, truncation=True, max_length=self.context)
+        of_tokens = encoded.word_ids()
+        starts = [
+            word is not None and word != before for before, word in zip([None, *of_tokens], of_tokens, strict=False)
+        ]
+        pairs = zip(of_tokens, starts, strict=True)
+        labels = [self._label_id(tags[word]) if start else IGNORE for word, start in pairs]
+        return {"input_ids": encoded["input_ids"], "labels": labels}
+
+    @property
+    def metrics(self) -> Callable[[Any], dict[str, float]]:
+        """Precision, recall and F1 of whole entities, and the share of tags that are right."""
+
+        def compute(found: Any) -> dict[str, float]:
+            pairs = zip(np.argmax(found.predictions, -1), found.label_ids, strict=True)
+            kept = [(guess[gold != IGNORE], gold[gold != IGNORE]) for guess, gold in pairs]
+            guesses, golds = ([[self.labels[tag] for tag in row] for row in side] for side in zip(*kept, strict=True))
+            right = np.concatenate([guess == gold for guess, gold in kept])
+            return {**entity_scores(guesses, golds), "accuracy": float(right.mean())}
+
+        return compute
+
+
+class QuestionAnswering(Task):
+    """First and last token of an answer in a context, which is split with an overlap where it is too long."""
+
+    model_class = "AutoModelForQuestionAnswering"
+    columns = ("question", "context", "answers")
+    pipeline = "question-answering"
+
+    def rows(self, examples: Sequence[Example]) -> list[Row]:
+        """A row for each piece of a context; a piece without the answer has it at position 0."""
+        encoded = self.tokenizer(
+            [example["question"].strip() for example in examples],
+            [example["context"] for example in examples],
+            truncation="only_second",
+            max_length=self.context,
+            stride=self.context // 4,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+        )
+        rows = []
+        for number, (ids, example) in enumerate(
+            zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
+        ):
+            offsets, sides = encoded["offset_mapping"][number], encoded.sequence_ids(number)
+            start, end = _answer_tokens(examples[example]["answers"], offsets, sides)
+            rows.append({"input_ids": ids, "start_positions": start, "end_positions": end})
+        return rows
+
+
+def _answer_tokens(answers: Any, offsets: Sequence[tuple[int, int]], sides: Sequence[int | None]) -> tuple[int, int]:
+    """First and last token of the first answer; (0, 0) if there is none, or it is not whole in this piece."""
+    if not answers["answer_start"]:
+        return 0, 0
+    first = answers["answer_start"][0]
+    last = first + len(answers["text"][0])
+    inside = [token for token, side in enumerate(sides) if side == 1]
+    if not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:
+        return 0, 0
+    start = min(token for token in inside if offsets[token][1] > first)  # the tokens of one character share its place
+    end = max(token for token in inside if offsets[token][0] < last)
+    return start, end
+
+
+def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
+    """Entities of a sentence in the scheme B-, I-, O: (kind, first word, word after the last).
+
+    "I-" after another kind, or after "O", begins an entity, as conlleval counts.
+    """
+    found, kind, first = set(), "", 0
+    for place, tag in enumerate([*tags, "O"]):
+        prefix, _, name = tag.partition("-")
+        if kind and (prefix != "I" or name != kind):
+            found.add((kind, first, place))
+            kind = ""
+        if prefix in ("B", "I") and not kind:
+            kind, first = name, place
+    return found
+
+
+def entity_scores(guesses: Sequence[Sequence[str]], golds: Sequence[Sequence[str]]) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities over all sentences."""
+    right = guessed = true = 0
+    for guess, gold in zip(guesses, golds, strict=True):
+        one, other = entities(guess), entities(gold)
+        right, guessed, true = right + len(one & other), guessed + len(one), true + len(other)
+    precision, recall = right / max(guessed, 1), right / max(true, 1)
+    return {"precision": precision, "recall": recall, "f1": 2 * right / max(guessed + true, 1)}
+
+
+TASKS: dict[str, type[Task]] = {
+    "lm": LanguageModeling,
+    "classify": TextClassification,
+    "tokens": TokenClassification,
+    "qa": QuestionAnswering,
+}

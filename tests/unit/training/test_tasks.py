@@ -1,0 +1,123 @@
+"""Rows that a task makes of examples, and its scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from gptrio import GPT2TokenizerFast
+from gptrio.errors import OptionError
+from gptrio.training.files import read_examples
+from gptrio.training.tasks import (
+    IGNORE,
+    LanguageModeling,
+    QuestionAnswering,
+    TextClassification,
+    TokenClassification,
+    entities,
+    entity_scores,
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> GPT2TokenizerFast:
+    return GPT2TokenizerFast.from_pretrained("gptrio/stdlib-gpt2", add_prefix_space=True)
+
+
+def test_language_modeling_joins_texts_and_cuts_them_into_full_rows(tokenizer: GPT2TokenizerFast) -> None:
+    texts = ["def f(x): return x\n" * 5, "import os"]
+    rows = LanguageModeling(tokenizer, 8).rows([{"text": text} for text in texts])
+    end = tokenizer.eos_token_id
+    joined = [token for text in texts for token in [*tokenizer(text)["input_ids"], end]]
+    assert [token for row in rows for token in row["input_ids"]] == joined[: sum(len(row["input_ids"]) for row in rows)]
+    assert {len(row["input_ids"]) for row in rows[:-1]} == {8} and all(
+        row["labels"] == row["input_ids"] for row in rows
+    )
+    assert joined.count(end) == 2
+
+
+def test_labels_of_texts(tokenizer: GPT2TokenizerFast) -> None:
+    examples = [{"text": "spam " * 40, "label": "10"}, {"text": "ham", "label": 9}]
+    assert TextClassification.label_names(examples) == ["9", "10"]
+    task = TextClassification(tokenizer, 16, ["9", "10"])
+    rows = task.rows(examples)
+    assert [row["labels"] for row in rows] == [1, 0]
+    assert [len(row["input_ids"]) for row in rows] == [16, len(tokenizer("ham")["input_ids"])]
+    found = SimpleNamespace(predictions=np.array([[0.0, 1.0], [0.2, 0.9]]), label_ids=np.array([1, 0]))
+    assert task.metrics(found) == {"accuracy": 0.5}
+    with pytest.raises(OptionError, match=r"label 'x' is none of the 2 that the model learns: '9', '10'"):
+        task.rows([{"text": "", "label": "x"}])
+
+
+def test_only_the_first_token_of_a_word_has_its_tag(tokenizer: GPT2TokenizerFast) -> None:
+    example = {"tokens": ["Zanzibar", "is", "Tanganyika"], "tags": ["B-place", "O", "B-place"]}
+    names = TokenClassification.label_names([example])
+    assert names == ["O", "B-place"]
+    (row,) = TokenClassification(tokenizer, 64, names).rows([example])
+    lengths = [len(tokenizer([word], is_split_into_words=True)["input_ids"]) for word in example["tokens"]]
+    assert lengths[0] > 1 < lengths[2]
+    expected = [
+        tag for length, first in zip(lengths, (1, 0, 1), strict=True) for tag in [first, *[IGNORE] * (length - 1)]
+    ]
+    assert row["labels"] == expected and len(row["input_ids"]) == len(expected)
+    with pytest.raises(OptionError, match="a sentence of 3 words has 2 tags"):
+        TokenClassification(tokenizer, 64, names).rows([{**example, "tags": ["O", "O"]}])
+
+
+def test_answers_are_found_by_their_tokens(tokenizer: GPT2TokenizerFast, reference_dir: Path) -> None:
+    columns = {name: name for name in QuestionAnswering.columns}
+    for file in ("xquad_en.json", "xquad_zh.json"):
+        examples = read_examples(reference_dir / "qa" / file, columns)[:60]
+        for example in examples:
+            text, pair = example["answers"]["text"][0], (example["question"].strip(), example["context"])
+            row = QuestionAnswering(tokenizer, 4096).rows([example])[0]
+            encoded = tokenizer(*pair, return_offsets_mapping=True, verbose=False)
+            assert row["input_ids"] == encoded["input_ids"]
+            offsets = encoded["offset_mapping"][row["start_positions"] : row["end_positions"] + 1]
+            span = example["context"][offsets[0][0] : offsets[-1][1]]
+            assert text in span and len(span) <= len(text) + 12  # whole tokens: a little more than the answer
+
+
+def test_a_piece_without_the_answer_has_position_0(tokenizer: GPT2TokenizerFast) -> None:
+    context = "nothing to see here. " * 20 + "The key is blue."
+    answer = {"text": ["blue"], "answer_start": [context.index("blue")]}
+    rows = QuestionAnswering(tokenizer, 64).rows([{"question": " What?", "context": context, "answers": answer}])
+    assert len(rows) > 2 and rows[0]["start_positions"] == rows[0]["end_positions"] == 0
+    last = rows[-1]
+    assert "blue" in tokenizer.decode(last["input_ids"][last["start_positions"] : last["end_positions"] + 1])
+    without = {"text": [], "answer_start": []}
+    (row,) = QuestionAnswering(tokenizer, 64).rows([{"question": "?", "context": "a b", "answers": without}])
+    assert (row["start_positions"], row["end_positions"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ("O B-a I-a O", {("a", 1, 3)}),
+        ("B-a B-a I-b", {("a", 0, 1), ("a", 1, 2), ("b", 2, 3)}),
+        ("I-a I-a O I-a", {("a", 0, 2), ("a", 3, 4)}),
+        ("B-a", {("a", 0, 1)}),
+        ("O", set()),
+        ("", set()),
+    ],
+)
+def test_entities_of_tags(tags: str, found: set[tuple[str, int, int]]) -> None:
+    assert entities(tags.split()) == found
+
+
+def test_scores_of_entities() -> None:
+    golds = [["B-a", "I-a", "O", "B-b"], ["O", "B-b"]]
+    guesses = [["B-a", "I-a", "O", "O"], ["B-b", "B-a"]]
+    assert entity_scores(guesses, golds) == {"precision": 1 / 3, "recall": 1 / 3, "f1": 1 / 3}
+    assert entity_scores(golds, golds) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
+    assert entity_scores([["O"]], [["O"]]) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_token_metrics_leave_out_what_has_no_tag(tokenizer: GPT2TokenizerFast) -> None:
+    task = TokenClassification(tokenizer, 64, ["O", "B-a"])
+    predictions = np.array([[[0, 1.0], [1.0, 0], [1.0, 0]], [[1.0, 0], [0, 1.0], [0, 1.0]]])  # B O O, O B B
+    found = SimpleNamespace(predictions=predictions, label_ids=np.array([[1, 0, IGNORE], [0, IGNORE, 1]]))
+    assert task.metrics(found) == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0}
