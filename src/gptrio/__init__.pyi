@@ -290,3 +290,10 @@ from gptrio.scoring.results import TextScore as TextScore
 from gptrio.scoring.results import TopToken as TopToken
 from gptrio.scoring.results import Word as Word
 from gptrio.scoring.score import score as score
+from gptrio.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
+from gptrio.training.collators import DataCollatorForTokenClassification as DataCollatorForTokenClassification
+from gptrio.training.collators import DataCollatorWithPadding as DataCollatorWithPadding
+from gptrio.training.collators import DefaultDataCollator as DefaultDataCollator
+from gptrio.training.collators import default_data_collator as default_data_collator
+from gptrio.training.language_collators import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
+from gptrio.training.language_collators import DataCollatorWithFlattening as DataCollatorWithFlattening
