@@ -297,3 +297,19 @@ from gptrio.training.collators import DefaultDataCollator as DefaultDataCollator
 from gptrio.training.collators import default_data_collator as default_data_collator
 from gptrio.training.language_collators import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
 from gptrio.training.language_collators import DataCollatorWithFlattening as DataCollatorWithFlattening
+from gptrio.training.schedules import get_constant_schedule as get_constant_schedule
+from gptrio.training.schedules import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
+from gptrio.training.schedules import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
+from gptrio.training.schedules import (
+    get_cosine_with_hard_restarts_schedule_with_warmup as get_cosine_with_hard_restarts_schedule_with_warmup,
+)
+from gptrio.training.schedules import (
+    get_cosine_with_min_lr_schedule_with_warmup as get_cosine_with_min_lr_schedule_with_warmup,
+)
+from gptrio.training.schedules import get_inverse_sqrt_schedule as get_inverse_sqrt_schedule
+from gptrio.training.schedules import get_linear_schedule_with_warmup as get_linear_schedule_with_warmup
+from gptrio.training.schedules import (
+    get_polynomial_decay_schedule_with_warmup as get_polynomial_decay_schedule_with_warmup,
+)
+from gptrio.training.schedules import get_scheduler as get_scheduler
+from gptrio.training.schedules import get_wsd_schedule as get_wsd_schedule

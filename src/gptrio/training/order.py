@@ -1,0 +1,119 @@
+"""Orders of the rows of a data set: functions of seed and epoch, so that a place in them is two numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from gptrio.errors import InputError
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
+    """A random order of `length` rows; that of Transformers 4.56 with the same seed."""
+    order: list[int] = torch.randperm(length, generator=_generator(seed, epoch)).tolist()
+    return order
+
+
+def length_grouped_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[int]:
+    """A random order in which rows of similar length are neighbours, and the longest row comes first.
+
+    Args:
+        lengths: (N,) tokens of each row.
+        batch_size: rows of one update; at most 50 times as many random rows are sorted by length.
+        seed: of the run.
+        epoch: of the run.
+    """
+    order: list[int] = torch.randperm(len(lengths), generator=_generator(seed, epoch)).tolist()
+    size = batch_size * max(1, min(len(lengths) // (batch_size * 4), 50))
+    chunks = [
+        sorted(order[start : start + size], key=lambda i: lengths[i], reverse=True)
+        for start in range(0, len(order), size)
+    ]
+    longest = max(range(len(chunks)), key=lambda i: lengths[chunks[i][0]], default=0)
+    if chunks:  # what does not fit into memory shall fail in the first update
+        chunks[0][0], chunks[longest][0] = chunks[longest][0], chunks[0][0]
+    return [i for chunk in chunks for i in chunk]
+
+
+def lengths_of(dataset: Any, column: str, model_input_name: str = "input_ids") -> list[int]:
+    """Tokens of each row: of a column of lengths if the data set has one, else counted.
+
+    Raises:
+        InputError: rows have no such input.
+    """
+    if column in (getattr(dataset, "column_names", None) or ()):
+        return [int(length) for length in dataset[column]]
+    first = dataset[0]
+    if not hasattr(first, "keys") or model_input_name not in first:
+        raise InputError(
+            f"group_by_length needs rows with {model_input_name!r}, but the first is "
+            f"{f'a mapping with {list(first)}' if hasattr(first, 'keys') else type(first).__name__}; name a column of "
+            "lengths by length_column_name, or leave group_by_length off"
+        )
+    return [len(dataset[i][model_input_name]) for i in range(len(dataset))]
+
+
+class EpochSampler(Sampler[int]):
+    """Reads rows in an order that depends on the epoch, from a place on.
+
+    Args:
+        length: number of rows.
+        order: the order of an epoch.
+    """
+
+    def __init__(self, length: int, order: Callable[[int], list[int]]) -> None:
+        self.length, self.order = length, order
+        self.epoch = self.start = 0
+
+    def __len__(self) -> int:
+        """Rows of a whole epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        """The rows of the epoch that are left."""
+        return iter(self.order(self.epoch)[self.start :])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch."""
+        self.epoch, self.start = epoch, 0
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Tell a loader, or what it reads from, which epoch begins."""
+    parts = [loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)]
+    parts += [getattr(parts[1], "sampler", None), getattr(loader, "dataset", None)]
+    for part in {id(part): part for part in parts}.values():
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+
+
+def batches_from(loader: Iterable[Any], index: int) -> Iterator[Any]:
+    """The batches of an epoch from number `index` on; those before it are read only if the sampler is another's."""
+    sampler = getattr(loader, "sampler", None)
+    if isinstance(loader, DataLoader) and isinstance(sampler, EpochSampler) and loader.batch_size is not None:
+        sampler.start = index * loader.batch_size
+        return iter(loader)
+    batches = iter(loader)
+    for _ in range(index):  # at once, so that what the loader draws is drawn before training goes on
+        next(batches, None)
+    return batches
+
+
+def has_length(thing: Any) -> bool:
+    """Whether `len(thing)` works."""
+    try:
+        return len(thing) is not None
+    except (TypeError, AttributeError, NotImplementedError):
+        return False
+
+
+def is_streamed(dataset: Any) -> bool:
+    """Whether a data set can only be read from its beginning."""
+    return isinstance(dataset, IterableDataset)
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed + epoch)
