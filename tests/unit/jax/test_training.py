@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from gptrio.checkpoint.flax_names import torch_name
 from gptrio.errors import CheckpointError, CheckpointFormatError, InputError, OptionError, TokenIdError
 from gptrio.jax.nn.losses import next_token_loss
 from gptrio.jax.training import TrainCheckpoints, init_train_state, make_train_step
+from gptrio.jax.training.manifest import MANIFEST
 from gptrio.jax.training.step import loss_and_gradients
 from tests.architecture.source import ROOT
 from tests.flax_models import WITHOUT_DROPOUT, assert_near, flax_model, padding, positions_of, token_ids
@@ -180,13 +182,32 @@ def saved(model: Any, folder: Path, steps: int = 2) -> Any:
     return state
 
 
-def test_a_state_comes_back_bit_for_bit(model: Any, tmp_path: Path) -> None:
-    state = saved(model, tmp_path, 3)
-    with TrainCheckpoints(tmp_path) as checkpoints:
-        restored = checkpoints.restore(init_train_state(model, optax.adamw(3e-3), seed=5))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
-    assert jax.tree.structure(restored) == jax.tree.structure(state)
-    assert_near(restored, state, 0)
+@pytest.fixture(scope="module")
+def run(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A folder in which a run of three steps kept its last two states, and the last of them; to be copied."""
+    folder = tmp_path_factory.mktemp("run")
+    return folder, saved(model, folder, 3)
+
+
+@pytest.fixture
+def folder(run: tuple[Path, Any], tmp_path: Path) -> Path:
+    """A copy of the run's folder."""
+    return shutil.copytree(run[0], tmp_path / "run")
+
+
+def restored(model: Any, folder: Path) -> Any:
+    with TrainCheckpoints(folder) as checkpoints:
+        return checkpoints.restore(init_train_state(model, optax.adamw(3e-3), seed=5))
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_a_state_comes_back_bit_for_bit(model: Any, run: tuple[Path, Any], folder: Path, has_manifest: bool) -> None:
+    if not has_manifest:  # as saved by earlier versions
+        (folder / "3" / "default" / MANIFEST).unlink()
+    state = restored(model, folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "3"]
+    assert jax.tree.structure(state) == jax.tree.structure(run[1])
+    assert_near(state, run[1], 0)
 
 
 def test_an_empty_folder_and_a_file(model: Any, tmp_path: Path) -> None:
@@ -197,34 +218,79 @@ def test_an_empty_folder_and_a_file(model: Any, tmp_path: Path) -> None:
         TrainCheckpoints(tmp_path / "file")
 
 
-def emptied(folder: Path) -> None:
-    for path in folder.rglob("d/*"):
+def emptied(state: Path) -> None:
+    for path in state.rglob("d/*"):
         path.write_bytes(b"")
 
 
-def without_metadata(folder: Path) -> None:
-    for path in folder.rglob("_METADATA"):
-        path.unlink()
+def truncated(state: Path) -> None:  # orbax would wait for ever
+    path = state / "manifest.ocdbt"
+    path.write_bytes(path.read_bytes()[:-20])
 
 
-@pytest.mark.parametrize("damage", [emptied, without_metadata], ids=lambda damage: damage.__name__)
-def test_a_damaged_state_is_named(model: Any, tmp_path: Path, damage: Any) -> None:
-    saved(model, tmp_path)
-    damage(tmp_path / "2")
-    with (
-        TrainCheckpoints(tmp_path) as checkpoints,
-        pytest.raises(CheckpointFormatError, match=r"2 is damaged.*remove it to resume from step 1"),
-    ):
-        checkpoints.restore(init_train_state(model, optax.adamw(3e-3)))
+def flipped(state: Path) -> None:
+    path = max(state.rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
 
 
-def test_a_state_of_another_model_or_optimizer(model: Any, tmp_path: Path) -> None:
-    saved(model, tmp_path, 1)
+def missing(state: Path) -> None:
+    next(state.rglob("d/*")).unlink()
+
+
+def without_metadata(state: Path) -> None:
+    (state / "_METADATA").unlink()
+
+
+def with_damaged_manifest(state: Path) -> None:
+    (state / MANIFEST).write_text("[]")
+
+
+def emptied_without_manifest(state: Path) -> None:
+    (state / MANIFEST).unlink()
+    emptied(state)
+
+
+def without_metadata_and_manifest(state: Path) -> None:
+    (state / MANIFEST).unlink()
+    without_metadata(state)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (emptied, "has 0 bytes of [0-9]+"),
+        (truncated, "manifest.ocdbt has [0-9]+ bytes of [0-9]+"),
+        (flipped, "the SHA-256 of .*d/[0-9a-f]+ is not"),
+        (missing, "d/[0-9a-f]+ is missing"),
+        (without_metadata, "_METADATA is missing"),
+        (with_damaged_manifest, f"{MANIFEST} is not what was written"),
+        (emptied_without_manifest, "d/[0-9a-f]+ is empty"),
+        (without_metadata_and_manifest, "_METADATA is missing"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_damaged_state_is_named(model: Any, folder: Path, damage: Any, message: str) -> None:
+    damage(folder / "3" / "default")
+    with pytest.raises(CheckpointFormatError, match=rf"3 is damaged \(.*{message}.*remove it to resume from step 2"):
+        restored(model, folder)
+
+
+def test_what_orbax_cannot_read_is_damaged_too(model: Any, folder: Path) -> None:
+    state = folder / "3" / "default"
+    (state / MANIFEST).unlink()
+    (state / "_METADATA").write_text("{")
+    with pytest.raises(CheckpointFormatError, match=r"3 is damaged \(.*remove it to resume from step 2"):
+        restored(model, folder)
+
+
+def test_a_state_of_another_model_or_optimizer(model: Any, folder: Path) -> None:
     wide = flax_model("FlaxGPTNeoForCausalLM", hidden_size=64)
     for other, optimizer in ((model, optax.sgd(0.1)), (wide, optax.adamw(3e-3))):
         with (
-            TrainCheckpoints(tmp_path) as checkpoints,
-            pytest.raises(CheckpointFormatError, match="1 is of another model or optimizer; choose"),
+            TrainCheckpoints(folder) as checkpoints,
+            pytest.raises(CheckpointFormatError, match="3 is of another model or optimizer; choose"),
         ):
             checkpoints.restore(init_train_state(other, optimizer))
 

@@ -11,7 +11,30 @@ import jax
 import orbax.checkpoint as ocp
 
 from gptrio.errors import CheckpointError, CheckpointFormatError
+from gptrio.jax.training.manifest import damage, write_manifest
 from gptrio.jax.training.step import TrainState
+
+_ITEM = "default"  # orbax's folder for the one item of a step
+
+
+class _Handler(ocp.StandardCheckpointHandler):
+    """Adds the manifest to what it writes, before orbax gives the folder its final name."""
+
+    def finalize(self, directory: Any) -> None:
+        """Called by orbax once all arrays are written."""
+        super().finalize(directory)
+        if jax.process_index() == 0:
+            write_manifest(Path(directory))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+class _Save(ocp.args.StandardSave):
+    pass
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+class _Restore(ocp.args.StandardRestore):
+    pass
 
 
 class TrainCheckpoints:
@@ -32,13 +55,11 @@ class TrainCheckpoints:
         if self.folder.is_file():
             raise CheckpointError(f"{self.folder} is a file; expected a folder for training states")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(
-            self.folder, options=options, item_handlers=ocp.StandardCheckpointHandler()
-        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_Handler())
 
     def save(self, state: TrainState) -> None:
         """Begin to save a state under its step; training may go on. An earlier save is waited for."""
-        self._manager.save(int(state.step), args=ocp.args.StandardSave(state))
+        self._manager.save(int(state.step), args=_Save(state))
 
     def restore(self, state: TrainState) -> TrainState | None:
         """The newest state that was saved whole; None if there is none.
@@ -49,13 +70,16 @@ class TrainCheckpoints:
         Raises:
             CheckpointFormatError: the files are damaged, or of another model or optimizer.
         """
+        self._manager.wait_until_finished()
         step = self._manager.latest_step()
         if step is None:
             return None
+        if wrong := damage(self._place(step) / _ITEM):
+            raise CheckpointFormatError(f"{self._place(step)} is damaged ({wrong}){self._out(step)}")
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         try:
             is_same = _shapes(self._manager.item_metadata(step).tree) == _shapes(state)
-            restored = self._manager.restore(step, args=ocp.args.StandardRestore(like)) if is_same else None
+            restored = self._manager.restore(step, args=_Restore(like)) if is_same else None
         except Exception as error:  # orbax and tensorstore raise many types
             raise CheckpointFormatError(
                 f"{self._place(step)} is damaged ({_first_line(error)}){self._out(step)}"

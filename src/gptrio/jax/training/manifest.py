@@ -1,0 +1,65 @@
+"""Length and SHA-256 of each file of a saved state: damage is found before orbax reads, which may hang at it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from gptrio.hub import write_text
+
+MANIFEST = "gptrio_manifest.json"
+_ORBAX_METADATA = "_METADATA"
+_CHUNK = 1 << 20
+
+
+def write_manifest(folder: Path) -> None:
+    """Describe the files of a state in a file beside them.
+
+    Args:
+        folder: complete, apart from this file; not yet under its final name, so that a crash leaves both or neither.
+    """
+    files = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in _files(folder)}
+    write_text(folder / MANIFEST, json.dumps(files))
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the files of a state; None if they are as they were written.
+
+    Without a manifest, as earlier versions saved, a state passes that has orbax's metadata and no empty file.
+
+    Args:
+        folder: of the state.
+    """
+    if not (folder / MANIFEST).exists():
+        if not (folder / _ORBAX_METADATA).exists():
+            return f"{_ORBAX_METADATA} is missing"
+        return next(
+            (f"{path.relative_to(folder)} is empty" for path in _files(folder) if not path.stat().st_size), None
+        )
+    text = (folder / MANIFEST).read_bytes()
+    try:
+        files = {str(name): (int(size), str(sha256)) for name, (size, sha256) in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError):
+        return f"{MANIFEST} is not what was written"
+    for name, (size, sha256) in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes of {size}"
+        if _sha256(path) != sha256:
+            return f"the SHA-256 of {name} is not that of what was written"
+    return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
