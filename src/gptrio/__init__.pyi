@@ -128,6 +128,15 @@ from gptrio.tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
 from gptrio.tokenization.special_tokens import AddedToken as AddedToken
 from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialTokensMixin
 from gptrio.tokenization.tensors import TensorType as TensorType
+from gptrio.training.arguments import TrainingArguments as TrainingArguments
+from gptrio.training.callbacks import DefaultFlowCallback as DefaultFlowCallback
+from gptrio.training.callbacks import EarlyStoppingCallback as EarlyStoppingCallback
+from gptrio.training.callbacks import TrainerCallback as TrainerCallback
+from gptrio.training.enums import IntervalStrategy as IntervalStrategy
+from gptrio.training.enums import SchedulerType as SchedulerType
+from gptrio.training.results import EvalPrediction as EvalPrediction
+from gptrio.training.state import TrainerControl as TrainerControl
+from gptrio.training.state import TrainerState as TrainerState
 from gptrio.utils import logging as logging
 from gptrio.utils.installed import is_apex_available as is_apex_available
 from gptrio.utils.installed import is_av_available as is_av_available

@@ -6,6 +6,7 @@ GptrioError
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 │   ├── FileOptionError       (OSError)       a file that an option names is missing, or in the way
+│   ├── UnknownOptionError    (TypeError)     a keyword that a class of options does not have
 │   └── UnknownNameError      (KeyError)      a name for none of the choices that there are
 │       └── UnknownTaskError                  a task for which there is no pipeline
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
@@ -58,6 +59,10 @@ class OptionError(GptrioError, ValueError):
 
 class FileOptionError(OptionError, OSError):
     """A file that an option names is missing, or exists and is not to be replaced."""
+
+
+class UnknownOptionError(OptionError, TypeError):
+    """A class of options was called with a keyword that it does not have."""
 
 
 class UnknownNameError(OptionError, KeyError):
@@ -149,8 +154,8 @@ class GptrioWarning(UserWarning):
     """A call works, but probably not as intended; the message names the way out."""
 
 
-def warn(message: str) -> None:
-    """Warn with a GptrioWarning at the line that called this package, unless the log level is above WARNING.
+def warn(message: str, category: type[Warning] = GptrioWarning) -> None:
+    """Warn at the line that called this package, unless the log level is above WARNING.
 
     `gptrio.logging.set_verbosity_error()`, or another level above WARNING for the logger "gptrio", silences warnings.
     """
@@ -161,7 +166,7 @@ def warn(message: str) -> None:
     level, frame = 2, sys._getframe(1)
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith(("gptrio.", "torch.")):
         level, frame = level + 1, frame.f_back
-    warnings.warn(message, GptrioWarning, stacklevel=level)
+    warnings.warn(message, category, stacklevel=level)
 
 
 def counted(number: int, noun: str) -> str:
