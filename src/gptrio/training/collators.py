@@ -134,7 +134,7 @@ class DataCollatorMixin:
         return self._collate(features, "np")
 
     def _collate(self, features: list[Any], kind: str) -> Batch:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no method _collate, which makes the batch")
 
 
 @dataclass

@@ -90,11 +90,3 @@ def speed_metrics(
         rates = {name: count / runtime for name, count in counts.items() if count is not None}
         result |= {f"{split}_{name}_per_second": round(rate, 3) for name, rate in rates.items()}
     return result
-
-
-def has_length(dataset: Any) -> bool:
-    """Whether a dataset or loader knows its length."""
-    try:
-        return len(dataset) is not None
-    except (TypeError, AttributeError):  # the latter from Ray's datasets
-        return False
