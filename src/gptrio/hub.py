@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator, MutableMapping
@@ -194,14 +195,38 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 @contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` when the block ends well, and is deleted if it fails."""
+    """Yield a temporary path beside `path`; it replaces `path` when the block ends well, and is deleted if it fails.
+
+    Its bytes are on the disk before it gets its name, so that a power cut leaves the old file or the new one.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        flush_to_disk(temporary)
         temporary.replace(target)
+        flush_to_disk(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: str | os.PathLike[str]) -> None:
+    """Wait until a file's bytes, or the names in a folder, would survive a power cut (fsync).
+
+    Raises:
+        OSError: the disk failed to write them. File systems that cannot flush a folder are passed over.
+    """
+    is_folder = os.path.isdir(path)
+    if is_folder and os.name == "nt":  # which cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _relative_path(subfolder: str, filename: str) -> PurePosixPath:

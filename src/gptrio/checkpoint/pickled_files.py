@@ -68,7 +68,7 @@ class _Storage(NamedTuple):
     length: int
 
 
-class _View(NamedTuple):
+class TensorView(NamedTuple):
     """A tensor: some elements of a storage."""
 
     storage: _Storage
@@ -97,22 +97,72 @@ class _View(NamedTuple):
         return True
 
 
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> TensorView:
+    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
+        raise ValueError("a tensor has no storage, shape or strides")
+    return TensorView(storage, offset, shape, strides)
+
+
+def _rebuild_parameter(data: TensorView, *others: Any) -> TensorView:
+    return data
+
+
+_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch", "Size"): tuple,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+}
+
+
+class TensorUnpickler(pickle._Unpickler):
+    """Python's unpickler, for tensors and plain containers only.
+
+    Attributes:
+        allowed: what stands for a function or class of a pickle, by its module and name.
+    """
+
+    allowed: ClassVar[Mapping[tuple[str, str], Callable[..., Any]]] = _ALLOWED
+
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file, encoding="utf-8")
+        self.path = path
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """One of the functions below, or the dtype code of a kind of storage; raises UnsafeCheckpointError."""
+        if module == "torch" and name.removesuffix("Storage") in _STORAGES:
+            return _STORAGES[name.removesuffix("Storage")]
+        if (module, name) not in self.allowed:
+            raise refused(self.path, f"{module}.{name}")
+        return self.allowed[module, name]
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """The storage that a tensor refers to."""
+        what, dtype, key, _, length = pid[:5]
+        if what != "storage" or dtype not in DTYPE_BITS or type(length) is not int:
+            raise ValueError(f"{pid!r:.80} is not a storage")
+        return self.storages.setdefault(str(key), _Storage(dtype, str(key), length))
+
+
 class TorchFile(MappedFile):
     """A torch file."""
 
     kind: ClassVar[str] = "torch"
+    unpickler: ClassVar[type[TensorUnpickler]] = TensorUnpickler
 
     def _read(self, data: mmap.mmap) -> dict[str, TensorInfo]:
         try:
             content, starts = self._content(data)
-            views = named_tensors(content, _View)
+            views = named_tensors(content, TensorView)
         except (ValueError, OSError):
             raise
         except Exception as error:  # whatever a malformed pickle leads to
             raise ValueError(f"its pickle cannot be read: {type(error).__name__}: {error}") from error
         if views is None:
             raise ValueError("it holds no dictionary of named tensors; expected a model's state_dict")
-        self._strided: dict[str, tuple[int, _View]] = {}
+        self._strided: dict[str, tuple[int, TensorView]] = {}
         return {name: self._info(name, view, starts) for name, view in views.items()}
 
     def _content(self, data: mmap.mmap) -> tuple[object, dict[str, tuple[int, int]]]:
@@ -138,16 +188,16 @@ class TorchFile(MappedFile):
                 raise ValueError(f"{name} is beyond its end")
             places[name.removeprefix(root)] = (start, entry.file_size)
         start, size = places["data.pkl"]
-        content = _Unpickler(io.BytesIO(data[start : start + size]), self.path).load()
+        content = self.unpickler(io.BytesIO(data[start : start + size]), self.path).load()
         return content, {name.removeprefix("data/"): place for name, place in places.items()}
 
     def _unzipped(self, data: mmap.mmap) -> tuple[object, dict[str, tuple[int, int]]]:
-        if _Unpickler(data, self.path).load() != _MAGIC:
+        if self.unpickler(data, self.path).load() != _MAGIC:
             raise ValueError("it does not begin as torch files do")
         for _ in ("protocol", "system"):
-            _Unpickler(data, self.path).load()
-        unpickler = _Unpickler(data, self.path)
-        content, keys = unpickler.load(), _Unpickler(data, self.path).load()
+            self.unpickler(data, self.path).load()
+        unpickler = self.unpickler(data, self.path)
+        content, keys = unpickler.load(), self.unpickler(data, self.path).load()
         starts, position = {}, data.tell()
         for key in keys:
             storage = unpickler.storages[key]
@@ -159,7 +209,7 @@ class TorchFile(MappedFile):
             position += size
         return content, starts
 
-    def _info(self, name: str, view: _View, starts: Mapping[str, tuple[int, int]]) -> TensorInfo:
+    def _info(self, name: str, view: TensorView, starts: Mapping[str, tuple[int, int]]) -> TensorInfo:
         view.check()
         size = DTYPE_BITS[view.storage.dtype] // 8
         if view.storage.key not in starts or view.storage.length * size > starts[view.storage.key][1]:
@@ -182,46 +232,3 @@ class TorchFile(MappedFile):
         strides = [stride * elements.itemsize for stride in view.strides]
         array = np.lib.stride_tricks.as_strided(elements, view.shape, strides)
         return memoryview(np.ascontiguousarray(array).tobytes())
-
-
-class _Unpickler(pickle._Unpickler):
-    """Python's unpickler, for tensors and plain containers only."""
-
-    def __init__(self, file: Any, path: Path) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.path = path
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module: str, name: str) -> Any:
-        """One of the functions below, or the dtype code of a kind of storage; raises UnsafeCheckpointError."""
-        if module == "torch" and name.removesuffix("Storage") in _STORAGES:
-            return _STORAGES[name.removesuffix("Storage")]
-        if (module, name) not in _ALLOWED:
-            raise refused(self.path, f"{module}.{name}")
-        return _ALLOWED[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """The storage that a tensor refers to."""
-        what, dtype, key, _, length = pid[:5]
-        if what != "storage" or dtype not in DTYPE_BITS or type(length) is not int:
-            raise ValueError(f"{pid!r:.80} is not a storage")
-        return self.storages.setdefault(str(key), _Storage(dtype, str(key), length))
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *others: Any) -> _View:
-    if not isinstance(storage, _Storage) or not isinstance(shape, tuple) or not isinstance(strides, tuple):
-        raise ValueError("a tensor has no storage, shape or strides")
-    return _View(storage, offset, shape, strides)
-
-
-def _rebuild_parameter(data: _View, *others: Any) -> _View:
-    return data
-
-
-_ALLOWED: dict[tuple[str, str], Callable[..., Any]] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-}

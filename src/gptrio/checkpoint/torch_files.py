@@ -53,13 +53,22 @@ def read_torch_file(path: str | os.PathLike[str]) -> TensorDict:
     return TensorDict(_named_tensors(path, _read(path)))
 
 
+def read_torch_content(path: str | os.PathLike[str]) -> object:
+    """All that a torch file holds: tensors, numbers, text, and lists, tuples and dictionaries of them.
+
+    Raises:
+        UnsafeCheckpointError, CheckpointFormatError: as for `read_torch_file`.
+    """
+    return _read(Path(path))
+
+
 def read_torch_value(path: str | os.PathLike[str], name: str) -> object:
     """What a torch file holds under a name beside its tensors, such as a program's settings; None if nothing.
 
     Raises:
         UnsafeCheckpointError, CheckpointFormatError: as for `read_torch_file`.
     """
-    content = _read(Path(path))
+    content = read_torch_content(path)
     return content.get(name) if isinstance(content, Mapping) else None
 
 

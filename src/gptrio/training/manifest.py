@@ -1,0 +1,159 @@
+"""What a checkpoint folder holds: `manifest.json`, the last file of a save, by which a whole folder is told from a broken one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+
+from gptrio import __version__
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, GptrioError, warn
+from gptrio.hub import read_json, write_text
+from gptrio.training.upstream import verify_upstream_checkpoint
+
+MANIFEST = "manifest.json"
+_FORMAT, _VERSION = "gptrio.checkpoint", 1
+_OWN_FILES = ("training_state.json", "training_state.safetensors")  # that no other program writes
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the manifest of a folder: size and SHA-256 of each file, the facts, and what computed them.
+
+    Args:
+        folder: complete but for the manifest.
+        facts: "step" and "world_size", and arguments that a resumed run is compared with; JSON values.
+    """
+    content = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "step": facts["step"],
+        "world_size": facts["world_size"],
+        "arguments": {name: value for name, value in facts.items() if name not in ("step", "world_size")},
+        "machine": _machine(),
+        "files": {name: _entry(folder / name) for name in files_of(folder) if name != MANIFEST},
+    }
+    write_text(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n")
+
+
+def files_of(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it, with "/"."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Check that a checkpoint folder is whole: every file has the size and the SHA-256 that its manifest says.
+
+    A folder of Transformers has no manifest: there its last file must be there, and its archives must be readable.
+
+    Raises:
+        CheckpointNotFoundError: there is no such folder.
+        CheckpointFormatError: it is broken; the message says what is wrong.
+    """
+    if not folder.is_dir():
+        raise CheckpointNotFoundError(f"no checkpoint folder {folder}")
+    if not (folder / MANIFEST).is_file():
+        own = [name for name in _OWN_FILES if (folder / name).exists()]
+        if own:
+            raise CheckpointFormatError(f"{folder} is not whole: {MANIFEST} is missing beside {own[0]}")
+        verify_upstream_checkpoint(folder)
+        return
+    for name, entry in _read_manifest(folder)["files"].items():
+        fault = _fault(folder, name, entry)
+        if fault:
+            raise CheckpointFormatError(f"{folder} is not whole: {name} {fault}")
+
+
+def warn_of_changes(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Warn of arguments, threads and libraries that differ from those which a checkpoint was written with.
+
+    Args:
+        folder: of a checkpoint that verifies; one without a manifest is passed over.
+        facts: what `write_checkpoint` would be given now.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    manifest = _read_manifest(folder)
+    before = {"world_size": manifest["world_size"], **manifest["arguments"]}
+    changed = [
+        f"{name} {before[name]!r} -> {facts[name]!r}"
+        for name in before
+        if name in facts and json.loads(json.dumps(facts[name])) != before[name]
+    ]
+    if changed:
+        warn(
+            f"resuming from {folder} with other arguments: {', '.join(changed)}; the run goes on, but not as it would "
+            "have with the old ones"
+        )
+    now = _machine()
+    other = [f"{name} {value} -> {now.get(name)}" for name, value in manifest["machine"].items() if value != now.get(name)]
+    if other:
+        warn(f"resuming from {folder} with {', '.join(other)}; results may differ from the old run's in their last bits")
+
+
+def _machine() -> dict[str, Any]:
+    """What results depend on in their last bits."""
+    return {
+        "gptrio": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "safetensors": safetensors.__version__,
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = read_json(folder / MANIFEST)
+    except GptrioError as error:
+        raise CheckpointFormatError(f"{folder} is not whole: {error}") from error
+    digest = manifest.pop("sha256", None)
+    if digest != _digest(manifest):
+        raise CheckpointFormatError(f"{folder} is not whole: {MANIFEST} was changed or damaged")
+    if (manifest.get("format"), manifest.get("version")) != (_FORMAT, _VERSION):
+        raise CheckpointFormatError(
+            f"{folder / MANIFEST} has format {manifest.get('format')!r}, version {manifest.get('version')!r}; this "
+            f"version of gptrio reads {_FORMAT!r}, version {_VERSION}"
+        )
+    return manifest
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
+
+
+def _file_digest(path: Path) -> str:
+    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(memoryview(buffer)[:count])
+    return digest.hexdigest()
+
+
+def _fault(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
+    """What is wrong with a file; None if nothing is."""
+    path = folder / name
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        return "leads out of the folder"
+    try:
+        size = path.stat().st_size
+        if size != entry["bytes"]:
+            return f"has {size:,} bytes; {entry['bytes']:,} were written"
+        return None if _file_digest(path) == entry["sha256"] else "has other bytes than were written"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
