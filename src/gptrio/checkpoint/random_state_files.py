@@ -107,5 +107,3 @@ class _RandomStateFile(TorchFile):
         if value is None or isinstance(value, (bool, int, float, str)):
             return value
         raise ValueError(f"it holds a {type(value).__name__}, which is no part of a random state")
-
-
