@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds: `manifest.json`, the last file of a save, by which a whole folder is told from a broken one."""
+"""`manifest.json`, the last file of a save, tells what a checkpoint folder holds, and so whether it is whole."""
 
 from __future__ import annotations
 
@@ -91,10 +91,12 @@ def warn_of_changes(folder: Path, facts: Mapping[str, Any]) -> None:
             f"resuming from {folder} with other arguments: {', '.join(changed)}; the run goes on, but not as it would "
             "have with the old ones"
         )
-    now = _machine()
-    other = [f"{name} {value} -> {now.get(name)}" for name, value in manifest["machine"].items() if value != now.get(name)]
+    then, now = manifest["machine"], _machine()
+    other = [f"{name} {then[name]} -> {now.get(name)}" for name in then if then[name] != now.get(name)]
     if other:
-        warn(f"resuming from {folder} with {', '.join(other)}; results may differ from the old run's in their last bits")
+        warn(
+            f"resuming from {folder} with {', '.join(other)}: results may differ from the old run's in their last bits"
+        )
 
 
 def _machine() -> dict[str, Any]:

@@ -121,5 +121,6 @@ def _difference(before: list[list[str]], now: list[list[str]]) -> str:
     old, new = ({name for group in groups for name in group} for groups in (before, now))
     missing, added = sorted(old - new), sorted(new - old)
     if missing or added:
-        return f"it has {', '.join(missing[:5]) or 'none'} that are not trained now, and lacks {', '.join(added[:5]) or 'none'}"
+        lost, lacking = (", ".join(names[:5]) or "none" for names in (missing, added))
+        return f"of those that it has, {lost} are not trained now; of those that are, it lacks {lacking}"
     return f"groups of {[len(group) for group in before]} parameters, but now {[len(group) for group in now]}"

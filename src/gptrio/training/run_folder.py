@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,10 +15,8 @@ from gptrio.errors import CheckpointError, warn
 from gptrio.training import ranks
 from gptrio.training.checkpoint import find_checkpoint, rotate_checkpoints, sweep, write_checkpoint
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment] - stands for a module that is absent there
 
 _LOCK = ".training.lock"
 _held: set[Path] = set()  # locks of a process do not exclude each other
@@ -108,7 +107,7 @@ class RunFolder:
                 raise
             raise CheckpointError(f"{self.path} cannot hold checkpoints: {error}") from error
         _held.add(self.path)
-        sweep(self.path, is_locked=fcntl is not None)
+        sweep(self.path, is_locked=sys.platform != "win32")
 
     def _locked(self) -> TextIO:
         """The lock's file, open and locked; a process that ends in any way gives the lock up."""
@@ -135,13 +134,14 @@ class RunFolder:
 
     def _taken(self, holder: str) -> CheckpointError:
         return CheckpointError(
-            f"{self.path} is in use by another training ({holder or 'unknown'}); choose another output_dir, or stop that one"
+            f"{self.path} is in use by another training ({holder or 'unknown'}); choose another output_dir, or stop "
+            "that one"
         )
 
 
 def _lock(file: TextIO) -> None:
     """Lock a file for this process alone, not for those that it starts; raises BlockingIOError if another holds it."""
-    if fcntl is None:
+    if sys.platform == "win32":
         return
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

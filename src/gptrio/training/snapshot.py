@@ -90,8 +90,8 @@ def load_snapshot(
         model, optimizer, scheduler, scaler: new ones, as for `save_snapshot`; None is left out.
 
     Returns:
-        The place in the data, and `extra`. The place is None, and `extra` empty, for a checkpoint that has only a model,
-        or is Transformers': there the number of updates in `trainer_state.json` tells it.
+        The place in the data, and `extra`. The place is None, and `extra` empty, for a checkpoint that has only a
+        model, or is Transformers': there the number of updates in `trainer_state.json` tells it.
 
     Raises:
         CheckpointFormatError: the files are damaged.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from enum import Enum
 from typing import Any
 
@@ -16,6 +16,12 @@ import numpy as np
 import torch
 
 from gptrio.errors import CheckpointError, CheckpointFormatError
+
+_CONTAINERS: dict[str, Callable[[Any], Any]] = {
+    "$tuple": tuple,
+    "$dict": dict,
+    "$counter": lambda pairs: Counter(dict(pairs)),
+}
 
 
 def encode(value: Any, path: str, tensors: MutableMapping[str, torch.Tensor]) -> Any:
@@ -75,7 +81,7 @@ def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
         if kind == "$float":
             return float(content)
         items = [decode(item, tensors) for item in content]
-        return {"$tuple": tuple, "$dict": dict, "$counter": lambda pairs: Counter(dict(pairs))}[kind](items)
+        return _CONTAINERS[kind](items)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointFormatError(f"the state {value!r:.200} of a checkpoint cannot be read: {error}") from error
 
@@ -100,8 +106,7 @@ def _restride(tensor: torch.Tensor, stride: list[int] | None) -> torch.Tensor:
 
 def _encode_mapping(value: Mapping[Any, Any], path: str, tensors: MutableMapping[str, torch.Tensor]) -> dict[str, Any]:
     if isinstance(value, Counter):
-        return {"$counter": [{"$tuple": [encode(key, path, tensors), number]} for key, number in value.items()]}
+        return {"$counter": [encode(pair, path, tensors) for pair in value.items()]}
     if all(isinstance(key, str) and not key.startswith("$") for key in value):
         return {key: encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
-    pairs = enumerate(value.items())
-    return {"$dict": [{"$tuple": [encode(part, f"{path}.{i}.{j}", tensors) for j, part in enumerate(pair)]} for i, pair in pairs]}
+    return {"$dict": [encode(pair, f"{path}.{i}", tensors) for i, pair in enumerate(value.items())]}

@@ -1,7 +1,7 @@
-"""Checkpoint folders of Transformers' Trainer: whether one is whole, and its training state, without running code of it.
+"""Checkpoint folders of Transformers' Trainer: whether one is whole, and its training state.
 
-`optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` are pickles; they are read by the restricted loader.
-`training_args.bin` would need classes of Transformers, and is never read.
+`optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` are pickles; the restricted loader reads them, and runs
+no code. `training_args.bin` would need classes of Transformers, and is never read.
 """
 
 from __future__ import annotations
