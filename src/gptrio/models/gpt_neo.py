@@ -152,7 +152,7 @@ class GPTNeoModel(LearnedPositionBackbone, GPTNeoPreTrainedModel):
 
 @positional_order(
     "input_ids past_key_values attention_mask token_type_ids position_ids head_mask inputs_embeds labels use_cache "
-    "output_attentions output_hidden_states return_dict cache_position logits_to_keep"
+    "output_attentions output_hidden_states return_dict cache_position logits_to_keep **loss_kwargs"
 )
 class GPTNeoForCausalLM(heads.CausalLMHead, GPTNeoPreTrainedModel):
     """GPT-Neo that predicts the next token."""

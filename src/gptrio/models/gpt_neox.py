@@ -200,7 +200,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
 
 @positional_order(
     "input_ids attention_mask position_ids inputs_embeds head_mask past_key_values labels use_cache output_attentions "
-    "output_hidden_states cache_position logits_to_keep return_dict"
+    "output_hidden_states cache_position logits_to_keep return_dict **loss_kwargs"
 )
 class GPTNeoXForCausalLM(heads.CausalLMHead, GPTNeoXPreTrainedModel):
     """GPT-NeoX that predicts the next token."""

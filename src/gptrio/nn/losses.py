@@ -20,6 +20,7 @@ def next_token_loss(
     num_items_in_batch: int | Tensor | None = None,
     ignore_index: int = IGNORE,
     shift_labels: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of each token given those before it, in float32.
 
@@ -29,45 +30,74 @@ def next_token_loss(
         num_items_in_batch: divide the sum by this count instead of the number of labels (gradient accumulation).
         ignore_index: the label that does not count.
         shift_labels: (..., T) labels that are shifted already; replaces `labels`.
+        label_smoothing: share of the target that is spread evenly over all tokens.
     """
-    if shift_labels is None:
-        assert labels is not None
-        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
+    shift_labels = shifted_labels(labels, ignore_index, shift_labels)
     flat = logits.float().reshape(-1, logits.shape[-1])
-    return token_loss(flat, shift_labels.reshape(-1), num_items_in_batch, ignore_index)
+    return token_loss(flat, shift_labels.reshape(-1), num_items_in_batch, ignore_index, label_smoothing)
+
+
+def shifted_labels(labels: Tensor | None, ignore_index: int, shift_labels: Tensor | None = None) -> Tensor:
+    """`shift_labels`, or made of `labels` (..., T): entry t is the label at t + 1, and the last one does not count."""
+    if shift_labels is not None:
+        return shift_labels
+    assert labels is not None
+    return F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
 
 
 def token_loss(
-    logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor | None = None, ignore_index: int = IGNORE
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: int | Tensor | None = None,
+    ignore_index: int = IGNORE,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Cross-entropy of logits (N, V) against labels (N,), averaged over those that count.
+
+    Args:
+        logits: (N, V).
+        labels: (N,).
+        num_items_in_batch: divide the sum by this count instead of the number of labels.
+        ignore_index: the label that does not count.
+        label_smoothing: share of the target that is spread evenly over all classes.
 
     Raises:
         InputError: the numbers of logits and labels differ.
         TokenIdError: a label is not a class (on the CPU; on a GPU, torch raises its own error later).
     """
-    if logits.shape[:-1] != labels.shape:
-        raise InputError(
-            f"{labels.numel()} labels do not fit logits of shape {tuple(logits.shape)}; one label per position"
-        )
+    check_count(logits.shape, labels)
     labels = labels.to(logits.device)
+    options: dict[str, Any] = {"ignore_index": ignore_index, "label_smoothing": label_smoothing}
     if num_items_in_batch is None:
-        return _cross_entropy(logits, labels, ignore_index)
-    total = _cross_entropy(logits, labels, ignore_index, "sum")
-    count = num_items_in_batch.to(total.device) if isinstance(num_items_in_batch, Tensor) else num_items_in_batch
-    return total / count
+        return _cross_entropy(logits, labels, reduction="mean", **options)
+    return divided(_cross_entropy(logits, labels, reduction="sum", **options), num_items_in_batch)
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, reduction: str = "mean") -> Tensor:
+def divided(total: Tensor, count: int | Tensor) -> Tensor:
+    """A sum of losses over a count, which may lie on another device."""
+    return total / (count.to(total.device) if isinstance(count, Tensor) else count)
+
+
+def check_count(shape: tuple[int, ...], labels: Tensor) -> None:
+    """Raise InputError unless there is one label for each of the logits of a shape (..., V)."""
+    if shape[:-1] != labels.shape:
+        raise InputError(f"{labels.numel()} labels do not fit logits of shape {tuple(shape)}; one label per position")
+
+
+def _cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int, **options: Any) -> Tensor:
     try:
-        return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction=reduction)
+        return F.cross_entropy(logits, labels, ignore_index=ignore_index, **options)
     except IndexError as error:
-        classes = logits.shape[-1]
-        wrong = labels[(labels != ignore_index) & ((labels < 0) | (labels >= classes))]
-        raise TokenIdError(
-            f"label {int(wrong[0])} is none of the {classes} classes; expected 0 to {classes - 1}, or {ignore_index} "
-            "to be ignored"
-        ) from error
+        raise no_class_error(labels[labels != ignore_index], logits.shape[-1], ignore_index) from error
+
+
+def no_class_error(labels: Tensor, classes: int, ignore_index: int) -> TokenIdError:
+    """The error of labels (N,) of which some are not below the number of classes."""
+    wrong = labels[(labels < 0) | (labels >= classes)]
+    return TokenIdError(
+        f"label {int(wrong[0])} is none of the {classes} classes; expected 0 to {classes - 1}, or {ignore_index} to be "
+        "ignored"
+    )
 
 
 def infer_problem_type(num_labels: int, labels: Tensor) -> str:

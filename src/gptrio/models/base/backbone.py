@@ -81,6 +81,7 @@ class Backbone(PreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        segment_ids: Tensor | None = None,
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Hidden states of a batch of sequences.
 
@@ -100,6 +101,8 @@ class Backbone(PreTrainedModel):
             output_attentions: return attention weights.
             output_hidden_states: return the input of every block and the result.
             return_dict: return a `ModelOutput` rather than a tuple.
+            segment_ids: (B, T) number of the packed sequence that each token belongs to, equal for neighbours only: no
+                token attends to another sequence, and positions start anew with each.
 
         Raises:
             InputError: arguments do not fit each other or the model.
@@ -117,7 +120,13 @@ class Backbone(PreTrainedModel):
             leading, x = inputs_embeds.shape[:-1], inputs_embeds.flatten(0, -3)  # (B, T, C)
         cache = inputs.as_cache(past_key_values, use_cache, config)
         inputs.warn_of_missing_mask(input_ids, attention_mask, config)
+        if segment_ids is not None:
+            segment_ids = self._checked_segments(x, cache, segment_ids)
+            if position_ids is None:
+                position_ids = inputs.positions_by_segment(segment_ids)
         mask, position_ids = self._mask_and_positions(x, cache, cache_position, attention_mask, position_ids)
+        if segment_ids is not None:
+            mask.segments = segment_ids
         context = DenseContext(
             mask,
             self.attn_implementation,
@@ -272,6 +281,13 @@ class Backbone(PreTrainedModel):
             return mask, position_ids
         next_positions = self.next_positions(past, length, x.device)
         return mask, next_positions if positions is None else positions.unsqueeze(0)
+
+    def _checked_segments(self, x: Tensor, cache: Cache | None, segment_ids: Tensor) -> Tensor:
+        """Segments (B, T) of packed rows, which begin with no past."""
+        if cache is not None and (cache.is_compileable or cache.get_seq_length() > 0):
+            raise InputError("packed rows have no past: pass no past_key_values with packed=True or segment_ids")
+        segments = inputs.rows_of(segment_ids, x.shape[0], x.shape[1], "segment_ids")
+        return segments.expand(x.shape[0], -1)
 
     def _check_length(self, length: int) -> None:
         """Raise InputError if the model has fewer positions; rotary models have no such limit."""

@@ -11,9 +11,11 @@ from gptrio.cache import Cache
 from gptrio.errors import InputError
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.models.base import inputs
+from gptrio.models.base.language_loss import language_loss
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
 from gptrio.nn.linear import Linear
+from gptrio.nn.losses import IGNORE
 from gptrio.outputs import (
     CausalLMOutputWithCrossAttentions,
     CausalLMOutputWithPast,
@@ -82,6 +84,9 @@ class CausalLMHead(HeadModel):
         labels: Tensor | None = None,
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        logits: bool = True,
+        packed: bool = False,
+        segment_ids: Tensor | None = None,
         loss_kwargs: dict[str, Any] | None = None,
         **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
@@ -91,7 +96,13 @@ class CausalLMHead(HeadModel):
             labels: (B, T) the input itself, shifted inside; -100 does not count.
             return_dict: return a `ModelOutput` rather than a tuple.
             logits_to_keep: compute only the last so many positions (0: all), or those at the indices (n,).
-            loss_kwargs: other keywords: `num_items_in_batch`, `ignore_index` or `shift_labels` of
+            logits: False returns the loss alone, with `logits=None`: by far less memory, and less time (see
+                `gptrio.nn.linear_loss`).
+            packed: rows hold several sequences; `position_ids` start anew with each. No token attends to another
+                sequence, whatever `use_cache` is, and the first label of a sequence does not count.
+            segment_ids: (B, T) the same, said by a number for each token that changes with each sequence;
+                `position_ids` then start anew by themselves.
+            loss_kwargs: other keywords: `num_items_in_batch`, `ignore_index`, `shift_labels` or `label_smoothing` of
                 `gptrio.nn.losses.next_token_loss`; further arguments of a caller's own `loss_function`.
             backbone_inputs: see `Backbone.forward`.
 
@@ -101,13 +112,21 @@ class CausalLMHead(HeadModel):
         loss_kwargs = loss_kwargs or {}
         if self._loss_function is None:
             inputs.only_loss_options(loss_kwargs)
-        out = self.base_model(**backbone_inputs, return_dict=True)
+        if packed and segment_ids is None:
+            segment_ids = inputs.segments_by_position(backbone_inputs.get("position_ids"))
+        packing = {} if segment_ids is None else {"segment_ids": segment_ids}
+        if labels is not None and segment_ids is not None:
+            labels = inputs.without_first_labels(labels, segment_ids, loss_kwargs.get("ignore_index", IGNORE))
+        out = self.base_model(**backbone_inputs, **packing, return_dict=True)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.get_output_embeddings()(out.last_hidden_state[..., kept, :])
-        loss = None
-        if labels is not None or loss_kwargs.get("shift_labels") is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
-        fields = (loss, logits, out.past_key_values, out.hidden_states, out.attentions)
+        states, scores, loss = out.last_hidden_state[..., kept, :], None, None
+        if not logits:
+            loss = language_loss(self, states, labels, loss_kwargs)
+        else:
+            scores = self.get_output_embeddings()(states)
+            if labels is not None or loss_kwargs.get("shift_labels") is not None:
+                loss = self.loss_function(scores, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        fields = (loss, scores, out.past_key_values, out.hidden_states, out.attentions)
         if not self.has_cross_attention:
             return self._finish(CausalLMOutputWithPast(*fields), return_dict)
         return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)

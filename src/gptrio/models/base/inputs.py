@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gptrio.cache.protocol import LegacyCache
 
 
-LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels"}
+LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels", "label_smoothing"}
 
 
 def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> None:
@@ -134,8 +134,32 @@ def packed_segments(position_ids: Tensor, rows: int) -> Tensor | None:
     """
     if _is_traced():
         return None
-    starts = F.pad(position_ids[:, 1:] - position_ids[:, :-1] != 1, (1, 0))
-    return starts.cumsum(-1).expand(rows, -1) if bool(starts.any()) else None
+    segments = segments_by_position(position_ids)
+    return segments.expand(rows, -1) if bool(segments[:, -1].any()) else None
+
+
+def segments_by_position(position_ids: Tensor | None) -> Tensor:
+    """Number (B or 1, T) of the sequence that each token belongs to, by positions (B or 1, T) that start anew.
+
+    Raises:
+        InputError: there are no positions.
+    """
+    if position_ids is None:
+        raise InputError("packed=True needs position_ids that start anew with each sequence, or pass segment_ids")
+    return F.pad(position_ids[..., 1:] - position_ids[..., :-1] != 1, (1, 0)).cumsum(-1)
+
+
+def positions_by_segment(segment_ids: Tensor) -> Tensor:
+    """Positions (B, T) that start anew wherever the segment (B, T) changes."""
+    index = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    starts = F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0), value=True)
+    return index - (index * starts).cummax(-1).values
+
+
+def without_first_labels(labels: Tensor, segment_ids: Tensor, ignore_index: int) -> Tensor:
+    """Labels (..., T) of packed rows, without those that the sequence before would have to predict."""
+    first = F.pad(segment_ids[..., 1:] != segment_ids[..., :-1], (1, 0))
+    return labels.masked_fill(first.to(labels.device), ignore_index)
 
 
 def per_layer_head_mask(head_mask: Tensor | None, config: PretrainedConfig, dtype: torch.dtype) -> Tensor | None:

@@ -90,9 +90,10 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
 
 def _parameters(forward: Callable[..., Any], order: str) -> dict[str, inspect.Parameter]:
     """Parameters of a forward by name; `order` names those that it takes as `BackboneInputs`, or as other keywords."""
-    known = dict(inspect.signature(forward).parameters)
-    if not hasattr(forward, "positional"):
-        known = {name: each for name, each in known.items() if each.kind is not each.VAR_KEYWORD}
+    shared = getattr(forward, "positional", forward)
+    known = {name: p for name, p in inspect.signature(shared).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    if shared is not forward:
+        known |= inspect.signature(forward).parameters
     for name in order.split():
         if name.startswith("**"):
             known[name[2:]] = inspect.Parameter(name[2:], inspect.Parameter.VAR_KEYWORD, annotation="Any")
