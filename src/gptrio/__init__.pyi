@@ -306,6 +306,7 @@ from gptrio.training.collators import DefaultDataCollator as DefaultDataCollator
 from gptrio.training.collators import default_data_collator as default_data_collator
 from gptrio.training.language_collators import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
 from gptrio.training.language_collators import DataCollatorWithFlattening as DataCollatorWithFlattening
+from gptrio.training.packing import pack as pack
 from gptrio.training.schedules import get_constant_schedule as get_constant_schedule
 from gptrio.training.schedules import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
 from gptrio.training.schedules import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup
