@@ -37,6 +37,7 @@ RANK = {room: rank for rank, group in enumerate(ORDER) for room in group}
 BELOW_TORCH = {room for group in ORDER[: ORDER.index(("kernels",))] for room in group}
 JAX_MAY_USE = BELOW_TORCH - {"__init__"}
 JAX_MAY_ALSO_USE = {f"gptrio.generation.options.{name}" for name in ("config", "resolve", "schema")}  # load no torch
+USE_JAX = {"pipelines"}  # when they are given a Flax model
 WITHOUT_TORCH = BELOW_TORCH - {"checkpoint"} | {"cli"}
 
 
@@ -92,6 +93,8 @@ def test_rooms_import_only_from_groups_before_their_own():
         allowed = {room for room in RANK if RANK[room] < RANK.get(source.room, 0)} | {source.room}
         if source.room == "jax":
             allowed = JAX_MAY_USE | {"jax"}
+        if source.room in USE_JAX:
+            allowed |= {"jax"}
         also = JAX_MAY_ALSO_USE if source.room == "jax" else set()
         wrong += [
             f"{place} imports {module}"

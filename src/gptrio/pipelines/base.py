@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset
 
-from gptrio.errors import CheckpointError, InputError, UnsupportedError
+from gptrio.errors import CheckpointError, InputError
 from gptrio.errors import PipelineException as PipelineException
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.linear import packed_inference
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, row_of, without_padding
 from gptrio.pipelines.devices import choose_device, on_device
+from gptrio.pipelines.flax_models import FlaxModelForPipelines, framework_of, is_flax
 from gptrio.pipelines.formats import CsvPipelineDataFormat as CsvPipelineDataFormat
 from gptrio.pipelines.formats import JsonPipelineDataFormat as JsonPipelineDataFormat
 from gptrio.pipelines.formats import PipedPipelineDataFormat as PipedPipelineDataFormat
@@ -67,7 +68,7 @@ class Pipeline(ABC, Pushable):
     Args:
         model: a model of this package.
         tokenizer: its tokenizer.
-        framework: "pt".
+        framework: "pt", or "flax" for a Flax model; that of the model by default.
         task: name of the task.
         device: see `gptrio.pipelines.devices.choose_device`; the model is moved there.
         args_parser: the `ArgumentHandler` of calls, for pipelines that have one.
@@ -114,13 +115,13 @@ class Pipeline(ABC, Pushable):
         for name in ("torch_dtype", "dtype"):
             kwargs.pop(name, None)
         self._args_parser = kwargs.pop("args_parser", None) or self._args_parser
-        if framework not in (None, "pt"):
-            raise UnsupportedError(f"framework={framework!r} is not supported; pipelines run torch models ('pt')")
+        framework = framework_of(model, framework)
+        model = FlaxModelForPipelines(model) if is_flax(model) else model
         if isinstance(model, type) or not hasattr(model, "device"):
             raise InputError(
                 f"model is {short(model)}; expected a loaded model. pipeline(task, name) loads one by its name"
             )
-        self.task, self.model, self.tokenizer, self.framework = task, model, tokenizer, "pt"
+        self.task, self.model, self.tokenizer, self.framework = task, model, tokenizer, framework
         self.feature_extractor, self.image_processor, self.processor = feature_extractor, image_processor, processor
         self.modelcard, self.binary_output, self.call_count = modelcard, binary_output, 0
         self.device = choose_device(model, device)

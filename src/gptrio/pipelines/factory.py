@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from gptrio.config import AutoConfig, PretrainedConfig
-from gptrio.errors import CheckpointNotFoundError, GptrioWarning, OptionError, UnsupportedError
+from gptrio.errors import CheckpointNotFoundError, GptrioWarning, OptionError
 from gptrio.hub import HubOptions
 from gptrio.models.base.adapters import adapted_model
 from gptrio.pipelines.base import Pipeline
+from gptrio.pipelines.flax_models import flax_arguments, flax_class, framework_of
 from gptrio.pipelines.tasks import Task, check_heads, find_task, infer_task
 from gptrio.tokenization.auto import AutoTokenizer
 from gptrio.utils import logging
@@ -48,7 +49,7 @@ def pipeline(
         config: folder, hub id or configuration of the model, in place of the one beside its weights.
         tokenizer: folder, hub id, tokenizer, or a name and a dictionary of arguments; the model's own by default.
         feature_extractor, image_processor, processor: kept as attributes.
-        framework: "pt".
+        framework: "pt", or "flax" to load a Flax model; by default that of `model`, or "pt" for a name.
         revision: branch, tag or commit of a hub repository.
         use_fast: take the fast tokenizer where there is one.
         token: hub access token.
@@ -73,8 +74,7 @@ def pipeline(
         >>> generator = pipeline("text-generation", "gptrio/stdlib-gpt2")
         >>> text = generator("import os", max_new_tokens=5)[0]["generated_text"]
     """
-    if framework not in (None, "pt"):
-        raise UnsupportedError(f"framework={framework!r} is not supported; pipelines run torch models ('pt')")
+    framework = framework_of(model, framework)
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     arguments = _model_arguments(dict(model_kwargs or {}), device, device_map, dtype, kwargs)
     hub |= {name: arguments[name] for name in ("cache_dir", "local_files_only") if name in arguments}
@@ -88,7 +88,9 @@ def pipeline(
     check_heads(full, classes, model if isinstance(model, str) else classes[0])
     chosen = pipeline_class or row.pipeline_class()
     if isinstance(model, str):
-        model = _load_model(row, model, {**arguments, **hub, **({} if config is None else {"config": config})})
+        model = _load_model(
+            row, model, {**arguments, **hub, **({} if config is None else {"config": config})}, framework
+        )
     if chosen._load_tokenizer is not False:
         tokenizer = _load_tokenizer(tokenizer, source, use_fast, hub, chosen._load_tokenizer is True)
     given = {
@@ -99,7 +101,7 @@ def pipeline(
         "device": device,
     }
     kwargs.update({key: value for key, value in given.items() if value is not None})
-    built: Pipeline = chosen(model=model, framework="pt", task=task or full, **kwargs)
+    built: Pipeline = chosen(model=model, framework=framework, task=task or full, **kwargs)
     return built
 
 
@@ -155,11 +157,14 @@ def _described(model: Any, config: Any, hub: dict[str, Any]) -> tuple[list[str],
     return list(config.architectures or []), model
 
 
-def _load_model(row: Task, model: str, arguments: dict[str, Any]) -> Any:
+def _load_model(row: Task, model: str, arguments: dict[str, Any], framework: str) -> Any:
+    cls = row.model_class()
+    if framework == "flax":
+        cls, arguments = flax_class(row.auto_class), flax_arguments(arguments)
     with warnings.catch_warnings():
         if row.auto_class == "AutoModel":  # a backbone leaves out the head's weights
             warnings.filterwarnings("ignore", "[^;]* in the checkpoint but not in the model", GptrioWarning)
-        return row.model_class().from_pretrained(model, **arguments)
+        return cls.from_pretrained(model, **arguments)
 
 
 def _load_tokenizer(tokenizer: Any, source: str | None, use_fast: bool, hub: dict[str, Any], is_needed: bool) -> Any:
