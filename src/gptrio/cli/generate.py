@@ -217,8 +217,9 @@ def fitting_limit(positions: int | None, length: int, limit: int) -> int:
     if not 0 < free < limit:
         return limit
     warn(
-        f"max_new_tokens={limit} is more than fits: {length} tokens of prompt leave room for {free} in the model's "
-        f"{positions} positions, where the text will end; overflow='truncate_left' drops the first tokens of the prompt"
+        f"max_new_tokens={limit} is more than fits: a prompt of {counted(length, 'token')} leaves room for {free} in "
+        f"the model's {positions} positions, where the text will end; "
+        "overflow='truncate_left' drops the first tokens of the prompt"
     )
     return free
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,7 +12,7 @@ from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import choose_device, sampling_options
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import decode_arguments, is_piped, print_json
+from gptrio.cli.text import decode_arguments, is_piped, is_unicode
 from gptrio.errors import OptionError
 
 TEXT_GENERATION = "text-generation"
@@ -106,7 +106,7 @@ def run(
         reader = PipelineDataFormat.from_str(kind, output, path, column or built.default_input_names, overwrite)
         found = results(built, reader, **generation, **given)
         if as_json and output is None:
-            print_json(json.loads(to_json(found)))
+            print(to_json(found, not is_unicode(sys.stdout)), flush=True)
         else:
             reader.save(found)
 

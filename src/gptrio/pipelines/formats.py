@@ -254,9 +254,9 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
     return found
 
 
-def as_json(data: Any) -> str:
-    """Results as JSON; numbers of numpy and torch are plain ones, and characters stay as they are."""
-    return json.dumps(data, ensure_ascii=False, default=lambda value: value.tolist())
+def as_json(data: Any, ensure_ascii: bool = False) -> str:
+    """Results as JSON; numbers of numpy and torch are plain ones, and characters stay as they are unless told."""
+    return json.dumps(data, ensure_ascii=ensure_ascii, default=lambda value: value.tolist())
 
 
 def _as_json_lines(data: Any) -> str:

@@ -261,7 +261,7 @@ def test_more_tokens_than_fit_are_warned_of_at_once_and_the_text_ends_with_the_c
     assert (code, done[0]["tokens"], done[0]["finish_reason"]) == (0, 5, "length")
     assert done == completion(generate, *arguments, "-n", "5")["completions"]
     assert err.startswith(
-        f"gptrio: warning: --max-new-tokens {asked} is more than fits: 60 tokens of prompt leave room"
+        f"gptrio: warning: --max-new-tokens {asked} is more than fits: a prompt of 60 tokens leaves room"
     )
     assert "for 5 in the model's 64 positions" in err and "--overflow truncate_left drops" in err
     assert err.count("\n") == 1
