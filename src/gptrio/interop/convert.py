@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptrio.checkpoint.locate import SAFETENSORS_NAME
-from gptrio.checkpoint.shards import remove_stale
 from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, OptionError, warn
-from gptrio.hub import HubOptions
+from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
 from gptrio.interop.linear_layout import WRAPPERS, LinearLayout, read_linear_layout
 
-_COPIED = (
-    *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
-    *("added_tokens.json", "chat_template.jinja"),
-)
-_TEMPLATES = "additional_chat_templates"
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 _FAR = 1e-9  # most that two forwards in float64 differ by, of the largest logit
 
@@ -70,22 +59,19 @@ def convert(
     layout = read_linear_layout(Path(source), heads, activation) if is_file else None
     model = _load(source) if layout is None else _build(layout)
     copied = tokenizer or (None if is_file else source)
-    with _beside(target) as folder:
+    with folder_beside(target) as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
         gap = _prove(model, layout, folder)
         if copied is not None:
-            _copy_tokenizer(copied, folder, is_required=tokenizer is not None)
-        files = _move(folder, target)
+            copy_tokenizer(copied, folder, is_required=tokenizer is not None)
+        files = move_folder(folder, target)
     return Conversion(model.config.model_type if layout is None else layout.kind, files, gap)
 
 
 def _check(source: str, target: Path, overwrite: bool, heads: int | None, activation: str | None) -> None:
     """Refuse what cannot be converted before anything is read."""
     path = Path(source)
-    if target.exists() and not target.is_dir():
-        raise CheckpointError(f"{target} is a file; give a folder to write")
-    if target.is_dir() and any(target.iterdir()) and not overwrite:
-        raise CheckpointError(f"{target} exists and is not empty; give another folder, or overwrite=True")
+    check_target(target, overwrite)
     if path.is_file() and path.suffix not in _TORCH_SUFFIXES:
         raise CheckpointNotFoundError(
             f"{source!r} is no torch file of nanoGPT or minGPT ({', '.join(_TORCH_SUFFIXES)}); for other models give "
@@ -147,46 +133,3 @@ def _prove(model: Any, layout: LinearLayout | None, folder: Path) -> float:
 
 def _outputs(model: Any, ids: Tensor) -> list[Tensor]:
     return [x for x in model(ids, use_cache=False, return_dict=True).to_tuple() if isinstance(x, Tensor)]
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """Yield a new folder on the file system of the target, which is removed at the end if it has not been moved."""
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
-    try:
-        place = tempfile.TemporaryDirectory(dir=parent, prefix=f".{target.name}.")
-    except OSError as error:
-        reason = (error.strerror or "").lower()
-        raise CheckpointError(f"{target} cannot be written: {parent}: {reason}; give another folder") from error
-    with place as outer:
-        folder = Path(outer, "model")
-        folder.mkdir()  # with the permissions of a new folder, unlike the one around it
-        yield folder
-
-
-def _copy_tokenizer(name: str, folder: Path, is_required: bool) -> None:
-    """Copy the files of a tokenizer; raises CheckpointNotFoundError if one is required and has none."""
-    options = HubOptions()
-    templates = [f"{_TEMPLATES}/{file}" for file in options.list_folder(name, _TEMPLATES)]
-    found = {file: path for file in (*_COPIED, *templates) if (path := options.find(name, file)) is not None}
-    if is_required and not found:
-        raise CheckpointNotFoundError(f"{name!r} has no tokenizer: none of {', '.join(_COPIED)}")
-    for file, path in found.items():
-        (folder / file).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / file)
-
-
-def _move(folder: Path, target: Path) -> list[Path]:
-    """Move a folder to its place: as a whole to a new one, else file by file, weights that are replaced removed."""
-    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    if target.is_dir() and any(target.iterdir()):
-        for name in names:
-            (target / name).parent.mkdir(exist_ok=True)
-            (folder / name).replace(target / name)
-        remove_stale(target, SAFETENSORS_NAME, None, keep={name.name for name in names})
-    else:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            target.rmdir()
-        folder.replace(target)
-    return [target / name for name in names]

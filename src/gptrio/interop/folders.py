@@ -1,0 +1,71 @@
+"""Folders of checkpoints that appear as a whole: written beside their place, with the tokenizer's files, then moved."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gptrio.checkpoint.locate import SAFETENSORS_NAME
+from gptrio.checkpoint.shards import remove_stale
+from gptrio.errors import CheckpointError, CheckpointNotFoundError
+from gptrio.hub import HubOptions
+
+_COPIED = (
+    *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
+    *("added_tokens.json", "chat_template.jinja"),
+)
+_TEMPLATES = "additional_chat_templates"
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Raise CheckpointError unless a folder can be written: it is new, empty, or to be overwritten."""
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target} is a file; give a folder to write")
+    if target.is_dir() and any(target.iterdir()) and not overwrite:
+        raise CheckpointError(f"{target} exists and is not empty; give another folder, or overwrite=True")
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Yield a new folder on the file system of the target, which is removed at the end if it has not been moved."""
+    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    try:
+        place = tempfile.TemporaryDirectory(dir=parent, prefix=f".{target.name}.")
+    except OSError as error:
+        reason = (error.strerror or "").lower()
+        raise CheckpointError(f"{target} cannot be written: {parent}: {reason}; give another folder") from error
+    with place as outer:
+        folder = Path(outer, "model")
+        folder.mkdir()  # with the permissions of a new folder, unlike the one around it
+        yield folder
+
+
+def copy_tokenizer(name: str, folder: Path, is_required: bool) -> None:
+    """Copy the files of a tokenizer; raises CheckpointNotFoundError if one is required and has none."""
+    options = HubOptions()
+    templates = [f"{_TEMPLATES}/{file}" for file in options.list_folder(name, _TEMPLATES)]
+    found = {file: path for file in (*_COPIED, *templates) if (path := options.find(name, file)) is not None}
+    if is_required and not found:
+        raise CheckpointNotFoundError(f"{name!r} has no tokenizer: none of {', '.join(_COPIED)}")
+    for file, path in found.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / file)
+
+
+def move_folder(folder: Path, target: Path) -> list[Path]:
+    """Move a folder to its place: as a whole to a new one, else file by file, weights that are replaced removed."""
+    names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    if target.is_dir() and any(target.iterdir()):
+        for name in names:
+            (target / name).parent.mkdir(exist_ok=True)
+            (folder / name).replace(target / name)
+        remove_stale(target, SAFETENSORS_NAME, None, keep={name.name for name in names})
+    else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.is_dir():
+            target.rmdir()
+        folder.replace(target)
+    return [target / name for name in names]

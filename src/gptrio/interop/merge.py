@@ -1,0 +1,108 @@
+"""An adapter merged into the weights of its model, with a proof that the merged model computes the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gptrio.errors import CheckpointError, CheckpointNotFoundError, OptionError
+from gptrio.hub import HubOptions
+from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
+from gptrio.models.base.adapters import enable_peft
+
+_FAR = 1e-4  # most that logits in float32 may differ by, of the largest one
+_CLASSES = {
+    "CAUSAL_LM": "AutoModelForCausalLM",
+    "SEQ_CLS": "AutoModelForSequenceClassification",
+    "TOKEN_CLS": "AutoModelForTokenClassification",
+    "QUESTION_ANS": "AutoModelForQuestionAnswering",
+    "FEATURE_EXTRACTION": "AutoModel",
+    None: "AutoModelForCausalLM",
+}
+
+
+class Merge(NamedTuple):
+    """What was done.
+
+    Attributes:
+        files: written into the target.
+        difference: of the logits of the adapted and the merged model in float32, over the largest one.
+    """
+
+    files: list[Path]
+    difference: float
+
+
+def merge(model: str, adapter: str, target: Path, overwrite: bool = False, max_shard_size: int | str = "5GB") -> Merge:
+    """Write a model in float32 with an adapter's weights added to its own, once the files give the adapted logits.
+
+    Args:
+        model: folder or hub name of the model that the adapter was trained on.
+        adapter: folder or hub name of an adapter as PEFT saves it.
+        target: folder, made if need be.
+        overwrite: write into a folder that is not empty.
+        max_shard_size: bytes, or text such as "500MB".
+
+    Raises:
+        CheckpointError: the target is not empty, or the logits differ.
+        OptionError: the adapter's method has no merged form, such as prompt tuning.
+        MissingDependencyError: PEFT is not installed.
+    """
+    check_target(target, overwrite)
+    enable_peft()
+    adapted = load_adapted(model, adapter)
+    if not hasattr(adapted, "merge_and_unload"):
+        kind = next(iter(adapted.peft_config.values())).peft_type.value
+        raise OptionError(f"{adapter!r} is an adapter of {kind}, which no weights can hold; use it beside its model")
+    with folder_beside(target) as folder:
+        ids = _sample(adapted.config)
+        before = _logits(adapted, ids)
+        merged = adapted.merge_and_unload()
+        merged.save_pretrained(folder, max_shard_size=max_shard_size)
+        written = type(merged).from_pretrained(folder, dtype="auto").eval()
+        after = _logits(written, ids)
+        gap = ((after - before).abs().max() / before.abs().max()).item()
+        if not gap <= _FAR:
+            raise CheckpointError(
+                f"the merged files differ from the adapted model by {gap:.1e} of the logits; nothing was kept"
+            )
+        for source in (adapter, model):
+            if HubOptions().find(source, "tokenizer_config.json") is not None:
+                copy_tokenizer(source, folder, is_required=False)
+                break
+        return Merge(move_folder(folder, target), gap)
+
+
+def load_adapted(model: str, adapter: str) -> Any:
+    """A model in float32 with an adapter of PEFT around it, in the class that the adapter's task names.
+
+    Raises:
+        CheckpointNotFoundError: there is no adapter.
+    """
+    import peft
+
+    import gptrio
+
+    if HubOptions().find(adapter, "adapter_config.json") is None:
+        raise CheckpointNotFoundError(f"{adapter!r} holds no adapter: there is no adapter_config.json")
+    config = peft.PeftConfig.from_pretrained(adapter)
+    cls = getattr(gptrio, _CLASSES[getattr(config.task_type, "value", config.task_type)])
+    source = (
+        adapter if HubOptions().find(adapter, "config.json") is not None else model
+    )  # labels of a head that was trained
+    base = cls.from_pretrained(model, config=gptrio.AutoConfig.from_pretrained(source), dtype=torch.float32)
+    return peft.PeftModel.from_pretrained(base, adapter).eval()
+
+
+def _sample(config: Any) -> Tensor:
+    length = min(config.max_position_embeddings, 32)
+    return torch.randint(config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def _logits(model: Any, ids: Tensor) -> Tensor:
+    out = model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    return torch.cat([x.float().flatten() for x in out.to_tuple() if isinstance(x, Tensor)])
