@@ -137,6 +137,7 @@ from gptrio.training.enums import SchedulerType as SchedulerType
 from gptrio.training.results import EvalPrediction as EvalPrediction
 from gptrio.training.state import TrainerControl as TrainerControl
 from gptrio.training.state import TrainerState as TrainerState
+from gptrio.training.trainer import Trainer as Trainer
 from gptrio.utils import logging as logging
 from gptrio.utils.installed import is_apex_available as is_apex_available
 from gptrio.utils.installed import is_av_available as is_av_available

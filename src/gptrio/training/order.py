@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, Sampler
@@ -57,15 +57,16 @@ def lengths_of(dataset: Any, column: str, model_input_name: str = "input_ids") -
 
 
 class EpochSampler(Sampler[int]):
-    """Reads rows in an order that depends on the epoch, from a place on.
+    """Reads rows in an order that depends on a seed and the epoch, from a place on.
 
     Args:
         length: number of rows.
-        order: the order of an epoch.
+        order: the order that a seed and an epoch give.
+        seed: of the run.
     """
 
-    def __init__(self, length: int, order: Callable[[int], list[int]]) -> None:
-        self.length, self.order = length, order
+    def __init__(self, length: int, order: Callable[[int, int], list[int]], seed: int) -> None:
+        self.length, self.order, self.seed = length, order, seed
         self.epoch = self.start = 0
 
     def __len__(self) -> int:
@@ -74,11 +75,18 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         """The rows of the epoch that are left."""
-        return iter(self.order(self.epoch)[self.start :])
+        return iter(self.order(self.seed, self.epoch)[self.start :])
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the beginning of an epoch."""
         self.epoch, self.start = epoch, 0
+
+
+def sampler_of(loader: Any) -> EpochSampler | None:
+    """The sampler of a loader if it is one of this project, so that any place in its order can be reached at once."""
+    sampler = getattr(loader, "sampler", None)
+    is_known = isinstance(loader, DataLoader) and isinstance(sampler, EpochSampler) and loader.batch_size is not None
+    return sampler if is_known else None
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -92,9 +100,9 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 def batches_from(loader: Iterable[Any], index: int) -> Iterator[Any]:
     """The batches of an epoch from number `index` on; those before it are read only if the sampler is another's."""
-    sampler = getattr(loader, "sampler", None)
-    if isinstance(loader, DataLoader) and isinstance(sampler, EpochSampler) and loader.batch_size is not None:
-        sampler.start = index * loader.batch_size
+    sampler = sampler_of(loader)
+    if sampler is not None:
+        sampler.start = index * cast(Any, loader).batch_size
         return iter(loader)
     batches = iter(loader)
     for _ in range(index):  # at once, so that what the loader draws is drawn before training goes on

@@ -42,7 +42,7 @@ def test_nothing_has_an_order_too():
 
 def loader(shuffled_by_us: bool = True) -> DataLoader:
     rows = list(range(11))
-    sampler = EpochSampler(11, lambda epoch: epoch_order(11, 7, epoch))
+    sampler = EpochSampler(11, lambda seed, epoch: epoch_order(11, seed, epoch), seed=7)
     return DataLoader(rows, batch_size=3, sampler=sampler) if shuffled_by_us else DataLoader(rows, batch_size=3)
 
 
@@ -70,7 +70,7 @@ def test_a_place_is_reached_without_reading_what_lies_before_it():
             read.append(index)
             return index
 
-    sampler = EpochSampler(8, lambda epoch: epoch_order(8, 0, epoch))
+    sampler = EpochSampler(8, lambda seed, epoch: epoch_order(8, seed, epoch), seed=0)
     list(batches_from(DataLoader(Rows(), batch_size=2, sampler=sampler), 3))
     assert read == epoch_order(8, 0, 0)[6:]
 

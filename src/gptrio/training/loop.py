@@ -1,0 +1,199 @@
+"""The loop of training: epochs, updates of several batches, clipping, the optimizer's step, the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from gptrio.errors import warn
+from gptrio.training import random_states
+from gptrio.training.enums import SaveStrategy
+from gptrio.training.interruption import Interruption
+from gptrio.training.losses import batch_weights
+from gptrio.training.order import batches_from, sampler_of, set_epoch
+from gptrio.training.precision import SingleProcess
+from gptrio.training.snapshot import Position
+
+
+@dataclass
+class Plan:
+    """How long a run is; the fields are those of `Trainer.set_initial_training_values`.
+
+    Attributes:
+        epochs: begun at least.
+        updates_per_epoch: the last one may have fewer batches.
+        examples: rows of the data set.
+        samples: rows of all epochs.
+        is_epoch_based: whether the number of epochs is given, rather than that of updates.
+        batches: of an epoch; None if that is unknown.
+        max_steps: updates in all.
+    """
+
+    epochs: int
+    updates_per_epoch: int
+    examples: int
+    samples: float
+    is_epoch_based: bool
+    batches: int | None
+    max_steps: int
+
+
+class TrainingLoop:
+    """One run over the epochs that are left.
+
+    Args:
+        trainer: `Trainer`, whose methods and callbacks are called.
+        model: as it is called, maybe wrapped.
+        loader: of the training batches.
+        plan: how long the run is.
+        interruption: tells of a signal.
+        start_time: of the run, for the speed in the log.
+        ignore_keys_for_eval: see `Trainer.train`.
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        model: Any,
+        loader: Any,
+        plan: Plan,
+        interruption: Interruption,
+        start_time: float,
+        ignore_keys_for_eval: list[str] | None = None,
+    ) -> None:
+        self.trainer, self.model, self.loader, self.plan = trainer, model, loader, plan
+        self.interruption, self.start_time = interruption, start_time
+        self.ignored = ignore_keys_for_eval
+        self.grad_norm: Any = None
+        self.learning_rate: float | None = None
+
+    def run(self) -> None:
+        """Train until the last epoch ends, a callback stops the run, or a signal comes."""
+        for epoch in range(self.trainer._position.epoch, self.plan.epochs):
+            self._run_epoch(epoch)
+            if self.trainer.control.should_training_stop or self.interruption.signal is not None:
+                break
+
+    def _run_epoch(self, epoch: int) -> None:
+        trainer, args = self.trainer, self.trainer.args
+        accumulated = args.gradient_accumulation_steps
+        total = args.max_steps * accumulated if self.plan.batches is None else self.plan.batches
+        set_epoch(self.loader, epoch)
+        trainer.control = trainer.callback_handler.on_epoch_begin(args, trainer.state, trainer.control)
+        done = trainer._position.index
+        batches = self._batches(done)
+        while done < total and not self._has_stopped():
+            group, items = trainer.get_batch_samples(batches, min(accumulated, total - done), args.device)
+            if not group:
+                break
+            done += len(group)
+            self._update(group, items, Position(epoch, done, trainer._position.seed), total)
+        if self.interruption.signal is not None:
+            return
+        if done == 0:
+            warn(
+                f"the training data had no batch in epoch {epoch}, so training stops at update "
+                f"{trainer.state.global_step} of {self.plan.max_steps}"
+            )
+            trainer.control.should_training_stop = True
+        if done >= total or not trainer.control.should_training_stop:
+            trainer._position = Position(epoch + 1, 0, trainer._position.seed)
+        trainer.control = trainer.callback_handler.on_epoch_end(args, trainer.state, trainer.control)
+        self._log_save_evaluate(epoch)
+
+    def _batches(self, done: int) -> Iterator[Any]:
+        """The batches of the epoch that are left; on resuming, the random generators then go on as they did."""
+        trainer = self.trainer
+        is_known = sampler_of(self.loader) is not None
+        if done and not is_known and trainer._epoch_random is not None:
+            random_states.restore(trainer._epoch_random)  # for the order that another's sampler draws
+        trainer._epoch_random = None if is_known else random_states.gather()
+        batches = batches_from(self.loader, done)
+        if trainer._resumed_random is not None:
+            random_states.restore(trainer._resumed_random)
+            trainer._resumed_random = None
+        return batches
+
+    def _has_stopped(self) -> bool:
+        control = self.trainer.control
+        is_asked = control.should_epoch_stop or control.should_training_stop
+        return is_asked or self.interruption.signal is not None
+
+    def _update(self, group: list[Any], items: Tensor | None, place: Position, total: int) -> None:
+        """Compute the gradients of a group of batches, take the optimizer's step, and do what the callbacks ask for."""
+        trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
+        trainer.current_gradient_accumulation_steps = len(group)
+        weights = batch_weights(group, trainer._predicts_next_tokens)
+        trainer.control = handler.on_step_begin(args, trainer.state, trainer.control)
+        for i, (inputs, weight) in enumerate(zip(group, weights, strict=True)):
+            trainer._batch_weight = weight
+            self._add_gradients(inputs, items, is_last=i == len(group) - 1)
+            if i < len(group) - 1:
+                trainer.control = handler.on_substep_end(args, trainer.state, trainer.control)
+                if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
+                    return
+        self._step()
+        trainer.state.global_step += 1
+        trainer.state.epoch = place.epoch + place.index / total
+        trainer._position = place
+        trainer.control = handler.on_step_end(args, trainer.state, trainer.control)
+        if self.interruption.signal is not None:
+            trainer.control.should_save = args.save_strategy != SaveStrategy.NO
+        self._log_save_evaluate(place.epoch)
+
+    def _add_gradients(self, inputs: Any, items: Tensor | None, is_last: bool) -> None:
+        trainer, args = self.trainer, self.trainer.args
+        if args.include_num_input_tokens_seen:
+            trainer._count_tokens(inputs)
+        with _sync_at_end(trainer.accelerator, self.model, is_last):
+            loss = trainer.training_step(self.model, inputs, items)
+        if args.logging_nan_inf_filter and not torch.isfinite(loss):
+            since = trainer.state.global_step - trainer._globalstep_last_logged
+            loss = trainer._unlogged_loss / (1 + since)  # the mean of the others
+        trainer._unlogged_loss += loss
+        trainer.current_flos += float(trainer.floating_point_ops(inputs))
+
+    def _step(self) -> None:
+        """Clip the gradients, take the optimizer's step and the schedule's, and forget the gradients."""
+        trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
+        accelerator = trainer.accelerator
+        is_single = isinstance(accelerator, SingleProcess)
+        if args.max_grad_norm is not None and args.max_grad_norm > 0:
+            options = {"optimizer": trainer.optimizer} if is_single else {}
+            self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm, **options)
+        trainer.control = handler.on_pre_optimizer_step(args, trainer.state, trainer.control)
+        if is_single:
+            accelerator.step(trainer.optimizer)
+        else:
+            trainer.optimizer.step()
+        trainer.control = handler.on_optimizer_step(args, trainer.state, trainer.control)
+        self.learning_rate = trainer._get_learning_rate()
+        is_by_metric = isinstance(trainer.lr_scheduler, ReduceLROnPlateau)  # it steps after an evaluation
+        if not accelerator.optimizer_step_was_skipped and not is_by_metric:
+            trainer.lr_scheduler.step()
+        self.model.zero_grad()
+
+    def _log_save_evaluate(self, epoch: int) -> None:
+        self.trainer._maybe_log_save_evaluate(
+            self.trainer._unlogged_loss,
+            self.grad_norm,
+            self.model,
+            None,
+            epoch,
+            self.ignored,
+            self.start_time,
+            learning_rate=self.learning_rate,
+        )
+
+
+def _sync_at_end(accelerator: Any, model: Any, is_last: bool) -> AbstractContextManager[Any]:
+    """Between processes, gradients are summed in the last batch of an update alone."""
+    if not isinstance(accelerator, SingleProcess):
+        accelerator.gradient_state._set_sync_gradients(is_last)
+    return nullcontext() if is_last else accelerator.no_sync(model)

@@ -1,0 +1,124 @@
+"""What the parts of `Trainer` share: its attributes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from contextlib import AbstractContextManager
+
+    from torch import Tensor
+
+    from gptrio.training.callback_handler import CallbackHandler
+    from gptrio.training.run_folder import RunFolder
+    from gptrio.training.snapshot import Position
+    from gptrio.training.state import TrainerControl, TrainerState
+
+
+class TrainerParts:
+    """Attributes of `Trainer`, which its parts read and set; the names are those of Transformers 4.56.
+
+    Attributes:
+        args: `TrainingArguments`.
+        model: the model itself.
+        model_wrapped: what the forward pass calls: the model, or what wraps it.
+        optimizer, lr_scheduler: None until training begins, unless they were given.
+        state, control: where the run is, and what is to happen next.
+        accelerator: accelerate's `Accelerator`, or a `SingleProcess`.
+        is_in_train: whether `train` is running.
+        label_names: inputs that are labels.
+        label_smoother: the loss of label smoothing, or None.
+        model_accepts_loss_kwargs: whether the model takes `num_items_in_batch` and divides its loss by it.
+        current_gradient_accumulation_steps: batches of the update that is being computed.
+    """
+
+    args: Any
+    model: Any
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
+    state: TrainerState
+    control: TrainerControl
+    callback_handler: CallbackHandler
+    accelerator: Any
+    processing_class: Any
+    data_collator: Callable[[list[Any]], Any]
+    train_dataset: Any
+    eval_dataset: Any
+    compute_metrics: Callable[..., dict[str, Any]] | None
+    preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None
+    compute_loss_func: Callable[..., Any] | None
+    label_smoother: Any
+    label_names: list[str]
+    can_return_loss: bool
+    model_accepts_loss_kwargs: bool
+    current_gradient_accumulation_steps: int
+    current_flos: float
+    is_in_train: bool
+    hub_model_id: str | None
+    optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None
+    _train_batch_size: int
+    _created_lr_scheduler: bool
+    _signature_columns: list[str] | None
+    _batch_weight: float
+    _total_loss_scalar: float
+    _globalstep_last_logged: int
+    _run_folder: RunFolder
+    _position: Position
+    _unlogged_loss: Tensor
+    _epoch_random: Mapping[str, Any] | None
+    _resumed_random: Mapping[str, Any] | None
+    _forward_options: dict[str, Any]
+    _predicts_next_tokens: bool
+    _is_prepared: bool
+
+    # methods that one part has and others call
+    compute_loss: Callable[..., Any]
+    compute_loss_context_manager: Callable[..., AbstractContextManager[Any]]
+    _computes_loss_alone: Callable[..., bool]
+    _prepare_input: Callable[..., Any]
+    _prepare_inputs: Callable[..., Any]
+    _wrap_model: Callable[..., Any]
+    get_eval_dataloader: Callable[..., Any]
+    get_test_dataloader: Callable[..., Any]
+    log: Callable[..., None]
+    num_examples: Callable[..., int]
+    save_model: Callable[..., None]
+    push_to_hub: Callable[..., Any]
+    _push_from_checkpoint: Callable[..., None]
+    create_optimizer_and_scheduler: Callable[..., Any]
+    get_num_trainable_parameters: Callable[..., Any]
+    get_train_dataloader: Callable[..., Any]
+    num_tokens: Callable[..., Any]
+    evaluate: Callable[..., Any]
+    call_model_init: Callable[..., Any]
+    _set_model: Callable[..., Any]
+    _align_special_tokens: Callable[..., Any]
+    _is_cast_for_evaluation: Callable[..., Any]
+    _move_model_to_device: Callable[..., Any]
+    _checkpoint_to_resume: Callable[..., Any]
+    _load_from_checkpoint: Callable[..., Any]
+    _load_state: Callable[..., Any]
+    _load_best_model: Callable[..., Any]
+    _determine_best_metric: Callable[..., Any]
+    _save_checkpoint: Callable[..., Any]
+    _stateful: Callable[..., Any]
+    store_flos: Callable[..., Any]
+    _nested_gather: Callable[..., Any]
+    _finish_current_push: Callable[..., Any]
+    _get_learning_rate: Callable[..., Any]
+
+    def is_local_process_zero(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return bool(self.args.local_process_index == 0)
+
+    def is_world_process_zero(self) -> bool:
+        """Whether this is the first process of all."""
+        return bool(self.args.process_index == 0)
+
+
+def innermost(model: Any) -> Any:
+    """The model inside a PEFT model; any other model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -1,0 +1,116 @@
+"""The device and the number formats of a run in one process."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptrio.errors import OptionError, import_optional, warn
+
+_log = logging.getLogger(__name__)
+
+
+class SingleProcess:
+    """What `Trainer` needs of accelerate's `Accelerator`, for a run in one process, which works without accelerate.
+
+    Weights and the optimizer stay in float32; with bf16 or fp16, matrix products are computed in it (autocast).
+
+    Args:
+        device: of the run.
+        dtype: of matrix products; None is that of the weights.
+
+    Raises:
+        OptionError: fp16 on a processor.
+    """
+
+    num_processes, process_index, local_process_index = 1, 0, 0
+    is_main_process = is_local_main_process = sync_gradients = True
+
+    def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        if dtype == torch.float16 and device.type == "cpu":
+            raise OptionError("fp16=True needs a GPU; use bf16=True on a processor")
+        if dtype == torch.bfloat16 and device.type == "cpu":
+            _tell_of_bfloat16()
+        self.device, self.dtype = device, dtype
+        self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
+        self.optimizer_step_was_skipped = False
+
+    def prepare(self, *objects: Any) -> Any:
+        """The objects as they are."""
+        return objects[0] if len(objects) == 1 else objects
+
+    def unwrap_model(self, model: Any, **options: Any) -> Any:
+        """The model inside what wraps it: a compiled form, or data parallelism."""
+        inner = getattr(model, "_orig_mod", getattr(model, "module", model))
+        return model if inner is model or not isinstance(inner, nn.Module) else self.unwrap_model(inner)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The context in which a model and its loss are computed."""
+        return nullcontext() if self.dtype is None else torch.autocast(self.device.type, self.dtype)
+
+    def no_sync(self, model: Any) -> AbstractContextManager[Any]:
+        """Nothing to leave out, as there are no other processes."""
+        return nullcontext()
+
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Add the gradients of a loss; with fp16 they are scaled up, so that small ones do not become zero."""
+        scaled: Any = loss if self.scaler is None else self.scaler.scale(loss)
+        scaled.backward(**options)
+
+    def clip_grad_norm_(
+        self, parameters: Iterable[Tensor], max_norm: float, norm_type: float = 2.0, optimizer: Any = None
+    ) -> Tensor:
+        """Shrink the gradients to a norm and return the norm that they had."""
+        if self.scaler is not None and optimizer is not None:
+            self.scaler.unscale_(optimizer)
+        return nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+
+    def step(self, optimizer: Any) -> None:
+        """Take the optimizer's step; with fp16, not if a gradient is infinite, and the scale is adapted."""
+        if self.scaler is None:
+            optimizer.step()
+            return
+        before = self.scaler.get_scale()
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.optimizer_step_was_skipped = self.scaler.get_scale() < before
+
+    def gather(self, tensor: Any, *args: Any, **options: Any) -> Any:
+        """The tensors of all processes: those of this one."""
+        return tensor
+
+    gather_for_metrics = reduce = pad_across_processes = gather
+
+    def wait_for_everyone(self) -> None:
+        """Return, as nobody else is there."""
+
+    def free_memory(self, *objects: Any) -> list[Any]:
+        """Forget nothing, as nothing is kept."""
+        return list(objects)
+
+
+def make_accelerator(args: Any) -> Any:
+    """The device and number formats of a run; accelerate's, where there are several processes.
+
+    Raises:
+        MissingDependencyError: accelerate is needed, and not installed.
+    """
+    if args.world_size == 1 and not args.fsdp:
+        dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+        return SingleProcess(args.device, dtype)
+    accelerate = import_optional("accelerate", "several processes need accelerate; pip install 'gptrio[train]'")
+    return accelerate.Accelerator(mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else "no")
+
+
+def _tell_of_bfloat16() -> None:
+    if torch.cpu._is_amx_tile_supported():
+        _log.info("bf16: this processor multiplies bfloat16 matrices in tiles (AMX)")
+    elif torch.cpu._is_avx512_bf16_supported():
+        _log.info("bf16: this processor has products of bfloat16 vectors (AVX512-BF16)")
+    else:
+        warn("this processor has no bfloat16 products (AMX, AVX512-BF16), so that bf16=True is slower than float32")

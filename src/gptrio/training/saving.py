@@ -1,0 +1,223 @@
+"""The part of `Trainer` that saves and restores: models, checkpoints, the best model."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptrio.errors import InputError, OptionError, warn
+from gptrio.training import random_states
+from gptrio.training.manifest import MANIFEST, verify_checkpoint, warn_of_changes
+from gptrio.training.order import has_length, sampler_of
+from gptrio.training.parts import TrainerParts
+from gptrio.training.snapshot import Position, load_snapshot, save_snapshot
+from gptrio.training.state import ExportableState, TrainerControl, TrainerState
+from gptrio.training.weights import restore_weights, save_weights
+
+_log = logging.getLogger(__name__)
+TRAINER_STATE_NAME = "trainer_state.json"
+
+
+class SavingMixin(TrainerParts):
+    """Files of a run; each method can be overridden."""
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the model, and the tokenizer, so that `from_pretrained` reads them.
+
+        Args:
+            output_dir: `args.output_dir` by default.
+            _internal_call: not called by the user, who with `push_to_hub` wants it pushed too.
+        """
+        if self.args.should_save:
+            self._save(self.args.output_dir if output_dir is None else output_dir)
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        folder = self.args.output_dir if output_dir is None else output_dir
+        os.makedirs(folder, exist_ok=True)
+        _log.info(f"saving the model to {folder}")
+        save_weights(self.accelerator.unwrap_model(self.model), folder, state_dict, self.args.save_safetensors)
+        tokenizer = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
+        """Write `checkpoint-STEP`, whole or not at all, and remove older ones beyond the limit."""
+        self.store_flos()
+        step, run_dir = self.state.global_step, self._get_output_dir(trial)
+        if self.state.best_global_step:
+            best = os.path.join(run_dir, f"checkpoint-{self.state.best_global_step}")
+            if self.state.best_global_step == step or os.path.isdir(best):
+                self.state.best_model_checkpoint = best
+        for callback in self._stateful():
+            known, state = self.state.stateful_callbacks.get(type(callback).__name__), callback.state()
+            is_list = isinstance(known, list)  # of several of one class
+            self.state.stateful_callbacks[type(callback).__name__] = [*known, state] if is_list else state
+        best_folder, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        target = self._run_folder.save(step, self._write_checkpoint, self._facts(), limit, best_folder)
+        if self.args.push_to_hub and target is not None:
+            self._push_from_checkpoint(str(target))
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        """Write every file of a checkpoint but its manifest."""
+        self.save_model(str(folder), _internal_call=True)
+        if not self.args.save_only_model:
+            extra = {
+                "loss": self._unlogged_loss.detach().cpu(),
+                "total_loss": self._total_loss_scalar,
+                "last_logged": self._globalstep_last_logged,
+                "epoch_random": self._epoch_random,
+            }
+            save_snapshot(
+                folder,
+                model=self.model,
+                optimizer=self.optimizer,
+                scheduler=self.lr_scheduler,
+                scaler=getattr(self.accelerator, "scaler", None),
+                position=self._position,
+                extra=extra,
+            )
+        if self.args.should_save:
+            self.state.save_to_json(folder / TRAINER_STATE_NAME)
+
+    def _facts(self) -> dict[str, Any]:
+        """What a resumed run has to have in common with this one."""
+        args, dataset = self.args, self.train_dataset
+        return {
+            "train_batch_size": self._train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "rows": len(dataset) if has_length(dataset) else None,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
+        }
+
+    def _stateful(self) -> list[Any]:
+        return [each for each in [*self.callback_handler.callbacks, self.control] if isinstance(each, ExportableState)]
+
+    def _get_output_dir(self, trial: Any = None) -> str:
+        return str(self.args.output_dir)
+
+    def store_flos(self) -> None:
+        """Add the operations since the last call to the state."""
+        self.state.total_flos += self.current_flos
+        self.current_flos = 0
+
+    # resuming -------------------------------------------------------------------------------------------------------
+
+    def _checkpoint_to_resume(self, resume_from_checkpoint: str | os.PathLike[str] | bool | None) -> str | None:
+        """The folder to go on from; a whole one.
+
+        Raises:
+            OptionError: the newest is asked for, but there is none.
+            CheckpointError: the given one is broken, or missing.
+        """
+        if resume_from_checkpoint is None or resume_from_checkpoint is False:
+            return None
+        if resume_from_checkpoint is not True:
+            verify_checkpoint(Path(resume_from_checkpoint))
+            return os.fspath(resume_from_checkpoint)
+        found = self._run_folder.latest()
+        if found is None:
+            raise OptionError(
+                f"there is no checkpoint in {self.args.output_dir} to resume from; train() without "
+                "resume_from_checkpoint begins anew"
+            )
+        return str(found)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Put the weights of a checkpoint into the model."""
+        restore_weights(self.accelerator.unwrap_model(self.model if model is None else model), resume_from_checkpoint)
+
+    def _load_state(self, folder: str, loader: Any, updates_per_epoch: int) -> None:
+        """Restore the run's state, optimizer, schedule, place in the data and random generators."""
+        self.state = TrainerState.load_from_json(Path(folder, TRAINER_STATE_NAME))
+        self._load_callback_state()
+        accumulated = self.args.gradient_accumulation_steps
+        epoch, done = divmod(self.state.global_step, updates_per_epoch)
+        place = Position(epoch, done * accumulated, self._position.seed)
+        if Path(folder, MANIFEST).is_file():
+            warn_of_changes(Path(folder), self._facts())
+        position, extra = load_snapshot(
+            Path(folder),
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.lr_scheduler,
+            scaler=getattr(self.accelerator, "scaler", None),
+        )
+        self._position = place if position is None else position
+        if self.args.ignore_data_skip:
+            self._position.index = 0
+        self._resumed_random = random_states.gather()
+        self._epoch_random = extra.get("epoch_random")
+        unlogged: Tensor = extra.get("loss", self._unlogged_loss)
+        self._unlogged_loss = unlogged.to(self.args.device)
+        self._total_loss_scalar = extra.get("total_loss", 0.0)
+        self._globalstep_last_logged = extra.get("last_logged", self.state.global_step)
+        sampler = sampler_of(loader)
+        if sampler is not None:
+            sampler.seed = self._position.seed
+        _log.info(f"resuming from {folder}: update {self.state.global_step}, {self._position}")
+
+    def _load_callback_state(self) -> None:
+        """Give the callbacks the states of the checkpoint, if `restore_callback_states_from_checkpoint` asks for it."""
+        if not self.args.restore_callback_states_from_checkpoint:
+            return
+        unknown = []
+        for name, saved in self.state.stateful_callbacks.items():
+            present = [each for each in self._stateful() if type(each).__name__ == name]
+            if not present:
+                unknown.append(name)
+            for callback, state in zip(present, saved if isinstance(saved, list) else [saved], strict=False):
+                restored = type(callback).from_state({"args": {}, "attributes": {}, **state})
+                if isinstance(callback, TrainerControl):
+                    self.control = restored
+                else:
+                    callbacks = self.callback_handler.callbacks
+                    callbacks[callbacks.index(callback)] = restored
+        if unknown:
+            warn(f"the checkpoint has states of callbacks that this run does not have: {', '.join(unknown)}")
+
+    # the best model -------------------------------------------------------------------------------------------------
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
+        """Whether an evaluation is the best so far; notes that in the state.
+
+        Raises:
+            InputError: the metric to compare is not among the metrics.
+        """
+        if self.args.metric_for_best_model is None:
+            return False
+        value = metrics[metric_name(self.args.metric_for_best_model, metrics)]
+        best, is_greater = self.state.best_metric, self.args.greater_is_better
+        limit = (float("-inf") if is_greater else float("inf")) if best is None else best
+        self.state.best_metric = limit
+        if not (value > limit if is_greater else value < limit):
+            return False
+        self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+        return True
+
+    def _load_best_model(self) -> None:
+        """Put the weights of the best checkpoint into the model."""
+        folder = self.state.best_model_checkpoint
+        _log.info(f"loading the best model, of {folder} ({self.args.metric_for_best_model} {self.state.best_metric})")
+        restore_weights(self.accelerator.unwrap_model(self.model), str(folder))
+
+
+def metric_name(name: str, metrics: dict[str, float]) -> str:
+    """The key of a metric.
+
+    Raises:
+        InputError: there is no such metric; the message names those that there are.
+    """
+    key = name if name.startswith("eval_") else f"eval_{name}"
+    if key not in metrics:
+        raise InputError(
+            f"metric_for_best_model={name!r} is no metric of the evaluation, which has {', '.join(metrics)}; "
+            "compute_metrics has to return it"
+        )
+    return key
