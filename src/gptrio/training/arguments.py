@@ -18,14 +18,12 @@ from gptrio.training.arguments_setters import ArgumentSetters
 if TYPE_CHECKING:
     from gptrio.training.enums import IntervalStrategy
 
-_OLD_NAMES = {"evaluation_strategy": "eval_strategy"}  # of versions before 4.56
-
 
 class _ArgumentsType(type):
     """Looks at the names of arguments before the class, or one derived from it, is called."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        for old, new in _OLD_NAMES.items():
+        for old, new in vars(TrainingArguments)["_OLD_NAMES"].items():
             if old in kwargs:
                 deprecated(old, new)
                 kwargs[new] = kwargs.pop(old)
@@ -66,6 +64,7 @@ class TrainingArguments(ArgumentSetters, metaclass=_ArgumentsType):
         "gradient_checkpointing_kwargs",
         "lr_scheduler_kwargs",
     ]
+    _OLD_NAMES: ClassVar[dict[str, str]] = {"evaluation_strategy": "eval_strategy"}  # of versions before 4.56
     deepspeed_plugin: ClassVar[None] = None
 
     def __post_init__(self) -> None:
