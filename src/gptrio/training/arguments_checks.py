@@ -46,9 +46,9 @@ def check_arguments(args: TrainingArguments) -> None:
         OptionError: an impossible value, or two that contradict each other.
     """
     refuse(args)
-    say_no_effect(args)
     _read_texts(args)
     _apply_aliases(args)
+    say_no_effect(args)
     _set_folders(args)
     _set_choices(args)
     _check_counts(args)
