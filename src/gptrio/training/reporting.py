@@ -166,6 +166,9 @@ class _RunCallback(TrainerCallback):
     def _prepare(self, state: TrainerState, model: Any) -> None:
         """What else a new run needs."""
 
+    def _summarize(self, figures: dict[str, Any]) -> None:
+        """Send figures of the whole run."""
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
@@ -175,11 +178,12 @@ class _RunCallback(TrainerCallback):
         return None
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Decision:
-        """Send logs, all but those of the whole run."""
+        """Send logs; those of the whole run go into its summary, where there is one."""
         if not self._initialized:
             self.setup(args, state, kwargs.get("model"))
         if state.is_world_process_zero:
-            logs = {name: value for name, value in kwargs["logs"].items() if name not in _OF_THE_WHOLE_RUN}
+            logs = dict(kwargs["logs"])
+            self._summarize({name: logs.pop(name) for name in list(logs) if name in _OF_THE_WHOLE_RUN})
             self._package.log({**rewrite_logs(logs), "train/global_step": state.global_step})
         return None
 
@@ -252,14 +256,9 @@ class WandbCallback(_RunCallback):
         if watched in ("all", "parameters", "gradients"):
             self._package.watch(model, log=watched, log_freq=max(100, state.logging_steps))
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Decision:
-        """Send logs; those of the whole run go into its summary."""
-        super().on_log(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            for name in _OF_THE_WHOLE_RUN:
-                if name in kwargs["logs"]:
-                    self._package.run.summary[name] = kwargs["logs"][name]
-        return None
+    def _summarize(self, figures: dict[str, Any]) -> None:
+        for name, value in figures.items():
+            self._package.run.summary[name] = value
 
 
 class CSVCallback(TrainerCallback):
