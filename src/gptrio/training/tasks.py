@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import string
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -11,7 +14,7 @@ import numpy as np
 from gptrio.errors import OptionError
 from gptrio.training.files import Example
 
-Row = dict[str, list[int] | int]
+Row = dict[str, Any]
 IGNORE = -100
 
 
@@ -48,6 +51,10 @@ class Task(ABC):
     def metrics(self) -> Callable[[Any], dict[str, float]] | None:
         """What is computed of an evaluation's predictions beside the loss; None for the loss alone."""
         return None
+
+    def answers(self, model: Any, examples: Sequence[Example]) -> dict[str, float]:
+        """Figures that need the texts of answers rather than logits; none for most tasks."""
+        return {}
 
     def _label_id(self, name: str) -> int:
         if name not in self.labels:
@@ -171,6 +178,21 @@ class QuestionAnswering(Task):
             rows.append({"input_ids": ids, "start_positions": start, "end_positions": end})
         return rows
 
+    def answers(self, model: Any, examples: Sequence[Example]) -> dict[str, float]:
+        """Exact match and F1 of the answers that the pipeline gives, as SQuAD counts them."""
+        from gptrio.pipelines import pipeline
+
+        asked = {"question": [row["question"] for row in examples], "context": [row["context"] for row in examples]}
+        lengths = {"max_seq_len": self.context, "doc_stride": self.context // 4}
+        reader = pipeline(self.pipeline, model=model, tokenizer=self.tokenizer)
+        found = reader(**asked, **lengths, handle_impossible_answer=any(not row["answers"]["text"] for row in examples))
+        pairs = zip(found if isinstance(found, list) else [found], examples, strict=True)
+        scores = [answer_scores(guess["answer"], row["answers"]["text"] or [""]) for guess, row in pairs]
+        return {
+            "exact_match": sum(exact for exact, _ in scores) / len(scores),
+            "f1": sum(f1 for _, f1 in scores) / len(scores),
+        }
+
 
 def _answer_tokens(answers: Any, offsets: Sequence[tuple[int, int]], sides: Sequence[int | None]) -> tuple[int, int]:
     """First and last token of the first answer; (0, 0) if there is none, or it is not whole in this piece."""
@@ -210,6 +232,23 @@ def entity_scores(guesses: Sequence[Sequence[str]], golds: Sequence[Sequence[str
         right, guessed, true = right + len(one & other), guessed + len(one), true + len(other)
     precision, recall = right / max(guessed, 1), right / max(true, 1)
     return {"precision": precision, "recall": recall, "f1": 2 * right / max(guessed + true, 1)}
+
+
+def answer_scores(guess: str, answers: Sequence[str]) -> tuple[float, float]:
+    """Exact match (0 or 1) and F1 of words with the best of the right answers, as SQuAD's own script counts."""
+    scores = []
+    for answer in answers:
+        one, other = _words(guess), _words(answer)
+        common = sum((Counter(one) & Counter(other)).values())
+        f1 = 2 * common / (len(one) + len(other)) if one and other else float(one == other)
+        scores.append((float(one == other), f1))
+    return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
+
+
+def _words(text: str) -> list[str]:
+    """Lower-case words of an answer without punctuation and articles."""
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
 TASKS: dict[str, type[Task]] = {

@@ -17,6 +17,7 @@ from gptrio.training.tasks import (
     QuestionAnswering,
     TextClassification,
     TokenClassification,
+    answer_scores,
     entities,
     entity_scores,
 )
@@ -121,3 +122,16 @@ def test_token_metrics_leave_out_what_has_no_tag(tokenizer: GPT2TokenizerFast) -
     predictions = np.array([[[0, 1.0], [1.0, 0], [1.0, 0]], [[1.0, 0], [0, 1.0], [0, 1.0]]])  # B O O, O B B
     found = SimpleNamespace(predictions=predictions, label_ids=np.array([[1, 0, IGNORE], [0, IGNORE, 1]]))
     assert task.metrics(found) == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("guess", "answers", "scores"),
+    [
+        ("The cat!", ["a cat"], (1.0, 1.0)),
+        ("black cat", ["cat", "the black dog, there"], (0.0, 2 / 3)),
+        ("", [""], (1.0, 1.0)),
+        ("cat", [""], (0.0, 0.0)),
+    ],
+)
+def test_scores_of_answers(guess: str, answers: list[str], scores: tuple[float, float]) -> None:
+    assert answer_scores(guess, answers) == pytest.approx(scores)
