@@ -28,6 +28,7 @@ COMMANDS = {
     "info": "gptrio.cli.info",
     "download": "gptrio.cli.download",
     "eval": "gptrio.cli.eval",
+    "train": "gptrio.cli.train",
     "merge": "gptrio.cli.merge",
     "convert": "gptrio.cli.convert",
     "verify": "gptrio.cli.verify",

@@ -1,0 +1,174 @@
+"""`gptrio train`: fine-tune a model on a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from gptrio.cli import options
+from gptrio.cli.errors import report_errors
+from gptrio.cli.text import is_unicode, print_json
+from gptrio.errors import OptionError, counted
+
+if TYPE_CHECKING:
+    from gptrio.training.recipe import Run
+
+TaskName = Literal["lm", "classify", "tokens", "qa"]
+CURVE = "loss.svg"
+
+
+def train(
+    context: typer.Context,
+    model: options.ModelArgument,
+    data: Annotated[Path, typer.Argument(help=".txt, .jsonl, .json, .csv, .tsv, .conll or SQuAD.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for checkpoints and the model.", show_default=False)],
+    task: Annotated[TaskName, typer.Option("--task", "-t", help="Next tokens, texts, words, or answers.")] = "lm",
+    evaluation: Annotated[
+        Path | None, typer.Option("--eval", help="File to evaluate on; the best model is kept.", show_default=False)
+    ] = None,
+    column: Annotated[
+        str | None, typer.Option(help="Columns, as in text=review,label=stars.", show_default="text, label, ...")
+    ] = None,
+    epochs: Annotated[float, typer.Option(min=0, help="Passes over the data.")] = 3.0,
+    steps: Annotated[int | None, typer.Option(min=1, help="Updates, instead of --epochs.", show_default=False)] = None,
+    lr: Annotated[
+        float | None, typer.Option(min=0, help="Highest learning rate.", show_default="5e-5, with --lora 2e-4")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows of a batch.")] = 8,
+    accumulate: Annotated[int, typer.Option(min=1, help="Batches of an update.")] = 1,
+    length: Annotated[
+        int | None, typer.Option(min=2, help="Most tokens of a row.", show_default="the model's context")
+    ] = None,
+    lora: Annotated[
+        int | None, typer.Option(min=1, help="Train an adapter of this rank instead.", show_default=False)
+    ] = None,
+    pack: Annotated[bool, typer.Option("--pack", help="Several texts in a row, which do not see each other.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
+    seed: Annotated[int, typer.Option(help="Of new weights, dropout and order.")] = 42,
+    as_json: options.Json = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Fine-tune a model on a file. Ctrl-C saves a checkpoint, from which --resume goes on as if nothing had happened.
+
+    gptrio train gptrio/stdlib-gpt2 my_code.txt --out ./my-model --epochs 1
+
+    gptrio train gpt2 spam.tsv --task classify --column label=1,text=2 --eval held_out.tsv --out ./spam
+
+    gptrio train EleutherAI/pythia-160m stories.jsonl --lora 8 --pack --out ./adapter
+    """
+    with report_errors(context, verbose):
+        from gptrio.training.recipe import Recipe, Run
+
+        check_folder(out, resume)
+        run = Run(
+            Recipe(
+                model=model, data=data, out=out, task=task, columns=parse_columns(column), evaluation=evaluation,
+                epochs=epochs, steps=steps, learning_rate=lr, batch=batch, accumulate=accumulate, length=length,
+                lora=lora, pack=pack, bf16=bf16, seed=seed,
+            )
+        )  # fmt: skip
+        if not as_json:
+            print(*plan(run), sep="\n", flush=True)
+        metrics, history = fit(run, resume)
+        (out / CURVE).write_text(_svg(history, run), encoding="utf-8")
+        if as_json:
+            print_json({"out": str(out), "metrics": metrics, "log_history": history})
+            return
+        print(*summary(run, metrics, history), sep="\n")
+
+
+def parse_columns(column: str | None) -> dict[str, str]:
+    """The column of each part of an example, from "text=review,label=stars".
+
+    Raises:
+        OptionError: a part has no "=".
+    """
+    pairs = [part.partition("=") for part in (column or "").split(",") if part]
+    for name, sign, found in pairs:
+        if not (name and sign and found):
+            raise OptionError(
+                f"column={column!r} is no list of parts and columns; write it as in text=review,label=stars"
+            )
+    return {name.strip(): found.strip() for name, _, found in pairs}
+
+
+def check_folder(out: Path, resume: bool) -> None:
+    """Refuse a folder that holds another run, unless that one is to go on.
+
+    Raises:
+        OptionError: it does, or there is nothing to go on from.
+    """
+    has_checkpoints = any(out.glob("checkpoint-*"))
+    if has_checkpoints and not resume:
+        raise OptionError(f"{out} holds checkpoints of a run; go on with --resume, or give another folder")
+    if resume and not has_checkpoints:
+        raise OptionError(f"{out} holds no checkpoint to resume from; leave --resume out")
+
+
+def plan(run: Run) -> list[str]:
+    """What is going to happen, in lines."""
+    recipe = run.recipe
+    parameters = list(run.model.parameters())
+    trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
+    every = sum(weight.numel() for weight in parameters)
+    tokens = sum(len(row["input_ids"]) for row in run.train_rows)
+    memory = (16 * trained + 4 * (every - trained)) / 1e9  # weight, gradient and two moments; 4 bytes each
+    rows = recipe.accumulate * recipe.batch
+    share = "all" if trained == every else f"{trained:,} (LoRA of rank {recipe.lora})"
+    lines = [
+        ("model", f"{recipe.model}, {every:,} parameters, of which {share} are trained"),
+        ("task", recipe.task + (f", {counted(len(run.task.labels), 'label')}" if run.task.labels else "")),
+        ("data", f"{counted(run.train_examples, 'example')}, {counted(len(run.train_rows), 'row')} of at most "
+                 f"{run.task.context} tokens, {counted(tokens, 'token')}"),
+        ("updates", f"{run.updates:,} of {rows} rows, learning rate up to {run.learning_rate:g}"),
+        ("precision", "bfloat16 over float32 weights" if recipe.bf16 else "float32"),
+        ("memory", f"{memory:.2f} GB for weights, gradients and AdamW, and activations"),
+        ("folder", str(recipe.out)),
+    ]  # fmt: skip
+    if run.eval_rows is not None:
+        lines.insert(3, ("evaluation", counted(len(run.eval_rows), "row")))
+    return [f"{name:<11}{text}" for name, text in lines]
+
+
+def fit(run: Run, resume: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Train, evaluate if there is a file for it, save the model; return the last metrics and the log."""
+    from gptrio.training.run_progress import RunProgress
+
+    tokens = sum(len(row["input_ids"]) for row in run.train_rows) / len(run.train_rows)
+    progress = RunProgress(run.updates, tokens * run.recipe.batch * run.recipe.accumulate)
+    trainer = run.trainer([progress])
+    with progress:
+        metrics = dict(trainer.train(resume_from_checkpoint=resume or None).metrics)
+        if run.eval_rows is not None:
+            metrics |= trainer.evaluate() | run.task.answers(run.model.eval(), run.eval_examples)
+    trainer.save_model()
+    trainer.save_state()
+    return metrics, trainer.state.log_history
+
+
+def _svg(history: list[dict[str, Any]], run: Run) -> str:
+    from gptrio.training.curve import draw_svg
+
+    return draw_svg(history, f"{run.recipe.model} on {run.recipe.data.name}")
+
+
+def summary(run: Run, metrics: dict[str, float], history: list[dict[str, Any]]) -> list[str]:
+    """The curve, the figures, and what can be done with the folder."""
+    from gptrio.training.curve import draw_text
+
+    lines = [draw_text(history)] if is_unicode(sys.stdout) else []
+    shown = {name: value for name, value in metrics.items() if name.endswith(("loss", "accuracy", "f1", "exact_match"))}
+    lines.append(", ".join(f"{name} {value:.4f}" for name, value in shown.items()))
+    out = run.recipe.out
+    lines.append(f"{out}: the model, its checkpoints, and {CURVE}")
+    if run.recipe.lora is not None:
+        lines.append(f"try it: gptrio merge {run.recipe.model} {out} --out {out}-merged")
+    elif run.recipe.task == "lm":
+        lines.append(f"try it: gptrio generate --model {out} TEXT")
+    else:
+        lines.append(f"try it: gptrio run --task {run.task.pipeline} --model {out}")
+    return [line for line in lines if line]

@@ -1,0 +1,146 @@
+"""`gptrio train`, as a shell runs it: each task from a file to a model that the other commands take."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gptrio.cli.app import run
+from gptrio.cli.train import parse_columns
+from gptrio.errors import OptionError
+from gptrio.testing import tiny_config
+from gptrio.testing.tiny import byte_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny model over bytes."""
+    from gptrio import GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = byte_tokenizer()
+    config = tiny_config("gpt2", vocab_size=len(tokenizer), n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_lines(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_a_language_model_learns_a_text_and_writes_its_curve(model: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.txt").write_text("abcabcabc " * 200)
+    out = tmp_path / "out"
+    options = ["--lr", "3e-3", "--epochs", "4", "--batch", "4", "--eval", str(tmp_path / "a.txt")]
+    assert run(["train", model, str(tmp_path / "a.txt"), "--out", str(out), *options]) == 0
+    printed = capsys.readouterr()
+    assert "are trained" in printed.out and "32 rows" in printed.out and "updates" in printed.out
+    assert "of 32: loss" in printed.err and "tokens a second" in printed.err
+    assert (out / "loss.svg").read_text().startswith("<svg") and (out / "model.safetensors").exists()
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    assert evaluated[-1] < 0.6 * history[0]["loss"]
+
+
+def test_texts_are_classified_and_the_pipeline_takes_the_model(model: str, tmp_path: Path, capsys: Any) -> None:
+    rows = [{"stars": n % 2, "review": ("bad", "good")[n % 2] + "!" * (n % 4)} for n in range(32)]
+    data = write_lines(tmp_path / "a.jsonl", rows)
+    options = ["--task", "classify", "--column", "text=review,label=stars", "--lr", "5e-3", "--epochs", "8", "--json"]
+    assert run(["train", model, data, "--eval", data, "--out", str(tmp_path / "out"), *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["metrics"]["eval_accuracy"] == 1.0
+    assert (
+        run(["run", "--task", "text-classification", "--model", found["out"], "--input", data, "--column", "review"])
+        == 0
+    )
+    labels = [json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()]
+    assert labels == [str(row["stars"]) for row in rows]
+
+
+def test_words_and_answers(model: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a.conll").write_text("in O\nParis B-place\n\nby O\nRome B-place\n\n" * 8)
+    options = ["--task", "tokens", "--lr", "5e-3", "--epochs", "6", "--json", "--eval", str(tmp_path / "a.conll")]
+    assert run(["train", model, str(tmp_path / "a.conll"), "--out", str(tmp_path / "tags"), *options]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["eval_f1"] == 1.0
+    row = {"question": "who?", "context": "it was Bob", "answers": {"text": ["Bob"], "answer_start": [7]}}
+    data = write_lines(tmp_path / "qa.jsonl", [row] * 16)
+    options = ["--task", "qa", "--lr", "5e-3", "--epochs", "6", "--json", "--eval", data]
+    assert run(["train", model, data, "--out", str(tmp_path / "qa"), *options]) == 0
+    metrics = json.loads(capsys.readouterr().out)["metrics"]
+    assert metrics["exact_match"] == metrics["f1"] == 1.0
+
+
+def test_an_adapter_is_trained_and_merged(model: str, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("peft")
+    data = write_lines(tmp_path / "a.jsonl", [{"text": f"text {n} of many"} for n in range(24)])
+    options = ["--lora", "2", "--pack", "--steps", "4", "--batch", "2"]
+    assert run(["train", model, data, "--out", str(tmp_path / "adapter"), *options]) == 0
+    assert "LoRA of rank 2" in capsys.readouterr().out
+    assert (tmp_path / "adapter/adapter_model.safetensors").exists()
+    assert run(["merge", model, str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 0
+    assert (tmp_path / "merged/model.safetensors").exists()
+
+
+def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(model: str, tmp_path: Path, capsys: Any) -> None:
+    from safetensors.torch import load_file
+
+    (tmp_path / "a.txt").write_text("the quick brown fox jumps over the lazy dog. " * 60)
+    command = ["train", model, str(tmp_path / "a.txt"), "--batch", "2", "--steps", "60", "--lr", "1e-3", "--out"]
+    assert run([*command, str(tmp_path / "whole")]) == 0
+    arguments = [sys.executable, "-m", "gptrio", *command, str(tmp_path / "cut")]
+    process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+    assert process.stderr is not None
+    while "update 15 " not in process.stderr.readline():
+        assert process.poll() is None
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    process.communicate()
+    (checkpoint,) = sorted((tmp_path / "cut").glob("checkpoint-*"))[-1:]
+    assert 15 <= int(checkpoint.name.partition("-")[2]) < 60
+    capsys.readouterr()
+    assert run([*command, str(tmp_path / "cut"), "--resume"]) == 0
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all((whole[name] == cut[name]).all() for name in whole)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--task", "classify"], "there is no column 'label' among 'text'"),
+        (["--task", "classify", "--pack", "--column", "label=text"], "--pack has no effect on task 'classify'"),
+        (["--column", "text"], "--column text is no list of parts and columns"),
+        (["--column", "body=text"], "has no 'body', only text"),
+        (["--length", "65"], "--length 65 is more than the model's context of 64 tokens"),
+        (["--resume"], "holds no checkpoint to resume from"),
+    ],
+)
+def test_what_does_not_fit_is_named(model: str, options: list[str], message: str, tmp_path: Path, capsys: Any) -> None:
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
+    assert run(["train", model, data, "--out", str(tmp_path / "out"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "out/checkpoint-3").mkdir(parents=True)
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
+    assert run(["train", model, data, "--out", str(tmp_path / "out")]) == 2
+    assert "holds checkpoints of a run; go on with --resume" in capsys.readouterr().err
+
+
+def test_columns_are_parsed() -> None:
+    assert parse_columns("text=review, label=stars") == {"text": "review", "label": "stars"}
+    assert parse_columns(None) == {}
+    with pytest.raises(OptionError, match="write it as in text=review"):
+        parse_columns("text=")
