@@ -18,6 +18,7 @@ GptrioError
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
 ├── PipelineException                         the call of a pipeline fails; for pipelines of one's own
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
+├── DivergenceError           (ArithmeticError) losses or gradients of a training stay NaN or infinite
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
     ├── CheckpointNotFoundError               no such file, folder or hub repository
@@ -120,6 +121,10 @@ class PipelineException(GptrioError):
 
 class MissingDependencyError(GptrioError, ImportError):
     """An optional package is needed; the message names the extra that installs it."""
+
+
+class DivergenceError(GptrioError, ArithmeticError):
+    """Losses or gradients of a training stay NaN or infinite."""
 
 
 class GuardError(GptrioError, RuntimeError):
