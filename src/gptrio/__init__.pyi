@@ -129,11 +129,14 @@ from gptrio.tokenization.special_tokens import AddedToken as AddedToken
 from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialTokensMixin
 from gptrio.tokenization.tensors import TensorType as TensorType
 from gptrio.training.arguments import TrainingArguments as TrainingArguments
+from gptrio.training.arguments_parser import HfArgumentParser as HfArgumentParser
 from gptrio.training.callbacks import DefaultFlowCallback as DefaultFlowCallback
 from gptrio.training.callbacks import EarlyStoppingCallback as EarlyStoppingCallback
 from gptrio.training.callbacks import TrainerCallback as TrainerCallback
 from gptrio.training.enums import IntervalStrategy as IntervalStrategy
 from gptrio.training.enums import SchedulerType as SchedulerType
+from gptrio.training.progress import PrinterCallback as PrinterCallback
+from gptrio.training.progress import ProgressCallback as ProgressCallback
 from gptrio.training.results import EvalPrediction as EvalPrediction
 from gptrio.training.state import TrainerControl as TrainerControl
 from gptrio.training.state import TrainerState as TrainerState
@@ -171,6 +174,7 @@ from gptrio.utils.installed import is_torch_xla_available as is_torch_xla_availa
 from gptrio.utils.installed import is_torch_xpu_available as is_torch_xpu_available
 from gptrio.utils.installed import is_torchvision_available as is_torchvision_available
 from gptrio.utils.installed import is_vision_available as is_vision_available
+from gptrio.utils.seed import enable_full_determinism as enable_full_determinism
 from gptrio.utils.seed import set_seed as set_seed
 
 __version__: str

@@ -18,24 +18,24 @@ from gptrio.training.arguments_setters import ArgumentSetters
 if TYPE_CHECKING:
     from gptrio.training.enums import IntervalStrategy
 
-_OLD_NAMES = {"evaluation_strategy": "eval_strategy"}  # of versions before 4.56
-
 
 class _ArgumentsType(type):
     """Looks at the names of arguments before the class, or one derived from it, is called."""
 
-    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        for old, new in _OLD_NAMES.items():
-            if old in kwargs:
-                deprecated(old, new)
-                kwargs[new] = kwargs.pop(old)
-        known = cls.__signature__.parameters
-        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
-            for name in kwargs:
-                if name not in known:
-                    hint = nearest(name, known) or "those that there are: inspect.signature(TrainingArguments)"
-                    raise UnknownOptionError(f"{cls.__name__} has no argument {name!r}; {hint}")
-        return super().__call__(*args, **kwargs)
+    if not TYPE_CHECKING:  # type checkers read the fields
+
+        def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+            for old, new in vars(TrainingArguments)["_OLD_NAMES"].items():
+                if old in kwargs:
+                    deprecated(old, new)
+                    kwargs[new] = kwargs.pop(old)
+            known = cls.__signature__.parameters
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in known.values()):
+                for name in kwargs:
+                    if name not in known:
+                        hint = nearest(name, known) or "those that there are: inspect.signature(TrainingArguments)"
+                        raise UnknownOptionError(f"{cls.__name__} has no argument {name!r}; {hint}")
+            return super().__call__(*args, **kwargs)
 
     @property
     def __signature__(cls) -> inspect.Signature:
@@ -66,6 +66,7 @@ class TrainingArguments(ArgumentSetters, metaclass=_ArgumentsType):
         "gradient_checkpointing_kwargs",
         "lr_scheduler_kwargs",
     ]
+    _OLD_NAMES: ClassVar[dict[str, str]] = {"evaluation_strategy": "eval_strategy"}  # of versions before 4.56
     deepspeed_plugin: ClassVar[None] = None
 
     def __post_init__(self) -> None:

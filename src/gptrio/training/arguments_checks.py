@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import OptionError, UnknownNameError
 from gptrio.training.accelerator_config import AcceleratorConfig
+from gptrio.training.arguments_fields import NUMBERS
 from gptrio.training.arguments_fsdp import check_fsdp
 from gptrio.training.arguments_lists import ALIASES, deprecated, is_given, known_optimizer, refuse, say_no_effect
 from gptrio.training.arguments_precision import check_precision
@@ -46,9 +46,9 @@ def check_arguments(args: TrainingArguments) -> None:
         OptionError: an impossible value, or two that contradict each other.
     """
     refuse(args)
-    say_no_effect(args)
     _read_texts(args)
     _apply_aliases(args)
+    say_no_effect(args)
     _set_folders(args)
     _set_choices(args)
     _check_counts(args)
@@ -70,14 +70,13 @@ def _read_texts(args: TrainingArguments) -> None:
                 setattr(args, name, _typed(json.loads(value)))
             except json.JSONDecodeError as error:
                 raise OptionError(f"{name}={value!r} is not valid JSON: {error}") from error
-    for field in dataclasses.fields(args):
-        kind = str(field.type).removesuffix(" | None")
-        value = getattr(args, field.name)
-        if kind in ("int", "float") and isinstance(value, str):
+    for name, number in NUMBERS.items():
+        value = getattr(args, name)
+        if isinstance(value, str):
             try:
-                setattr(args, field.name, int(value) if kind == "int" else float(value))
+                setattr(args, name, number(value))
             except ValueError as error:
-                raise OptionError(f"{field.name}={value!r} is not a number; expected {kind}") from error
+                raise OptionError(f"{name}={value!r} is not a number") from error
 
 
 def _typed(value: Any) -> Any:

@@ -6,7 +6,7 @@ The types are read at run time by `HfArgumentParser`, which makes an option of t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from gptrio.training.enums import (
@@ -134,7 +134,7 @@ class ArgumentFields:
     adafactor: bool = _arg(False, "Deprecated: use optim='adafactor'.")
     group_by_length: bool = _arg(False, "Put rows of similar length into one batch.")
     length_column_name: str | None = _arg("length", "Column of lengths for group_by_length.")
-    report_to: str | list[str] | None = _arg(None, "Where to report logs: names, 'all' that are installed, or 'none'.")
+    report_to: list[str] | str | None = _arg(None, "Where to report logs: names, 'all' that are installed, or 'none'.")
     ddp_find_unused_parameters: bool | None = _arg(None, "Argument of torch's DistributedDataParallel.")
     ddp_bucket_cap_mb: int | None = _arg(None, "Argument of torch's DistributedDataParallel: bucket_cap_mb.")
     ddp_broadcast_buffers: bool | None = _arg(None, "Argument of torch's DistributedDataParallel.")
@@ -172,10 +172,16 @@ class ArgumentFields:
     include_tokens_per_second: bool | None = _arg(False, "Report tokens per second.")
     include_num_input_tokens_seen: bool | None = _arg(False, "Count the tokens of all inputs.")
     neftune_noise_alpha: float | None = _arg(None, "Noise on embeddings in training (NEFTune); none by default.")
-    optim_target_modules: str | list[str] | None = _arg(None, "Refused: it belongs to optimizers that are not here.")
+    optim_target_modules: list[str] | str | None = _arg(None, "Refused: it belongs to optimizers that are not here.")
     batch_eval_metrics: bool = _arg(False, "Call compute_metrics for each batch, so that no results are kept.")
     eval_on_start: bool = _arg(False, "Evaluate before training, too.")
     use_liger_kernel: bool | None = _arg(False, "Has no effect: the loss never holds all logits.")
     liger_kernel_config: dict[str, bool] | None = _arg(None, "Has no effect.")
     eval_use_gather_object: bool | None = _arg(False, "Gather results of evaluations as objects.")
     average_tokens_across_devices: bool | None = _arg(True, "Divide the loss by the tokens of all processes.")
+
+
+_KINDS = {item.name: str(item.type).removesuffix(" | None") for item in fields(ArgumentFields)}
+NUMBERS: dict[str, Callable[[str], float]] = {
+    name: int if kind == "int" else float for name, kind in _KINDS.items() if kind in ("int", "float")
+}

@@ -79,11 +79,13 @@ def _publish(temporary: Path, target: Path) -> None:
     trash = _move_to_trash(target) if target.exists() else None
     try:
         os.rename(temporary, target)
+        flush_to_disk(target.parent)
     except BaseException:
+        if not temporary.exists():
+            os.rename(target, temporary)
         if trash is not None:
             os.rename(trash, target)
         raise
-    flush_to_disk(target.parent)
     if trash is not None:
         shutil.rmtree(trash, ignore_errors=True)
 

@@ -46,8 +46,11 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._lock is not None:
-            (self.path / _LOCK).unlink(missing_ok=True)
+        if self._lock is None:
+            return
+        try:
+            (self.path / _LOCK).unlink(missing_ok=True)  # before it is given up, as another may hold it then
+        finally:
             self._lock.close()
             self._lock = None
             _held.discard(self.path)

@@ -43,4 +43,5 @@ from gptrio.utils.installed import is_torch_xpu_available as is_torch_xpu_availa
 from gptrio.utils.installed import is_torchvision_available as is_torchvision_available
 from gptrio.utils.installed import is_vision_available as is_vision_available
 from gptrio.utils.json_schema import get_json_schema as get_json_schema
+from gptrio.utils.seed import enable_full_determinism as enable_full_determinism
 from gptrio.utils.seed import set_seed as set_seed

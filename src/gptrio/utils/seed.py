@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 from gptrio.errors import OptionError
@@ -25,6 +26,28 @@ def set_seed(seed: int, deterministic: bool = False) -> None:
     torch.manual_seed(seed)  # on a GPU too
     if deterministic:
         torch.use_deterministic_algorithms(True)
+
+
+def enable_full_determinism(seed: int, warn_only: bool = False) -> None:
+    """Seed every generator, and let torch use deterministic algorithms only, on GPUs too.
+
+    Args:
+        seed: the seed.
+        warn_only: warn where an operation has no deterministic algorithm, rather than raise an error.
+    """
+    set_seed(seed)
+    try:
+        import torch
+    except ImportError:
+        return
+    os.environ |= {
+        "CUDA_LAUNCH_BLOCKING": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":16:8",
+        "FLASH_ATTENTION_DETERMINISTIC": "1",
+    }
+    torch.use_deterministic_algorithms(True, warn_only=warn_only)
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False
 
 
 def check_seed(seed: int) -> None:
