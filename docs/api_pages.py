@@ -20,6 +20,7 @@ TITLES = {
     "quantization": "Quantization",
     "scoring": "Scoring",
     "tokenization": "Tokenizers",
+    "training": "Training",
     "utils": "Utilities",
 }
 

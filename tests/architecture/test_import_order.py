@@ -28,6 +28,8 @@ ORDER = (
     ("models",),
     ("pipelines", "scoring", "interop"),
     ("engine", "training", "verification"),
+    ("debug_utils", "hf_argparser", "integrations", "optimization"),  # paths from which scripts import, as they do
+    ("data", "trainer", "trainer_callback", "trainer_pt_utils", "trainer_utils", "training_args"),  # of Transformers
     ("server",),
     ("cli",),
     ("testing",),

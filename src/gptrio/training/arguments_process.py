@@ -142,6 +142,11 @@ class ProcessArguments(ArgumentFields):
                 dist.barrier()
 
 
+def is_main_process(local_rank: int) -> bool:
+    """Whether a process of this number is the first one of its machine; -1 stands for one process alone."""
+    return local_rank in (-1, 0)
+
+
 def _is_launched() -> bool:
     return all(name in os.environ for name in _LAUNCHED)
 

@@ -1,0 +1,11 @@
+"""What scripts import from `transformers.data.data_collator`: collators."""
+
+from gptrio.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
+from gptrio.training.collators import DataCollatorForTokenClassification as DataCollatorForTokenClassification
+from gptrio.training.collators import DataCollatorMixin as DataCollatorMixin
+from gptrio.training.collators import DataCollatorWithPadding as DataCollatorWithPadding
+from gptrio.training.collators import DefaultDataCollator as DefaultDataCollator
+from gptrio.training.collators import default_data_collator as default_data_collator
+from gptrio.training.collators import pad_without_fast_tokenizer_warning as pad_without_fast_tokenizer_warning
+from gptrio.training.language_collators import DataCollatorForLanguageModeling as DataCollatorForLanguageModeling
+from gptrio.training.language_collators import DataCollatorWithFlattening as DataCollatorWithFlattening

@@ -1,0 +1,3 @@
+"""What scripts import from `transformers.trainer`: `Trainer`."""
+
+from gptrio.training.trainer import Trainer as Trainer

@@ -1,0 +1,18 @@
+"""What scripts import from `transformers.trainer_utils`: results, strategies, seeds, the last checkpoint."""
+
+from gptrio.training.arguments_process import is_main_process as is_main_process
+from gptrio.training.checkpoint import get_last_checkpoint as get_last_checkpoint
+from gptrio.training.enums import EvaluationStrategy as EvaluationStrategy
+from gptrio.training.enums import FSDPOption as FSDPOption
+from gptrio.training.enums import HubStrategy as HubStrategy
+from gptrio.training.enums import IntervalStrategy as IntervalStrategy
+from gptrio.training.enums import SaveStrategy as SaveStrategy
+from gptrio.training.enums import SchedulerType as SchedulerType
+from gptrio.training.order import has_length as has_length
+from gptrio.training.results import EvalLoopOutput as EvalLoopOutput
+from gptrio.training.results import EvalPrediction as EvalPrediction
+from gptrio.training.results import PredictionOutput as PredictionOutput
+from gptrio.training.results import TrainOutput as TrainOutput
+from gptrio.training.results import speed_metrics as speed_metrics
+from gptrio.utils.seed import enable_full_determinism as enable_full_determinism
+from gptrio.utils.seed import set_seed as set_seed
