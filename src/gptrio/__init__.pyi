@@ -23,6 +23,7 @@ from gptrio.errors import TokenIdError as TokenIdError
 from gptrio.errors import TokenizationError as TokenizationError
 from gptrio.errors import UnknownArgumentError as UnknownArgumentError
 from gptrio.errors import UnknownNameError as UnknownNameError
+from gptrio.errors import UnknownOptionError as UnknownOptionError
 from gptrio.errors import UnknownTaskError as UnknownTaskError
 from gptrio.errors import UnsafeCheckpointError as UnsafeCheckpointError
 from gptrio.errors import UnsupportedError as UnsupportedError
