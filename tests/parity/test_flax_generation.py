@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers.generation import flax_logits_process
 
 import gptrio
@@ -64,7 +65,7 @@ PROCESSORS = {
     "FlaxTopPLogitsWarper": (0.6,),
     "FlaxForcedBOSTokenLogitsProcessor": (4,),
     "FlaxForcedEOSTokenLogitsProcessor": (8, END),
-    "FlaxMinLengthLogitsProcessor": (6, END),  # theirs still forbids the end where PyTorch's and ours no longer do
+    "FlaxMinLengthLogitsProcessor": (6, END),
     "FlaxSuppressTokensLogitsProcessor": ([3, 9],),
     "FlaxSuppressTokensAtBeginLogitsProcessor": ([3, 9], 7),
     "FlaxForceTokensLogitsProcessor": ([[7, 5], [8, None]],),
@@ -79,6 +80,18 @@ def test_processors(name: str) -> None:
     for column in (1, 7, 8, 9):
         expected = oracle(ids, scores, column)
         np.testing.assert_allclose(jax.jit(lambda held, n: held(ids, scores, n))(ours, column), expected, rtol=1e-6)
+
+
+def test_a_minimum_length_is_that_of_pytorch_one_less_than_that_of_their_flax() -> None:
+    ids, scores = np.zeros((2, 12), np.int64), np.zeros((2, VOCABULARY), np.float32)
+    theirs, ours = (module.FlaxMinLengthLogitsProcessor(6, END) for module in (flax_logits_process, gptrio))
+    for column in range(4, 9):
+        pytorch = transformers.MinLengthLogitsProcessor(6, END, device="cpu")
+        expected = pytorch(torch.from_numpy(ids[:, :column]), torch.from_numpy(scores)).numpy()
+        np.testing.assert_array_equal(ours(ids, jnp.asarray(scores), column), expected)
+        is_forbidden = bool(np.isinf(theirs(ids, jnp.asarray(scores), column)).any())
+        assert is_forbidden == (column <= 6)
+        assert bool(np.isinf(expected).any()) == (column < 6)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
@@ -102,3 +115,36 @@ def test_our_pytorch_models_choose_the_same(name: str, beams: int, tmp_path: Any
     expected = pytorch.generate(torch.from_numpy(token_ids()), attention_mask=torch.from_numpy(mask), **options)
     actual = model.generate(token_ids(), attention_mask=mask, **options)
     np.testing.assert_array_equal(actual.sequences, expected.numpy())
+
+
+def best_sequences(model: Any, ids: list[int], ends: list[int], beams: int, new: int) -> list[list[int]]:
+    """Beam search in plain Python with a PyTorch model: finished sequences, the best first, without padding."""
+    running, finished = [(0.0, ids)], []
+    for length in range(1, new + 1):
+        with torch.no_grad():
+            scores = model(torch.tensor([row for _, row in running])).logits[:, -1].log_softmax(-1)
+        found = [
+            (total + score, [*row, token])
+            for (total, row), each in zip(running, scores.tolist(), strict=True)
+            for token, score in enumerate(each)
+        ]
+        found = sorted(found, reverse=True)[: beams * (1 + len(ends))]
+        finished += [(total / length, row) for total, row in found if row[-1] in ends]
+        finished = sorted(finished, reverse=True)[:beams]
+        running = [pair for pair in found if pair[1][-1] not in ends][:beams]
+        if len(finished) == beams and running[0][0] / length <= finished[-1][0]:
+            break
+    return [row for _, row in finished]
+
+
+def test_beams_that_several_tokens_end(tmp_path: Any) -> None:
+    model = flax_model("FlaxGPTNeoForCausalLM")
+    model.save_pretrained(tmp_path)
+    pytorch = gptrio.GPTNeoForCausalLM.from_pretrained(tmp_path, from_flax=True)
+    ends, ids = [*range(3, 40)], token_ids()
+    options = {"num_beams": 3, "num_return_sequences": 3, "max_new_tokens": 8, "eos_token_id": ends, "pad_token_id": 60}
+    for prompt in ids:
+        actual = np.asarray(model.generate(prompt[None], **options).sequences).tolist()
+        expected = best_sequences(pytorch, prompt.tolist(), ends, 3, 8)
+        assert [[token for token in row if token != 60] for row in actual] == expected
+        assert len({len(row) for row in expected}) > 1

@@ -104,8 +104,9 @@ def choose(call: Call, options: BeamOptions, state: BeamState, logits: Array) ->
     vocabulary = logits.shape[-1]
     scores = call.rules.process(state.ids.reshape(-1, columns), jax.nn.log_softmax(logits), state.column)
     sums = scores.reshape(rows, beams, vocabulary) + state.scores[..., None]
-    # of 2 K continuations at most K end here, so that K go on
-    best_sums, index = lax.top_k(sums.reshape(rows, -1), 2 * beams)
+    # each beam ends by at most all the tokens that end a row, so that K of so many continuations go on
+    count = beams * min(max(2, 1 + jnp.size(call.rules.ends)), vocabulary)
+    best_sums, index = lax.top_k(sums.reshape(rows, -1), count)
     origin, tokens = index // vocabulary, (index % vocabulary).astype(jnp.int32)
     ids = lax.dynamic_update_slice_in_dim(_take(state.ids, origin), tokens[..., None], state.column, axis=2)
     ends = call.rules.are_ends(tokens)
@@ -124,7 +125,7 @@ def choose(call: Call, options: BeamOptions, state: BeamState, logits: Array) ->
 
 
 def _finish(call: Call, options: BeamOptions, state: BeamState, ids: Array, sums: Array, ends: Array) -> Finished:
-    """The best finished sequences, after those of the continuations (B, 2 K) that end here."""
+    """The best finished sequences, after those of the continuations that end here."""
     held = state.finished
     lengths = (state.column + 1 - call.column).astype(jnp.float32)
     is_out = ~ends

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.experimental.compilation_cache.compilation_cache import set_cache_dir
+from jax.experimental.compilation_cache.compilation_cache import reset_cache, set_cache_dir
 
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.resolve import merge_config
@@ -22,7 +22,7 @@ from gptrio.jax.generation.model import Model
 from gptrio.jax.generation.outputs import FlaxBeamSearchOutput, FlaxGreedySearchOutput, FlaxSampleOutput
 from gptrio.jax.generation.processors.base import Processor
 from gptrio.jax.generation.processors.build import build_processors
-from gptrio.jax.generation.prompt import BUCKETS, Prompt, bucket, build_prompt, check_buckets
+from gptrio.jax.generation.prompt import BUCKETS, Prompt, bucket, build_prompt, check_buckets, warn_of_unseen_padding
 from gptrio.jax.generation.setup import ARGUMENTS, check_supported, settle_max_length
 from gptrio.jax.outputs import FlaxModelOutput
 
@@ -64,7 +64,8 @@ def generate(
         logits_processor: processors of scores, applied after those of the options and before those of sampling.
         buckets: widths in columns. A prompt is padded to the next one, and so is the cache; prompts of the same buckets
             run the same compiled code. Beyond the largest, its multiples are used. Under `jit` nothing is padded.
-        compilation_cache: folder where JAX keeps compiled code for other processes, from now on.
+        compilation_cache: folder where JAX keeps compiled code for other processes, from now on, for programs whose
+            compilation takes a second or more (`jax_persistent_cache_min_compile_time_secs`).
         **kwargs: options of `GenerationConfig`, which win over the config's, and `attention_mask` (B, T).
 
     Returns:
@@ -80,8 +81,10 @@ def generate(
     mode = check_supported(config)
     widths = check_buckets(buckets)
     if compilation_cache is not None:
-        set_cache_dir(os.fspath(compilation_cache))
+        _keep_compiled_code(os.fspath(compilation_cache))
     given = build_prompt(input_ids, arguments.get("attention_mask"), model.config)
+    if arguments.get("attention_mask") is None:
+        warn_of_unseen_padding(given, _pads(config))
     max_length = settle_max_length(config, kwargs, given, model.config)
     if mode is GenerationMode.SAMPLE:
         given = given.repeated(config.num_return_sequences)
@@ -110,9 +113,19 @@ def generate(
     return result
 
 
+def _keep_compiled_code(folder: str) -> None:
+    if jax.config.values["jax_compilation_cache_dir"] != folder:
+        reset_cache()  # JAX takes no other folder once it has used one
+        set_cache_dir(folder)
+
+
+def _pads(config: GenerationConfig) -> list[int]:
+    return eos_ids(config) if config.pad_token_id is None else [config.pad_token_id]
+
+
 def _pad(config: GenerationConfig) -> int:
     """Token after the end of a row; without tokens that end a row, there is none to be seen."""
-    return next(iter(eos_ids(config)), 0) if config.pad_token_id is None else config.pad_token_id
+    return next(iter(_pads(config)), 0)
 
 
 def _arrays(prompt: Prompt, max_length: int, buckets: Sequence[int], pad: int) -> tuple[Any, Any, Any]:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gptrio.errors import InputError, OptionError
+from gptrio.errors import InputError, OptionError, warn
 from gptrio.jax.models.base import inputs
 
 BUCKETS = (16, 32, 64, 128, 256, 512, 1024)
@@ -83,6 +83,15 @@ def build_prompt(input_ids: Any, attention_mask: Any, config: Any) -> Prompt:
     if mask.shape != ids.shape:
         raise InputError(f"attention_mask has shape {mask.shape}; input_ids have {ids.shape}")
     return Prompt(ids, mask, xp)
+
+
+def warn_of_unseen_padding(prompt: Prompt, pads: Sequence[int]) -> None:
+    """Warn if rows begin or end with the first of `pads`, which without an attention_mask counts as text."""
+    if prompt.array_module is np and len(prompt.ids) > 1 and pads and (prompt.ids[:, [0, -1]] == pads[0]).any():
+        warn(
+            f"some prompts begin or end with token {pads[0]}, the padding token, which counts as text without an "
+            "attention_mask; pass the tokenizer's"
+        )
 
 
 def bucket(length: int, buckets: Sequence[int]) -> int:

@@ -17,6 +17,22 @@ SUPPORTED = frozenset({
     "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "num_return_sequences", "pad_token_id",
     "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "return_dict_in_generate",
 })  # fmt: skip
+# these change speed or memory alone, or how a draft is made and beams are put into groups, which there are none of here
+_WITHOUT_EFFECT = frozenset({
+    "low_memory", "prefill_chunk_size", "return_legacy_cache", "cache_config", "compile_config", "disable_compile",
+    "is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold",
+    "max_matching_ngram_size", "assistant_lookbehind", "target_lookbehind", "diversity_penalty",
+})  # fmt: skip
+_OF_SAMPLING = frozenset({"min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"})
+_NEUTRAL: dict[str, tuple[Any, ...]] = {  # values with which an option does nothing, besides None and its default
+    "min_p": (0,),
+    "guidance_scale": (1,),
+    "penalty_alpha": (0,),
+    "bad_words_ids": ([],),
+    "sequence_bias": ([], {}),
+    "stop_strings": ([],),
+    "cache_implementation": ("dynamic", "static", "offloaded", "offloaded_static", "hybrid", "sliding_window"),
+}
 ARGUMENTS = (
     "input_ids", "generation_config", "prng_key", "trace", "params", "logits_processor", "buckets",
     "compilation_cache", "attention_mask",
@@ -25,10 +41,13 @@ MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.BEA
 
 
 def check_supported(config: GenerationConfig) -> GenerationMode:
-    """The mode; raises UnsupportedError for options and modes that only the PyTorch classes have."""
+    """The mode; raises UnsupportedError for options and modes that only the PyTorch classes have.
+
+    An option that would change nothing is no reason to refuse: many are in files beside PyTorch models.
+    """
     for field in dataclasses.fields(GenerationOptions):
         value = getattr(config, field.name)
-        if value != field.default and field.name not in SUPPORTED:
+        if field.name not in SUPPORTED and _has_effect(config, field.name, value, field.default):
             raise UnsupportedError(
                 f"the Flax classes have no option {field.name} (here {value!r}); set it to {field.default!r}, or "
                 "generate with the PyTorch class"
@@ -39,6 +58,15 @@ def check_supported(config: GenerationConfig) -> GenerationMode:
             f"the Flax classes do not offer {mode.value}; they offer {', '.join(known.value for known in MODES)}"
         )
     return mode
+
+
+def _has_effect(config: GenerationConfig, name: str, value: Any, default: Any) -> bool:
+    """Whether an option of PyTorch's would change what is generated, or returned."""
+    if name in _WITHOUT_EFFECT or value is None or value in (default, *_NEUTRAL.get(name, ())):
+        return False
+    if name == "renormalize_logits":  # moves all scores of a row alike, which only beams of different rows can tell
+        return config.num_beams > 1
+    return config.do_sample or name not in _OF_SAMPLING
 
 
 def settle_max_length(config: GenerationConfig, given: dict[str, Any], prompt: Prompt, model_config: Any) -> int:
