@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import; no test
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # compiling takes longer than what is compiled here
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # see `pytest_configure`
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["GPTRIO_COMPILE"] = "wait"  # what a step computes shall not depend on when its code is ready
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the programs that tests start
 
@@ -22,6 +25,16 @@ REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 
 settings.register_profile("gptrio", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gptrio")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """What JAX compiles for a test serves later ones, and the programs that they start.
+
+    Each worker has a folder of its own: JAX does not write an entry in one go, and another worker could read a part.
+    """
+    folder = TemporaryDirectory(prefix="gptrio-tests-jax-")
+    config.add_cleanup(folder.cleanup)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # read at the import of JAX
 
 
 @pytest.fixture(scope="session", autouse=True)

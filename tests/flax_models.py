@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import transformers
 
@@ -20,26 +21,34 @@ def flax_model(class_name: str, **config: Any) -> Any:
     """Our Flax model of a class such as "FlaxGPTNeoModel", with random parameters large enough that all matter."""
     cls = getattr(gptrio, class_name)
     family = next(name for name in SIZES if class_name.startswith(f"Flax{name}"))
-    model = cls(cls.config_class(**{**SIZES[family], **SPECIAL_TOKENS, **config}))
-    model.params = randomised(model.params)
-    return model
+    model = cls(cls.config_class(**{**SIZES[family], **SPECIAL_TOKENS, **config}), _do_init=False)
+    return holding(model, random_params(model.params_shape_tree))
 
 
 def flax_pair(class_name: str, **config: Any) -> tuple[Any, Any]:
     """The reference's Flax model and ours, with equal random parameters."""
     ours = flax_model(class_name, **config)
     cls = getattr(transformers, class_name)
-    oracle = cls(cls.config_class(**{**ours.config.to_dict(), "transformers_version": None}))
-    oracle.params = ours.params
-    return oracle, ours
+    oracle = cls(cls.config_class(**{**ours.config.to_dict(), "transformers_version": None}), _do_init=False)
+    return holding(oracle, ours.params), ours
 
 
-def randomised(params: Any, scale: float = 0.15) -> Any:
-    """Parameters moved by random numbers, biases and norms included."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    moved = [leaf + scale * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
+def holding(model: Any, params: Any) -> Any:
+    """A model that was built without parameters, with some: to draw its own would compile for seconds."""
+    model._is_initialized = True
+    model.params = params
+    return model
+
+
+def random_params(shapes: Any, scale: float = 0.15) -> Any:
+    """Random parameters of given shapes, biases included; the scales of norms are near 1."""
+    random = np.random.default_rng(0)
+
+    def draw(path: Any, like: Any) -> Any:
+        values = scale * random.standard_normal(like.shape) + (path[-1].key == "scale")
+        return jnp.asarray(values, like.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def token_ids(rows: int = 2, length: int = LENGTH) -> np.ndarray[Any, Any]:

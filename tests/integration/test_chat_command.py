@@ -7,21 +7,22 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from gptrio import GPT2LMHeadModel
 from gptrio.generation.chat import PLAIN_TEMPLATE
 from gptrio.testing import byte_tokenizer, tiny_config
-from tests.integration.test_command_line import gptrio
+from tests.integration.test_command_line import gptrio, in_process
 from tests.stub_hub import StubHub
 from tests.terminal import Screen, own_environment
 
 GREEDY = ("do_sample=False", "max_new_tokens=6")
 
 
-def chat(*arguments: str, input: str) -> subprocess.CompletedProcess[str]:
-    return gptrio("chat", *arguments, input=input, env=own_environment())
+def chat(*arguments: str, input: str, command: Any = in_process) -> subprocess.CompletedProcess[str]:
+    return command("chat", *arguments, input=input, env=own_environment())
 
 
 @pytest.fixture
@@ -76,14 +77,14 @@ def test_lines_that_belong_together_and_a_terminal_without_colour(folder):
 
 
 def test_help_teaches_by_example():
-    done = gptrio("chat", "--help")
+    done = in_process("chat", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "gptrio chat ./my-model max_new_tokens=100 do_sample=False" in done.stdout
     assert "Ctrl-C ends an answer" in done.stdout
 
 
 def test_a_pipe_has_a_message_in_each_line_and_answers_alone(folder):
-    done = chat(*GREEDY, input="import os\n\n!status\n!save chat.json\nclass A:\n!exit\nunread\n")
+    done = chat(*GREEDY, command=gptrio, input="import os\n\n!status\n!save chat.json\nclass A:\n!exit\nunread\n")
     assert done.returncode == 0
     assert "no chat template" in done.stderr and "of 512 tokens" in done.stderr
     assert ">" not in done.stdout and "\x1b" not in done.stdout + done.stderr
@@ -153,7 +154,7 @@ def test_the_options_of_transformers_chat_are_known():
 
     unknown = {"trust_remote_code", "torch_dtype", "host", "port", "model_name_or_path"}  # no code, no server
     unknown |= {"load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"}  # --quantize
-    done = gptrio("chat", "--help", env={**os.environ, "COLUMNS": "200"})
+    done = in_process("chat", "--help", env={**os.environ, "COLUMNS": "200"})
     shown = [field.name for field in fields(ChatArguments) if f"--{field.name.replace('_', '-')} " in done.stdout]
     assert {field.name for field in fields(ChatArguments)} - set(shown) == unknown
 

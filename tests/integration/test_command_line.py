@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from unittest.mock import patch
 
 import pytest
 
-from gptrio.cli.app import COMMANDS
+from gptrio.cli.app import COMMANDS, run
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 
 PROGRAM = (sys.executable, "-m", "gptrio")
@@ -25,6 +29,23 @@ def compiled_once() -> None:
 
 def gptrio(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=False, **options)
+
+
+def in_process(*arguments: str, input: str = "", env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """What `gptrio` gives, without the seconds in which a program loads torch."""
+    source, out, err = (io.TextIOWrapper(io.BytesIO(text.encode()), "utf-8") for text in (input, "", ""))
+    with (
+        patch.dict(os.environ, os.environ if env is None else env, clear=True),
+        patch("sys.stdin", source),
+        redirect_stdout(out),
+        redirect_stderr(err),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")
+        code = run(list(arguments))
+    for stream in (out, err):
+        stream.seek(0)
+    return subprocess.CompletedProcess(arguments, code, out.read(), err.read())
 
 
 def test_first_command_of_the_readme_writes_code():

@@ -16,7 +16,7 @@ from gptrio.cli.app import run
 from gptrio.errors import CheckpointError
 from gptrio.interop.convert import convert
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
-from tests.integration.test_command_line import gptrio
+from tests.integration.test_command_line import gptrio, in_process
 
 IDS = torch.arange(12)[None]
 
@@ -47,7 +47,7 @@ def write_nano(path: Path, model: Any, **options: Any) -> str:
 
 
 def test_help_shows_examples():
-    done = gptrio("convert", "--help")
+    done = in_process("convert", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "gptrio convert nanoGPT/out/ckpt.pt ./model --tokenizer" in done.stdout
 
@@ -77,10 +77,10 @@ def test_mingpt_needs_its_number_of_heads(tmp_path):
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in range(2)}
     torch.save(linear_tensors(model) | masks, tmp_path / "model.pt")
     source, target = str(tmp_path / "model.pt"), str(tmp_path / "out")
-    refused = gptrio("convert", source, target)
+    refused = in_process("convert", source, target)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert "attention heads" in refused.stderr and "--heads 4" in refused.stderr
-    done = gptrio("convert", source, target, "--heads", "4", "--json")
+    done = in_process("convert", source, target, "--heads", "4", "--json")
     assert json.loads(done.stdout)["kind"] == "minGPT"
     torch.testing.assert_close(logits(target), logits(model))
 
@@ -108,7 +108,7 @@ def test_a_folder_that_is_not_empty_is_kept_without_overwrite(tmp_path):
     target = tmp_path / "out"
     target.mkdir()
     (target / "notes.txt").write_text("mine")
-    refused = gptrio("convert", str(tmp_path / "in"), str(target))
+    refused = in_process("convert", str(tmp_path / "in"), str(target))
     assert (refused.returncode, refused.stdout) == (1, "")
     assert "--overwrite" in refused.stderr and refused.stderr.count("\n") == 1
     assert [path.name for path in target.iterdir()] == ["notes.txt"]
@@ -134,7 +134,7 @@ def flipped(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_another_torch_file_is_refused(tmp_path):
     torch.save({"tok_emb.weight": torch.ones(2, 2)}, tmp_path / "x.pt")
-    done = gptrio("convert", str(tmp_path / "x.pt"), str(tmp_path / "out"))
+    done = in_process("convert", str(tmp_path / "x.pt"), str(tmp_path / "out"))
     assert (done.returncode, done.stdout) == (1, "")
     assert "no checkpoint of nanoGPT or minGPT" in done.stderr
 
@@ -170,7 +170,7 @@ def test_a_tokenizer_is_copied_with_its_templates(tmp_path):
     done = gptrio("convert", source, str(tmp_path / "out"), "--tokenizer", str(tmp_path / "tokenizer"))
     assert (done.returncode, done.stderr) == (0, "")
     assert library.AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
-    refused = gptrio("convert", source, str(tmp_path / "no"), "--tokenizer", str(tmp_path))
+    refused = in_process("convert", source, str(tmp_path / "no"), "--tokenizer", str(tmp_path))
     assert refused.returncode == 1 and "has no tokenizer: none of" in refused.stderr
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "out", "tokenizer"]
 

@@ -13,16 +13,11 @@ import pytest
 
 from gptrio import AutoTokenizer, GPT2LMHeadModel
 from gptrio.testing import byte_tokenizer, tiny_config
+from tests.integration.test_command_line import gptrio, in_process
 from tests.stub_hub import COMMIT, StubHub
 from tests.terminal import Screen
 
 TEXT = "def größer():\n"
-
-
-def gptrio(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gptrio", *arguments], capture_output=True, text=True, check=False, **options
-    )
 
 
 def test_tokenize_shows_a_line_for_each_token_and_no_colour_in_a_pipe():
@@ -46,12 +41,12 @@ def test_tokenize_as_json_tells_bytes_and_places():
 def test_tokenize_prints_ids_alone():
     ids = AutoTokenizer.from_pretrained("gptrio/stdlib-gpt2")(TEXT)["input_ids"]
     assert gptrio("tokenize", "--ids", TEXT).stdout == " ".join(map(str, ids)) + "\n"
-    refused = gptrio("tokenize", "--ids", "--json", TEXT)
+    refused = in_process("tokenize", "--ids", "--json", TEXT)
     assert (refused.returncode, refused.stdout) == (2, "") and "give one of them" in refused.stderr
 
 
 def test_tokenize_refuses_no_text_at_all():
-    done = gptrio("tokenize", "")
+    done = in_process("tokenize", "")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "gptrio: the text is empty; give it at least one character\n"
 
@@ -75,13 +70,13 @@ def test_info_is_shown_without_loading_torch():
 
 @pytest.mark.parametrize("command", ["tokenize", "info", "download"])
 def test_help_teaches_by_example(command):
-    done = gptrio(command, "--help")
+    done = in_process(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"gptrio {command} " in done.stdout.split("Options", 1)[0].split("\n", 2)[2]
 
 
 def test_a_missing_model_is_one_line():
-    done = gptrio("info", "./no-such-folder")
+    done = in_process("info", "./no-such-folder")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.count("\n") == 1
 

@@ -12,7 +12,7 @@ import pytest
 from gptrio import pipeline
 from gptrio.testing import byte_tokenizer
 from tests.contract.families import FAMILIES
-from tests.integration.test_command_line import gptrio
+from tests.integration.test_command_line import gptrio, in_process
 
 SHORT = ("--max-new-tokens", "3", "--greedy")
 PROMPTS = ["import os", "def main("]
@@ -34,7 +34,7 @@ def reader(tmp_path) -> str:
 
 
 def test_help_teaches_by_example():
-    done = gptrio("run", "--help")
+    done = in_process("run", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert 'echo "def f(x):" | gptrio run --task text-generation' in done.stdout
     for option in ("--task", "--model", "--input", "--output", "--column", "--format", "--device", "--overwrite"):
@@ -46,7 +46,7 @@ def test_a_pipe_gives_a_list_as_in_transformers():
     assert (done.returncode, done.stderr) == (0, "")
     (result,) = ast.literal_eval(done.stdout)
     assert result["generated_text"].startswith("def f(x):\n")
-    seeded = [gptrio("run", "-n", "5", "--seed", "3", "--json", input="x\ny\n").stdout for _ in range(2)]
+    seeded = [in_process("run", "-n", "5", "--seed", "3", "--json", input="x\ny\n").stdout for _ in range(2)]
     assert seeded[0] == seeded[1]
     assert len(json.loads(seeded[0])) == 2
 
@@ -64,21 +64,21 @@ def test_files_with_a_column(tmp_path, expected, kind):
         found = json.load(file) if kind == "json" else list(csv.DictReader(file))
     assert [row["generated_text"] for row in found] == expected
 
-    again = gptrio(*arguments)
+    again = in_process(*arguments)
     assert (again.returncode, again.stdout) == (2, "")
     assert "already exists; pass --overwrite" in again.stderr
-    assert gptrio(*arguments, "--overwrite").returncode == 0
+    assert in_process(*arguments, "--overwrite").returncode == 0
 
 
 def test_json_lines_and_characters_as_they_are(tmp_path):
     (tmp_path / "in.jsonl").write_text('{"text": "größer"}\n{"text": "東"}\n', encoding="utf-8")
     source = ("run", "--input", str(tmp_path / "in.jsonl"), *SHORT)
-    assert gptrio(*source, "--output", str(tmp_path / "out.csv")).returncode == 0
+    assert in_process(*source, "--output", str(tmp_path / "out.csv")).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["generated_text"][:1] for row in rows] == ["g", "東"]
-    for printed in (gptrio(*source).stdout, gptrio(*source, "--json").stdout):
+    for printed in (gptrio(*source).stdout, in_process(*source, "--json").stdout):
         assert "größer" in printed and "東" in printed
-    assert [json.loads(line) for line in gptrio(*source).stdout.splitlines()] == json.loads(printed)
+    assert [json.loads(line) for line in in_process(*source).stdout.splitlines()] == json.loads(printed)
     escaped = gptrio(*source, "--json", env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert json.loads(escaped.stdout) == json.loads(printed) and "\\u6771" in escaped.stdout
 
@@ -91,7 +91,7 @@ def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
     assert json.loads(done.stdout) == pipeline("question-answering", reader)(
         question="who?", context="it is me", top_k=2
     )
-    piped = gptrio("run", "--model", reader, input="who?\tit is me\n")  # the task is inferred
+    piped = in_process("run", "--model", reader, input="who?\tit is me\n")  # the task is inferred
     assert (piped.returncode, piped.stderr) == (0, "")
     assert set(ast.literal_eval(piped.stdout)[0]) == {"answer", "score", "start", "end"}
 
@@ -116,6 +116,6 @@ def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
     ],
 )
 def test_an_impossible_command_line_is_one_line_and_code_2(arguments, message):
-    done = gptrio("run", *arguments, input="text,n\na,1\n")
+    done = in_process("run", *arguments, input="text,n\na,1\n")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gptrio: ") and message in done.stderr and done.stderr.count("\n") == 1

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from tests.integration.test_command_line import PROGRAM, gptrio
+from tests.integration.test_command_line import PROGRAM, gptrio, in_process
 
 TEXT = "def main():\n    print('héllo')\n"
 
@@ -41,7 +41,7 @@ def file(tmp_path):
 
 @pytest.mark.parametrize("command", ("score", "ppl", "compare", "eval"))
 def test_help_shows_examples(command):
-    done = gptrio(command, "--help")
+    done = in_process(command, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert f"gptrio {command} " in done.stdout.split("Options")[0].split("Usage", 1)[1]
     assert "--json" in done.stdout
@@ -69,17 +69,17 @@ def test_score_reads_a_pipe_and_writes_json():
 
 
 def test_score_of_lines_words_and_a_context(file):
-    lines = gptrio("score", file, "--lines").stdout.splitlines()
+    lines = in_process("score", file, "--lines").stdout.splitlines()
     assert [line.split("\t")[-1] for line in lines] == ["text", "def main():", "    print('héllo')"]
-    words = gptrio("score", file, "--words").stdout.splitlines()
+    words = in_process("score", file, "--words").stdout.splitlines()
     assert [line.split()[0] for line in words[1:3]] == ["def", "main():"]
-    after = json.loads(gptrio("score", "--json", "--context", "import", input=" os").stdout)
+    after = json.loads(in_process("score", "--json", "--context", "import", input=" os").stdout)
     assert after["texts"][0]["tokens"][0]["rank"] < 50
 
 
 def test_score_writes_a_page_that_needs_nothing_else(file, tmp_path):
     page = tmp_path / "page.html"
-    assert gptrio("score", file, "--html", str(page)).returncode == 0
+    assert in_process("score", file, "--html", str(page)).returncode == 0
     written = page.read_text(encoding="utf-8")
     assert written.startswith("<!DOCTYPE html>")
     assert "bits, rank" in written
@@ -88,7 +88,7 @@ def test_score_writes_a_page_that_needs_nothing_else(file, tmp_path):
 
 
 def test_ppl_counts_each_token_once(file):
-    found = json.loads(gptrio("ppl", file, "--json", "--stride", "7").stdout)
+    found = json.loads(in_process("ppl", file, "--json", "--stride", "7").stdout)
     assert (found["stride"], found["context"], found["bytes"]) == (7, 512, len(TEXT.encode()))
     done = gptrio("ppl", input=TEXT * 300)
     assert (done.returncode, done.stderr) == (0, "")
@@ -99,7 +99,7 @@ def test_compare_says_which_text_is_likelier():
     done = gptrio("compare", "import os", "import banana")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("A is likelier: ")
-    found = json.loads(gptrio("compare", "import banana", "-", "--json", input="import os\n").stdout)
+    found = json.loads(in_process("compare", "import banana", "-", "--json", input="import os\n").stdout)
     assert found["likelier"] == "B"
     assert found["difference"] == pytest.approx(found["A"]["total"] - found["B"]["total"])
 
@@ -119,7 +119,7 @@ def test_compare_says_which_text_is_likelier():
     ],
 )
 def test_an_impossible_command_line_is_one_line_and_code_2(arguments, message):
-    done = gptrio(*arguments, input="")
+    done = in_process(*arguments, input="")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("gptrio: ") and message in done.stderr and done.stderr.count("\n") == 1
 
@@ -134,7 +134,7 @@ def test_a_pipe_in_place_of_a_file_and_a_closed_input():
 
 
 def test_a_text_past_the_context_names_ppl():
-    done = gptrio("score", input=TEXT * 300)
+    done = in_process("score", input=TEXT * 300)
     assert done.returncode == 1
     assert "gptrio ppl scores longer texts" in done.stderr
     assert "stride must" not in done.stderr

@@ -24,7 +24,7 @@ from gptrio.verification import paths
 from gptrio.verification import verify as verification
 from gptrio.verification.prompts import make_prompts
 from gptrio.verification.verify import Report, verify
-from tests.integration.test_command_line import gptrio
+from tests.integration.test_command_line import gptrio, in_process
 from tests.integration.test_scoring_commands import on_a_terminal
 
 FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
@@ -47,7 +47,7 @@ def failed(report: Report) -> set[str]:
 
 
 def test_help_shows_examples():
-    done = gptrio("verify", "--help")
+    done = in_process("verify", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "gptrio verify ./my-model" in done.stdout
 
@@ -257,7 +257,7 @@ def spoil(model: Any) -> None:
 
 
 def test_weights_that_are_not_numbers_are_named_with_code_1(tmp_path):
-    done = gptrio("verify", saved(tmp_path, edit=spoil))
+    done = in_process("verify", saved(tmp_path, edit=spoil))
     assert done.returncode == 1
     assert "infinite or not numbers: transformer.h.1.mlp.c_fc.weight" in done.stderr
 
@@ -292,7 +292,7 @@ def test_weights_in_wrong_places_of_a_trained_model_are_warned_of(tmp_path):
     ("arguments", "code"), [(("./nowhere",), 1), (("--weights", "float9"), 2), (("--device", "abacus"), 2)]
 )
 def test_a_bad_command_line_is_one_line(arguments, code):
-    done = gptrio("verify", *arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+    done = in_process("verify", *arguments, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert (done.returncode, done.stdout) == (code, "")
     assert done.stderr.startswith("gptrio: ") and done.stderr.count("\n") == 1
 
