@@ -58,4 +58,4 @@ def test_a_run_equals_the_reference_s(class_name, updates):
     assert_same_weights(ours.model, theirs.model)
     assert outputs[0].global_step == outputs[1].global_step == updates
     assert outputs[1].training_loss == pytest.approx(outputs[0].training_loss, rel=1e-5)
-    assert outputs[1].metrics.keys() - {"total_flos"} == outputs[0].metrics.keys() - {"total_flos"}  # printing pops it
+    assert outputs[1].metrics.keys() == outputs[0].metrics.keys() | {"total_flos"}  # which printing pops there

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import InputError
+from gptrio.models.base.heads import CausalLMHead
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.training.losses import label_count
 from gptrio.training.parts import TrainerParts, innermost
@@ -71,9 +72,13 @@ class ComputingMixin(TrainerParts):
         Raises:
             InputError: the model returned no loss.
         """
-        has_own = (self.label_smoother is not None or self.compute_loss_func is not None) and "labels" in inputs
-        labels = inputs.pop("labels") if has_own else None
+        smooths_itself = self._has_own_loss and self.label_smoother is not None and self.compute_loss_func is None
+        needs_labels = self.compute_loss_func is not None or (self.label_smoother is not None and not smooths_itself)
+        labels = inputs.pop("labels") if needs_labels and "labels" in inputs else None
         options = dict(self._forward_options)
+        if self._has_own_loss and "labels" in inputs:
+            options |= {} if return_outputs else {"logits": False}
+            options |= {"label_smoothing": self.label_smoother.epsilon} if smooths_itself else {}
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             options["num_items_in_batch"] = num_items_in_batch
         outputs = model(**{**options, **inputs})
@@ -157,8 +162,7 @@ class ComputingMixin(TrainerParts):
 
     def _computes_loss_alone(self) -> bool:
         """Whether no function needs the outputs of the model, and `compute_loss` is not overridden."""
-        is_own = type(self).compute_loss is ComputingMixin.compute_loss
-        return is_own and self.label_smoother is None and self.compute_loss_func is None
+        return type(self).compute_loss is ComputingMixin.compute_loss and self.compute_loss_func is None
 
 
 def forward_options(model: Any) -> dict[str, Any]:
@@ -167,6 +171,13 @@ def forward_options(model: Any) -> dict[str, Any]:
     if not isinstance(inner, PreTrainedModel):
         return {}
     return {"use_cache": False} if "use_cache" in inspect.signature(inner.forward).parameters else {}
+
+
+def has_own_loss(model: Any) -> bool:
+    """Whether a model is a language model of this project, whose forward takes `logits=False` and `label_smoothing`."""
+    inner = innermost(model)
+    forward = None if "forward" in vars(inner) else getattr(type(inner).forward, "positional", None)
+    return isinstance(inner, CausalLMHead) and forward is getattr(CausalLMHead.forward, "positional", 0)
 
 
 def accepts_loss_kwargs(model: Any) -> bool:

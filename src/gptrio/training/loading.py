@@ -131,7 +131,8 @@ class LoadingMixin(TrainerParts):
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
             names = list(inspect.signature(innermost(self.model).forward).parameters)
-            self._signature_columns = [*names, *{"label", "label_ids", *self.label_names}]
+            packing = ["segment_ids"] if self._has_own_loss else []  # taken by name, beside what the signature shows
+            self._signature_columns = [*names, *packing, *{"label", "label_ids", *self.label_names}]
 
     def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
         """A table without the columns that the model does not take.

@@ -72,6 +72,7 @@ class TrainerParts:
     _resumed_random: Mapping[str, Any] | None
     _forward_options: dict[str, Any]
     _predicts_next_tokens: bool
+    _has_own_loss: bool
     _is_prepared: bool
 
     # methods that one part has and others call

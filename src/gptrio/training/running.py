@@ -25,7 +25,7 @@ from gptrio.training.results import TrainOutput, speed_metrics
 from gptrio.training.saving import TRAINER_STATE_NAME, metric_name
 from gptrio.training.snapshot import Position
 from gptrio.training.state import TrainerState
-from gptrio.utils.seed import set_seed
+from gptrio.utils.seed import enable_full_determinism, set_seed
 
 _log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RunningMixin(TrainerParts):
         """Make the model anew if there is a function for that, and give it the tokenizer's special tokens."""
         args = self.args
         if self.model_init is not None:
-            set_seed(args.seed, deterministic=args.full_determinism)
+            enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)
             self._set_model(self.call_model_init(trial))
             self.optimizer = self.lr_scheduler = None
         if hasattr(self.processing_class, "pad_token_id") and hasattr(self.model, "config"):

@@ -22,6 +22,7 @@ from gptrio.training.computing import (
     can_return_loss,
     find_labels,
     forward_options,
+    has_own_loss,
     predicts_next_tokens,
 )
 from gptrio.training.evaluation import EvaluationMixin
@@ -32,14 +33,16 @@ from gptrio.training.optimizing import OptimizingMixin
 from gptrio.training.parts import innermost
 from gptrio.training.precision import make_accelerator
 from gptrio.training.preparing import align_special_tokens
+from gptrio.training.progress import PrinterCallback, ProgressCallback
 from gptrio.training.publishing import PublishingMixin
+from gptrio.training.reporting import get_reporting_integration_callbacks
 from gptrio.training.run_folder import RunFolder
 from gptrio.training.running import RunningMixin
 from gptrio.training.saving import SavingMixin
 from gptrio.training.state import TrainerControl, TrainerState
 from gptrio.training.trainer_checks import check_model, check_trainer
 from gptrio.utils.logging import set_verbosity
-from gptrio.utils.seed import set_seed
+from gptrio.utils.seed import enable_full_determinism, set_seed
 
 _log = logging.getLogger(__name__)
 
@@ -113,7 +116,7 @@ class Trainer(
         padding = DataCollatorWithPadding(processing_class) if hasattr(processing_class, "pad") else None
         self.data_collator = data_collator or padding or default_data_collator
         check_trainer(self, has_model=model is not None)
-        set_seed(args.seed, deterministic=args.full_determinism)  # before a model is made
+        enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)  # before a model is made
         if args.log_level != "passive":
             set_verbosity(args.get_process_log_level())
         self.accelerator = make_accelerator(args)
@@ -130,6 +133,7 @@ class Trainer(
         self.model_accepts_loss_kwargs = accepts_loss_kwargs(inner)
         self._predicts_next_tokens = predicts_next_tokens(inner)
         self._forward_options = forward_options(inner)
+        self._has_own_loss = has_own_loss(inner)
         self._signature_columns = None
         self._is_prepared = False
 
@@ -137,12 +141,13 @@ class Trainer(
         """Set what changes in a run to its beginning, and tell the callbacks."""
         args = self.args
         self.callback_handler = CallbackHandler(
-            [DefaultFlowCallback, *callbacks],
+            [DefaultFlowCallback, *get_reporting_integration_callbacks(args.report_to), *callbacks],
             self.model,
             self.processing_class,
             self.optimizer,
             self.lr_scheduler,
         )
+        self.add_callback(PrinterCallback if args.disable_tqdm else ProgressCallback)
         self.hub_model_id = None
         if args.push_to_hub:
             self.init_hf_repo()
