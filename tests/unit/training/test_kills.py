@@ -5,45 +5,69 @@ from __future__ import annotations
 import multiprocessing
 import random
 import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from gptrio.training.checkpoint import find_checkpoint
-from tests.unit.training.small_run import train, train_in_process
+from tests.unit.training import small_run, trainer_run
 
-STEPS = 8
+
+class Training(NamedTuple):
+    """How a process trains, and with what argument; the final weights without kills."""
+
+    run: Callable[[Path, int, Connection], None]
+    undisturbed: Callable[[Path], bytes]
+    argument: int
+
+
+TRAININGS: dict[str, Training] = {
+    "plain loop": Training(small_run.train_in_process, lambda path: small_run.train(path, 8), 8),
+    "Trainer": Training(trainer_run.train_in_process, trainer_run.train, 0),
+    "Trainer with workers": Training(trainer_run.train_in_process, trainer_run.train, 2),
+}
 
 
 @pytest.fixture(scope="module")
 def server() -> ForkServerContext:
     """Starts processes that have imported torch already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.unit.training.small_run"])
+    context.set_forkserver_preload(["tests.unit.training.small_run", "tests.unit.training.trainer_run"])
     return context
 
 
-def start(server: ForkServerContext, path: Path) -> ForkServerProcess:
+def start(server: ForkServerContext, path: Path, training: Training) -> ForkServerProcess:
     """A process that has just begun to train."""
     path.mkdir(exist_ok=True)
     receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(target=train_in_process, args=(path, STEPS, sender))
+    process = server.Process(target=training.run, args=(path, training.argument, sender))
     process.start()
     assert receiver.recv() == "started"
     return process
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.long)])
-def test_killed_runs_end_with_the_same_weights(tmp_path: Path, server: ForkServerContext, kills: int) -> None:
-    expected, times = train(tmp_path / "undisturbed", STEPS), random.Random(kills)
-    process, begin = start(server, tmp_path / "first"), time.perf_counter()
-    process.join()
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [("Trainer", 3), *(pytest.param(name, 50, marks=pytest.mark.long) for name in TRAININGS)],
+)
+def test_killed_runs_end_with_the_same_weights(
+    tmp_path: Path, server: ForkServerContext, name: str, kills: int
+) -> None:
+    training, times = TRAININGS[name], random.Random(kills)
+    expected = training.undisturbed(tmp_path / "undisturbed")
+    process, begin = start(server, tmp_path / "first", training), time.perf_counter()
+    while not (tmp_path / "first" / "weights.bin").exists():
+        time.sleep(0.01)
     duration = time.perf_counter() - begin
+    process.join()
     killed = in_saves = resumed = finished = 0
     path = tmp_path / "0"
     while killed < kills or not (path / "weights.bin").exists():
-        process = start(server, path)
+        process = start(server, path, training)
         process.join(times.uniform(0, duration) if killed < kills else None)
         if process.exitcode is None:
             process.kill()
