@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import warn
 from gptrio.training import random_states
+from gptrio.training.divergence import DivergenceWatch
 from gptrio.training.enums import SaveStrategy
 from gptrio.training.interruption import Interruption
 from gptrio.training.losses import batch_weights
@@ -72,6 +73,7 @@ class TrainingLoop:
         self.ignored = ignore_keys_for_eval
         self.grad_norm: Any = None
         self.learning_rate: float | None = None
+        self.watch = DivergenceWatch()
 
     def run(self) -> None:
         """Train until the last epoch ends, a callback stops the run, or a signal comes."""
@@ -129,16 +131,16 @@ class TrainingLoop:
         """Compute the gradients of a group of batches, take the optimizer's step, and do what the callbacks ask for."""
         trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
         trainer.current_gradient_accumulation_steps = len(group)
-        weights = batch_weights(group, trainer._predicts_next_tokens)
+        weights, loss = batch_weights(group, trainer._predicts_next_tokens), torch.zeros((), device=args.device)
         trainer.control = handler.on_step_begin(args, trainer.state, trainer.control)
         for i, (inputs, weight) in enumerate(zip(group, weights, strict=True)):
             trainer._batch_weight = weight
-            self._add_gradients(inputs, items, is_last=i == len(group) - 1)
+            loss += self._add_gradients(inputs, items, is_last=i == len(group) - 1)
             if i < len(group) - 1:
                 trainer.control = handler.on_substep_end(args, trainer.state, trainer.control)
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     return
-        self._step()
+        self._step(group, loss)
         trainer.state.global_step += 1
         trainer.state.epoch = place.epoch + place.index / total
         trainer._position = place
@@ -147,19 +149,29 @@ class TrainingLoop:
             trainer.control.should_save = args.save_strategy != SaveStrategy.NO
         self._log_save_evaluate(place.epoch)
 
-    def _add_gradients(self, inputs: Any, items: Tensor | None, is_last: bool) -> None:
+    def _add_gradients(self, inputs: Any, items: Tensor | None, is_last: bool) -> Tensor:
+        """Compute the loss of a batch and its gradients, and return its part of the update's loss."""
         trainer, args = self.trainer, self.trainer.args
         if args.include_num_input_tokens_seen:
             trainer._count_tokens(inputs)
         with _sync_at_end(trainer.accelerator, self.model, is_last):
-            loss = trainer.training_step(self.model, inputs, items)
+            loss: Tensor = trainer.training_step(self.model, inputs, items)
+        logged = loss
         if args.logging_nan_inf_filter and not torch.isfinite(loss):
             since = trainer.state.global_step - trainer._globalstep_last_logged
-            loss = trainer._unlogged_loss / (1 + since)  # the mean of the others
-        trainer._unlogged_loss += loss
+            logged = trainer._unlogged_loss / (1 + since)  # the mean of the others
+        trainer._unlogged_loss += logged
         trainer.current_flos += float(trainer.floating_point_ops(inputs))
+        return loss
 
-    def _step(self) -> None:
+    def _loss_again(self, inputs: Any) -> Tensor:
+        """The loss of a batch, for the search of where it is not finite."""
+        trainer = self.trainer
+        with trainer.compute_loss_context_manager():
+            loss: Tensor = trainer.compute_loss(self.model, trainer._prepare_inputs(inputs))
+        return loss
+
+    def _step(self, group: list[Any], loss: Tensor) -> None:
         """Clip the gradients, take the optimizer's step and the schedule's, and forget the gradients."""
         trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
         accelerator = trainer.accelerator
@@ -167,6 +179,15 @@ class TrainingLoop:
         if args.max_grad_norm is not None and args.max_grad_norm > 0:
             options = {"optimizer": trainer.optimizer} if is_single else {}
             self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm, **options)
+        if getattr(accelerator, "scaler", None) is None:  # which expects gradients that are infinite now and then
+            self.watch.observe(
+                trainer.state.global_step + 1,
+                loss,
+                self.grad_norm,
+                model=accelerator.unwrap_model(self.model),
+                batches=group,
+                compute_loss=self._loss_again,
+            )
         trainer.control = handler.on_pre_optimizer_step(args, trainer.state, trainer.control)
         if is_single:
             accelerator.step(trainer.optimizer)

@@ -248,3 +248,11 @@ def test_any_module_with_a_loss_is_trained_and_saved(tmp_path):
     again = gptrio.Trainer(Line(), arguments(gptrio, **{**changes, "max_steps": 61}), train_dataset=data)
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 61
+
+
+def test_a_loss_that_is_not_finite_is_told_with_the_tensor_where_it_began():
+    trainer = trainer_of(max_steps=1)
+    with torch.no_grad():
+        trainer.model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
+    with pytest.warns(GptrioWarning, match=r"h\.1\.mlp"):
+        trainer.train()
