@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
 from gptrio.kernels.linear import prefill_kernels
-from gptrio.nn import flash, sliding_window
+from gptrio.nn import attention_dropout, flash, sliding_window
 from gptrio.nn.masks import AttentionMask
 
 Drop = Callable[[Tensor], Tensor]
@@ -125,7 +125,12 @@ def _float32_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
 def sdpa(
     q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: AttentionOptions, head_mask: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels compute scores in float32."""
+    """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels compute scores in float32.
+
+    Weights are dropped by torch's slow path, except in float32 on a CPU.
+    """
+    if head_mask is None and attention_dropout.supports(q, k, options.dropout):
+        return attention_dropout.attend(q, k, v, mask, options.scale, options.dropout), None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and mask.has_fully_padded_rows():
         # the backward pass of fused kernels is wrong for fully padded rows: their log-sum-exp underflows
         return eager(q, k, v, mask, options, head_mask)

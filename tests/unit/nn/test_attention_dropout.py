@@ -1,0 +1,133 @@
+"""Attention with dropped weights against the formula, with the same weights dropped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import gptrio
+from gptrio.nn import attention_dropout
+from gptrio.nn.attention import AttentionOptions, attention
+from gptrio.nn.masks import AttentionMask
+from gptrio.testing import assert_close, tiny_config
+
+ROWS, HEADS, LENGTH, WIDTH, RATE = 2, 3, 21, 4, 0.3
+CASES = ("causal", "padding", "even padding", "segments", "custom", "not causal", "window", "one query")
+
+
+@pytest.fixture(params=[4, 128], autouse=True, ids=["blocks", "one block"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(attention_dropout, "_BLOCK", request.param)
+    return request.param
+
+
+def mask_of(case: str) -> AttentionMask:
+    queries = 1 if case == "one query" else LENGTH
+    mask = AttentionMask(queries, LENGTH, torch.device("cpu"), query_start=LENGTH - queries)
+    if "padding" in case:
+        mask.attention_mask = torch.ones(ROWS, LENGTH, dtype=torch.bool)
+        mask.attention_mask[0, :5] = False
+        mask.mask_fully_padded_rows = case == "padding"
+    elif case == "segments":
+        mask.segments = torch.arange(LENGTH).div(8, rounding_mode="floor").expand(ROWS, -1)
+    elif case == "custom":
+        mask.custom = torch.arange(ROWS * LENGTH * LENGTH).sin().view(ROWS, 1, LENGTH, LENGTH)
+    elif case == "not causal":
+        mask.causal = False
+    elif case == "window":
+        mask.window = 15
+    return mask
+
+
+def inputs(queries: int = LENGTH) -> list[Tensor]:
+    return [torch.randn(ROWS, HEADS, n, WIDTH, requires_grad=True) for n in (queries, LENGTH, LENGTH)]
+
+
+def formula(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, keep: Tensor, factor: float) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * 0.5 + (0 if mask.is_unmasked else mask.additive(torch.float32))
+    return (scores.softmax(-1) * keep * factor) @ v
+
+
+def drawn(case: str, block: int) -> Tensor:
+    """The weights that a call keeps, drawn as it draws them."""
+    mask = mask_of(case)
+    keep = torch.ones(ROWS, HEADS, mask.query_length, LENGTH, dtype=torch.bool)
+    in_blocks = case not in ("even padding", "not causal", "one query")
+    for start in range(0, mask.query_length, block if in_blocks else LENGTH):
+        end = min(start + block, LENGTH) if in_blocks else mask.query_length
+        part = keep[:, :, start:end, : end if in_blocks else LENGTH]
+        part.copy_(attention_dropout._draw(part.shape, round(RATE * 65536)))
+    return keep
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_of_both_orders_are_those_of_the_formula(case, block):
+    mask = mask_of(case)
+    q, k, v = inputs(mask.query_length)
+    torch.manual_seed(5)
+    actual = attention_dropout.attend(q, k, v, mask, 0.5, RATE)
+    torch.manual_seed(5)
+    keep = drawn(case, block)
+    assert 0.5 < keep.float().mean() < 1
+    expected = formula(
+        q, k, v, mask_of(case) if case != "custom" else mask, keep, 65536 / (65536 - round(RATE * 65536))
+    )
+    assert_close(actual, expected, 1e-6)
+    direction = torch.randn_like(actual)
+    found = [torch.autograd.grad(out, (q, k, v), direction, create_graph=True) for out in (actual, expected)]
+    again = [torch.autograd.grad(sum(g.square().sum() for g in grads), (q, k, v)) for grads in found]
+    plain = torch.autograd.grad(attention_again(q, k, v, mask), (q, k, v), direction)
+    for mine, its, once in zip(*found, plain, strict=True):
+        assert_close(mine, its, 2e-6)
+        assert_close(once, its, 2e-6)
+    for mine, its in zip(*again, strict=True):
+        assert_close(mine, its, 1e-5)
+
+
+def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+    """The same call, whose backward pass is not differentiated."""
+    torch.manual_seed(5)
+    return attention_dropout.attend(q, k, v, mask, 0.5, RATE)
+
+
+def test_the_mean_over_many_draws_is_attention_without_dropout():
+    q, k, v = (x.detach() for x in inputs())
+    mask = mask_of("causal")
+    mean = sum(attention_dropout.attend(q, k, v, mask, 0.5, 0.1) for _ in range(2000)) / 2000
+    exact = formula(q, k, v, mask, torch.ones(()), 1)
+    assert (mean - exact).abs().max() < 0.06 * v.abs().max()
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
+def test_the_share_of_dropped_weights(rate):
+    keep = attention_dropout._draw(torch.Size([400_001]), round(rate * 65536))
+    assert keep.shape == (400_001,)
+    assert abs(keep.float().mean().item() - (1 - rate)) < 4 * (rate * (1 - rate) / 400_001) ** 0.5 + 1e-5
+
+
+def test_each_draw_is_anew_and_repeats_with_its_seed():
+    shape = torch.Size([64])
+    torch.manual_seed(1)
+    first, second = attention_dropout._draw(shape, 32768), attention_dropout._draw(shape, 32768)
+    torch.manual_seed(1)
+    assert torch.equal(attention_dropout._draw(shape, 32768), first) and not torch.equal(first, second)
+
+
+def test_training_drops_and_evaluation_does_not():
+    model = gptrio.GPT2LMHeadModel(tiny_config("gpt2", attn_pdrop=0.5, resid_pdrop=0.0, embd_pdrop=0.0))
+    model.set_attn_implementation("sdpa")
+    ids = torch.arange(40)[None]
+    exact = model.eval()(ids).logits
+    first, second = model.train()(ids).logits, model(ids).logits
+    assert not torch.allclose(first, second) and not torch.allclose(first, exact)
+    assert torch.equal(model.eval()(ids).logits, exact)
+
+
+def test_what_it_does_not_take():
+    q, k, _ = inputs()
+    assert attention_dropout.supports(q, k, 0.1)
+    assert not attention_dropout.supports(q, k, 0.0) and not attention_dropout.supports(q, k, 1.0)
+    assert not attention_dropout.supports(q.double(), k.double(), 0.1)
+    mask, options = mask_of("causal"), AttentionOptions(0.5, dropout=1.0)
+    assert not attention(*inputs(), mask, options, implementation="sdpa")[0].any()
