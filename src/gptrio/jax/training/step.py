@@ -17,7 +17,7 @@ from jax import Array
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
-from gptrio.errors import InputError, OptionError
+from gptrio.errors import InputError, OptionError, UnsupportedError
 from gptrio.jax.models.base import inputs
 from gptrio.jax.models.base.pretrained import FlaxCausalLM, Params
 from gptrio.jax.nn.losses import IGNORE, next_token_loss
@@ -97,7 +97,8 @@ def make_train_step(
         accumulate: compute the gradients of a batch in so many parts, one after the other; B is a multiple of it.
 
     Raises:
-        OptionError: `accumulate` is less than 1. The function raises InputError for a batch that does not fit.
+        OptionError: `accumulate` is less than 1. The function raises InputError for a batch that does not fit, and
+            UnsupportedError for one row on each device of a mesh with both "fsdp" and "tensor".
     """
     if accumulate < 1:
         raise OptionError(f"accumulate={accumulate} is less than 1; 1 computes a batch as a whole")
@@ -116,6 +117,8 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         arrays = _as_arrays(batch, model, accumulate)
+        if mesh is not None:
+            _check_rows(len(arrays["input_ids"]) // accumulate, mesh)
         return jitted(state, arrays if mesh is None else shard_batch(arrays, mesh))
 
     return step
@@ -150,6 +153,16 @@ def loss_and_gradients(
     nothing = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
     (value, gradients), _ = jax.lax.scan(add, nothing, (parts, jax.random.split(key, accumulate)))
     return value, gradients, tokens
+
+
+def _check_rows(rows: int, mesh: Any) -> None:
+    """Raise UnsupportedError where jax 0.10.2 gives wrong gradients of the tables and of the first block."""
+    devices = mesh.shape.get("data", 1) * mesh.shape.get("fsdp", 1)
+    if {"fsdp", "tensor"} <= set(mesh.axis_names) and rows <= devices:
+        raise UnsupportedError(
+            f"{rows} rows at once on a mesh with both 'fsdp' and 'tensor' are one for each device, for which XLA's "
+            f"gradients are wrong; pass at least {2 * devices} for each part of a batch, or use one of the two axes"
+        )
 
 
 def _in_parts(array: Array, parts: int) -> Array:
