@@ -6,7 +6,7 @@ import inspect
 import re
 from typing import Any
 
-from gptrio.errors import InputError, OptionError, warn
+from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.training.enums import IntervalStrategy, SaveStrategy
 from gptrio.training.order import has_length, is_streamed
 
@@ -18,8 +18,14 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
 
     Raises:
         OptionError: two contradict each other, or one that another needs is missing.
+        UnsupportedError: there are several processes, among which rows and weights would have to be divided.
     """
     args = trainer.args
+    if args.world_size > 1 or args.fsdp:
+        asked = f"fsdp={args.fsdp}" if args.fsdp else f"world_size={args.world_size}"
+        raise UnsupportedError(
+            f"Trainer trains in one process, not with {asked}; start it once, without torchrun or fsdp"
+        )
     if not has_model and trainer.model_init is None:
         raise OptionError("there is nothing to train; pass Trainer(model=...) or Trainer(model_init=...)")
     if has_model and trainer.model_init is not None:

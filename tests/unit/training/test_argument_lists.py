@@ -147,7 +147,7 @@ WITHOUT_EFFECT = {
     "use_legacy_prediction_loop": True,
 }
 NOT_HERE = {
-    "deepspeed": ("ds.json", "fsdp='full_shard'"),
+    "deepspeed": ("ds.json", "one process"),
     "tpu_num_cores": (8, r"gptrio\.jax"),
     "tpu_metrics_debug": (True, r"gptrio\.jax"),
     "use_mps_device": (True, "an Apple GPU is used where there is one"),

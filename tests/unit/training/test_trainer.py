@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 import gptrio
-from gptrio import GptrioWarning, InputError, OptionError
+from gptrio import GptrioWarning, InputError, OptionError, UnsupportedError
 from gptrio.testing import byte_tokenizer
 from tests.training_pair import arguments, assert_same_weights, checkpoints, collate, pair_of, rows_for
 
@@ -45,6 +45,14 @@ def trainer_of(class_name: str = LM, rows: int = 8, cls: type = gptrio.Trainer, 
 def test_what_does_not_fit_is_refused_with_the_way_out(options, message):
     with pytest.raises(OptionError, match=message):
         trainer_of(**options)
+
+
+def test_several_processes_are_refused(monkeypatch):
+    with pytest.raises(UnsupportedError, match=r"one process, not with fsdp=.*full_shard"):
+        trainer_of(fsdp="full_shard")
+    monkeypatch.setattr(gptrio.TrainingArguments, "world_size", 2)
+    with pytest.raises(UnsupportedError, match=r"one process, not with world_size=2; start it once, without torchrun"):
+        trainer_of()
 
 
 def test_a_trainer_needs_a_model_with_a_head():
