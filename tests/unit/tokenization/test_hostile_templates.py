@@ -110,8 +110,8 @@ TOO_LARGE = [
     "{% for i in range(99) %}{% set ns.s = ns.s + [b[:-1]] %}{% endfor %}",
     "{% for i in range(99999) %}{% set x = 'x' * 2000000 %}{% endfor %}",
     "{% set x %}{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}{% endset %}",
-    "{% macro m() %}{% for i in range(20000) %}" + "x" * 1000 + "{% endfor %}{% endmacro %}{{ m() }}",
-    "{% for i in range(99999) %}" + "x" * 1000 + "{% endfor %}",
+    "{% macro m() %}{% for i in range(2000) %}" + "x" * 10000 + "{% endfor %}{% endmacro %}{{ m() }}",
+    "{% for i in range(99999) %}" + "x" * 20000 + "{% endfor %}",
 ]
 
 QUADRATIC = [  # the work grows with the square of what they are given
