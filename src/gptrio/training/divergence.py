@@ -33,7 +33,7 @@ class DivergenceWatch:
         model: nn.Module,
         batches: Sequence[Mapping[str, Any]],
         compute_loss: Callable[[Mapping[str, Any]], Tensor],
-        rows: Sequence[int] | None = None,
+        rows: Callable[[], Sequence[int]] = tuple,
     ) -> bool:
         """Look at one update; the first that is not finite is computed once more to find the cause, and told.
 
@@ -44,7 +44,7 @@ class DivergenceWatch:
             model: its parameters have not taken the step yet.
             batches: of the update.
             compute_loss: the loss of a batch, with its graph.
-            rows: places of the batches' rows in the data set, if they are known.
+            rows: gives the places of the batches' rows in the data set; none if they are not known.
 
         Returns:
             Whether loss and gradients are finite.
@@ -59,7 +59,7 @@ class DivergenceWatch:
         self._in_a_row += 1
         if not self._has_warned:
             self._has_warned = True
-            warn(_message(step, fault, find_first_bad_tensor(model, batches, compute_loss), rows))
+            warn(_message(step, fault, find_first_bad_tensor(model, batches, compute_loss), rows()))
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise DivergenceError(
                 f"stopped at update {step}: {fault}, as in the {self._in_a_row - 1} updates before it; resume from an "
@@ -155,7 +155,7 @@ def _fault(loss: Tensor | float, gradient_norm: Tensor | float | None) -> str | 
     return None
 
 
-def _message(step: int, fault: str, first: str | None, rows: Sequence[int] | None) -> str:
+def _message(step: int, fault: str, first: str | None, rows: Sequence[int]) -> str:
     where = f", rows {', '.join(map(str, rows))} of the data" if rows else ""
     cause = f"the first tensor that is not finite is {first}" if first else "computed again, all tensors are finite"
     return f"{fault} at update {step}{where}: {cause}. Further ones are not told"

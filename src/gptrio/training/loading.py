@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -142,7 +143,7 @@ class LoadingMixin(TrainerParts):
         """
         if not self.args.remove_unused_columns:
             return dataset
-        unused = self._unused(dataset.column_names, description)
+        unused = self._signature().unused(dataset.column_names, description)
         return dataset.remove_columns(unused) if unused else dataset
 
     def _get_collator_with_removed_columns(
@@ -151,23 +152,42 @@ class LoadingMixin(TrainerParts):
         """A collator that drops what the model does not take from rows that are mappings."""
         if not self.args.remove_unused_columns:
             return data_collator
-        return _WithoutColumns(data_collator, partial(self._unused, description=description))
+        return _WithoutColumns(data_collator, partial(self._signature().unused, description=description))
 
-    def _unused(self, columns: Iterable[str], description: str | None) -> list[str]:
-        """The columns that the model does not take; logs them."""
+    def _signature(self) -> _Signature:
         self._set_signature_columns_if_needed()
-        taken, columns = self._signature_columns or [], list(columns)
-        unused = [name for name in columns if name not in taken]
-        inputs = [getattr(self.model, "main_input_name", "input_ids"), "inputs_embeds"]
-        if inputs[0] in taken and not set(inputs) & set(columns):
+        main_input = getattr(self.model, "main_input_name", "input_ids")
+        return _Signature(type(self.model).__name__, self._signature_columns or [], main_input)
+
+
+@dataclass
+class _Signature:
+    """What a model takes; knows no more of it, as it is sent to workers.
+
+    Attributes:
+        model_name: class of the model.
+        taken: names of its arguments.
+        main_input: the one that has to be there.
+    """
+
+    model_name: str
+    taken: list[str]
+    main_input: str
+
+    def unused(self, columns: Iterable[str], description: str | None) -> list[str]:
+        """The columns that the model does not take; logs them."""
+        columns = list(columns)
+        unused = [name for name in columns if name not in self.taken]
+        if self.main_input in self.taken and not {self.main_input, "inputs_embeds"} & set(columns):
             raise InputError(
-                f"the {description or 'data'} set has no column {inputs[0]!r}; it has {', '.join(columns) or 'none'}. "
-                "Tokenize it first, or set remove_unused_columns=False if your data_collator does so"
+                f"the {description or 'data'} set has no column {self.main_input!r}; it has "
+                f"{', '.join(columns) or 'none'}. Tokenize it first, or set remove_unused_columns=False if your "
+                "data_collator does so"
             )
         if unused:
             _log.info(
-                f"{description} set: {', '.join(unused)} are not arguments of {type(self.model).__name__}.forward, and "
-                "are left out"
+                f"{description} set: {', '.join(unused)} are not arguments of {self.model_name}.forward, and are left "
+                "out"
             )
         return unused
 

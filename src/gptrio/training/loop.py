@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import warn
-from gptrio.training import random_states
+from gptrio.training import random_states, ranks
 from gptrio.training.divergence import DivergenceWatch
-from gptrio.training.enums import SaveStrategy
+from gptrio.training.enums import DebugOption, SaveStrategy
 from gptrio.training.interruption import Interruption
 from gptrio.training.losses import batch_weights
 from gptrio.training.order import batches_from, sampler_of, set_epoch
@@ -73,7 +73,8 @@ class TrainingLoop:
         self.ignored = ignore_keys_for_eval
         self.grad_norm: Any = None
         self.learning_rate: float | None = None
-        self.watch = DivergenceWatch()
+        is_strict = DebugOption.UNDERFLOW_OVERFLOW in trainer.args.debug
+        self.watch = DivergenceWatch(1 if is_strict else trainer.stop_after_divergence)
 
     def run(self) -> None:
         """Train until the last epoch ends, a callback stops the run, or a signal comes."""
@@ -140,7 +141,7 @@ class TrainingLoop:
                 trainer.control = handler.on_substep_end(args, trainer.state, trainer.control)
                 if trainer.control.should_epoch_stop or trainer.control.should_training_stop:
                     return
-        self._step(group, loss)
+        self._step(group, loss, place)
         trainer.state.global_step += 1
         trainer.state.epoch = place.epoch + place.index / total
         trainer._position = place
@@ -171,7 +172,15 @@ class TrainingLoop:
             loss: Tensor = trainer.compute_loss(self.model, trainer._prepare_inputs(inputs))
         return loss
 
-    def _step(self, group: list[Any], loss: Tensor) -> None:
+    def _rows(self, batches: int, place: Position) -> list[int]:
+        """Places in the data of the rows of the last batches before a place, if they are known."""
+        sampler = sampler_of(self.loader) if ranks.world_size() == 1 else None
+        if sampler is None:
+            return []
+        size = self.loader.batch_size
+        return sampler.order(sampler.seed, place.epoch)[(place.index - batches) * size : place.index * size]
+
+    def _step(self, group: list[Any], loss: Tensor, place: Position) -> None:
         """Clip the gradients, take the optimizer's step and the schedule's, and forget the gradients."""
         trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
         accelerator = trainer.accelerator
@@ -187,6 +196,7 @@ class TrainingLoop:
                 model=accelerator.unwrap_model(self.model),
                 batches=group,
                 compute_loss=self._loss_again,
+                rows=lambda: self._rows(len(group), place),
             )
         trainer.control = handler.on_pre_optimizer_step(args, trainer.state, trainer.control)
         if is_single:

@@ -31,7 +31,14 @@ _log = logging.getLogger(__name__)
 
 
 class RunningMixin(TrainerParts):
-    """`train` and what it is made of; each method can be overridden."""
+    """`train` and what it is made of; each method can be overridden.
+
+    Attributes:
+        stop_after_divergence: end the training with a `DivergenceError` after so many updates in a row whose loss or
+            gradients are not finite; None only warns of the first. `debug="underflow_overflow"` ends it at the first.
+    """
+
+    stop_after_divergence: int | None = None
 
     model_init: Callable[..., Any] | None
     _interruption: Interruption

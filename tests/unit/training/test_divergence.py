@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gptrio import AutoModelForCausalLM
+from gptrio import AutoModelForCausalLM, Trainer
 from gptrio.errors import DivergenceError, GptrioWarning
 from gptrio.testing import tiny_config
 from gptrio.training.divergence import DivergenceWatch, find_first_bad_tensor
+from gptrio.training.order import epoch_order
+from tests.unit.training.trainer_run import new_trainer
 
 
 def model_of(family: str) -> Any:
@@ -50,7 +53,7 @@ def test_module_whose_output_overflows_first_is_named(family: str) -> None:
     ):
         watch = DivergenceWatch()
         assert not watch.observe(
-            7, math.nan, None, model=model, batches=[batch_of()], compute_loss=loss_of(model), rows=[4, 8, 15]
+            7, math.nan, None, model=model, batches=[batch_of()], compute_loss=loss_of(model), rows=lambda: [4, 8, 15]
         )
 
 
@@ -129,3 +132,36 @@ def test_without_a_limit_it_never_stops_and_a_norm_may_be_unknown() -> None:
         warnings.simplefilter("always")
         assert not any(observe(watch, step, math.nan, None) for step in range(5))
     assert len(caught) == 1
+
+
+def diverging(path: Path, **changes: Any) -> Trainer:
+    """A trainer whose second row has a label of such weight that the loss overflows."""
+    trainer = new_trainer(path, save_strategy="no", **changes)
+    compute = trainer.compute_loss
+
+    def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        is_bad = (inputs["input_ids"] == trainer.train_dataset[1]["input_ids"]).all(1).any()
+        return compute(model, inputs, *args, **kwargs) * (math.inf if is_bad else 1.0)
+
+    trainer.compute_loss = compute_loss
+    return trainer
+
+
+def test_trainer_names_the_update_and_its_rows(tmp_path: Path) -> None:
+    trainer = diverging(tmp_path, num_train_epochs=1)
+    order = epoch_order(10, 42, 0)
+    step = order.index(1) // 2 + 1
+    rows = f"{order[2 * step - 2]}, {order[2 * step - 1]}"
+    with pytest.warns(GptrioWarning, match=rf"loss is inf at update {step}, rows {rows} of the data: .* is the loss"):
+        trainer.train()
+    assert trainer.state.global_step == 5
+
+
+def test_trainer_stops_where_it_is_asked_to(tmp_path: Path) -> None:
+    trainer = diverging(tmp_path, debug="underflow_overflow")
+    with pytest.warns(GptrioWarning), pytest.raises(DivergenceError, match="stopped at update"):
+        trainer.train()
+    trainer = diverging(tmp_path)
+    trainer.stop_after_divergence = 3  # the weights are not finite after the first
+    with pytest.warns(GptrioWarning), pytest.raises(DivergenceError, match="as in the 2 updates before it"):
+        trainer.train()

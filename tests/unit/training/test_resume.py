@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,3 +131,13 @@ def test_best_checkpoint_and_two_are_kept(tmp_path: Path) -> None:
     trainer = new_trainer(tmp_path, save_total_limit=1, max_steps=4)
     trainer.train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_workers_of_any_start_method_get_neither_the_model_nor_the_lock(tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path)
+    with trainer._run_folder:
+        loader = trainer.get_train_dataloader()
+        content = pickle.dumps(loader.collate_fn)
+    assert len(content) < 2000
+    rows = [{"input_ids": torch.ones(2), "labels": torch.ones(2), "other": 1}]
+    assert sorted(pickle.loads(content)(rows)) == ["input_ids", "labels"]
