@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,9 @@ def train(path: Path, **changes: Any) -> bytes:
 def train_in_process(path: Path, workers: int, started: Connection) -> None:
     """Train in a process of its own, send "started" first, and leave the final weights in `weights.bin`."""
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(
+        "fork", force=True
+    )  # as in a program; else workers would start as this process did
     started.send("started")
     content = train(path, dataloader_num_workers=workers)
     (path / "weights.tmp").write_bytes(content)
