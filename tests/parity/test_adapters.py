@@ -112,7 +112,7 @@ def test_compiled_steps_of_a_model_with_lora_give_the_numbers_of_the_reference(
     step = ours.get_base_model().compiled_step(1)
     logits = torch.stack([step(ids[:, place, None], cache)[:, 0] for place in range(4, 16)], 1)
     if dtype is torch.float32:
-        torch.testing.assert_close(logits, expected[:, 4:], atol=3e-5, rtol=1e-5)
+        torch.testing.assert_close(logits, expected[:, 4:], atol=1e-4, rtol=1e-5)
     else:  # as near to the numbers of these weights in float32 as the reference is, whose error is one of few samples
         exact = copy.deepcopy(oracle).float()(input_ids=ids).logits
         error, reference_error = logits - exact[:, 4:], expected.float() - exact

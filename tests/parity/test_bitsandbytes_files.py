@@ -84,8 +84,10 @@ def logits(model: Any) -> torch.Tensor:
         return model(IDS).logits
 
 
-def assert_close(model: Any, other: Any) -> None:
-    torch.testing.assert_close(logits(model), logits(other), atol=1e-5, rtol=1e-5)
+def assert_close(model: Any, other: Any, method: str) -> None:
+    """int8 rounds activations too, so that a difference in the last bit may become one of a step."""
+    bound = 5e-3 if method == "int8" else 1e-5
+    torch.testing.assert_close(logits(model), logits(other), atol=bound, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -94,7 +96,7 @@ def test_the_reference_reads_what_is_saved_here(folder: Path, method: str, tmp_p
     model.save_pretrained(tmp_path)
     other = load(reference(), tmp_path)
     assert other.is_quantized
-    assert_close(other, model)
+    assert_close(other, model, method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -103,7 +105,7 @@ def test_what_the_reference_saves_is_read_here(folder: Path, method: str, tmp_pa
     other.save_pretrained(tmp_path)
     model = load(gptrio, tmp_path)
     assert model.is_quantized
-    assert_close(model, other)
+    assert_close(model, other, method)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -211,10 +211,10 @@ class Run:
         )
 
     def trainer(self, callbacks: list[Any]) -> Trainer:
-        """The trainer, with callbacks beside its own."""
-        from gptrio import Trainer
+        """The trainer, with callbacks that show the run in place of its own."""
+        from gptrio import PrinterCallback, Trainer
 
-        return Trainer(
+        trainer = Trainer(
             model=self.model,
             args=self.arguments(),
             data_collator=self._collator(),
@@ -224,6 +224,8 @@ class Run:
             compute_metrics=self.task.metrics,
             callbacks=callbacks,
         )
+        trainer.remove_callback(PrinterCallback)
+        return trainer
 
     def _collator(self) -> Any:
         from gptrio import DataCollatorForTokenClassification, DataCollatorWithPadding, default_data_collator

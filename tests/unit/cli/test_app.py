@@ -29,7 +29,7 @@ def test_every_command_has_help(name, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["paint"], "No such command 'paint'; see 'gptrio --help'"),
+        (["zebra"], "No such command 'zebra'; see 'gptrio --help'"),
         (["generate", "--fast", "x"], "No such option: --fast"),
         (["generate", "--tempreture", "1", "x"], "No such option: --tempreture (did you mean '--temperature'?); see"),
         (["generate", "--seed", "x", "y"], "'--seed': 'x' is no integer; see"),

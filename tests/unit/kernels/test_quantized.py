@@ -83,7 +83,7 @@ def test_product_is_near_the_one_with_dequantized_weights(dtype: torch.dtype, bi
         with torch.inference_mode():
             got = quantized_linear(x, packed, scale, bias, bits=bits)
         assert got.dtype is dtype and got.shape == (rows, outer)
-        assert relative(got, x.double() @ back.T + bias.double()) < 0.012
+        assert relative(got, x.double() @ back.T + bias.double()) < 0.016
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
