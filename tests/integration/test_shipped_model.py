@@ -85,6 +85,7 @@ def test_it_needs_fewer_bits_than_xz_for_a_module_it_has_not_seen(pretrain: Modu
     assert bits / len(data) < 1.4 < 8 * len(lzma.compress(data, preset=9)) / len(data)
 
 
+@pytest.mark.long
 def test_the_script_that_made_it_trains_saves_and_evaluates(
     pretrain: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

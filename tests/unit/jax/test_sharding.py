@@ -29,8 +29,16 @@ def run(*arguments: object) -> str:
     return done.stdout
 
 
-def test_logits_and_a_training_step_equal_those_of_one_device() -> None:
-    run("equal", "FlaxGPTNeoForCausalLM", "FlaxGPT2LMHeadModel", "FlaxGPTNeoXForCausalLM")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["FlaxGPTNeoForCausalLM"],
+        pytest.param(["FlaxGPT2LMHeadModel", "FlaxGPTNeoXForCausalLM"], marks=pytest.mark.long),
+    ],
+    ids="-".join,
+)
+def test_logits_and_a_training_step_equal_those_of_one_device(names: list[str]) -> None:
+    run("equal", *names)
 
 
 def test_a_load_divides_parameters_as_shard_does(tmp_path: Path) -> None:

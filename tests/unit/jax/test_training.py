@@ -346,6 +346,7 @@ def kill_in_the_middle_of_a_save(process: subprocess.Popen[str], folder: Path) -
     raise AssertionError(f"the process ended with {process.returncode} before it was killed")
 
 
+@pytest.mark.long  # the example of the documentation is killed in every run
 def test_a_run_killed_in_the_middle_of_a_save_resumes_with_the_same_losses(tmp_path: Path) -> None:
     steps = 40
     whole = start(tmp_path / "whole", steps)
