@@ -115,7 +115,6 @@ def plan(run: Run) -> list[str]:
     parameters = list(run.model.parameters())
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     every = sum(weight.numel() for weight in parameters)
-    tokens = sum(len(row["input_ids"]) for row in run.train_rows)
     memory = (16 * trained + 4 * (every - trained)) / 1e9  # weight, gradient and two moments; 4 bytes each
     rows = recipe.accumulate * recipe.batch
     share = "all" if trained == every else f"{trained:,} (LoRA of rank {recipe.lora})"
@@ -123,7 +122,7 @@ def plan(run: Run) -> list[str]:
         ("model", f"{recipe.model}, {every:,} parameters, of which {share} are trained"),
         ("task", recipe.task + (f", {counted(len(run.task.labels), 'label')}" if run.task.labels else "")),
         ("data", f"{counted(run.train_examples, 'example')}, {counted(len(run.train_rows), 'row')} of at most "
-                 f"{run.task.context} tokens, {counted(tokens, 'token')}"),
+                 f"{run.task.context} tokens, {counted(run.tokens, 'token')}"),
         ("updates", f"{run.updates:,} of {rows} rows, learning rate up to {run.learning_rate:g}"),
         ("precision", "bfloat16 over float32 weights" if recipe.bf16 else "float32"),
         ("memory", f"{memory:.2f} GB for weights, gradients and AdamW, and activations"),
@@ -138,8 +137,8 @@ def fit(run: Run, resume: bool) -> tuple[dict[str, float], list[dict[str, Any]]]
     """Train, evaluate if there is a file for it, save the model; return the last metrics and the log."""
     from gptrio.training.run_progress import RunProgress
 
-    tokens = sum(len(row["input_ids"]) for row in run.train_rows) / len(run.train_rows)
-    progress = RunProgress(run.updates, tokens * run.recipe.batch * run.recipe.accumulate)
+    rows = run.recipe.batch * run.recipe.accumulate
+    progress = RunProgress(run.updates, run.tokens / len(run.train_rows) * rows)
     trainer = run.trainer([progress])
     with progress:
         metrics = dict(trainer.train(resume_from_checkpoint=resume or None).metrics)

@@ -167,6 +167,11 @@ class Run:
         return get_peft_model(model, lora)
 
     @property
+    def tokens(self) -> int:
+        """Tokens of all rows to train on."""
+        return sum(len(row["input_ids"]) for row in self.train_rows)
+
+    @property
     def updates(self) -> int:
         """How many times the optimizer steps."""
         recipe = self.recipe

@@ -28,15 +28,14 @@ def get_reduce_on_plateau_schedule(optimizer: Optimizer, **kwargs: Any) -> Reduc
 
 def get_constant_schedule_with_warmup(optimizer: Optimizer, num_warmup_steps: int, last_epoch: int = -1) -> LambdaLR:
     """Rise linearly from 0 over `num_warmup_steps` updates, then keep the initial rate."""
-    return LambdaLR(optimizer, partial(_warmed_up, _constant, num_warmup_steps), last_epoch)
+    return LambdaLR(optimizer, partial(_warmed_up, num_warmup_steps, _constant), last_epoch)
 
 
 def get_linear_schedule_with_warmup(
     optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, last_epoch: int = -1
 ) -> LambdaLR:
     """Rise linearly from 0 over `num_warmup_steps` updates, then fall linearly to 0 at `num_training_steps`."""
-    fall = partial(_linear, num_warmup_steps, num_training_steps)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _linear, num_warmup_steps, num_training_steps)
 
 
 def get_cosine_schedule_with_warmup(
@@ -47,8 +46,7 @@ def get_cosine_schedule_with_warmup(
     last_epoch: int = -1,
 ) -> LambdaLR:
     """Rise linearly, then follow `num_cycles` waves of a cosine; half a wave falls to 0."""
-    fall = partial(_cosine, num_warmup_steps, num_training_steps, num_cycles, 0.0)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _cosine, num_warmup_steps, num_training_steps, num_cycles, 0.0)
 
 
 def get_cosine_with_hard_restarts_schedule_with_warmup(
@@ -59,8 +57,7 @@ def get_cosine_with_hard_restarts_schedule_with_warmup(
     last_epoch: int = -1,
 ) -> LambdaLR:
     """Rise linearly, then fall along half a cosine `num_cycles` times, from the initial rate to 0 each."""
-    fall = partial(_restarts, num_warmup_steps, num_training_steps, num_cycles)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _restarts, num_warmup_steps, num_training_steps, num_cycles)
 
 
 def get_polynomial_decay_schedule_with_warmup(
@@ -79,8 +76,7 @@ def get_polynomial_decay_schedule_with_warmup(
     start = optimizer.defaults["lr"]
     if not lr_end < start:
         raise OptionError(f"lr_end={lr_end} must be smaller than the initial learning rate, {start}")
-    fall = partial(_polynomial, num_warmup_steps, num_training_steps, lr_end / start, power)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _polynomial, num_warmup_steps, num_training_steps, lr_end / start, power)
 
 
 def get_inverse_sqrt_schedule(
@@ -88,8 +84,7 @@ def get_inverse_sqrt_schedule(
 ) -> LambdaLR:
     """Rise linearly, then fall with the square root of the updates, counted in `timescale` (the warm-up, or 10,000)."""
     timescale = timescale or num_warmup_steps or 10_000
-    fall = partial(_inverse_sqrt, num_warmup_steps, timescale)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _inverse_sqrt, num_warmup_steps, timescale)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup(
@@ -107,8 +102,7 @@ def get_cosine_with_min_lr_schedule_with_warmup(
         OptionError: both or neither of the two are given.
     """
     floor = _floor(optimizer, min_lr, min_lr_rate)
-    fall = partial(_cosine, num_warmup_steps, num_training_steps, num_cycles, floor)
-    return LambdaLR(optimizer, partial(_warmed_up, fall, num_warmup_steps), last_epoch)
+    return _with_warmup(optimizer, last_epoch, _cosine, num_warmup_steps, num_training_steps, num_cycles, floor)
 
 
 def get_cosine_with_min_lr_schedule_with_warmup_lr_rate(
@@ -179,7 +173,14 @@ def _constant(step: int) -> float:
     return 1.0
 
 
-def _warmed_up(after: Callable[[int], float], warmup: int, step: int) -> float:
+def _with_warmup(
+    optimizer: Optimizer, last_epoch: int, fall: Callable[..., float], warmup: int, *rest: Any
+) -> LambdaLR:
+    """A linear rise over `warmup` updates, then `fall(warmup, *rest, step)`."""
+    return LambdaLR(optimizer, partial(_warmed_up, warmup, partial(fall, warmup, *rest)), last_epoch)
+
+
+def _warmed_up(warmup: int, after: Callable[[int], float], step: int) -> float:
     return step / max(1, warmup) if step < warmup else after(step)
 
 
@@ -204,7 +205,7 @@ def _cosine_ahead(warmup: int, total: int, cycles: float, floor: float, start: f
         return (step + 1) / max(1, warmup)
     if step < warmup:
         return float(start or 0) + (1 - float(start or 0)) * step / max(1, warmup - 1)
-    return max(0.0, _wave(_progress(warmup, total, step + 1), cycles) * (1 - floor) + floor)
+    return _cosine(warmup, total, cycles, floor, step + 1)
 
 
 def _restarts(warmup: int, total: int, cycles: int, step: int) -> float:

@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gptrio.errors import OptionError
+from gptrio.training.collators import IGNORE
 from gptrio.training.files import Example
 
 Row = dict[str, Any]
-IGNORE = -100
 
 
 class Task(ABC):
