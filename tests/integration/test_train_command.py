@@ -50,6 +50,7 @@ def test_a_language_model_learns_a_text_and_writes_its_curve(model: str, tmp_pat
     history = json.loads((out / "trainer_state.json").read_text())["log_history"]
     evaluated = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     assert evaluated[-1] < 0.6 * history[0]["loss"]
+    assert len(evaluated) == 4  # the model that is kept is not evaluated once more
 
 
 def test_texts_are_classified_and_the_pipeline_takes_the_model(model: str, tmp_path: Path, capsys: Any) -> None:
@@ -59,6 +60,8 @@ def test_texts_are_classified_and_the_pipeline_takes_the_model(model: str, tmp_p
     assert run(["train", model, data, "--eval", data, "--out", str(tmp_path / "out"), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["metrics"]["eval_accuracy"] == 1.0
+    losses = [entry["eval_loss"] for entry in found["log_history"] if "eval_loss" in entry]
+    assert found["metrics"]["eval_loss"] == min(losses) and len(losses) == 8
     assert (
         run(["run", "--task", "text-classification", "--model", found["out"], "--input", data, "--column", "review"])
         == 0
@@ -73,11 +76,12 @@ def test_words_and_answers(model: str, tmp_path: Path, capsys: Any) -> None:
     assert run(["train", model, str(tmp_path / "a.conll"), "--out", str(tmp_path / "tags"), *options]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["eval_f1"] == 1.0
     row = {"question": "who?", "context": "it was Bob", "answers": {"text": ["Bob"], "answer_start": [7]}}
-    data = write_lines(tmp_path / "qa.jsonl", [row] * 16)
-    options = ["--task", "qa", "--lr", "5e-3", "--epochs", "6", "--json", "--eval", data]
+    none = {"question": "why?", "context": "it was Bob", "answers": {"text": [], "answer_start": []}}
+    data = write_lines(tmp_path / "qa.jsonl", [row, none] * 16)
+    options = ["--task", "qa", "--lr", "5e-3", "--epochs", "16", "--json", "--eval", data]
     assert run(["train", model, data, "--out", str(tmp_path / "qa"), *options]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
-    assert metrics["exact_match"] == metrics["f1"] == 1.0
+    assert metrics["eval_exact_match"] == metrics["eval_f1"] == 1.0
 
 
 def test_an_adapter_is_trained_and_merged(model: str, tmp_path: Path, capsys: Any) -> None:

@@ -15,6 +15,7 @@ from gptrio.errors import OptionError, counted
 
 if TYPE_CHECKING:
     from gptrio.training.recipe import Run
+    from gptrio.training.state import TrainerState
 
 TaskName = Literal["lm", "classify", "tokens", "qa"]
 CURVE = "loss.svg"
@@ -134,7 +135,7 @@ def plan(run: Run) -> list[str]:
 
 
 def fit(run: Run, resume: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Train, evaluate if there is a file for it, save the model; return the last metrics and the log."""
+    """Train, save the model, the best one if there is a file to evaluate on; return its metrics and the log."""
     from gptrio.training.run_progress import RunProgress
 
     rows = run.recipe.batch * run.recipe.accumulate
@@ -142,11 +143,17 @@ def fit(run: Run, resume: bool) -> tuple[dict[str, float], list[dict[str, Any]]]
     trainer = run.trainer([progress])
     with progress:
         metrics = dict(trainer.train(resume_from_checkpoint=resume or None).metrics)
-        if run.eval_rows is not None:
-            metrics |= trainer.evaluate() | run.task.answers(run.model.eval(), run.eval_examples)
     trainer.save_model()
     trainer.save_state()
-    return metrics, trainer.state.log_history
+    return metrics | _evaluation(trainer.state), trainer.state.log_history
+
+
+def _evaluation(state: TrainerState) -> dict[str, float]:
+    """The metrics of the model that the run ended with: the best one, else that of the last evaluation."""
+    evaluations = [entry for entry in state.log_history if "eval_loss" in entry]
+    best = [entry for entry in evaluations if entry["step"] == state.best_global_step]
+    found = (best or evaluations[-1:] or [{}])[0]
+    return {name: value for name, value in found.items() if name.startswith("eval_")}
 
 
 def _svg(history: list[dict[str, Any]], run: Run) -> str:

@@ -104,6 +104,8 @@ class Run:
         self.train_rows = self._rows(examples)
         self.eval_examples = [] if recipe.evaluation is None else read_examples(recipe.evaluation, columns)
         self.eval_rows = self._rows(self.eval_examples) if self.eval_examples else None
+        if self.eval_rows is not None and recipe.task in ("classify", "tokens"):
+            self.eval_rows.sort(key=lambda row: -len(row["input_ids"]))  # batches of little padding, the largest first
         set_seed(recipe.seed)
         self.model = self._model(kind, config)
 
@@ -190,7 +192,7 @@ class Run:
         from gptrio import TrainingArguments
 
         recipe, evaluates = self.recipe, self.eval_rows is not None
-        interval = math.ceil(self.updates / max(_SAVES, recipe.epochs))
+        interval = max(1, int(self.updates / max(_SAVES, recipe.epochs)))  # the last one is at the end, or just before
         return TrainingArguments(
             output_dir=str(recipe.out),
             num_train_epochs=recipe.epochs,
@@ -198,6 +200,7 @@ class Run:
             per_device_train_batch_size=recipe.batch,
             per_device_eval_batch_size=recipe.batch,
             gradient_accumulation_steps=recipe.accumulate,
+            group_by_length=recipe.task != "lm",
             learning_rate=self.learning_rate,
             lr_scheduler_type="cosine",
             warmup_steps=round(0.03 * self.updates),
@@ -226,7 +229,7 @@ class Run:
             train_dataset=self.train_rows,
             eval_dataset=self.eval_rows,
             processing_class=self.tokenizer,
-            compute_metrics=self.task.metrics,
+            compute_metrics=self.task.metrics(self.eval_examples),
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
-import string
 from abc import ABC, abstractmethod
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gptrio.errors import OptionError
+from gptrio.training.answers import answer_tokens, best_answers, mean_scores, pieces_of
 from gptrio.training.collators import IGNORE
 from gptrio.training.files import Example
 
@@ -47,14 +45,9 @@ class Task(ABC):
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """Rows (input_ids, labels or positions of answers) of at most `context` tokens."""
 
-    @property
-    def metrics(self) -> Callable[[Any], dict[str, float]] | None:
-        """What is computed of an evaluation's predictions beside the loss; None for the loss alone."""
+    def metrics(self, examples: Sequence[Example]) -> Callable[[Any], dict[str, float]] | None:
+        """What is computed of the predictions for the rows of examples beside the loss; None for the loss alone."""
         return None
-
-    def answers(self, model: Any, examples: Sequence[Example]) -> dict[str, float]:
-        """Figures that need the texts of answers rather than logits; none for most tasks."""
-        return {}
 
     def _label_id(self, name: str) -> int:
         if name not in self.labels:
@@ -102,8 +95,7 @@ class TextClassification(Task):
         found = [self._label_id(str(example["label"])) for example in examples]
         return [{"input_ids": row, "labels": label} for row, label in zip(ids, found, strict=True)]
 
-    @property
-    def metrics(self) -> Callable[[Any], dict[str, float]]:
+    def metrics(self, examples: Sequence[Example]) -> Callable[[Any], dict[str, float]]:
         """The share of labels that are right."""
         return lambda found: {"accuracy": float((np.argmax(found.predictions, -1) == found.label_ids).mean())}
 
@@ -137,8 +129,7 @@ class TokenClassification(Task):
         labels = [self._label_id(tags[word]) if start else IGNORE for word, start in pairs]
         return {"input_ids": encoded["input_ids"], "labels": labels}
 
-    @property
-    def metrics(self) -> Callable[[Any], dict[str, float]]:
+    def metrics(self, examples: Sequence[Example]) -> Callable[[Any], dict[str, float]]:
         """Precision, recall and F1 of whole entities, and the share of tags that are right."""
 
         def compute(found: Any) -> dict[str, float]:
@@ -160,7 +151,27 @@ class QuestionAnswering(Task):
 
     def rows(self, examples: Sequence[Example]) -> list[Row]:
         """A row for each piece of a context; a piece without the answer has it at position 0."""
-        encoded = self.tokenizer(
+        encoded = self._encoded(examples)
+        rows = []
+        for ids, piece in zip(encoded["input_ids"], pieces_of(encoded), strict=True):
+            start, end = answer_tokens(examples[piece.example]["answers"], piece)
+            rows.append({"input_ids": ids, "start_positions": start, "end_positions": end})
+        return rows
+
+    def metrics(self, examples: Sequence[Example]) -> Callable[[Any], dict[str, float]]:
+        """Exact match and F1 of the likeliest answers, as SQuAD counts them."""
+        pieces, contexts = pieces_of(self._encoded(examples)), [example["context"] for example in examples]
+        answers = [example["answers"]["text"] for example in examples]
+
+        def compute(found: Any) -> dict[str, float]:
+            starts, ends = found.predictions
+            guesses = best_answers(pieces, starts, ends, contexts, may_be_none=not all(answers))
+            return mean_scores(guesses, answers)
+
+        return compute
+
+    def _encoded(self, examples: Sequence[Example]) -> Any:
+        return self.tokenizer(
             [example["question"].strip() for example in examples],
             [example["context"] for example in examples],
             truncation="only_second",
@@ -169,43 +180,6 @@ class QuestionAnswering(Task):
             return_overflowing_tokens=True,
             return_offsets_mapping=True,
         )
-        rows = []
-        for number, (ids, example) in enumerate(
-            zip(encoded["input_ids"], encoded["overflow_to_sample_mapping"], strict=True)
-        ):
-            offsets, sides = encoded["offset_mapping"][number], encoded.sequence_ids(number)
-            start, end = _answer_tokens(examples[example]["answers"], offsets, sides)
-            rows.append({"input_ids": ids, "start_positions": start, "end_positions": end})
-        return rows
-
-    def answers(self, model: Any, examples: Sequence[Example]) -> dict[str, float]:
-        """Exact match and F1 of the answers that the pipeline gives, as SQuAD counts them."""
-        from gptrio.pipelines import pipeline
-
-        asked = {"question": [row["question"] for row in examples], "context": [row["context"] for row in examples]}
-        lengths = {"max_seq_len": self.context, "doc_stride": self.context // 4}
-        reader = pipeline(self.pipeline, model=model, tokenizer=self.tokenizer)
-        found = reader(**asked, **lengths, handle_impossible_answer=any(not row["answers"]["text"] for row in examples))
-        pairs = zip(found if isinstance(found, list) else [found], examples, strict=True)
-        scores = [answer_scores(guess["answer"], row["answers"]["text"] or [""]) for guess, row in pairs]
-        return {
-            "exact_match": sum(exact for exact, _ in scores) / len(scores),
-            "f1": sum(f1 for _, f1 in scores) / len(scores),
-        }
-
-
-def _answer_tokens(answers: Any, offsets: Sequence[tuple[int, int]], sides: Sequence[int | None]) -> tuple[int, int]:
-    """First and last token of the first answer; (0, 0) if there is none, or it is not whole in this piece."""
-    if not answers["answer_start"]:
-        return 0, 0
-    first = answers["answer_start"][0]
-    last = first + len(answers["text"][0])
-    inside = [token for token, side in enumerate(sides) if side == 1]
-    if not inside or offsets[inside[0]][0] > first or offsets[inside[-1]][1] < last:
-        return 0, 0
-    start = min(token for token in inside if offsets[token][1] > first)  # the tokens of one character share its place
-    end = max(token for token in inside if offsets[token][0] < last)
-    return start, end
 
 
 def entities(tags: Sequence[str]) -> set[tuple[str, int, int]]:
@@ -232,23 +206,6 @@ def entity_scores(guesses: Sequence[Sequence[str]], golds: Sequence[Sequence[str
         right, guessed, true = right + len(one & other), guessed + len(one), true + len(other)
     precision, recall = right / max(guessed, 1), right / max(true, 1)
     return {"precision": precision, "recall": recall, "f1": 2 * right / max(guessed + true, 1)}
-
-
-def answer_scores(guess: str, answers: Sequence[str]) -> tuple[float, float]:
-    """Exact match (0 or 1) and F1 of words with the best of the right answers, as SQuAD's own script counts."""
-    scores = []
-    for answer in answers:
-        one, other = _words(guess), _words(answer)
-        common = sum((Counter(one) & Counter(other)).values())
-        f1 = 2 * common / (len(one) + len(other)) if one and other else float(one == other)
-        scores.append((float(one == other), f1))
-    return max(exact for exact, _ in scores), max(f1 for _, f1 in scores)
-
-
-def _words(text: str) -> list[str]:
-    """Lower-case words of an answer without punctuation and articles."""
-    kept = "".join(character for character in text.lower() if character not in string.punctuation)
-    return re.sub(r"\b(a|an|the)\b", " ", kept).split()
 
 
 TASKS: dict[str, type[Task]] = {

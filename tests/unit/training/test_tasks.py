@@ -10,6 +10,7 @@ import pytest
 
 from gptrio import GPT2TokenizerFast
 from gptrio.errors import OptionError
+from gptrio.training.answers import answer_scores
 from gptrio.training.files import read_examples
 from gptrio.training.tasks import (
     IGNORE,
@@ -17,7 +18,6 @@ from gptrio.training.tasks import (
     QuestionAnswering,
     TextClassification,
     TokenClassification,
-    answer_scores,
     entities,
     entity_scores,
 )
@@ -48,7 +48,7 @@ def test_labels_of_texts(tokenizer: GPT2TokenizerFast) -> None:
     assert [row["labels"] for row in rows] == [1, 0]
     assert [len(row["input_ids"]) for row in rows] == [16, len(tokenizer("ham")["input_ids"])]
     found = SimpleNamespace(predictions=np.array([[0.0, 1.0], [0.2, 0.9]]), label_ids=np.array([1, 0]))
-    assert task.metrics(found) == {"accuracy": 0.5}
+    assert task.metrics([])(found) == {"accuracy": 0.5}
     with pytest.raises(OptionError, match=r"label 'x' is none of the 2 that the model learns: '9', '10'"):
         task.rows([{"text": "", "label": "x"}])
 
@@ -121,7 +121,7 @@ def test_token_metrics_leave_out_what_has_no_tag(tokenizer: GPT2TokenizerFast) -
     task = TokenClassification(tokenizer, 64, ["O", "B-a"])
     predictions = np.array([[[0, 1.0], [1.0, 0], [1.0, 0]], [[1.0, 0], [0, 1.0], [0, 1.0]]])  # B O O, O B B
     found = SimpleNamespace(predictions=predictions, label_ids=np.array([[1, 0, IGNORE], [0, IGNORE, 1]]))
-    assert task.metrics(found) == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0}
+    assert task.metrics([])(found) == {"precision": 1.0, "recall": 1.0, "f1": 1.0, "accuracy": 1.0}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,64 @@
+"""Real data is learned as by Transformers' Trainer: the same rows, and the same losses at every update.
+
+The tests marked `long` learn whole data sets, and hold the figures of the documentation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from _real_data import SHOWN, Problem
+from _real_problems import PROBLEMS, Questions
+
+QUICK: dict[str, Any] = {
+    "max_steps": 8,
+    "per_device_train_batch_size": 4,
+    "per_device_eval_batch_size": 8,
+    "logging_steps": 1,
+    "adam_epsilon": 1e-6,  # with 1e-8 the rounding of gradients that are nearly zero would move weights
+}
+NAMES = ["spam", "intents-lora", "entities", "questions-en", "questions-zh", "characters"]
+
+
+def problems(name: str, data: Path, rows: int, changes: dict[str, Any]) -> list[Problem]:
+    return [PROBLEMS[name](data, library, rows, changes) for library in ("gptrio", "transformers")]
+
+
+def losses(trainer: Any) -> list[float]:
+    return [
+        entry[name]
+        for entry in trainer.state.log_history
+        for name in ("loss", "grad_norm", "eval_loss")
+        if name in entry
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_updates_on_real_rows_equal_the_reference_s(
+    name: str, reference_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Questions, "length", 96)
+    monkeypatch.setattr(PROBLEMS["questions-zh"], "length", 96)
+    ours, theirs = problems(name, reference_dir, 4 if "questions" in name else 16, QUICK)
+    assert ours.train_rows == theirs.train_rows and ours.test_rows == theirs.test_rows
+    trainers = [problem.trainer(tmp_path) for problem in (ours, theirs)]
+    for trainer in trainers:
+        trainer.train()
+    found, expected = (losses(trainer) for trainer in trainers)
+    assert len(found) >= 16
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1.01e-4)  # losses are rounded to four digits
+    results = [trainer.predict(problem.test_rows) for trainer, problem in zip(trainers, (ours, theirs), strict=True)]
+    for one, other in zip(*(arrays(result) for result in results), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)  # ragged rows are padded with -100
+    for figure in {f"test_{shown}" for shown in SHOWN} & results[1].metrics.keys():
+        assert results[0].metrics[figure] == pytest.approx(results[1].metrics[figure], abs=1e-3), figure
+
+
+def arrays(result: Any) -> list[Any]:
+    """Predictions and labels, which are pairs for question answering."""
+    both = (result.predictions, result.label_ids)
+    return [array for part in both for array in (part if isinstance(part, tuple) else (part,))]
