@@ -95,6 +95,29 @@ def test_an_adapter_is_trained_and_merged(model: str, tmp_path: Path, capsys: An
     assert (tmp_path / "merged/model.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "row"),
+    [
+        ("tokens", {"tokens": ["in", "Rome"], "tags": ["O", "B-place"]}),
+        ("qa", {"question": "who?", "context": "it was Bob", "answers": {"text": ["Bob"], "answer_start": [7]}}),
+    ],
+)
+def test_an_adapter_has_the_whole_head_of_its_task(model: str, task: str, row: Any, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    import gptrio
+
+    data, out, merged = write_lines(tmp_path / "a.jsonl", [row] * 16), tmp_path / "adapter", tmp_path / "merged"
+    options = ["--task", task, "--lora", "2", "--lr", "1e-2", "--epochs", "8", "--eval", data, "--out", str(out)]
+    assert run(["train", model, data, *options]) == 0
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert state["log_history"][-2]["eval_f1"] == 1.0
+    assert run(["merge", model, str(out), "--out", str(merged)]) == 0
+    head = {"tokens": "classifier", "qa": "qa_outputs"}[task]
+    kinds = {"tokens": gptrio.AutoModelForTokenClassification, "qa": gptrio.AutoModelForQuestionAnswering}
+    trained = getattr(kinds[task].from_pretrained(merged), head).weight
+    assert trained.abs().sum() > 0 and head in json.loads((out / "adapter_config.json").read_text())["modules_to_save"]
+
+
 def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(model: str, tmp_path: Path, capsys: Any) -> None:
     from safetensors.torch import load_file
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptrio.errors import CheckpointError, CheckpointNotFoundError, OptionError
+from gptrio.errors import CheckpointError, CheckpointNotFoundError, GptrioWarning, OptionError
 from gptrio.hub import HubOptions
 from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
 from gptrio.models.base.adapters import enable_peft
@@ -93,7 +95,11 @@ def load_adapted(model: str, adapter: str) -> Any:
     source = (
         adapter if HubOptions().find(adapter, "config.json") is not None else model
     )  # labels of a head that was trained
-    base = cls.from_pretrained(model, config=gptrio.AutoConfig.from_pretrained(source), dtype=torch.float32)
+    brought = "|".join(map(re.escape, getattr(config, "modules_to_save", None) or ()))  # such as a task's head
+    with warnings.catch_warnings():
+        if brought:
+            warnings.filterwarnings("ignore", rf".* drawn at random, .*: ({brought})\b", GptrioWarning)
+        base = cls.from_pretrained(model, config=gptrio.AutoConfig.from_pretrained(source), dtype=torch.float32)
     return peft.PeftModel.from_pretrained(base, adapter).eval()
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from gptrio.training.trainer import Trainer
 
 _LORA_TASKS = {"lm": "CAUSAL_LM", "classify": "SEQ_CLS", "tokens": "TOKEN_CLS", "qa": "QUESTION_ANS"}
+_HEADS = {"tokens": ["classifier"], "qa": ["qa_outputs"]}  # trained as a whole, which PEFT takes care of for "classify"
 _LOGS, _SAVES = 100, 4  # entries in the log, and checkpoints, of a whole run: so many at least, if it has the updates
 
 
@@ -163,6 +164,7 @@ class Run:
             r=self.recipe.lora,
             lora_alpha=2 * self.recipe.lora,
             target_modules="all-linear",
+            exclude_modules=_HEADS.get(self.recipe.task),
             task_type=_LORA_TASKS[self.recipe.task],
             fan_in_fan_out=config.model_type == "gpt2",
         )

@@ -21,6 +21,13 @@ QUICK: dict[str, Any] = {
     "logging_steps": 1,
     "adam_epsilon": 1e-6,  # with 1e-8 the rounding of gradients that are nearly zero would move weights
 }
+HELD = {
+    "spam": {"accuracy": 0.97},
+    "intents": {"accuracy": 0.75},
+    "intents-lora": {"accuracy": 0.75},
+    "questions-en": {"exact_match": 0.9},
+    "questions-zh": {"exact_match": 0.9},
+}
 NAMES = ["spam", "intents-lora", "entities", "questions-en", "questions-zh", "characters"]
 
 
@@ -62,3 +69,29 @@ def arrays(result: Any) -> list[Any]:
     """Predictions and labels, which are pairs for question answering."""
     both = (result.predictions, result.label_ids)
     return [array for part in both for array in (part if isinstance(part, tuple) else (part,))]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("name", "least"), HELD.items())
+def test_whole_data_sets_are_learned(name: str, least: dict[str, float], reference_dir: Path, tmp_path: Path) -> None:
+    figures = learned(name, reference_dir, tmp_path)
+    for figure, value in least.items():
+        assert figures[figure] >= value, figures
+    for difference in {"merged", "over_transformers"} & figures.keys():
+        assert figures[difference] <= 1e-5, figures
+
+
+@pytest.mark.long
+def test_shakespeare_is_learned_as_well_in_bfloat16(reference_dir: Path, tmp_path: Path) -> None:
+    exact, rounded = (
+        learned(name, reference_dir, tmp_path / name)["loss"] for name in ("characters", "characters-bf16")
+    )
+    assert exact <= 1.90 and abs(rounded - exact) <= 0.02
+
+
+def learned(name: str, data: Path, folder: Path) -> dict[str, float]:
+    """Figures of a whole run."""
+    problem = PROBLEMS[name](data)
+    trainer = problem.trainer(folder)
+    trainer.train()
+    return problem.figures(trainer, folder)
