@@ -225,6 +225,9 @@ def _set_of_process(args: TrainingArguments) -> None:
     args.accelerator_config = _accelerator_config(args.accelerator_config)
     args.local_rank = args.local_process_index
     args.average_tokens_across_devices = args.average_tokens_across_devices and args.world_size > 1
+    by_launcher = os.environ.get("ACCELERATE_MIXED_PRECISION")  # of `accelerate launch --mixed_precision bf16`
+    if by_launcher in ("bf16", "fp16") and not (args.bf16 or args.fp16):
+        setattr(args, by_launcher, True)
     if args.use_cpu:
         args.dataloader_pin_memory = False
 

@@ -126,7 +126,7 @@ class ArgumentFields:
         None, "Deprecated: use fsdp_config={'transformer_layer_cls_to_wrap': ...}."
     )
     accelerator_config: dict[str, Any] | str | None = _arg(None, "Settings of accelerate, or a JSON file of them.")
-    parallelism_config: Any | None = _arg(None, "accelerate's ParallelismConfig.")
+    parallelism_config: Any | None = _arg(None, "Refused, as deepspeed.")
     deepspeed: dict[str, Any] | str | None = _arg(None, "Refused: use fsdp.")
     label_smoothing_factor: float = _arg(0.0, "Share of each label that is spread over all classes.")
     optim: OptimizerNames | str = _arg(_default_optimizer(), "Optimizer.")

@@ -37,7 +37,8 @@ NO_EFFECT = {
     "use_legacy_prediction_loop": "there is one loop",
 }
 REFUSED = {
-    "deepspeed": "Trainer trains in one process",
+    "deepspeed": "start the script by torchrun, which divides the rows among the GPUs",
+    "parallelism_config": "start the script by torchrun, which divides the rows among the GPUs",
     "tpu_num_cores": "TPUs are used through JAX: see gptrio.jax.training",
     "tpu_metrics_debug": "TPUs are used through JAX: see gptrio.jax.training",
     "use_mps_device": "leave it out: an Apple GPU is used where there is one",

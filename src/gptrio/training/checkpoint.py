@@ -26,7 +26,9 @@ _TRASH = re.compile(r"\.trash-(?P<name>.+)-(?P<pid>\d+)")
 _FEWEST = 2  # checkpoints that rotation leaves: the newest, and one to fall back on
 
 
-def write_checkpoint(target: Path, write: Callable[[Path], None], facts: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    target: Path, write: Callable[[Path], None], facts: Mapping[str, Any], is_writer: bool | None = None
+) -> None:
     """Write a checkpoint so that it is there as a whole or not at all; one of the same name is replaced.
 
     With several ranks of torch.distributed, each calls this, and writes files of its own into the same folder.
@@ -35,20 +37,21 @@ def write_checkpoint(target: Path, write: Callable[[Path], None], facts: Mapping
         target: the folder, such as `output_dir/checkpoint-500`.
         write: writes the files into the folder that it is given.
         facts: "step", "world_size", and arguments that a resumed run is compared with; JSON values.
+        is_writer: whether this rank makes and completes the folder: rank 0 by default, or one on each machine.
 
     Raises:
         CheckpointError: a file could not be written, on any rank; nothing is left of this save, and an older checkpoint
             of the same name is as before.
     """
-    target = Path(os.path.abspath(target))
+    target, is_writer = Path(os.path.abspath(target)), ranks.is_first() if is_writer is None else is_writer
     temporary = target.with_name(ranks.from_first(f".{target.name}.tmp-{os.getpid()}"))
     try:
-        ranks.together(lambda: _make_empty(temporary), only_first=True)
+        ranks.together(lambda: _make_empty(temporary), is_writer)
         ranks.together(lambda: write(temporary))
         ranks.together(lambda: _flush_all(temporary))
-        ranks.together(lambda: _complete(temporary, target, facts), only_first=True)
+        ranks.together(lambda: _complete(temporary, target, facts), is_writer)
     except BaseException as error:
-        if ranks.is_first():
+        if is_writer:
             shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, Exception):
             raise CheckpointError(f"{target} could not be written: {error}") from error

@@ -13,6 +13,7 @@ from torch import Tensor
 from gptrio.errors import InputError
 from gptrio.models.base.heads import CausalLMHead
 from gptrio.models.base.pretrained import PreTrainedModel
+from gptrio.training import ranks
 from gptrio.training.losses import label_count
 from gptrio.training.parts import TrainerParts, innermost
 
@@ -43,6 +44,8 @@ class ComputingMixin(TrainerParts):
         if callable(getattr(self.optimizer, "train", None)):  # of optimizers without a schedule
             self.optimizer.train()
         inputs = self._prepare_inputs(inputs)
+        if self._is_silent:
+            inputs = with_labels_that_count(inputs)
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
         del inputs
@@ -50,7 +53,9 @@ class ComputingMixin(TrainerParts):
         if every is not None and self.state.global_step % every == 0 and torch.cuda.is_available():
             torch.cuda.empty_cache()
         is_divided = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        if not is_divided and self.compute_loss_func is None:
+        if self._is_silent:  # it is computed, as other ranks wait for its gradients, but they are zero
+            loss = loss * 0
+        elif not is_divided and self.compute_loss_func is None:
             if self._batch_weight == 0:  # no label counts, so that the mean over them is not a number
                 return torch.zeros_like(loss.detach())
             loss = loss * self._batch_weight if self._batch_weight != 1 else loss
@@ -138,14 +143,15 @@ class ComputingMixin(TrainerParts):
         """
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]  # noqa: B905 - the data may end first
         counts_labels = self.model_accepts_loss_kwargs or self.compute_loss_func is not None
-        if not batches or not counts_labels:
+        if not counts_labels or (not batches and ranks.world_size() == 1):
             return batches, None
         smoothed = self.label_smoother is not None and self.compute_loss_func is None
         is_shifted = self._predicts_next_tokens and (smoothed or not self.count_first_labels)
         counts = [label_count(batch, is_shifted) for batch in batches]
-        if any(count is None for count in counts):
+        if ranks.most([int(any(count is None for count in counts))])[0]:
             return batches, None
-        total: Tensor = torch.stack([count for count in counts if count is not None]).sum().to(device)
+        zero = torch.zeros((), dtype=torch.long)  # ranks may have no batch left where others have one
+        total = sum((count for count in counts if count is not None), zero).to(device)
         return batches, self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
 
     def floating_point_ops(self, inputs: Any) -> int:
@@ -154,15 +160,23 @@ class ComputingMixin(TrainerParts):
         return 0 if count is None else count(inputs)
 
     def _count_tokens(self, inputs: Any) -> None:
-        """Add the tokens of a batch to the state."""
+        """Add the tokens of a batch, and of those of other ranks, to the state; a batch that is repeated has none."""
         main = getattr(self.model, "main_input_name", "input_ids")
         if main in inputs:
-            tokens = torch.tensor(inputs[main].numel(), device=self.args.device)
-            self.state.num_input_tokens_seen += int(self.accelerator.gather(tokens).sum())
+            tokens = 0 if self._is_silent else inputs[main].numel()
+            self.state.num_input_tokens_seen += int(ranks.total(tokens))
 
     def _computes_loss_alone(self) -> bool:
         """Whether no function needs the outputs of the model, and `compute_loss` is not overridden."""
         return type(self).compute_loss is ComputingMixin.compute_loss and self.compute_loss_func is None
+
+
+def with_labels_that_count(inputs: Any) -> Any:
+    """A batch of which every label counts, so that its loss is finite."""
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.is_floating_point():
+        return inputs
+    return {**inputs, "labels": labels.clamp(min=0)}
 
 
 def forward_options(model: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import DivergenceError, warn
+from gptrio.training import ranks
 
 
 class DivergenceWatch:
@@ -30,7 +31,7 @@ class DivergenceWatch:
         loss: Tensor | float,
         gradient_norm: Tensor | float | None,
         *,
-        model: nn.Module,
+        model: nn.Module | None,
         batches: Sequence[Mapping[str, Any]],
         compute_loss: Callable[[Mapping[str, Any]], Tensor],
         rows: Callable[[], Sequence[int]] = tuple,
@@ -41,8 +42,8 @@ class DivergenceWatch:
             step: number of the update.
             loss: of the update.
             gradient_norm: before clipping; None if it is not computed, or if a scaler expects infinite ones.
-            model: its parameters have not taken the step yet.
-            batches: of the update.
+            model: its parameters have not taken the step yet; None: the cause is not searched for.
+            batches: of the update; of this rank, where there are several, which all make this call.
             compute_loss: the loss of a batch, with its graph.
             rows: gives the places of the batches' rows in the data set; none if they are not known.
 
@@ -59,7 +60,12 @@ class DivergenceWatch:
         self._in_a_row += 1
         if not self._has_warned:
             self._has_warned = True
-            warn(_message(step, fault, find_first_bad_tensor(model, batches, compute_loss), rows()))
+            first = None if model is None else find_first_bad_tensor(model, batches, compute_loss)
+            found = ranks.gathered((first, list(rows())))
+            number = next((i for i, each in enumerate(found) if each[0]), 0)
+            if ranks.is_first():
+                where = f" (rank {number})" if len(found) > 1 else ""
+                warn(_message(f"{step}{where}", fault, *found[number]))
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise DivergenceError(
                 f"stopped at update {step}: {fault}, as in the {self._in_a_row - 1} updates before it; resume from an "
@@ -155,7 +161,7 @@ def _fault(loss: Tensor | float, gradient_norm: Tensor | float | None) -> str | 
     return None
 
 
-def _message(step: int, fault: str, first: str | None, rows: Sequence[int]) -> str:
+def _message(step: str, fault: str, first: str | None, rows: Sequence[int]) -> str:
     where = f", rows {', '.join(map(str, rows))} of the data" if rows else ""
     cause = f"the first tensor that is not finite is {first}" if first else "computed again, all tensors are finite"
     return f"{fault} at update {step}{where}: {cause}. Further ones are not told"

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import warn
-from gptrio.training.arrays import Rows, bytes_of, detached, plain, rows_of
+from gptrio.training import ranks
+from gptrio.training.arrays import Rows, bytes_of, detached, mapped, plain, rows_of
 from gptrio.training.order import has_length
 from gptrio.training.parts import TrainerParts
 from gptrio.training.results import EvalLoopOutput, EvalPrediction, PredictionOutput, speed_metrics
@@ -107,9 +108,9 @@ class EvaluationMixin(TrainerParts):
         self.callback_handler.eval_dataloader = dataloader
         kept = _Kept(args, is_prediction=description == "Prediction")
         metrics, rows = None, 0
-        for step, (inputs, is_last) in enumerate(_with_last(dataloader)):
-            rows += rows_of(inputs) or 0
-            part = self._evaluate_batch(model, inputs, loss_only, ignore_keys)
+        for step, (inputs, is_last, is_repeated) in enumerate(_in_step(dataloader)):
+            rows += 0 if is_repeated else rows_of(inputs) or 0
+            part = self._evaluate_batch(model, inputs, loss_only, ignore_keys, is_repeated)
             if step == 0 and kept.keeps_predictions and has_length(dataloader):
                 _warn_of_size(bytes_of(part["predictions"]) * len(dataloader))
             kept.add(part)
@@ -122,7 +123,8 @@ class EvaluationMixin(TrainerParts):
         if self.compute_metrics is not None and not args.batch_eval_metrics and kept.has_pairs(result):
             metrics = self.compute_metrics(self._eval_prediction(result, result["inputs"]))
         named = self._named(plain(metrics or {}), result["losses"], metric_key_prefix)
-        return EvalLoopOutput(result["predictions"], result["labels"], named, self._samples(dataloader, rows))
+        samples = self._samples(dataloader, int(ranks.total(rows)))
+        return EvalLoopOutput(result["predictions"], result["labels"], named, samples)
 
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
@@ -167,7 +169,7 @@ class EvaluationMixin(TrainerParts):
         start, args = time.time(), self.args
         model = self._wrap_model(self.model, training=False)
         if not self._is_prepared:
-            model = self.accelerator.prepare(model)
+            model = self.accelerator.prepare_model(model, evaluation_mode=True)
             self.model_preparation_time = round(time.time() - start, 4)
             self._is_prepared = True
         if not self.is_in_train and (args.fp16_full_eval or args.bf16_full_eval):
@@ -178,9 +180,9 @@ class EvaluationMixin(TrainerParts):
         return model
 
     def _evaluate_batch(
-        self, model: Any, inputs: Any, loss_only: bool, ignore_keys: list[str] | None
+        self, model: Any, inputs: Any, loss_only: bool, ignore_keys: list[str] | None, is_repeated: bool
     ) -> dict[str, Any]:
-        """Losses (rows,), predictions, labels and inputs of a batch."""
+        """Losses (rows,), predictions, labels and inputs of the batches of all ranks; a repeated one has no rows."""
         loss, logits, labels = self.prediction_step(model, inputs, loss_only, ignore_keys=ignore_keys)
         main = getattr(self.model, "main_input_name", "input_ids")
         shown = self._prepare_input(inputs[main]) if "inputs" in self.args.include_for_metrics else None
@@ -189,6 +191,8 @@ class EvaluationMixin(TrainerParts):
         if loss is not None:
             loss = loss.repeat(rows_of(inputs) or self.args.eval_batch_size)
         gathered = {"losses": loss, "predictions": logits, "labels": labels, "inputs": shown}
+        if is_repeated:
+            gathered = mapped(lambda value: value[:0] if isinstance(value, Tensor) else value, gathered)
         return {
             name: None if value is None else self.accelerator.gather_for_metrics(value)
             for name, value in gathered.items()
@@ -265,17 +269,22 @@ def _logits(outputs: Any, ignored: list[str], has_loss: bool) -> Any:
     return logits[0] if not isinstance(logits, Tensor) and len(logits) == 1 else logits
 
 
-def _with_last(batches: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
-    """Each batch, and whether it is the last one."""
-    iterator = iter(batches)
-    try:
-        current = next(iterator)
-    except StopIteration:
-        return
-    for following in iterator:
-        yield current, False
-        current = following
-    yield current, True
+def _in_step(batches: Iterable[Any]) -> Iterator[tuple[Any, bool, bool]]:
+    """Each batch, whether it is the last one, and whether it repeats the one before, as other ranks have more."""
+    iterator, end = iter(batches), object()
+    current = next(iterator, end)
+    is_repeated, is_last = current is end, False
+    if ranks.most([is_repeated])[0]:
+        first = ranks.from_first(None if is_repeated else current)
+        if first is None:
+            return
+        current = first if is_repeated else current
+    while not is_last:
+        following = next(iterator, end)
+        is_last = not ranks.most([following is not end])[0]
+        yield current, is_last, is_repeated
+        is_repeated = following is end
+        current = current if is_repeated else following
 
 
 def _warn_of_size(size: int) -> None:

@@ -19,10 +19,12 @@ class Interruption:
 
     Attributes:
         signal: the number of the signal that came; None if none has.
+        agreed: that of the signal which every process of the run knows of, so that all end after the same update.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.agreed: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
@@ -40,9 +42,10 @@ class Interruption:
     def end(self) -> None:
         """End the process if a signal came: with status 143 after SIGTERM, as Ctrl-C does (130) otherwise."""
         self._restore()
-        if self.signal == signal.SIGTERM:
+        number = self.signal if self.agreed is None else self.agreed
+        if number == signal.SIGTERM:
             raise SystemExit(128 + signal.SIGTERM)
-        if self.signal is not None:
+        if number is not None:
             raise KeyboardInterrupt
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -13,7 +13,17 @@ import torch
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 
 from gptrio.errors import InputError
-from gptrio.training.order import EpochSampler, epoch_order, has_length, is_streamed, length_grouped_order, lengths_of
+from gptrio.training import ranks
+from gptrio.training.order import (
+    EpochSampler,
+    RankStream,
+    divided,
+    epoch_order,
+    has_length,
+    is_streamed,
+    length_grouped_order,
+    lengths_of,
+)
 from gptrio.training.parts import TrainerParts, innermost
 
 _log = logging.getLogger(__name__)
@@ -88,7 +98,8 @@ class LoadingMixin(TrainerParts):
             options["sampler"] = None if sampler_fn is None else sampler_fn(dataset)
             options["drop_last"] = args.dataloader_drop_last
             options["prefetch_factor"] = args.dataloader_prefetch_factor
-        return DataLoader(dataset, **options)
+        loader: DataLoader[Any] = DataLoader(dataset, **options)
+        return divided(loader) if ranks.world_size() > 1 else loader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         """The order of training: random, or by groups of similar length; None if the data has no length."""
@@ -99,9 +110,9 @@ class LoadingMixin(TrainerParts):
         if self.args.group_by_length:
             names = getattr(self.processing_class, "model_input_names", None) or ["input_ids"]
             lengths = lengths_of(dataset, self.args.length_column_name, names[0])
-            rows = self._train_batch_size * self.args.gradient_accumulation_steps
+            rows = self._train_batch_size * self.args.gradient_accumulation_steps * ranks.world_size()
             order = partial(length_grouped_order, lengths, rows)
-        seed = torch.initial_seed() if self.args.data_seed is None else self.args.data_seed
+        seed = ranks.from_first(torch.initial_seed()) if self.args.data_seed is None else self.args.data_seed
         return EpochSampler(len(dataset), order, seed)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
@@ -110,8 +121,9 @@ class LoadingMixin(TrainerParts):
 
     def num_examples(self, dataloader: Any) -> int:
         """Rows of a loader's data set; where that has no length, as many as the batches can have."""
+        dataset: Any = getattr(dataloader, "dataset", None)
         try:
-            return len(dataloader.dataset)
+            return len(dataset.dataset if isinstance(dataset, RankStream) else dataset)
         except (NameError, AttributeError, TypeError):
             return int(len(dataloader) * self.args.per_device_train_batch_size)
 

@@ -17,9 +17,10 @@ from gptrio.training.divergence import DivergenceWatch
 from gptrio.training.enums import DebugOption, SaveStrategy
 from gptrio.training.interruption import Interruption
 from gptrio.training.losses import batch_weights
-from gptrio.training.order import batches_from, sampler_of, set_epoch
-from gptrio.training.precision import SingleProcess
+from gptrio.training.order import batches_from, has_length, rank_rows, sampler_of, set_epoch
 from gptrio.training.snapshot import Position
+
+_SWITCHES = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
 
 
 @dataclass
@@ -75,12 +76,15 @@ class TrainingLoop:
         self.learning_rate: float | None = None
         is_strict = DebugOption.UNDERFLOW_OVERFLOW in trainer.args.debug
         self.watch = DivergenceWatch(1 if is_strict else trainer.stop_after_divergence)
+        self._fewest = 0  # batches that every rank has in an epoch, if it is known
+        if sampler_of(loader) is not None and has_length(loader):
+            self._fewest = -ranks.most([-len(loader)])[0]
 
     def run(self) -> None:
         """Train until the last epoch ends, a callback stops the run, or a signal comes."""
         for epoch in range(self.trainer._position.epoch, self.plan.epochs):
             self._run_epoch(epoch)
-            if self.trainer.control.should_training_stop or self.interruption.signal is not None:
+            if self.trainer.control.should_training_stop or self.interruption.agreed is not None:
                 break
 
     def _run_epoch(self, epoch: int) -> None:
@@ -92,12 +96,14 @@ class TrainingLoop:
         done = trainer._position.index
         batches = self._batches(done)
         while done < total and not self._has_stopped():
-            group, items = trainer.get_batch_samples(batches, min(accumulated, total - done), args.device)
+            wanted = min(accumulated, total - done)
+            group, items = trainer.get_batch_samples(batches, wanted, args.device)
+            group, repeated = self._as_many_as_others(group, is_known=done + wanted <= self._fewest)
             if not group:
                 break
             done += len(group)
-            self._update(group, items, Position(epoch, done, trainer._position.seed), total)
-        if self.interruption.signal is not None:
+            self._update(group, items, self._place(epoch, done), total, repeated)
+        if self.interruption.agreed is not None:
             return
         if done == 0:
             warn(
@@ -106,9 +112,13 @@ class TrainingLoop:
             )
             trainer.control.should_training_stop = True
         if done >= total or not trainer.control.should_training_stop:
-            trainer._position = Position(epoch + 1, 0, trainer._position.seed)
+            trainer._position = self._place(epoch + 1, 0)
         trainer.control = trainer.callback_handler.on_epoch_end(args, trainer.state, trainer.control)
+        self._agree()
         self._log_save_evaluate(epoch)
+
+    def _place(self, epoch: int, index: int) -> Position:
+        return Position(epoch, index, self.trainer._position.seed, ranks.world_size())
 
     def _batches(self, done: int) -> Iterator[Any]:
         """The batches of the epoch that are left; on resuming, the random generators then go on as they did."""
@@ -126,16 +136,54 @@ class TrainingLoop:
     def _has_stopped(self) -> bool:
         control = self.trainer.control
         is_asked = control.should_epoch_stop or control.should_training_stop
-        return is_asked or self.interruption.signal is not None
+        return is_asked or self.interruption.agreed is not None
 
-    def _update(self, group: list[Any], items: Tensor | None, place: Position, total: int) -> None:
+    def _as_many_as_others(self, group: list[Any], is_known: bool) -> tuple[list[Any], int]:
+        """The batches of an update, filled up with another rank's where others have more; and how many those are.
+
+        Args:
+            group: this rank's batches.
+            is_known: all ranks have as many as they were asked for.
+        """
+        if is_known or ranks.world_size() == 1:
+            return group, 0
+        longest, missing = ranks.most([len(group), -len(group)])
+        repeated = longest - len(group)
+        if longest + missing == 0:
+            return group, 0
+        last = ranks.gathered(group[-1] if group else None)  # the same after a resume, as dropout draws by its shape
+        return group + [next(batch for batch in last if batch is not None)] * repeated, repeated
+
+    def _agree(self) -> None:
+        """Let every rank know of a signal that came to one, and of what the callbacks of one ask for."""
+        control = self.trainer.control
+        asked = [int(getattr(control, name)) for name in _SWITCHES]
+        number, *switches = ranks.most([self.interruption.signal or 0, *asked])
+        self.interruption.agreed = number or None
+        for name, is_on in zip(_SWITCHES, switches, strict=True):
+            setattr(control, name, bool(is_on))
+
+    def _weights(self, group: list[Any], items: Tensor | None, repeated: int) -> list[float]:
+        """The share of each batch in the loss; if the loss is divided by a count anyway, only whether it has one."""
+        trainer = self.trainer
+        if repeated and items is not None:
+            return [1.0] * (len(group) - repeated) + [0.0] * repeated
+        is_over_ranks = items is None and trainer.args.average_tokens_across_devices
+        return batch_weights(group, trainer._predicts_next_tokens, repeated, is_over_ranks)
+
+    def _update(self, group: list[Any], items: Tensor | None, place: Position, total: int, repeated: int) -> None:
         """Compute the gradients of a group of batches, take the optimizer's step, and do what the callbacks ask for."""
         trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
         trainer.current_gradient_accumulation_steps = len(group)
-        weights, loss = batch_weights(group, trainer._predicts_next_tokens), torch.zeros((), device=args.device)
+        weights, loss = self._weights(group, items, repeated), torch.zeros((), device=args.device)
+        if repeated and items is not None:
+            items = items.clamp(min=1)
         trainer.control = handler.on_step_begin(args, trainer.state, trainer.control)
         for i, (inputs, weight) in enumerate(zip(group, weights, strict=True)):
             trainer._batch_weight = weight
+            trainer._is_silent = (
+                ranks.world_size() > 1 and weight == 0 and (items is None or i >= len(group) - repeated)
+            )
             loss += self._add_gradients(inputs, items, is_last=i == len(group) - 1)
             if i < len(group) - 1:
                 trainer.control = handler.on_substep_end(args, trainer.state, trainer.control)
@@ -146,7 +194,8 @@ class TrainingLoop:
         trainer.state.epoch = place.epoch + place.index / total
         trainer._position = place
         trainer.control = handler.on_step_end(args, trainer.state, trainer.control)
-        if self.interruption.signal is not None:
+        self._agree()
+        if self.interruption.agreed is not None:
             trainer.control.should_save = args.save_strategy != SaveStrategy.NO
         self._log_save_evaluate(place.epoch)
 
@@ -162,36 +211,37 @@ class TrainingLoop:
             since = trainer.state.global_step - trainer._globalstep_last_logged
             logged = trainer._unlogged_loss / (1 + since)  # the mean of the others
         trainer._unlogged_loss += logged
-        trainer.current_flos += float(trainer.floating_point_ops(inputs))
+        if not trainer._is_silent:
+            trainer.current_flos += float(trainer.floating_point_ops(inputs))
         return loss
 
     def _loss_again(self, inputs: Any) -> Tensor:
         """The loss of a batch, for the search of where it is not finite."""
         trainer = self.trainer
         with trainer.compute_loss_context_manager():
-            loss: Tensor = trainer.compute_loss(self.model, trainer._prepare_inputs(inputs))
+            model = trainer.accelerator.unwrap_model(self.model)  # other ranks need not compute theirs
+            loss: Tensor = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
         return loss
 
     def _rows(self, batches: int, place: Position) -> list[int]:
         """Places in the data of the rows of the last batches before a place, if they are known."""
-        sampler = sampler_of(self.loader) if ranks.world_size() == 1 else None
+        sampler = sampler_of(self.loader)
         if sampler is None:
             return []
         size = self.loader.batch_size
-        return sampler.order(sampler.seed, place.epoch)[(place.index - batches) * size : place.index * size]
+        order = rank_rows(sampler.order(sampler.seed, place.epoch), size)
+        return order[(place.index - batches) * size : place.index * size]
 
     def _step(self, group: list[Any], loss: Tensor, place: Position) -> None:
         """Clip the gradients, take the optimizer's step and the schedule's, and forget the gradients."""
         trainer, args, handler = self.trainer, self.trainer.args, self.trainer.callback_handler
-        accelerator = trainer.accelerator
-        is_single = isinstance(accelerator, SingleProcess)
+        accelerator, parameters = trainer.accelerator, self.model.parameters()
         if args.max_grad_norm is not None and args.max_grad_norm > 0:
-            options = {"optimizer": trainer.optimizer} if is_single else {}
-            self.grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm, **options)
+            self.grad_norm = accelerator.clip_grad_norm_(parameters, args.max_grad_norm, optimizer=trainer.optimizer)
         if getattr(accelerator, "scaler", None) is None:  # which expects gradients that are infinite now and then
             self.watch.observe(
                 trainer.state.global_step + 1,
-                loss,
+                ranks.mean(loss),
                 self.grad_norm,
                 model=accelerator.unwrap_model(self.model),
                 batches=group,
@@ -199,10 +249,7 @@ class TrainingLoop:
                 rows=lambda: self._rows(len(group), place),
             )
         trainer.control = handler.on_pre_optimizer_step(args, trainer.state, trainer.control)
-        if is_single:
-            accelerator.step(trainer.optimizer)
-        else:
-            trainer.optimizer.step()
+        accelerator.step(trainer.optimizer)
         trainer.control = handler.on_optimizer_step(args, trainer.state, trainer.control)
         self.learning_rate = trainer._get_learning_rate()
         is_by_metric = isinstance(trainer.lr_scheduler, ReduceLROnPlateau)  # it steps after an evaluation
@@ -225,6 +272,4 @@ class TrainingLoop:
 
 def _sync_at_end(accelerator: Any, model: Any, is_last: bool) -> AbstractContextManager[Any]:
     """Between processes, gradients are summed in the last batch of an update alone."""
-    if not isinstance(accelerator, SingleProcess):
-        accelerator.gradient_state._set_sync_gradients(is_last)
     return nullcontext() if is_last else accelerator.no_sync(model)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptrio.training import ranks
 from gptrio.training.arrays import rows_of
 
 
@@ -61,13 +62,27 @@ def label_count(batch: Any, is_shifted: bool = False) -> Tensor | None:
     return (labels[..., 1:] if is_shifted else labels).ne(-100).sum()
 
 
-def batch_weights(batches: Sequence[Any], is_shifted: bool = False) -> list[float]:
-    """The share of each batch in the loss of an update: its part of the labels that count, or else of the rows."""
-    if len(batches) == 1:
+def batch_weights(
+    batches: Sequence[Any], is_shifted: bool = False, repeated: int = 0, is_over_ranks: bool = False
+) -> list[float]:
+    """The share of each batch in the loss of an update: its part of the labels that count, or else of the rows.
+
+    Args:
+        batches: of this rank.
+        is_shifted: see `label_count`.
+        repeated: how many of the last batches count for nothing.
+        is_over_ranks: the update is that of all ranks, whose losses are averaged; so the shares are that much larger.
+    """
+    if len(batches) == 1 and not repeated and not is_over_ranks:
         return [1.0]
-    counts = [label_count(batch, is_shifted) for batch in batches]
-    sizes = [rows_of(batch) if count is None else int(count) for batch, count in zip(batches, counts, strict=True)]
-    total = sum(size or 0 for size in sizes)
-    if None in sizes or total == 0:
+    real = batches[: len(batches) - repeated]
+    counts = [label_count(batch, is_shifted) for batch in real]
+    sizes = [rows_of(batch) if count is None else int(count) for batch, count in zip(real, counts, strict=True)]
+    if None in sizes:
+        sizes = [1] * len(real)
+    total, processes = sum(size or 0 for size in sizes), 1
+    if is_over_ranks:
+        total, processes = int(ranks.total(total)), ranks.world_size()
+    if total == 0:
         return [1 / len(batches)] * len(batches)
-    return [(size or 0) / total for size in sizes]
+    return [(size or 0) / total * processes for size in sizes] + [0.0] * repeated

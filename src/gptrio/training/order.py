@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
 
 from gptrio.errors import InputError
+from gptrio.training import ranks
 
 
 def epoch_order(length: int, seed: int, epoch: int) -> list[int]:
@@ -82,9 +83,105 @@ class EpochSampler(Sampler[int]):
         self.epoch, self.start = epoch, 0
 
 
+def rank_rows(order: Sequence[int], batch_size: int, drop_last: bool = False) -> list[int]:
+    """This rank's part of an order, of which batches are dealt to the ranks in turn."""
+    every = batch_size * ranks.world_size()
+    end = len(order) - len(order) % every if drop_last else len(order)
+    starts = range(ranks.rank() * batch_size, end, every)
+    return [row for start in starts for row in order[start : min(start + batch_size, end)]]
+
+
+class RankSampler(Sampler[int]):
+    """The rows of this rank: batches are dealt to the ranks in turn, so that their order does not depend on the ranks.
+
+    No row is read twice: an incomplete last batch stays so, and some ranks may have one batch less than others.
+
+    Args:
+        rows: the order of all rows; where it is drawn, that of rank 0 holds.
+        batch_size: rows of a batch of one rank.
+        drop_last: leave out the last batches that do not suffice for a whole one on each rank.
+    """
+
+    def __init__(self, rows: Sampler[int], batch_size: int, drop_last: bool = False) -> None:
+        self.rows, self.batch_size, self.drop_last = rows, batch_size, drop_last
+        self.world_size = ranks.world_size()
+
+    def __len__(self) -> int:
+        """Rows of this rank."""
+        return len(rank_rows(range(len(self.rows)), self.batch_size, self.drop_last))  # type: ignore[arg-type]  # which has a length
+
+    def __iter__(self) -> Iterator[int]:
+        """The rows of this rank."""
+        order = list(self.rows)
+        is_drawn = not isinstance(self.rows, (EpochSampler, SequentialSampler))
+        return iter(rank_rows(ranks.from_first(order) if is_drawn else order, self.batch_size, self.drop_last))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the beginning of an epoch."""
+        if hasattr(self.rows, "set_epoch"):
+            self.rows.set_epoch(epoch)
+
+
+class RankStream(IterableDataset[Any]):
+    """The rows of this rank from data that each rank reads as a whole, dealt as by `RankSampler`.
+
+    Args:
+        dataset: can be read in one order alone, the same on all ranks.
+        batch_size: rows of a batch of one rank.
+    """
+
+    def __init__(self, dataset: Any, batch_size: int) -> None:
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rank, self.world_size = ranks.rank(), ranks.world_size()
+
+    def __iter__(self) -> Iterator[Any]:
+        """The rows of this rank; the numbers are kept, as workers that load data know of no ranks."""
+        for number, row in enumerate(self.dataset):
+            if number // self.batch_size % self.world_size == self.rank:
+                yield row
+
+    def __len__(self) -> int:
+        """Rows of this rank, where the data has a length."""
+        return len(rank_rows(range(len(self.dataset)), self.batch_size))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the data which epoch begins."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+
+
+def divided(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """A loader of this rank's batches; one that is divided already, or draws batches in a way of its own, as it is.
+
+    Raises:
+        InputError: the loader has batches of no fixed size, which cannot be divided.
+    """
+    if is_divided(loader):
+        return loader
+    if loader.batch_size is None:
+        raise InputError(
+            "a loader with a batch_sampler of its own cannot be divided among processes; give it a sampler and a "
+            "batch_size, or divide its batches yourself"
+        )
+    names = ("batch_size", "collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "generator")
+    options = {name: getattr(loader, name) for name in (*names, "persistent_workers", "prefetch_factor", "drop_last")}
+    if is_streamed(loader.dataset):
+        return DataLoader(RankStream(loader.dataset, loader.batch_size), **options)
+    sampler = RankSampler(cast(Any, loader.sampler), loader.batch_size, loader.drop_last)
+    return DataLoader(loader.dataset, sampler=sampler, **options)
+
+
+def is_divided(loader: Any) -> bool:
+    """Whether a loader has batches for one rank."""
+    is_of_torch = type(getattr(loader, "sampler", None)).__name__ == "DistributedSampler"
+    is_own = isinstance(getattr(loader, "sampler", None), RankSampler)
+    return is_of_torch or is_own or isinstance(getattr(loader, "dataset", None), RankStream)
+
+
 def sampler_of(loader: Any) -> EpochSampler | None:
     """The sampler of a loader if it is one of this project, so that any place in its order can be reached at once."""
-    sampler = getattr(loader, "sampler", None)
+    sampler: Any = getattr(loader, "sampler", None)
+    sampler = sampler.rows if isinstance(sampler, RankSampler) else sampler
     is_known = isinstance(loader, DataLoader) and isinstance(sampler, EpochSampler) and loader.batch_size is not None
     return sampler if is_known else None
 
@@ -102,7 +199,8 @@ def batches_from(loader: Iterable[Any], index: int) -> Iterator[Any]:
     """The batches of an epoch from number `index` on; those before it are read only if the sampler is another's."""
     sampler = sampler_of(loader)
     if sampler is not None:
-        sampler.start = index * cast(Any, loader).batch_size
+        own = cast(Any, loader)
+        sampler.start = index * own.batch_size * getattr(own.sampler, "world_size", 1)
         return iter(loader)
     batches = iter(loader)
     for _ in range(index):  # at once, so that what the loader draws is drawn before training goes on

@@ -63,11 +63,13 @@ class TrainerParts:
     _created_lr_scheduler: bool
     _signature_columns: list[str] | None
     _batch_weight: float
+    _is_silent: bool
     _total_loss_scalar: float
     _globalstep_last_logged: int
     _run_folder: RunFolder
     _position: Position
     _unlogged_loss: Tensor
+    _mean_loss: Tensor
     _epoch_random: Mapping[str, Any] | None
     _resumed_random: Mapping[str, Any] | None
     _forward_options: dict[str, Any]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import OptionError, import_optional, warn
+from gptrio.errors import OptionError, warn
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +43,10 @@ class SingleProcess:
     def prepare(self, *objects: Any) -> Any:
         """The objects as they are."""
         return objects[0] if len(objects) == 1 else objects
+
+    def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Any:
+        """The model as it is."""
+        return model
 
     def unwrap_model(self, model: Any, **options: Any) -> Any:
         """The model inside what wraps it: a compiled form, or data parallelism."""
@@ -92,19 +96,6 @@ class SingleProcess:
     def free_memory(self, *objects: Any) -> list[Any]:
         """Forget nothing, as nothing is kept."""
         return list(objects)
-
-
-def make_accelerator(args: Any) -> Any:
-    """The device and number formats of a run; accelerate's, where there are several processes.
-
-    Raises:
-        MissingDependencyError: accelerate is needed, and not installed.
-    """
-    if args.world_size == 1 and not args.fsdp:
-        dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
-        return SingleProcess(args.device, dtype)
-    accelerate = import_optional("accelerate", "several processes need accelerate; pip install 'gptrio[train]'")
-    return accelerate.Accelerator(mixed_precision="fp16" if args.fp16 else "bf16" if args.bf16 else "no")
 
 
 def _tell_of_bfloat16() -> None:

@@ -118,9 +118,9 @@ class PublishingMixin(TrainerParts):
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Begin to upload what `hub_strategy` asks for after a save, unless an upload is still going on."""
         args = self.args
-        is_busy = any(not push.done() for push in self._pushes)
         if not self.is_world_process_zero() or args.hub_strategy == HubStrategy.END:
             return
+        is_busy = any(not push.done() for push in self._pushes)
         if is_busy and not args.hub_always_push:
             return
         folder = Path(args.output_dir)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from gptrio.errors import CheckpointError
+from gptrio.training.arrays import PADDING, mapped
 
 Value = TypeVar("Value")
 
@@ -36,24 +39,65 @@ def from_first(value: Value) -> Value:
     return values[0]
 
 
-def together(act: Callable[[], None], only_first: bool = False) -> None:
-    """Act on every rank, or on rank 0 alone, and wait for all.
+def gathered(value: Value) -> list[Value]:
+    """The values of all ranks, in their order."""
+    if not _are_many():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def total(number: float) -> float:
+    """The sum over the ranks."""
+    return float(_reduced([number], dist.ReduceOp.SUM)[0]) if _are_many() else number
+
+
+def most(numbers: Sequence[int]) -> list[int]:
+    """The largest of each number over the ranks."""
+    return [int(number) for number in _reduced(numbers, dist.ReduceOp.MAX)] if _are_many() else list(numbers)
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor of one value over the ranks."""
+    if not _are_many():
+        return value
+    result = value.detach().clone()
+    dist.all_reduce(result)
+    return result / world_size()
+
+
+def gather_rows(values: Any) -> Any:
+    """The rows of all ranks one after another, in every tensor of a structure.
+
+    Ranks may have different numbers of rows, or none; other axes are padded with -100 to the longest. A tensor without
+    axes counts as one row.
+    """
+    return mapped(lambda value: _all_rows(value) if isinstance(value, Tensor) else value, values)
+
+
+def together(act: Callable[[], None], acts: bool = True) -> None:
+    """Act on the ranks that are to do so, and wait for all.
+
+    Args:
+        act: exchanges nothing with other ranks, unless it does so before anything that may fail.
+        acts: whether this rank does.
 
     Raises:
         Exception: what `act` raised here.
         CheckpointError: it failed on another rank.
     """
     if not _are_many():
-        act()
+        if acts:
+            act()
         return
     failure: Exception | None = None
     try:
-        if is_first() or not only_first:
+        if acts:
             act()
     except Exception as error:
         failure = error
-    messages: list[str | None] = [None] * world_size()
-    dist.all_gather_object(messages, None if failure is None else f"{type(failure).__name__}: {failure}")
+    messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:
         raise failure
     for number, message in enumerate(messages):
@@ -63,3 +107,34 @@ def together(act: Callable[[], None], only_first: bool = False) -> None:
 
 def _are_many() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _device() -> torch.device:
+    """Where tensors are exchanged."""
+    is_on_gpu = "nccl" in str(dist.get_backend())
+    return torch.device("cuda", torch.cuda.current_device()) if is_on_gpu else torch.device("cpu")
+
+
+def _reduced(numbers: Sequence[float], operation: Any) -> list[float]:
+    values = torch.tensor(numbers, dtype=torch.float64, device=_device())
+    dist.all_reduce(values, operation)
+    result: list[float] = values.tolist()
+    return result
+
+
+def _all_rows(tensor: Tensor) -> Tensor:
+    tensor = (tensor if tensor.ndim else tensor[None]).contiguous()
+    if not _are_many():
+        return tensor
+    own = torch.tensor(tensor.shape, device=_device())
+    found = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(found, own)
+    shapes = [shape.tolist() for shape in found]
+    common = [max(sizes) for sizes in zip(*shapes, strict=True)]
+    if list(tensor.shape) != common:
+        padded = tensor.new_full(common, PADDING)
+        padded[tuple(slice(size) for size in tensor.shape)] = tensor
+        tensor = padded
+    parts = [torch.empty_like(tensor) for _ in shapes]
+    dist.all_gather(parts, tensor)
+    return torch.cat([part[: shape[0]] for part, shape in zip(parts, shapes, strict=True)])

@@ -25,22 +25,24 @@ _held: set[Path] = set()  # locks of a process do not exclude each other
 class RunFolder:
     """Where a run keeps its checkpoints; entered with `with`, which locks it and clears what a killed run left.
 
-    With several ranks of torch.distributed, each has one and makes the same calls; rank 0 holds the lock.
+    With several ranks of torch.distributed, each has one and makes the same calls; the writer holds the lock.
 
     Args:
         path: made if need be.
+        is_writer: whether this rank makes folders and completes checkpoints: rank 0 by default, or one on each machine.
 
     Raises:
         CheckpointError: on entry, when another training holds the folder, or it cannot be made.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], is_writer: bool | None = None) -> None:
         self.path = Path(os.path.realpath(path))
+        self.is_writer = ranks.is_first() if is_writer is None else is_writer
         self._lock: TextIO | None = None
         self._failures = 0  # saves in a row that failed
 
     def __enter__(self) -> RunFolder:
-        ranks.together(self._enter, only_first=True)
+        ranks.together(self._enter, self.is_writer)
         return self
 
     def __exit__(
@@ -62,7 +64,7 @@ class RunFolder:
         def find() -> None:
             found[0] = find_checkpoint(self.path)
 
-        ranks.together(find, only_first=True)
+        ranks.together(find, ranks.is_first())
         return ranks.from_first(found[0])
 
     def save(
@@ -89,7 +91,8 @@ class RunFolder:
         """
         target = self.path / f"checkpoint-{step}"
         try:
-            write_checkpoint(target, write, {**facts, "step": step, "world_size": ranks.world_size()})
+            facts = {**facts, "step": step, "world_size": ranks.world_size()}
+            write_checkpoint(target, write, facts, self.is_writer)
         except CheckpointError as error:
             self._failures += 1
             if self._failures > 1:
@@ -97,7 +100,7 @@ class RunFolder:
             warn(f"{error}. The training goes on; it will stop if the next checkpoint fails, too")
             return None
         self._failures = 0
-        if ranks.is_first():
+        if self.is_writer:
             rotate_checkpoints(self.path, limit, best, newest=target)
         return target
 

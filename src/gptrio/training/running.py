@@ -14,6 +14,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import OptionError
+from gptrio.training import ranks
 from gptrio.training.arguments_lists import deprecated
 from gptrio.training.enums import SaveStrategy
 from gptrio.training.interruption import Interruption
@@ -25,6 +26,7 @@ from gptrio.training.results import TrainOutput, speed_metrics
 from gptrio.training.saving import TRAINER_STATE_NAME, metric_name
 from gptrio.training.snapshot import Position
 from gptrio.training.state import TrainerState
+from gptrio.training.trainer_checks import check_ranks
 from gptrio.utils.seed import enable_full_determinism, set_seed
 
 _log = logging.getLogger(__name__)
@@ -128,6 +130,7 @@ class RunningMixin(TrainerParts):
         args = self.args if args is None else args
         self._train_batch_size = batch_size
         loader = self.get_train_dataloader()
+        check_ranks(self, loader)
         plan = Plan(*self.set_initial_training_values(args, loader, self.get_total_train_batch_size(args)))
         tokens = self._tokens_of(loader, plan) if args.include_tokens_per_second else None
         if self._created_lr_scheduler:  # for another number of updates
@@ -160,7 +163,9 @@ class RunningMixin(TrainerParts):
         self.state.compute_steps(args, plan.max_steps)
         self.state.epoch = 0
         sampler = sampler_of(loader)
-        self._position = Position(0, 0, args.seed if sampler is None else sampler.seed)
+        self._position = Position(0, 0, args.seed if sampler is None else sampler.seed, ranks.world_size())
+        if not ranks.is_first():
+            set_seed(args.seed + ranks.rank())  # each rank drops other activations
         self._unlogged_loss = torch.zeros((), device=args.device)
         self._total_loss_scalar, self._globalstep_last_logged = 0.0, 0
         self._resumed_random, self._epoch_random = None, None
@@ -180,7 +185,7 @@ class RunningMixin(TrainerParts):
     def _end_run(self, plan: Plan, start: float, tokens: float | None) -> TrainOutput:
         """Load the best model, log the figures of the run, and tell the callbacks."""
         args = self.args
-        is_whole = self._interruption.signal is None
+        is_whole = self._interruption.agreed is None
         if is_whole and args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
         self._total_loss_scalar += self._unlogged_loss.item()
@@ -249,7 +254,10 @@ class RunningMixin(TrainerParts):
         Raises:
             OptionError: neither the length of the data nor `max_steps` is known.
         """
-        batches, is_epoch_based = len(dataloader) if has_length(dataloader) else None, args.max_steps < 0
+        batches, is_epoch_based = (
+            ranks.most([len(dataloader)])[0] if has_length(dataloader) else None,
+            args.max_steps < 0,
+        )
         if not batches:
             if args.max_steps <= 0:
                 raise OptionError(
@@ -268,7 +276,7 @@ class RunningMixin(TrainerParts):
 
     def _tokens_of(self, loader: Any, plan: Plan) -> float:
         """Tokens that the whole run reads."""
-        tokens = self.num_tokens(loader, None if plan.is_epoch_based else plan.max_steps)
+        tokens = ranks.total(self.num_tokens(loader, None if plan.is_epoch_based else plan.max_steps))
         is_by_epochs = plan.batches is not None and plan.is_epoch_based
         factor = self.args.num_train_epochs if is_by_epochs else self.args.gradient_accumulation_steps
         return float(tokens * factor)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gptrio.errors import InputError, OptionError, warn
-from gptrio.training import random_states
+from gptrio.training import random_states, ranks
 from gptrio.training.manifest import MANIFEST, verify_checkpoint, warn_of_changes
 from gptrio.training.order import has_length, sampler_of
 from gptrio.training.parts import TrainerParts
@@ -59,6 +59,7 @@ class SavingMixin(TrainerParts):
             is_list = isinstance(known, list)  # of several of one class
             self.state.stateful_callbacks[type(callback).__name__] = [*known, state] if is_list else state
         best_folder, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        self._mean_loss = ranks.mean(self._unlogged_loss).cpu()
         target = self._run_folder.save(step, self._write_checkpoint, self._facts(), limit, best_folder)
         if self.args.push_to_hub and target is not None:
             self._push_from_checkpoint(str(target))
@@ -69,6 +70,7 @@ class SavingMixin(TrainerParts):
         if not self.args.save_only_model:
             extra = {
                 "loss": self._unlogged_loss.detach().cpu(),
+                "mean_loss": self._mean_loss,
                 "total_loss": self._total_loss_scalar,
                 "last_logged": self._globalstep_last_logged,
                 "epoch_random": self._epoch_random,
@@ -104,7 +106,7 @@ class SavingMixin(TrainerParts):
 
     def store_flos(self) -> None:
         """Add the operations since the last call to the state."""
-        self.state.total_flos += self.current_flos
+        self.state.total_flos += ranks.total(self.current_flos)
         self.current_flos = 0
 
     # resuming -------------------------------------------------------------------------------------------------------
@@ -139,9 +141,9 @@ class SavingMixin(TrainerParts):
         self._load_callback_state()
         accumulated = self.args.gradient_accumulation_steps
         epoch, done = divmod(self.state.global_step, updates_per_epoch)
-        place = Position(epoch, done * accumulated, self._position.seed)
-        if Path(folder, MANIFEST).is_file():
-            warn_of_changes(Path(folder), self._facts())
+        place = Position(epoch, done * accumulated, self._position.seed, ranks.world_size())
+        if Path(folder, MANIFEST).is_file() and ranks.is_first():
+            warn_of_changes(Path(folder), {**self._facts(), "world_size": ranks.world_size()})
         position, extra = load_snapshot(
             Path(folder),
             model=self.model,
@@ -149,12 +151,16 @@ class SavingMixin(TrainerParts):
             scheduler=self.lr_scheduler,
             scaler=getattr(self.accelerator, "scaler", None),
         )
-        self._position = place if position is None else position
+        rows = len(self.train_dataset) if sampler_of(loader) is not None else None
+        self._position = (
+            place if position is None else position.for_ranks(ranks.world_size(), rows, self._train_batch_size)
+        )
         if self.args.ignore_data_skip:
             self._position.index = 0
         self._resumed_random = random_states.gather()
         self._epoch_random = extra.get("epoch_random")
-        unlogged: Tensor = extra.get("loss", self._unlogged_loss)
+        is_own = position is None or position.world_size == ranks.world_size()
+        unlogged: Tensor = extra.get("loss" if is_own else "mean_loss", self._unlogged_loss)
         self._unlogged_loss = unlogged.to(self.args.device)
         self._total_loss_scalar = extra.get("total_loss", 0.0)
         self._globalstep_last_logged = extra.get("last_logged", self.state.global_step)

@@ -2,7 +2,8 @@
 
 `training_state.safetensors` has the optimizer's tensors by parameter name and the states of the random generators;
 `training_state.json` the rest: the optimizer's settings, schedule, scaler, the place in the data, and what the trainer
-adds. Each further rank of torch.distributed writes `random_state_RANK.safetensors` for its own generators.
+adds. Each further rank of torch.distributed writes `training_state_RANK.safetensors`: its random generators, and its
+own values of what the trainer adds.
 """
 
 from __future__ import annotations
@@ -32,13 +33,34 @@ class Position:
 
     Attributes:
         epoch: from 0.
-        index: micro-batches of the epoch that are done, by rank 0.
+        index: micro-batches of the epoch that are done, by each rank.
         seed: of the order.
+        world_size: number of ranks.
     """
 
     epoch: int
     index: int
     seed: int
+    world_size: int = 1
+
+    def for_ranks(self, world_size: int, rows: int | None, batch_size: int) -> Position:
+        """The same place for another number of ranks; warns if it begins some batches earlier.
+
+        Args:
+            world_size: number of ranks.
+            rows: of the data; None if that is unknown.
+            batch_size: rows of a batch of one rank.
+        """
+        batches = self.index * self.world_size
+        index, rest = divmod(batches, world_size)
+        if rest and rows is not None and batches * batch_size >= rows:  # the epoch has ended
+            index, rest = index + 1, 0
+        if rest and ranks.is_first():
+            warn(
+                f"the checkpoint is after {batches} batches, where {world_size} processes do not end a batch each; the "
+                f"last {rest} are trained on again"
+            )
+        return Position(self.epoch, index, self.seed, world_size)
 
 
 def save_snapshot(
@@ -64,7 +86,8 @@ def save_snapshot(
         CheckpointError: a state holds an object that is none of these; the message names it.
     """
     if not ranks.is_first():
-        _write_tensors(folder / _random_file(ranks.rank()), "random", random_states.gather())
+        own = {"random": random_states.gather(), "extra": dict(extra)}
+        _write_tensors(folder / _rank_file(ranks.rank()), "state", own)
         return
     state = {
         "position": asdict(position),
@@ -109,12 +132,13 @@ def load_snapshot(
             optimizer_states.restore(folder, model, optimizer, state["optimizer"])
         _restore(folder, "scheduler", scheduler, state["scheduler"])
         _restore(folder, "scaler", scaler, state["scaler"])
-        random_states.restore(_random_state(folder, state["random"]))
+        own = state if ranks.is_first() else _state_of_rank(folder, position)
+        random_states.restore(own.get("random", {}))
     except GptrioError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointFormatError(f"the training state in {folder} does not fit this run: {error}") from error
-    return position, state["extra"]
+    return position, own.get("extra", state["extra"])
 
 
 def _restore(folder: Path, what: str, target: Any, saved: Any) -> None:
@@ -126,20 +150,16 @@ def _restore(folder: Path, what: str, target: Any, saved: Any) -> None:
     target.load_state_dict(saved)
 
 
-def _random_file(rank: int) -> str:
-    return f"random_state_{rank}.safetensors"
+def _rank_file(rank: int) -> str:
+    return f"training_state_{rank}.safetensors"
 
 
-def _random_state(folder: Path, of_first: Any) -> Any:
-    """The state of this rank's random generators."""
-    if ranks.is_first():
-        return of_first
-    path = folder / _random_file(ranks.rank())
-    if not path.is_file():
-        warn(f"{path} is missing: the checkpoint is of fewer processes, and this one begins with new random numbers")
+def _state_of_rank(folder: Path, position: Position) -> Any:
+    """The state of this rank's random generators, and what it added; nothing in a checkpoint of fewer ranks."""
+    path = folder / _rank_file(ranks.rank())
+    if ranks.rank() >= position.world_size:
         return {}
-    metadata = _metadata(path)
-    return decode(json.loads(metadata["random"]), _read_tensors(path))
+    return decode(json.loads(_metadata(path)["state"]), _read_tensors(path))
 
 
 def _write_tensors(path: Path, name: str, state: Mapping[str, Any]) -> None:

@@ -31,8 +31,8 @@ from gptrio.training.losses import LabelSmoother
 from gptrio.training.metrics import MetricsMixin
 from gptrio.training.optimizing import OptimizingMixin
 from gptrio.training.parts import innermost
-from gptrio.training.precision import make_accelerator
 from gptrio.training.preparing import align_special_tokens
+from gptrio.training.processes import make_accelerator
 from gptrio.training.progress import PrinterCallback, ProgressCallback
 from gptrio.training.publishing import PublishingMixin
 from gptrio.training.reporting import get_reporting_integration_callbacks
@@ -117,7 +117,7 @@ class Trainer(
         self.data_collator = data_collator or padding or default_data_collator
         check_trainer(self, has_model=model is not None)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)  # before a model is made
-        if args.log_level != "passive":
+        if args.log_level != "passive" or not args.should_log:
             set_verbosity(args.get_process_log_level())
         self.accelerator = make_accelerator(args)
         self._set_model(self.call_model_init() if model is None else model)
@@ -151,7 +151,7 @@ class Trainer(
         self.hub_model_id = None
         if args.push_to_hub:
             self.init_hf_repo()
-        self._run_folder = RunFolder(args.output_dir)
+        self._run_folder = RunFolder(args.output_dir, args.should_save)
         if args.should_save:
             os.makedirs(args.output_dir, exist_ok=True)
         self.label_smoother = self._make_label_smoother()
@@ -161,7 +161,7 @@ class Trainer(
             is_world_process_zero=self.is_world_process_zero(),
             stateful_callbacks=self._stateful(),
         )
-        self.is_in_train = self._created_lr_scheduler = False
+        self.is_in_train = self._created_lr_scheduler = self._is_silent = False
         self.current_flos = self._batch_weight = 0.0
         self.current_gradient_accumulation_steps = args.gradient_accumulation_steps
         model_class = type(innermost(self.model))
@@ -222,7 +222,7 @@ class Trainer(
 
     def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
         """The model in its compiled form, if `torch_compile` asks for it."""
-        if not self.args.torch_compile or not training or hasattr(model, "_orig_mod"):
+        if not self.args.torch_compile or not training or model is not self.accelerator.unwrap_model(model):
             return model
         return torch.compile(model, backend=self.args.torch_compile_backend, mode=self.args.torch_compile_mode)
 

@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 from gptrio.errors import InputError, OptionError, UnsupportedError, warn
+from gptrio.training import ranks
 from gptrio.training.enums import IntervalStrategy, SaveStrategy
-from gptrio.training.order import has_length, is_streamed
+from gptrio.training.order import has_length, is_divided, is_streamed
 
 _WITHOUT_HEAD = re.compile(r"(GPT2|GPTNeo|GPTNeoX)Model")
 
@@ -18,14 +19,10 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
 
     Raises:
         OptionError: two contradict each other, or one that another needs is missing.
-        UnsupportedError: there are several processes, among which rows and weights would have to be divided.
+        UnsupportedError: an argument that several processes do not follow.
     """
     args = trainer.args
-    if args.world_size > 1 or args.fsdp:
-        asked = f"fsdp={args.fsdp}" if args.fsdp else f"world_size={args.world_size}"
-        raise UnsupportedError(
-            f"Trainer trains in one process, not with {asked}; start it once, without torchrun or fsdp"
-        )
+    _check_processes(args)
     if not has_model and trainer.model_init is None:
         raise OptionError("there is nothing to train; pass Trainer(model=...) or Trainer(model_init=...)")
     if has_model and trainer.model_init is not None:
@@ -50,6 +47,63 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
     if not callable(trainer.data_collator):
         raise OptionError(f"data_collator={trainer.data_collator!r:.80} cannot be called with a list of rows")
     _check_data(args, trainer.train_dataset)
+
+
+def _check_processes(args: Any) -> None:
+    if args.fsdp:
+        raise UnsupportedError(f"Trainer does not shard parameters, as fsdp={args.fsdp} asks for; leave fsdp out")
+    if args.world_size == 1:
+        return
+    config = args.accelerator_config
+    if args.auto_find_batch_size:
+        raise UnsupportedError(
+            "auto_find_batch_size=True works in one process alone, as others would wait for the one that is out of "
+            "memory; find the size in one process, and pass it as per_device_train_batch_size"
+        )
+    if config.split_batches:
+        raise UnsupportedError(
+            "accelerator_config has split_batches=True, but per_device_train_batch_size is always that of one process; "
+            f"divide it by {args.world_size}"
+        )
+    if config.dispatch_batches:
+        raise UnsupportedError(
+            "accelerator_config has dispatch_batches=True, but every process reads the data; leave it out, and let all "
+            "of them read the same rows in the same order"
+        )
+
+
+def check_ranks(trainer: Any, loader: Any) -> None:
+    """Check that the processes of a run are about to train the same model on the same data.
+
+    Raises:
+        OptionError: something differs between them; the message has the values of each.
+    """
+    if ranks.world_size() == 1:
+        return
+    args, dataset = trainer.args, trainer.train_dataset
+    names = ("gradient_accumulation_steps", "max_steps", "num_train_epochs", "seed", "data_seed", "learning_rate")
+    own = {
+        "rows of train_dataset": len(dataset) if has_length(dataset) else None,
+        "per_device_train_batch_size": trainer._train_batch_size,
+        **{name: getattr(args, name) for name in names},
+        "output_dir": str(args.output_dir),
+        "trained values": trainer.get_num_trainable_parameters(),
+    }
+    of_all = ranks.gathered(own)
+    differing = [
+        f"{name} is {', '.join(f'{each[name]} on rank {i}' for i, each in enumerate(of_all))}"
+        for name in own
+        if any(each[name] != own[name] for each in of_all)
+    ]
+    if differing:
+        raise OptionError(
+            f"the processes of a run have to agree, but {'; '.join(differing)}; give all of them the same"
+        )
+    if ranks.is_first() and not is_divided(loader):
+        warn(
+            "every process trains on all rows of the loader that get_train_dataloader returned; return "
+            "self.accelerator.prepare(loader), which divides them"
+        )
 
 
 def _check_data(args: Any, dataset: Any) -> None:

@@ -80,7 +80,6 @@ HONOURED = {  # a value that is not the default, with what else it needs
     "fsdp": "full_shard auto_wrap",
     "fsdp_config": {"min_num_params": 0},
     "accelerator_config": {"even_batches": False},
-    "parallelism_config": object(),
     "label_smoothing_factor": 0.1,
     "optim": "adafactor",
     "optim_args": "momentum=0.9",
@@ -147,7 +146,8 @@ WITHOUT_EFFECT = {
     "use_legacy_prediction_loop": True,
 }
 NOT_HERE = {
-    "deepspeed": ("ds.json", "one process"),
+    "deepspeed": ("ds.json", "torchrun"),
+    "parallelism_config": (object(), "torchrun"),
     "tpu_num_cores": (8, r"gptrio\.jax"),
     "tpu_metrics_debug": (True, r"gptrio\.jax"),
     "use_mps_device": (True, "an Apple GPU is used where there is one"),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import pytest
 
 from gptrio.training.checkpoint import find_checkpoint
 from tests.unit.training import small_run, trainer_run
+from tests.unit.training.processes import server
 
 
 class Training(NamedTuple):
@@ -32,19 +32,11 @@ TRAININGS: dict[str, Training] = {
 }
 
 
-@pytest.fixture(scope="module")
-def server() -> ForkServerContext:
-    """Starts processes that have imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.unit.training.small_run", "tests.unit.training.trainer_run"])
-    return context
-
-
-def start(server: ForkServerContext, path: Path, training: Training) -> ForkServerProcess:
+def start(path: Path, training: Training) -> ForkServerProcess:
     """A process that has just begun to train."""
     path.mkdir(exist_ok=True)
-    receiver, sender = server.Pipe(duplex=False)
-    process = server.Process(target=training.run, args=(path, training.argument, sender))
+    receiver, sender = server().Pipe(duplex=False)
+    process = server().Process(target=training.run, args=(path, training.argument, sender))
     process.start()
     assert receiver.recv() == "started"
     return process
@@ -54,12 +46,10 @@ def start(server: ForkServerContext, path: Path, training: Training) -> ForkServ
     ("name", "kills"),
     [("Trainer", 3), *(pytest.param(name, 50, marks=pytest.mark.long) for name in TRAININGS)],
 )
-def test_killed_runs_end_with_the_same_weights(
-    tmp_path: Path, server: ForkServerContext, name: str, kills: int
-) -> None:
+def test_killed_runs_end_with_the_same_weights(tmp_path: Path, name: str, kills: int) -> None:
     training, times = TRAININGS[name], random.Random(kills)
     expected = training.undisturbed(tmp_path / "undisturbed")
-    process, begin = start(server, tmp_path / "first", training), time.perf_counter()
+    process, begin = start(tmp_path / "first", training), time.perf_counter()
     while not (tmp_path / "first" / "weights.bin").exists():
         time.sleep(0.01)
     duration = time.perf_counter() - begin
@@ -67,7 +57,7 @@ def test_killed_runs_end_with_the_same_weights(
     killed = in_saves = resumed = finished = 0
     path = tmp_path / "0"
     while killed < kills or not (path / "weights.bin").exists():
-        process = start(server, path, training)
+        process = start(path, training)
         process.join(times.uniform(0, duration) if killed < kills else None)
         if process.exitcode is None:
             process.kill()
