@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import OptionError, UnsupportedError, warn
@@ -22,7 +23,7 @@ def check_fsdp(args: TrainingArguments) -> None:
         OptionError: options or settings that contradict each other.
         UnsupportedError: FSDP of XLA.
     """
-    args.fsdp = _options(args.fsdp)
+    args.fsdp = _options(args.fsdp or _of_launcher())
     config = _settings(args.fsdp_config)
     config["min_num_params"] = max(config.get("min_num_params", 0), args.fsdp_min_num_params)
     layers = config.get("transformer_layer_cls_to_wrap")
@@ -45,6 +46,15 @@ def _options(value: Any) -> list[FSDPOption]:
     if FSDPOption.FULL_SHARD in options and FSDPOption.SHARD_GRAD_OP in options:
         raise OptionError("fsdp has both full_shard and shard_grad_op; expected one of them")
     return options
+
+
+def _of_launcher() -> str:
+    """What `accelerate launch --use_fsdp` asks for."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        return ""
+    is_kept = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "false"
+    is_offloaded = os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true"
+    return f"{'shard_grad_op' if is_kept else 'full_shard'}{' offload' if is_offloaded else ''}"
 
 
 def _settings(value: Any) -> dict[str, Any]:

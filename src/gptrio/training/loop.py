@@ -243,7 +243,7 @@ class TrainingLoop:
                 trainer.state.global_step + 1,
                 ranks.mean(loss),
                 self.grad_norm,
-                model=accelerator.unwrap_model(self.model),
+                model=None if accelerator.is_sharded else accelerator.unwrap_model(self.model),
                 batches=group,
                 compute_loss=self._loss_again,
                 rows=lambda: self._rows(len(group), place),

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gptrio.errors import CheckpointError
+from gptrio.training.sharding import placed
 
 _OF_PARAMETERS_SHAPE = ("exp_avg", "exp_avg_sq", "momentum_buffer", "square_avg", "grad_avg", "sum")
 
@@ -72,10 +73,14 @@ def load(folder: Path, model: nn.Module, optimizer: Any, state_dict: Mapping[str
     Raises:
         CheckpointError: it has other groups or parameters of other shapes.
     """
-    state = state_dict["state"]
-    _check_shapes(folder, _names(model, optimizer), _parameters(optimizer), state)
+    parameters, state = _parameters(optimizer), state_dict["state"]
+    _check_shapes(folder, _names(model, optimizer), parameters, state)
+    state = {
+        i: {key: placed(value, parameters[i]) for key, value in each.items()} if i in range(len(parameters)) else each
+        for i, each in state.items()
+    }
     try:
-        optimizer.load_state_dict(state_dict)
+        optimizer.load_state_dict({**state_dict, "state": state})
     except ValueError as error:
         raise CheckpointError(f"{folder} has the optimizer's state of other parameters: {error}") from error
     _undo_casts(optimizer, state)
@@ -95,8 +100,8 @@ def _check_shapes(
 ) -> None:
     for i, (name, parameter) in enumerate(zip(names, parameters, strict=True)):
         for key in _OF_PARAMETERS_SHAPE:
-            value = state.get(i, {}).get(key)
-            if isinstance(value, torch.Tensor) and value.shape != parameter.shape:
+            value: Any = state.get(i, {}).get(key)
+            if hasattr(value, "shape") and value.shape != parameter.shape:
                 raise CheckpointError(
                     f"{folder} has {key} of {name} in shape {tuple(value.shape)}; the parameter has "
                     f"{tuple(parameter.shape)}"

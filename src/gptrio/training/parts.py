@@ -70,6 +70,7 @@ class TrainerParts:
     _position: Position
     _unlogged_loss: Tensor
     _mean_loss: Tensor
+    _whole_state: dict[str, Tensor] | None
     _epoch_random: Mapping[str, Any] | None
     _resumed_random: Mapping[str, Any] | None
     _forward_options: dict[str, Any]

@@ -28,6 +28,7 @@ class SingleProcess:
         OptionError: fp16 on a processor.
     """
 
+    is_sharded = False
     num_processes, process_index, local_process_index = 1, 0, 0
     is_main_process = is_local_main_process = sync_gradients = True
 
@@ -47,6 +48,13 @@ class SingleProcess:
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Any:
         """The model as it is."""
         return model
+
+    def shard(self, model: Any) -> None:
+        """Leave the parameters whole."""
+
+    def full_state_dict(self, model: Any, keeps: bool) -> Any:
+        """None, as the model has whole tensors itself."""
+        return None
 
     def unwrap_model(self, model: Any, **options: Any) -> Any:
         """The model inside what wraps it: a compiled form, or data parallelism."""

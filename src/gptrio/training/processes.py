@@ -96,6 +96,10 @@ def make_accelerator(args: Any) -> SingleProcess:
     if args.world_size == 1:
         return SingleProcess(args.device, dtype)
     import_optional("accelerate", "several processes need accelerate; pip install 'gptrio[train]'")
+    if args.fsdp:
+        from gptrio.training.sharding import ShardedProcesses
+
+        return ShardedProcesses(args, dtype)
     return ManyProcesses(args, dtype)
 
 

@@ -80,7 +80,7 @@ def together(act: Callable[[], None], acts: bool = True) -> None:
     """Act on the ranks that are to do so, and wait for all.
 
     Args:
-        act: exchanges nothing with other ranks, unless it does so before anything that may fail.
+        act: exchanges nothing with other ranks.
         acts: whether this rank does.
 
     Raises:

@@ -102,7 +102,7 @@ class RunningMixin(TrainerParts):
             self.optimizer = self.lr_scheduler = None
         if hasattr(self.processing_class, "pad_token_id") and hasattr(self.model, "config"):
             self._align_special_tokens()
-        if self._is_cast_for_evaluation() and not args.do_train:
+        if self._is_cast_for_evaluation() and not args.do_train and not self.accelerator.is_sharded:
             self._move_model_to_device(self.model, args.device)
 
     def _train_from(self, checkpoint: str | None, trial: Any, ignored: list[str] | None) -> TrainOutput:
@@ -135,6 +135,7 @@ class RunningMixin(TrainerParts):
         tokens = self._tokens_of(loader, plan) if args.include_tokens_per_second else None
         if self._created_lr_scheduler:  # for another number of updates
             self.lr_scheduler, self._created_lr_scheduler = None, False
+        self.accelerator.shard(self.accelerator.unwrap_model(self.model))
         self.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
         model = self._prepared_model()
         self._begin_run(loader, plan, resume_from_checkpoint)

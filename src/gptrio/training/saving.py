@@ -32,8 +32,11 @@ class SavingMixin(TrainerParts):
             output_dir: `args.output_dir` by default.
             _internal_call: not called by the user, who with `push_to_hub` wants it pushed too.
         """
+        state_dict = self._whole_state
+        if state_dict is None:
+            state_dict = self.accelerator.full_state_dict(self.model, keeps=self.args.should_save)
         if self.args.should_save:
-            self._save(self.args.output_dir if output_dir is None else output_dir)
+            self._save(self.args.output_dir if output_dir is None else output_dir, state_dict=state_dict)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
@@ -59,8 +62,13 @@ class SavingMixin(TrainerParts):
             is_list = isinstance(known, list)  # of several of one class
             self.state.stateful_callbacks[type(callback).__name__] = [*known, state] if is_list else state
         best_folder, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        # what ranks exchange comes first, so that none waits for one that fails to write
         self._mean_loss = ranks.mean(self._unlogged_loss).cpu()
-        target = self._run_folder.save(step, self._write_checkpoint, self._facts(), limit, best_folder)
+        self._whole_state = self.accelerator.full_state_dict(self.model, keeps=self.args.should_save)
+        try:
+            target = self._run_folder.save(step, self._write_checkpoint, self._facts(), limit, best_folder)
+        finally:
+            self._whole_state = None
         if self.args.push_to_hub and target is not None:
             self._push_from_checkpoint(str(target))
 

@@ -3,7 +3,7 @@
 `training_state.safetensors` has the optimizer's tensors by parameter name and the states of the random generators;
 `training_state.json` the rest: the optimizer's settings, schedule, scaler, the place in the data, and what the trainer
 adds. Each further rank of torch.distributed writes `training_state_RANK.safetensors`: its random generators, and its
-own values of what the trainer adds.
+own values of what the trainer adds. Where parameters are divided, every file has its rank's rows of the optimizer's.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import nn
 from gptrio.errors import CheckpointFormatError, GptrioError, warn
 from gptrio.hub import read_json, write_text
 from gptrio.training import optimizer_states, random_states, ranks, upstream
+from gptrio.training.sharding import SavedRows, is_sharded
 from gptrio.training.state_tree import decode, encode
 
 STATE_JSON, STATE_TENSORS = "training_state.json", "training_state.safetensors"
@@ -86,8 +88,11 @@ def save_snapshot(
         CheckpointError: a state holds an object that is none of these; the message names it.
     """
     if not ranks.is_first():
-        own = {"random": random_states.gather(), "extra": dict(extra)}
-        _write_tensors(folder / _rank_file(ranks.rank()), "state", own)
+        tensors: dict[str, torch.Tensor] = {}
+        own = encode({"random": random_states.gather(), "extra": dict(extra)}, "state", tensors)
+        if optimizer is not None and is_sharded(model):  # the rows of this rank, under the names of rank 0's
+            encode(optimizer_states.gather(model, optimizer), "optimizer", tensors)
+        save_file(tensors, folder / rank_file(ranks.rank()), {"format": "pt", "state": json.dumps(own)})
         return
     state = {
         "position": asdict(position),
@@ -97,7 +102,7 @@ def save_snapshot(
         "random": random_states.gather(),
         "extra": dict(extra),
     }
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {}
     content = {name: encode(value, name, tensors) for name, value in state.items()}
     save_file(tensors, folder / STATE_TENSORS, {"format": "pt"})
     write_text(folder / STATE_JSON, json.dumps(content, indent=1) + "\n")
@@ -125,9 +130,10 @@ def load_snapshot(
         return None, {}
     content = read_json(folder / STATE_JSON)
     tensors = _read_tensors(folder / STATE_TENSORS)
-    state = {name: decode(value, tensors) for name, value in content.items()}
     try:
-        position = Position(**state["position"])
+        position = Position(**content["position"])
+        files = [folder / rank_file(rank) for rank in range(position.world_size)]
+        state = {name: decode(value, tensors, partial(SavedRows, files=files)) for name, value in content.items()}
         if optimizer is not None:
             optimizer_states.restore(folder, model, optimizer, state["optimizer"])
         _restore(folder, "scheduler", scheduler, state["scheduler"])
@@ -150,22 +156,17 @@ def _restore(folder: Path, what: str, target: Any, saved: Any) -> None:
     target.load_state_dict(saved)
 
 
-def _rank_file(rank: int) -> str:
-    return f"training_state_{rank}.safetensors"
+def rank_file(rank: int) -> str:
+    """Name of the file with the tensors of a rank."""
+    return f"training_state_{rank}.safetensors" if rank else STATE_TENSORS
 
 
 def _state_of_rank(folder: Path, position: Position) -> Any:
     """The state of this rank's random generators, and what it added; nothing in a checkpoint of fewer ranks."""
-    path = folder / _rank_file(ranks.rank())
+    path = folder / rank_file(ranks.rank())
     if ranks.rank() >= position.world_size:
         return {}
     return decode(json.loads(_metadata(path)["state"]), _read_tensors(path))
-
-
-def _write_tensors(path: Path, name: str, state: Mapping[str, Any]) -> None:
-    tensors: dict[str, torch.Tensor] = {}
-    content = encode(state, name, tensors)
-    save_file(tensors, path, {"format": "pt", name: json.dumps(content)})
 
 
 def _metadata(path: Path) -> dict[str, str]:

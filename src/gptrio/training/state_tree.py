@@ -41,6 +41,8 @@ def encode(value: Any, path: str, tensors: MutableMapping[str, torch.Tensor]) ->
         value = value.item()
     if isinstance(value, np.ndarray):
         return {"$array": encode(torch.from_numpy(np.ascontiguousarray(value)), path, tensors)["$tensor"]}
+    if hasattr(value, "to_local"):  # a DTensor, of which each rank writes its rows
+        return {"$rows": encode(value.to_local(), path, tensors)["$tensor"], "shape": list(value.shape)}
     if isinstance(value, torch.Tensor):
         return _encode_tensor(value, path, tensors)
     if value is None or isinstance(value, (bool, int, str)):
@@ -59,28 +61,37 @@ def encode(value: Any, path: str, tensors: MutableMapping[str, torch.Tensor]) ->
     )
 
 
-def decode(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+def decode(
+    value: Any, tensors: Mapping[str, torch.Tensor], rows: Callable[[str, torch.Size], Any] | None = None
+) -> Any:
     """Return the value that `encode` made JSON of.
+
+    Args:
+        value: JSON.
+        tensors: as `encode` has filled it.
+        rows: gives what stands for a tensor whose rows are divided, by its name and shape.
 
     Raises:
         CheckpointFormatError: a tensor is missing, or there is an object that `encode` does not make.
     """
     if isinstance(value, list):
-        return [decode(item, tensors) for item in value]
+        return [decode(item, tensors, rows) for item in value]
     if not isinstance(value, Mapping):
         return value
     kind = next(iter(value), "")
     if not kind.startswith("$"):
-        return {key: decode(item, tensors) for key, item in value.items()}
+        return {key: decode(item, tensors, rows) for key, item in value.items()}
     try:
         content = value[kind]
         if kind == "$tensor":
             return _restride(tensors[content], value.get("stride"))
+        if kind == "$rows" and rows is not None:
+            return rows(content, torch.Size(value["shape"]))
         if kind == "$array":
             return tensors[content].numpy()
         if kind == "$float":
             return float(content)
-        items = [decode(item, tensors) for item in content]
+        items = [decode(item, tensors, rows) for item in content]
         return _CONTAINERS[kind](items)
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointFormatError(f"the state {value!r:.200} of a checkpoint cannot be read: {error}") from error

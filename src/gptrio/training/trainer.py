@@ -127,7 +127,8 @@ class Trainer(
         """Move a model to the device and note what its forward takes."""
         check_model(model)
         self.model = self.model_wrapped = model
-        if self.place_model_on_device and not (self._is_cast_for_evaluation() and not self.args.do_train):
+        is_placed = self.place_model_on_device and not self.accelerator.is_sharded  # which moves part after part
+        if is_placed and not (self._is_cast_for_evaluation() and not self.args.do_train):
             self._move_model_to_device(model, self.args.device)
         inner = self.accelerator.unwrap_model(model)
         self.model_accepts_loss_kwargs = accepts_loss_kwargs(inner)
@@ -167,7 +168,7 @@ class Trainer(
         model_class = type(innermost(self.model))
         self.label_names = find_labels(model_class) if args.label_names is None else args.label_names
         self.can_return_loss = can_return_loss(model_class)
-        self._train_batch_size = args.train_batch_size
+        self._train_batch_size, self._whole_state = args.train_batch_size, None
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     def _make_label_smoother(self) -> LabelSmoother | None:

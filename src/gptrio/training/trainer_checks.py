@@ -10,6 +10,7 @@ from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.training import ranks
 from gptrio.training.enums import IntervalStrategy, SaveStrategy
 from gptrio.training.order import has_length, is_divided, is_streamed
+from gptrio.training.sharding import check_sharding
 
 _WITHOUT_HEAD = re.compile(r"(GPT2|GPTNeo|GPTNeoX)Model")
 
@@ -23,6 +24,8 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
     """
     args = trainer.args
     _check_processes(args)
+    if args.fsdp:
+        check_sharding(args, trainer)
     if not has_model and trainer.model_init is None:
         raise OptionError("there is nothing to train; pass Trainer(model=...) or Trainer(model_init=...)")
     if has_model and trainer.model_init is not None:
@@ -50,8 +53,6 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
 
 
 def _check_processes(args: Any) -> None:
-    if args.fsdp:
-        raise UnsupportedError(f"Trainer does not shard parameters, as fsdp={args.fsdp} asks for; leave fsdp out")
     if args.world_size == 1:
         return
     config = args.accelerator_config

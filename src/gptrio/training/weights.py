@@ -11,6 +11,7 @@ from torch import Tensor
 from gptrio.checkpoint.load import open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointNotFoundError, import_optional, warn
+from gptrio.training.sharding import is_sharded, placed
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -36,11 +37,17 @@ def restore_weights(model: Any, folder: str | os.PathLike[str]) -> None:
     adapters = [folder / name for name in ADAPTER_FILES if (folder / name).is_file()]
     if adapters:
         peft = import_optional("peft", f"{adapters[0]} is an adapter, which needs PEFT; pip install 'gptrio[train]'")
-        peft.set_peft_model_state_dict(model, _tensors(adapters[0]))
+        tensors = _tensors(adapters[0])
+        if is_sharded(model):
+            active = f".{model.active_adapter}"
+            tensors = _placed(tensors, {name.replace(active, ""): p for name, p in model.named_parameters()})
+        peft.set_peft_model_state_dict(model, tensors)
         return
     if not folder.is_dir():
         raise CheckpointNotFoundError(f"no checkpoint folder {folder}")
     tensors = _tensors(folder)
+    if is_sharded(model):
+        tensors = _placed(tensors, model.state_dict(keep_vars=True))
     result = model.load_state_dict(tensors, strict=False)
     known = {id(parameter) for name, parameter in model.state_dict(keep_vars=True).items() if name in tensors}
     missing = [name for name, p in model.named_parameters() if name in result.missing_keys and id(p) not in known]
@@ -51,6 +58,11 @@ def restore_weights(model: Any, folder: str | os.PathLike[str]) -> None:
         )
     if hasattr(model, "tie_weights"):
         model.tie_weights()
+
+
+def _placed(tensors: dict[str, Tensor], parameters: dict[str, Any]) -> dict[str, Tensor]:
+    """The rows of this rank of each tensor that the model has divided."""
+    return {name: placed(value, parameters[name]) if name in parameters else value for name, value in tensors.items()}
 
 
 def _tensors(location: Path) -> dict[str, Tensor]:

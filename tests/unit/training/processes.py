@@ -41,7 +41,7 @@ def start_ranks(
     return started
 
 
-def results(started: list[tuple[ForkServerProcess, Connection]], seconds: float = 120) -> list[Any]:
+def results(started: list[tuple[ForkServerProcess, Connection]], seconds: float = 300) -> list[Any]:
     """What each process returned; if one fails, the others end too.
 
     Raises:

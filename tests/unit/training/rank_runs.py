@@ -42,7 +42,7 @@ SETTINGS: dict[str, Any] = {
     "report_to": "none",
     "use_cpu": True,
     "disable_tqdm": True,
-    "ddp_timeout": 60,
+    "ddp_timeout": 600,
 }
 
 
@@ -112,7 +112,11 @@ def trainer_of(
 
 def weights(trainer: Trainer) -> dict[str, np.ndarray]:
     """The values of all parameters."""
-    return {name: value.detach().numpy().copy() for name, value in trainer.model.named_parameters()}
+    named = {name: value.detach() for name, value in trainer.model.named_parameters()}
+    return {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).numpy().copy()
+        for name, value in named.items()
+    }
 
 
 def outcome(trainer: Trainer) -> dict[str, Any]:
@@ -144,9 +148,9 @@ def train_all(path: Path, cases: list[Case]) -> list[dict[str, Any]]:
     return found
 
 
-def resume_exactly(path: Path) -> list[dict[str, Any]]:
+def resume_exactly(path: Path, changes: dict[str, Any]) -> list[dict[str, Any]]:
     """The whole outcome, with dropout, of a run that nothing stopped and of one that goes on from its checkpoint."""
-    changes = {"dropout": 0.2, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch"}
+    changes = {"dropout": 0.2, "save_strategy": "steps", "save_steps": 2, "eval_strategy": "epoch", **changes}
     undisturbed = trainer_of(path, **changes)
     undisturbed.train()
     resumed = trainer_of(path, first_weights=2, **changes)
@@ -201,12 +205,12 @@ class FailingTwice(Failing):
     failing_steps = (3, 4)
 
 
-def fail_to_save(path: Path) -> dict[str, Any]:
+def fail_to_save(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """A run with one save that fails on rank 1, and one with two."""
     found: dict[str, Any] = {}
     for cls in (Failing, FailingTwice):
         folder = path / cls.__name__
-        trainer = trainer_of(folder, cls=cls, save_strategy="steps", save_steps=1)
+        trainer = trainer_of(folder, cls=cls, save_strategy="steps", save_steps=1, **changes)
         found[cls.__name__] = (*told(trainer.train), trainer.state.global_step)
     return found
 
@@ -246,6 +250,10 @@ def refuse(path: Path) -> dict[str, Any]:
         "batch": {"auto_find_batch_size": True},
         "split": {"accelerator_config": {"split_batches": True}},
         "dispatch": {"accelerator_config": {"dispatch_batches": True}},
+        "hybrid": {"fsdp": "hybrid_shard"},
+        "size": {"fsdp": "full_shard", "fsdp_config": {"min_num_params": 1000}},
+        "blocks": {"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": "Blok"}},
+        "optimizer": {"fsdp": "full_shard", "optim": "adafactor"},
     }
     for name, changes in wrong.items():
         found[name] = told(lambda changes=changes: trainer_of(path / "wrong", **changes).train())
@@ -300,9 +308,19 @@ def read(path: Path, **changes: Any) -> dict[str, Any]:
     return found
 
 
-def call_all(functions: list[Callable[..., Any]], *args: Any) -> list[Any]:
-    """What each of several functions returns, in one process."""
-    return [function(*args) for function in functions]
+def adapt(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """Train an adapter, whose best checkpoint is loaded at the end."""
+    import peft
+
+    config = peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM", fan_in_fan_out=True)
+    adapted = peft.get_peft_model(trainer_of(path).model, config)
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "loss", "eval_strategy": "steps", "eval_steps": 2}
+    saving = {"save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-2}
+    arguments = TrainingArguments(str(path), **{**SETTINGS, **best, **saving, **changes})
+    trainer = Trainer(adapted, arguments, collate, rows_for(LM), rows_for(LM, 5))
+    trainer.train()
+    trainer.save_model()
+    return {**outcome(trainer), "best": trainer.state.best_metric, "evaluation": trainer.evaluate()["eval_loss"]}
 
 
 class Blocked(Trainer):
@@ -323,9 +341,10 @@ class Blocked(Trainer):
         time.sleep(600)
 
 
-def save_until_killed(path: Path, place: str) -> bytes:
+def save_until_killed(path: Path, place: str, changes: dict[str, Any]) -> bytes:
     """Train with dropout from the newest checkpoint, if there is one; the second save lasts for ever at a place."""
     Blocked.place = place
-    trainer = trainer_of(path, cls=Blocked, dropout=0.2, save_strategy="steps", save_steps=1, save_total_limit=2)
+    changes = {"dropout": 0.2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, **changes}
+    trainer = trainer_of(path, cls=Blocked, **changes)
     trainer.train(resume_from_checkpoint=any(path.glob("checkpoint-*")) or None)
     return as_bytes(trainer)

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 import gptrio
-from gptrio import GptrioWarning, InputError, OptionError, UnsupportedError
+from gptrio import GptrioWarning, InputError, OptionError
 from gptrio.testing import byte_tokenizer
 from tests.training_pair import arguments, assert_same_weights, checkpoints, collate, pair_of, rows_for
 
@@ -47,8 +47,10 @@ def test_what_does_not_fit_is_refused_with_the_way_out(options, message):
         trainer_of(**options)
 
 
-def test_sharding_is_refused():
-    with pytest.raises(UnsupportedError, match=r"does not shard parameters, as fsdp=.*full_shard"):
+def test_sharding_needs_several_processes():
+    with pytest.raises(
+        OptionError, match=r"fsdp='full_shard' divides parameters .*, but there is one; start .*torchrun"
+    ):
         trainer_of(fsdp="full_shard")
 
 
