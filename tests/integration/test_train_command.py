@@ -166,6 +166,14 @@ def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, cap
     assert "holds checkpoints of a run; go on with --resume" in capsys.readouterr().err
 
 
+def test_several_processes_are_sent_to_a_script(model: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
+    assert run(["train", model, data, "--out", str(tmp_path / "out")]) == 1
+    assert "runs in one process, not in 2; let torchrun start a script with Trainer" in capsys.readouterr().err
+
+
 def test_columns_are_parsed() -> None:
     assert parse_columns("text=review, label=stars") == {"text": "review", "label": "stars"}
     assert parse_columns(None) == {}

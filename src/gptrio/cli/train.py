@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -11,7 +12,7 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.text import is_unicode, print_json
-from gptrio.errors import OptionError, counted
+from gptrio.errors import OptionError, UnsupportedError, counted
 
 if TYPE_CHECKING:
     from gptrio.training.recipe import Run
@@ -65,6 +66,7 @@ def train(
         from gptrio.training.recipe import Recipe, Run
 
         check_folder(out, resume)
+        check_processes()
         run = Run(
             Recipe(
                 model=model, data=data, out=out, task=task, columns=parse_columns(column), evaluation=evaluation,
@@ -95,6 +97,20 @@ def parse_columns(column: str | None) -> dict[str, str]:
                 f"column={column!r} is no list of parts and columns; write it as in text=review,label=stars"
             )
     return {name.strip(): found.strip() for name, _, found in pairs}
+
+
+def check_processes() -> None:
+    """Refuse several processes, in each of which the plan would be another than it says.
+
+    Raises:
+        UnsupportedError: a launcher has started this.
+    """
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and processes != "1":
+        raise UnsupportedError(
+            f"gptrio train runs in one process, not in {processes}; let torchrun start a script with Trainer, such as "
+            "that of docs/many-devices.md"
+        )
 
 
 def check_folder(out: Path, resume: bool) -> None:

@@ -65,7 +65,11 @@ class DivergenceWatch:
             number = next((i for i, each in enumerate(found) if each[0]), 0)
             if ranks.is_first():
                 where = f" (rank {number})" if len(found) > 1 else ""
-                warn(_message(f"{step}{where}", fault, *found[number]))
+                first, places = found[number]
+                cause = (
+                    _cause(first) if model is not None else "its first tensor is not searched for in divided weights"
+                )
+                warn(_message(f"{step}{where}", fault, cause, places))
         if self.stop_after is not None and self._in_a_row >= self.stop_after:
             raise DivergenceError(
                 f"stopped at update {step}: {fault}, as in the {self._in_a_row - 1} updates before it; resume from an "
@@ -161,9 +165,12 @@ def _fault(loss: Tensor | float, gradient_norm: Tensor | float | None) -> str | 
     return None
 
 
-def _message(step: str, fault: str, first: str | None, rows: Sequence[int]) -> str:
+def _cause(first: str | None) -> str:
+    return f"the first tensor that is not finite is {first}" if first else "computed again, all tensors are finite"
+
+
+def _message(step: str, fault: str, cause: str, rows: Sequence[int]) -> str:
     where = f", rows {', '.join(map(str, rows))} of the data" if rows else ""
-    cause = f"the first tensor that is not finite is {first}" if first else "computed again, all tensors are finite"
     return f"{fault} at update {step}{where}: {cause}. Further ones are not told"
 
 

@@ -91,6 +91,7 @@ class SavingMixin(TrainerParts):
                 scaler=getattr(self.accelerator, "scaler", None),
                 position=self._position,
                 extra=extra,
+                is_writer=self.args.should_save,
             )
         if self.args.should_save:
             self.state.save_to_json(folder / TRAINER_STATE_NAME)

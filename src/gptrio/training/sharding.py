@@ -209,6 +209,7 @@ def check_sharding(args: Any, trainer: Any) -> None:
         ),
         f"optim={args.optim.value!r}": ("adamw_torch", args.optim in bad),
         "fp16=True": ("bf16=True", args.fp16),
+        "save_on_each_node=True": ("an output_dir that all machines share", args.save_on_each_node),
         "bf16_full_eval=True or fp16_full_eval=True": ("bf16=True", args.bf16_full_eval or args.fp16_full_eval),
         "torch_compile=True": ("no compilation", args.torch_compile),
     }

@@ -74,6 +74,7 @@ def save_snapshot(
     scaler: Any,
     position: Position,
     extra: Mapping[str, Any],
+    is_writer: bool | None = None,
 ) -> None:
     """Write the state of a run into a folder; each rank calls this.
 
@@ -83,6 +84,7 @@ def save_snapshot(
         optimizer, scheduler, scaler: those of torch, or objects with their `state_dict`; None is left out.
         position: place in the data.
         extra: states of callbacks, sums of losses and the like: numbers, text, tensors, lists and dictionaries.
+        is_writer: whether this rank writes what belongs to all: rank 0 by default, or one on each machine.
 
     Raises:
         CheckpointError: a state holds an object that is none of these; the message names it.
@@ -93,6 +95,7 @@ def save_snapshot(
         if optimizer is not None and is_sharded(model):  # the rows of this rank, under the names of rank 0's
             encode(optimizer_states.gather(model, optimizer), "optimizer", tensors)
         save_file(tensors, folder / rank_file(ranks.rank()), {"format": "pt", "state": json.dumps(own)})
+    if not (ranks.is_first() if is_writer is None else is_writer):
         return
     state = {
         "position": asdict(position),

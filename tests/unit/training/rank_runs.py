@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +13,9 @@ import numpy as np
 import torch
 
 import gptrio
-from gptrio import GptrioWarning, Trainer, TrainerCallback, TrainingArguments
+from gptrio import Trainer, TrainingArguments
+from gptrio.models.base import language_loss
 from gptrio.testing import tiny_config
-from gptrio.training import checkpoint, saving
 
 torch.optim.SGD([torch.zeros(1)])  # the first optimizer imports much; a server of processes shall have done so
 FAMILIES = {"GPT2": "gpt2", "GPTNeoX": "gpt_neox", "GPTNeoF": "gpt_neo"}
@@ -171,102 +168,6 @@ def train(path: Path, resume: Path | None = None, changes: dict[str, Any] | None
     return outcome(trainer)
 
 
-def files(path: Path) -> list[str]:
-    """Names in a folder, hidden ones too."""
-    return sorted(each.name for each in path.iterdir())
-
-
-def told(act: Callable[[], Any]) -> tuple[list[str], str]:
-    """The warnings of this package, and the error, that a call ends with."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        error = ""
-        try:
-            act()
-        except (Exception, SystemExit) as raised:
-            error = f"{type(raised).__name__}: {raised}"
-    return [str(each.message) for each in caught if issubclass(each.category, GptrioWarning)], error
-
-
-class Failing(Trainer):
-    """Cannot write the files of one rank at some updates."""
-
-    failing_rank, failing_steps = 1, (2,)
-
-    def _write_checkpoint(self, folder: Path) -> None:
-        if self.args.process_index == self.failing_rank and self.state.global_step in self.failing_steps:
-            raise OSError(28, "No space left on device")
-        super()._write_checkpoint(folder)
-
-
-class FailingTwice(Failing):
-    """Cannot write two checkpoints of one after another."""
-
-    failing_steps = (3, 4)
-
-
-def fail_to_save(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    """A run with one save that fails on rank 1, and one with two."""
-    found: dict[str, Any] = {}
-    for cls in (Failing, FailingTwice):
-        folder = path / cls.__name__
-        trainer = trainer_of(folder, cls=cls, save_strategy="steps", save_steps=1, **changes)
-        found[cls.__name__] = (*told(trainer.train), trainer.state.global_step)
-    return found
-
-
-class Interrupt(TrainerCallback):
-    """Gets a SIGTERM on rank 1 alone."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.global_step == 2 and args.process_index == 1:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-
-class StopOnRankOne(TrainerCallback):
-    """Stops the training on rank 1 alone, as a clock would."""
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_training_stop |= state.global_step == 4 and args.process_index == 1
-
-
-def stop_unevenly(path: Path) -> dict[str, Any]:
-    """What a signal, and a callback, on rank 1 alone do."""
-    found: dict[str, Any] = {}
-    for callback in (Interrupt, StopOnRankOne):
-        folder = path / callback.__name__
-        trainer = trainer_of(folder, callbacks=[callback], save_strategy="steps", save_steps=100)
-        found[callback.__name__] = (told(trainer.train)[1], trainer.state.global_step)
-    return found
-
-
-def refuse(path: Path) -> dict[str, Any]:
-    """What is said of set-ups that do not fit."""
-    rank, found = int(os.environ["RANK"]), {}
-    wrong: dict[str, dict[str, Any]] = {
-        "rows": {"train_dataset": rows_for(LM, 10 + 2 * rank)},
-        "arguments": {"gradient_accumulation_steps": 1 + rank, "seed": rank},
-        "model": {"hidden_size": 16 + 16 * rank},
-        "batch": {"auto_find_batch_size": True},
-        "split": {"accelerator_config": {"split_batches": True}},
-        "dispatch": {"accelerator_config": {"dispatch_batches": True}},
-        "hybrid": {"fsdp": "hybrid_shard"},
-        "size": {"fsdp": "full_shard", "fsdp_config": {"min_num_params": 1000}},
-        "blocks": {"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": "Blok"}},
-        "optimizer": {"fsdp": "full_shard", "optim": "adafactor"},
-    }
-    for name, changes in wrong.items():
-        found[name] = told(lambda changes=changes: trainer_of(path / "wrong", **changes).train())
-    broken = trainer_of(path / "broken")
-    if rank == 1:
-        with torch.no_grad():
-            broken.model.transformer.h[1].mlp.c_fc.weight[0, 0] = float("nan")
-    broken.accelerator.prepare_model = lambda model, **options: model  # else rank 0's weights go to all
-    broken.accelerator.no_sync = lambda model: nullcontext()
-    found["nan"] = told(broken.train)
-    return found
-
-
 class Stream(torch.utils.data.IterableDataset[Any]):
     """Rows that can be read in one order alone."""
 
@@ -323,28 +224,66 @@ def adapt(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     return {**outcome(trainer), "best": trainer.state.best_metric, "evaluation": trainer.evaluate()["eval_loss"]}
 
 
-class Blocked(Trainer):
-    """Stops for ever at a place within its second save, on every rank."""
+def look(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
+    """How a run computes: what its wrapper was told, whether scores of all positions are made, what a rank keeps."""
+    options = {"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 3, "ddp_broadcast_buffers": False}
+    trainer = trainer_of(path / "own options", max_steps=1, **options, **changes)
+    calls = []
+    of_states = language_loss.linear_cross_entropy
+    language_loss.linear_cross_entropy = lambda *args, **kwargs: calls.append(1) or of_states(*args, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's, that no parameter was left out
+        trainer.train()
+    wrapper, without_scores = trainer.model_wrapped, len(calls)
+    local = [value.to_local() if hasattr(value, "to_local") else value for value in trainer.model.parameters()]
+    moments = [
+        value.to_local() if hasattr(value, "to_local") else value
+        for state in trainer.optimizer.state.values()
+        for name, value in state.items()
+        if name != "step"
+    ]
+    plain = trainer_of(path / "default", **changes)
+    evaluated = plain.evaluate()["eval_loss"]  # before anything is trained
+    plain.train()
+    return {
+        "wrapper": [getattr(wrapper, name, None) for name in ("find_unused_parameters", "broadcast_buffers")],
+        "bucket": getattr(wrapper, "bucket_bytes_cap", None),
+        "default": getattr(plain.model_wrapped, "find_unused_parameters", None),
+        "losses without scores": without_scores,
+        "parameters": sum(value.numel() for value in local),
+        "moments": sum(value.numel() for value in moments),
+        "all": trainer.get_num_trainable_parameters(),
+        "evaluated": evaluated,
+    }
 
-    place = ""
 
-    def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
-        if self.state.global_step == 2 and self.place:
-            module, name = {"files": (saving, "save_snapshot"), "manifest": (checkpoint, "write_manifest")}.get(
-                self.place, (checkpoint, "_publish")
-            )
-            setattr(module, name, self._wait)
-        super()._save_checkpoint(model, trial)
+def by_batches(path: Path) -> list[Any]:
+    """What `compute_metrics` gets of each batch, and of a list of batches."""
+    seen: list[Any] = []
 
-    def _wait(self, *args: Any, **options: Any) -> None:
-        Path(self.args.output_dir, "blocked").touch()
-        time.sleep(600)
+    def of_batch(pair: Any, compute_result: bool) -> dict[str, float]:
+        seen.append((pair.label_ids.shape[0], compute_result))
+        return {"rows": float(sum(rows for rows, _ in seen))}
+
+    trainer = trainer_of(path, batch_eval_metrics=True)
+    trainer.compute_metrics = of_batch
+    rows = trainer.evaluate()["eval_rows"]
+    lists = trainer_of(path, eval_do_concat_batches=False).predict(rows_for(LM, 5))
+    return [seen, rows, [part.shape[0] for part in lists.predictions]]
 
 
-def save_until_killed(path: Path, place: str, changes: dict[str, Any]) -> bytes:
-    """Train with dropout from the newest checkpoint, if there is one; the second save lasts for ever at a place."""
-    Blocked.place = place
-    changes = {"dropout": 0.2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 2, **changes}
-    trainer = trainer_of(path, cls=Blocked, **changes)
-    trainer.train(resume_from_checkpoint=any(path.glob("checkpoint-*")) or None)
-    return as_bytes(trainer)
+def on_two_machines(path: Path) -> tuple[list[str], list[str]]:
+    """A run, and one that goes on from a checkpoint, where each process is the first of a machine with its own disk."""
+    rank = os.environ["RANK"]
+    os.environ["LOCAL_RANK"] = "0"
+    disk = path / rank
+    disk.mkdir()
+    os.chdir(disk)
+    changes = {"save_on_each_node": True, "save_strategy": "steps", "save_steps": 2, "dropout": 0.2}
+    whole = trainer_of(Path("run"), **changes)
+    whole.train()
+    resumed = trainer_of(Path("run"), first_weights=2, **changes)
+    resumed.train(resume_from_checkpoint=str(Path("run", "checkpoint-2")))
+    assert as_bytes(whole) == as_bytes(resumed)
+    resumed.save_model()
+    return sorted(each.name for each in Path("run").iterdir()), sorted(os.listdir("run/checkpoint-2"))

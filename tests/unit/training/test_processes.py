@@ -180,3 +180,25 @@ def test_arguments_are_made_without_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, (True, [])),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_USE_FSDP": "true"}, (False, ["full_shard"])),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_RESHARD_AFTER_FORWARD": "false",
+                "FSDP_OFFLOAD_PARAMS": "true",
+            },
+            (False, ["shard_grad_op", "offload"]),
+        ),
+    ],
+)
+def test_what_accelerate_launch_was_told_is_done(variables, expected, monkeypatch):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    args = TrainingArguments("out", use_cpu=True)
+    assert (args.bf16, [option.value for option in args.fsdp]) == expected
