@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gptrio.errors import InputError, OptionError, warn
+from gptrio.training import ranks
 from gptrio.training.arguments import TrainingArguments
 from gptrio.training.arguments_lists import deprecated
 from gptrio.training.callback_handler import CallbackHandler
@@ -120,6 +121,7 @@ class Trainer(
         if args.log_level != "passive" or not args.should_log:
             set_verbosity(args.get_process_log_level())
         self.accelerator = make_accelerator(args)
+        args.output_dir = ranks.from_first(args.output_dir)  # one named by the time differs from rank to rank
         self._set_model(self.call_model_init() if model is None else model)
         self._begin(callbacks or [])
 

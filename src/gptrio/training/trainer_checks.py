@@ -87,7 +87,6 @@ def check_ranks(trainer: Any, loader: Any) -> None:
         "rows of train_dataset": len(dataset) if has_length(dataset) else None,
         "per_device_train_batch_size": trainer._train_batch_size,
         **{name: getattr(args, name) for name in names},
-        "output_dir": str(args.output_dir),
         "trained values": trainer.get_num_trainable_parameters(),
     }
     of_all = ranks.gathered(own)

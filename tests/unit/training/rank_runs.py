@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -227,7 +228,8 @@ def adapt(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
 def look(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
     """How a run computes: what its wrapper was told, whether scores of all positions are made, what a rank keeps."""
     options = {"ddp_find_unused_parameters": True, "ddp_bucket_cap_mb": 3, "ddp_broadcast_buffers": False}
-    trainer = trainer_of(path / "own options", max_steps=1, **options, **changes)
+    named_by_time = path / f"{time.time()}-{os.environ['RANK']}"
+    trainer = trainer_of(named_by_time, max_steps=1, save_strategy="steps", save_steps=1, **options, **changes)
     calls = []
     of_states = language_loss.linear_cross_entropy
     language_loss.linear_cross_entropy = lambda *args, **kwargs: calls.append(1) or of_states(*args, **kwargs)
@@ -254,6 +256,7 @@ def look(path: Path, changes: dict[str, Any]) -> dict[str, Any]:
         "moments": sum(value.numel() for value in moments),
         "all": trainer.get_num_trainable_parameters(),
         "evaluated": evaluated,
+        "checkpoint": Path(trainer.args.output_dir, "checkpoint-1", "manifest.json").is_file(),
     }
 
 

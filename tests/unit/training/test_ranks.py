@@ -119,6 +119,7 @@ def test_two_processes_go_on_from_a_checkpoint_of_one_and_one_from_that_of_two(t
 def test_a_rank_computes_as_it_is_told_and_keeps_its_share(tmp_path: Path, way: str) -> None:
     alone = rank_runs.trainer_of(tmp_path / "one").evaluate()["eval_loss"]
     for found in run_ranks(rank_runs.look, tmp_path, WAYS[way]):
+        assert found["checkpoint"]
         assert found["losses without scores"] == 2  # of the batches of the one update
         assert found["evaluated"] == pytest.approx(alone, rel=1e-6)
         parts = 2 if way == "divided" else 1
