@@ -64,6 +64,10 @@ def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, t
             raise CheckpointError(
                 f"{name} is a {type(tensor).__name__}; checkpoints hold tensors only; make get_extra_state return one"
             )
+        if hasattr(tensor, "to_local"):
+            raise CheckpointError(
+                f"tensor {name} is divided among processes; Trainer.save_model puts the model together and writes it"
+            )
         if tensor.is_meta:
             raise CheckpointError(f"tensor {name} is on the meta device: it has no data to save")
         memory = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)

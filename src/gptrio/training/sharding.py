@@ -19,12 +19,23 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from gptrio.errors import CheckpointError, OptionError, UnsupportedError, counted
+from gptrio.errors import CheckpointError, OptionError, UnsupportedError, counted, nearest, warn
 from gptrio.training import ranks
 from gptrio.training.enums import BITSANDBYTES_OPTIMIZERS, FSDPOption, OptimizerNames
 from gptrio.training.parts import innermost
 from gptrio.training.processes import ManyProcesses
 
+_SETTINGS = ("transformer_layer_cls_to_wrap", "reshard_after_forward", "offload_params", "version")
+_WITHOUT_EFFECT = (
+    "auto_wrap_policy",
+    "backward_prefetch",
+    "cpu_ram_efficient_loading",
+    "forward_prefetch",
+    "limit_all_gathers",
+    "state_dict_type",
+    "sync_module_states",
+    "use_orig_params",
+)
 _HYBRID = (FSDPOption.HYBRID_SHARD, FSDPOption.HYBRID_SHARD_ZERO2, FSDPOption.NO_SHARD)
 
 
@@ -199,6 +210,7 @@ def check_sharding(args: Any, trainer: Any) -> None:
             "with fsdp, the optimizer is made after the parameters are divided; pass optimizer_cls_and_kwargs in place "
             "of optimizers"
         )
+    _check_settings(args.fsdp_config)
     bad = BITSANDBYTES_OPTIMIZERS | {OptimizerNames.ADAFACTOR}
     refused = {
         f"fsdp={_named(args.fsdp)!r}": ("full_shard", any(option in args.fsdp for option in _HYBRID)),
@@ -220,6 +232,18 @@ def check_sharding(args: Any, trainer: Any) -> None:
 
     if not hasattr(fsdp, "fully_shard"):
         raise UnsupportedError(f"fsdp needs torch 2.6 or newer, and this is {torch.__version__}")
+
+
+def _check_settings(config: dict[str, Any]) -> None:
+    given = [name for name, value in config.items() if value]
+    refused = ("min_num_params", "activation_checkpointing")
+    unknown = [name for name in given if name not in (*_SETTINGS, *_WITHOUT_EFFECT, *refused)]
+    if unknown:
+        hint = nearest(unknown[0], _SETTINGS) or f"known are {', '.join(_SETTINGS)}"
+        raise OptionError(f"fsdp_config has no setting {unknown[0]!r}; {hint}")
+    idle = [name for name in given if name in _WITHOUT_EFFECT]
+    if idle and ranks.is_first():
+        warn(f"fsdp_config's {', '.join(idle)} has no effect: torch's fully_shard divides by blocks, and needs no more")
 
 
 def _named(options: Sequence[Any]) -> str:

@@ -99,15 +99,19 @@ def refuse(path: Path) -> dict[str, Any]:
         "dispatch": {"accelerator_config": {"dispatch_batches": True}},
         "hybrid": {"fsdp": "hybrid_shard"},
         "size": {"fsdp": "full_shard", "fsdp_config": {"min_num_params": 1000}},
+        "setting": {"fsdp": "full_shard", "fsdp_config": {"ofload_params": True}},
         "blocks": {"fsdp": "full_shard", "fsdp_config": {"transformer_layer_cls_to_wrap": "Blok"}},
         "optimizer": {"fsdp": "full_shard", "optim": "adafactor"},
     }
     for name, changes in wrong.items():
         found[name] = told(lambda changes=changes: trainer_of(path / "wrong", **changes).train())
+    idle, _ = told(lambda: trainer_of(path / "idle", fsdp="full_shard", fsdp_config={"use_orig_params": True}))
+    found["idle"] = idle
     divided = trainer_of(path / "divided", fsdp="full_shard", max_steps=1)
     with torch.no_grad():
         divided.model.lm_head.weight[0, 0] = float("nan")
     found["divided nan"] = told(divided.train)
+    found["save"] = told(lambda: divided.model.save_pretrained(path / "divided"))
     broken = trainer_of(path / "broken")
     if rank == 1:
         with torch.no_grad():

@@ -50,6 +50,11 @@ def test_set_ups_that_do_not_fit_are_told(tmp_path: Path) -> None:
             "optim='adafactor' does not go with parameters that are divided (fsdp); use adamw_torch"
             in found["optimizer"][1]
         )
+        assert "fsdp_config has no setting 'ofload_params'; did you mean 'offload_params'?" in found["setting"][1]
+        assert [message[:44] for message in found["idle"]] == (
+            [] if rank else ["fsdp_config's use_orig_params has no effect:"]
+        )
+        assert "transformer.wte.weight is divided among processes; Trainer.save_model puts" in found["save"][1]
         divided = [message for message in found["divided nan"][0] if "not searched for in divided weights" in message]
         assert len(divided) == (0 if rank else 1)
         nan = [message for message in found["nan"][0] if "first tensor that is not finite" in message]
