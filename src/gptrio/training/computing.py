@@ -148,11 +148,12 @@ class ComputingMixin(TrainerParts):
         smoothed = self.label_smoother is not None and self.compute_loss_func is None
         is_shifted = self._predicts_next_tokens and (smoothed or not self.count_first_labels)
         counts = [label_count(batch, is_shifted) for batch in batches]
-        if ranks.most([int(any(count is None for count in counts))])[0]:
+        own = sum(0 if count is None else int(count) for count in counts)  # a rank may have no batch left
+        total, uncounted = ranks.totals([own, counts.count(None)])
+        if uncounted:
             return batches, None
-        zero = torch.zeros((), dtype=torch.long)  # ranks may have no batch left where others have one
-        total = sum((count for count in counts if count is not None), zero).to(device)
-        return batches, self.accelerator.gather(total).sum() if self.args.average_tokens_across_devices else total
+        number = int(total) if self.args.average_tokens_across_devices else own
+        return batches, torch.tensor(number, device=device)
 
     def floating_point_ops(self, inputs: Any) -> int:
         """Operations of a forward and backward pass, if the model can tell."""

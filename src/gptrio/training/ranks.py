@@ -50,7 +50,12 @@ def gathered(value: Value) -> list[Value]:
 
 def total(number: float) -> float:
     """The sum over the ranks."""
-    return float(_reduced([number], dist.ReduceOp.SUM)[0]) if _are_many() else number
+    return totals([number])[0]
+
+
+def totals(numbers: Sequence[float]) -> list[float]:
+    """The sum of each number over the ranks."""
+    return _reduced(numbers, dist.ReduceOp.SUM) if _are_many() else list(numbers)
 
 
 def most(numbers: Sequence[int]) -> list[int]:

@@ -189,7 +189,7 @@ class RunningMixin(TrainerParts):
         is_whole = self._interruption.agreed is None
         if is_whole and args.load_best_model_at_end and self.state.best_model_checkpoint is not None:
             self._load_best_model()
-        self._total_loss_scalar += self._unlogged_loss.item()
+        self._total_loss_scalar += ranks.mean(self._unlogged_loss).item()
         loss = self._total_loss_scalar / max(self.state.global_step, 0.001)
         metrics = speed_metrics("train", start, plan.samples, self.state.max_steps, tokens)  # type: ignore[arg-type]  # half epochs
         self.store_flos()

@@ -160,7 +160,8 @@ class SavingMixin(TrainerParts):
             scheduler=self.lr_scheduler,
             scaler=getattr(self.accelerator, "scaler", None),
         )
-        rows = len(self.train_dataset) if sampler_of(loader) is not None else None
+        sampler = sampler_of(loader)
+        rows = None if sampler is None else len(sampler)
         self._position = (
             place if position is None else position.for_ranks(ranks.world_size(), rows, self._train_batch_size)
         )
@@ -173,7 +174,6 @@ class SavingMixin(TrainerParts):
         self._unlogged_loss = unlogged.to(self.args.device)
         self._total_loss_scalar = extra.get("total_loss", 0.0)
         self._globalstep_last_logged = extra.get("last_logged", self.state.global_step)
-        sampler = sampler_of(loader)
         if sampler is not None:
             sampler.seed = self._position.seed
         _log.info(f"resuming from {folder}: update {self.state.global_step}, {self._position}")

@@ -109,7 +109,8 @@ class ShardedProcesses(ManyProcesses):
     ) -> Tensor:
         """Shrink the gradients of all processes to a norm and return the norm that they had."""
         gradients = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
-        power = sum(float(torch.linalg.vector_norm(each, norm_type)) ** norm_type for each in gradients)
+        norms = torch.stack([torch.linalg.vector_norm(each, norm_type) for each in gradients])
+        power = float(torch.linalg.vector_norm(norms, norm_type)) ** norm_type
         norm = torch.tensor(ranks.total(power) ** (1 / norm_type))
         factor = float((max_norm / (norm + 1e-6)).clamp(max=1))
         for gradient in gradients:

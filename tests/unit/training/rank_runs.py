@@ -272,7 +272,11 @@ def by_batches(path: Path) -> list[Any]:
     trainer.compute_metrics = of_batch
     rows = trainer.evaluate()["eval_rows"]
     lists = trainer_of(path, eval_do_concat_batches=False).predict(rows_for(LM, 5))
-    return [seen, rows, [part.shape[0] for part in lists.predictions]]
+    own = torch.full((1,), 1.0 + trainer.args.process_index)
+    trainer.accelerator.wait_for_everyone()
+    exchanged = [trainer.accelerator.reduce(own, way).item() for way in ("sum", "mean")]
+    exchanged.append(trainer.accelerator.gather(trainer.accelerator.pad_across_processes(own)).tolist())
+    return [seen, rows, [part.shape[0] for part in lists.predictions], exchanged]
 
 
 def on_two_machines(path: Path) -> tuple[list[str], list[str]]:

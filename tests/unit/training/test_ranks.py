@@ -19,7 +19,7 @@ from tests.unit.training.rank_runs import Case
 CASES = [
     Case("GPT2LMHeadModel", {"include_num_input_tokens_seen": True}),
     Case("GPTNeoXForCausalLM", {"label_smoothing_factor": 0.1}),
-    Case("GPTNeoForSequenceClassification", {}),
+    Case("GPTNeoForSequenceClassification", {"logging_steps": 4}),
     Case("GPT2ForTokenClassification", {"gradient_checkpointing": True}),
 ]
 OTHER = {"whole": "divided", "divided": "whole"}
@@ -131,7 +131,7 @@ def test_a_rank_computes_as_it_is_told_and_keeps_its_share(tmp_path: Path, way: 
 
 def test_metrics_of_batches_are_over_all_ranks(tmp_path: Path) -> None:
     for found in run_ranks(rank_runs.by_batches, tmp_path):
-        assert found == [[(4, False), (1, True)], 5.0, [4, 1]]
+        assert found == [[(4, False), (1, True)], 5.0, [4, 1], [3.0, 1.5, [1.0, 2.0]]]
 
 
 def test_each_machine_has_its_checkpoint(tmp_path: Path) -> None:
