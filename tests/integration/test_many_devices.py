@@ -9,11 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.architecture.source import ROOT
 
 PAGE = (ROOT / "docs" / "many-devices.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.long  # three processes import torch; other tests start two as torchrun does
 def test_torchrun_trains_in_two_processes(tmp_path: Path) -> None:
     script = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)[0]
     (tmp_path / "train.py").write_text(script, encoding="utf-8")

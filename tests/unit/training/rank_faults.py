@@ -129,9 +129,8 @@ class Blocked(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         if self.state.global_step == 2 and self.place:
-            module, name = {"files": (saving, "save_snapshot"), "manifest": (checkpoint, "write_manifest")}.get(
-                self.place, (checkpoint, "_publish")
-            )
+            places = {"files": (saving, "save_snapshot"), "name": (checkpoint, "_publish")}
+            module, name = places[self.place]
             setattr(module, name, self._wait)
         super()._save_checkpoint(model, trial)
 

@@ -62,7 +62,7 @@ def test_set_ups_that_do_not_fit_are_told(tmp_path: Path) -> None:
         assert rank or re.search(r"at update 1 \(rank 1\), rows \d+.*transformer.h.1.mlp", nan[0])
 
 
-@pytest.mark.parametrize(("place", "way"), [("files", "whole"), ("manifest", "divided"), ("name", "divided")])
+@pytest.mark.parametrize(("place", "way"), [("files", "whole"), ("name", "divided")])
 def test_two_processes_that_are_killed_in_a_save_end_with_the_same_weights(
     tmp_path: Path, place: str, way: str
 ) -> None:
