@@ -9,10 +9,14 @@ import pytest
 
 from tests.unit.training.processes import run_ranks
 
-CLASSES = ["GPT2LMHeadModel", "GPTNeoXForSequenceClassification"]
+CASES = [
+    ("GPT2LMHeadModel", {}),
+    ("GPTNeoXForCausalLM", {"average_tokens_across_devices": False}),
+    ("GPTNeoXForSequenceClassification", {}),
+]
 
 
-def train_both(class_name: str) -> list[dict[str, Any]]:
+def train_both(class_name: str, changes: dict[str, Any]) -> list[dict[str, Any]]:
     """The log, the weights and the predictions of the reference and of ours."""
     import torch
 
@@ -20,7 +24,7 @@ def train_both(class_name: str) -> list[dict[str, Any]]:
 
     torch.manual_seed(0)
     rows = rows_for(class_name, 24)
-    changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "eval_strategy": "epoch", "seed": 3}
+    changes = {"gradient_accumulation_steps": 2, "num_train_epochs": 2, "eval_strategy": "epoch", "seed": 3, **changes}
     pair = trainers(class_name, changes, train_dataset=rows, eval_dataset=rows[:8], data_collator=collate)
     found = []
     for trainer in pair:
@@ -32,9 +36,9 @@ def train_both(class_name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.long  # both processes import Transformers
-@pytest.mark.parametrize("class_name", CLASSES)
-def test_two_processes_train_as_the_reference_s_do(class_name: str) -> None:
-    for reference, ours in run_ranks(train_both, class_name):
+@pytest.mark.parametrize(("class_name", "changes"), CASES)
+def test_two_processes_train_as_the_reference_s_do(class_name: str, changes: dict[str, Any]) -> None:
+    for reference, ours in run_ranks(train_both, class_name, changes):
         for one, other in zip(reference["log"], ours["log"], strict=True):
             assert one.keys() == other.keys()
             for name in {"loss", "grad_norm", "learning_rate", "epoch", "eval_loss"} & one.keys():
