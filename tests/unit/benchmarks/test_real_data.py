@@ -1,6 +1,6 @@
 """Real data is learned as by Transformers' Trainer: the same rows, and the same losses at every update.
 
-The tests marked `long` learn whole data sets, and hold the figures of the documentation.
+The test marked `long` learns whole data sets, and holds the figures of the documentation.
 """
 
 from __future__ import annotations
@@ -15,18 +15,11 @@ from _real_data import SHOWN, Problem
 from _real_problems import PROBLEMS, Questions
 
 QUICK: dict[str, Any] = {
-    "max_steps": 8,
+    "max_steps": 6,
     "per_device_train_batch_size": 4,
-    "per_device_eval_batch_size": 8,
+    "per_device_eval_batch_size": 4,  # several batches of different widths
     "logging_steps": 1,
     "adam_epsilon": 1e-6,  # with 1e-8 the rounding of gradients that are nearly zero would move weights
-}
-HELD = {
-    "spam": {"accuracy": 0.97},
-    "intents": {"accuracy": 0.75},
-    "intents-lora": {"accuracy": 0.75},
-    "questions-en": {"exact_match": 0.9},
-    "questions-zh": {"exact_match": 0.9},
 }
 NAMES = ["spam", "intents-lora", "entities", "questions-en", "questions-zh", "characters"]
 
@@ -50,13 +43,13 @@ def test_updates_on_real_rows_equal_the_reference_s(
 ) -> None:
     monkeypatch.setattr(Questions, "length", 96)
     monkeypatch.setattr(PROBLEMS["questions-zh"], "length", 96)
-    ours, theirs = problems(name, reference_dir, 4 if "questions" in name else 16, QUICK)
+    ours, theirs = problems(name, reference_dir, 3 if "questions" in name else 12, QUICK)
     assert ours.train_rows == theirs.train_rows and ours.test_rows == theirs.test_rows
     trainers = [problem.trainer(tmp_path) for problem in (ours, theirs)]
     for trainer in trainers:
         trainer.train()
     found, expected = (losses(trainer) for trainer in trainers)
-    assert len(found) >= 16
+    assert len(found) >= 12
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1.01e-4)  # losses are rounded to four digits
     results = [trainer.predict(problem.test_rows) for trainer, problem in zip(trainers, (ours, theirs), strict=True)]
     for one, other in zip(*(arrays(result) for result in results), strict=True):
@@ -72,26 +65,13 @@ def arrays(result: Any) -> list[Any]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("name", "least"), HELD.items())
-def test_whole_data_sets_are_learned(name: str, least: dict[str, float], reference_dir: Path, tmp_path: Path) -> None:
-    figures = learned(name, reference_dir, tmp_path)
-    for figure, value in least.items():
-        assert figures[figure] >= value, figures
-    for difference in {"merged", "over_transformers"} & figures.keys():
-        assert figures[difference] <= 1e-5, figures
-
-
-@pytest.mark.long
-def test_shakespeare_is_learned_as_well_in_bfloat16(reference_dir: Path, tmp_path: Path) -> None:
-    exact, rounded = (
-        learned(name, reference_dir, tmp_path / name)["loss"] for name in ("characters", "characters-bf16")
-    )
-    assert exact <= 1.90 and abs(rounded - exact) <= 0.02
-
-
-def learned(name: str, data: Path, folder: Path) -> dict[str, float]:
-    """Figures of a whole run."""
-    problem = PROBLEMS[name](data)
-    trainer = problem.trainer(folder)
+@pytest.mark.parametrize(
+    ("name", "figure", "least", "most"), [("spam", "accuracy", 0.97, 1.0), ("characters", "loss", 0.0, 1.90)]
+)
+def test_whole_data_sets_are_learned(
+    name: str, figure: str, least: float, most: float, reference_dir: Path, tmp_path: Path
+) -> None:
+    problem = PROBLEMS[name](reference_dir)
+    trainer = problem.trainer(tmp_path)
     trainer.train()
-    return problem.figures(trainer, folder)
+    assert least <= problem.figures(trainer, tmp_path)[figure] <= most
