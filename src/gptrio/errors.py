@@ -19,6 +19,7 @@ GptrioError
 ├── PipelineException                         the call of a pipeline fails; for pipelines of one's own
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
 ├── DivergenceError           (ArithmeticError) losses or gradients of a training stay NaN or infinite
+├── ProcessLostError          (ConnectionError) another process of a training has ended
 ├── GuardError                (RuntimeError)  compiled code wrote outside its buffers; only with GPTRIO_GUARDS=1
 └── CheckpointError           (OSError)       a checkpoint cannot be read or written
     ├── CheckpointNotFoundError               no such file, folder or hub repository
@@ -125,6 +126,10 @@ class MissingDependencyError(GptrioError, ImportError):
 
 class DivergenceError(GptrioError, ArithmeticError):
     """Losses or gradients of a training stay NaN or infinite."""
+
+
+class ProcessLostError(GptrioError, ConnectionError):
+    """Another process of a training has ended, so that this one cannot go on."""
 
 
 class GuardError(GptrioError, RuntimeError):

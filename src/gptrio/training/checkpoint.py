@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gptrio.errors import CheckpointError, CheckpointFormatError, warn
+from gptrio.errors import CheckpointError, CheckpointFormatError, ProcessLostError, warn
 from gptrio.hub import flush_to_disk
 from gptrio.training import ranks
 from gptrio.training.manifest import MANIFEST, files_of, verify_checkpoint, write_manifest
@@ -42,6 +42,7 @@ def write_checkpoint(
     Raises:
         CheckpointError: a file could not be written, on any rank; nothing is left of this save, and an older checkpoint
             of the same name is as before.
+        ProcessLostError: another rank has ended; likewise.
     """
     target, is_writer = Path(os.path.abspath(target)), ranks.is_first() if is_writer is None else is_writer
     temporary = target.with_name(ranks.from_first(f".{target.name}.tmp-{os.getpid()}"))
@@ -53,7 +54,7 @@ def write_checkpoint(
     except BaseException as error:
         if is_writer:
             shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and not isinstance(error, ProcessLostError):
             raise CheckpointError(f"{target} could not be written: {error}") from error
         raise
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from gptrio.errors import CheckpointError
+from gptrio.errors import CheckpointError, ProcessLostError
 from gptrio.training.arrays import PADDING, mapped
 
 Value = TypeVar("Value")
@@ -91,6 +91,7 @@ def together(act: Callable[[], None], acts: bool = True) -> None:
     Raises:
         Exception: what `act` raised here.
         CheckpointError: it failed on another rank.
+        ProcessLostError: another rank has ended.
     """
     if not _are_many():
         if acts:
@@ -102,7 +103,11 @@ def together(act: Callable[[], None], acts: bool = True) -> None:
             act()
     except Exception as error:
         failure = error
-    messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
+    try:
+        messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
+    except RuntimeError as error:
+        words = f"another process of the run has ended, so this one ends too: {error}"
+        raise ProcessLostError(words) from failure or error
     if failure is not None:
         raise failure
     for number, message in enumerate(messages):

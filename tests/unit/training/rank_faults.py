@@ -130,8 +130,9 @@ class Blocked(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         if self.state.global_step == 2 and self.place:
             places = {"files": (saving, "save_snapshot"), "name": (checkpoint, "_publish")}
-            module, name = places[self.place]
-            setattr(module, name, self._wait)
+            module, name = places.get(self.place, (saving, "save_snapshot"))
+            if self.place in places or self.args.process_index == 1:
+                setattr(module, name, self._wait)
         super()._save_checkpoint(model, trial)
 
     def _wait(self, *args: Any, **options: Any) -> None:

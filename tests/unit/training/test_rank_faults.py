@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.training import rank_faults
-from tests.unit.training.processes import run_ranks, start_ranks
+from tests.unit.training.processes import results, run_ranks, start_ranks
 from tests.unit.training.test_ranks import WAYS
 
 
@@ -79,6 +79,20 @@ def test_two_processes_that_are_killed_in_a_save_end_with_the_same_weights(
         process.join()
     assert run_ranks(rank_faults.save_until_killed, path, "", WAYS[way]) == undisturbed
     assert rank_faults.files(path) == ["blocked", "checkpoint-5", "checkpoint-6"]
+
+
+def test_a_process_that_is_killed_in_a_save_ends_the_other_and_the_save(tmp_path: Path) -> None:
+    started = start_ranks(rank_faults.save_until_killed, tmp_path, "rank 1", {})
+    while not (tmp_path / "blocked").exists():
+        assert all(process.is_alive() for process, _ in started)
+        time.sleep(0.02)
+    started[1][0].kill()
+    with pytest.raises(
+        AssertionError, match=r"rank 0 failed: (?s:.*)ProcessLostError: another process of the run has ended"
+    ):
+        results(started[:1])
+    started[1][0].join()
+    assert rank_faults.files(tmp_path) == ["blocked", "checkpoint-1"]
 
 
 @pytest.mark.long
