@@ -68,7 +68,7 @@ class IntentsByAdapter(Intents):
     """The same by LoRA of rank 16 on every linear layer of the blocks; the head is trained as a whole."""
 
     lora = 16
-    settings: ClassVar[dict[str, Any]] = {**Intents.settings, "learning_rate": 2e-3}
+    settings: ClassVar[dict[str, Any]] = {**Intents.settings, "learning_rate": 2e-3, "num_train_epochs": 3}
 
     def figures(self, trainer: Any, folder: Path) -> dict[str, float]:
         """Also the largest differences of logits: merged, and of the saved adapter over Transformers' model."""
@@ -123,7 +123,7 @@ class Questions(FromTexts):
     language: ClassVar[str] = "en"
     settings: ClassVar[dict[str, Any]] = {
         "learning_rate": 1e-3,
-        "num_train_epochs": 20,
+        "num_train_epochs": 15,
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 16,
     }
