@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+os.environ.pop("CI", None)  # where it is set, both libraries hand their logs on, and each message would be seen twice
 os.environ["HF_HUB_OFFLINE"] = "1"  # read by huggingface_hub at import; no test may depend on a network
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
