@@ -13,6 +13,7 @@ import transformers
 from transformers.generation import flax_logits_process
 
 import gptrio
+from tests.cases import first
 from tests.flax_models import VOCABULARY, flax_model, flax_pair, padding, token_ids
 
 END, PAD = 59, 0
@@ -39,7 +40,7 @@ def test_greedy_search(pair: tuple[Any, Any]) -> None:
     assert (np.asarray(actual.sequences) == PAD).any()
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", first([0, 1]))
 def test_sampling(pair: tuple[Any, Any], seed: int) -> None:
     options = {"do_sample": True, "top_k": 20, "top_p": 0.9, "temperature": 1.3, "prng_key": jax.random.PRNGKey(seed)}
     expected, actual = sequences(pair, **options)
@@ -49,7 +50,7 @@ def test_sampling(pair: tuple[Any, Any], seed: int) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"num_return_sequences": 2}, {"early_stopping": True, "length_penalty": 0.5}],
+    first([{"num_return_sequences": 2, "early_stopping": True, "length_penalty": 0.5}, {"num_return_sequences": 1}]),
     ids=str,
 )
 def test_beam_search(pair: tuple[Any, Any], options: dict[str, Any]) -> None:
@@ -107,7 +108,7 @@ def test_repeated_ngrams_as_in_pytorch(size: int) -> None:  # Transformers' Flax
         np.testing.assert_array_equal(ours, expected.numpy())
 
 
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("beams", first([1, 3]))
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
 def test_our_pytorch_models_choose_the_same(name: str, beams: int, tmp_path: Any) -> None:
     model, mask = flax_model(f"Flax{name}"), padding("right")

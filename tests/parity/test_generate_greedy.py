@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gptrio.generation.outputs import compute_transition_scores
+from tests.cases import first
 from tests.parity.generation import FAMILIES, pair_of_models, random_batch
 
 transformers = pytest.importorskip("transformers")
@@ -48,7 +49,7 @@ def random_options(rng: random.Random, vocab: int, length: int) -> dict:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("start", range(0, CASES, PER_TEST))
+@pytest.mark.parametrize("start", first(range(0, CASES, PER_TEST), 3))
 def test_greedy_tokens(family, start):
     ours, theirs = pair_of_models(family)
     for case in range(start, start + PER_TEST):

@@ -12,6 +12,7 @@ import transformers
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError
 from gptrio.pipelines.token_classification import AggregationStrategy
+from tests.cases import first
 from tests.parity.pipelines import assert_alike
 from tests.parity.trained_heads import LABELS, models, tagged, tokenizers
 from tests.tiny_tokenizers import write_gpt2
@@ -34,7 +35,7 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module", params=["GPT2", "GPTNeo", "GPTNeoX"])
+@pytest.fixture(scope="module", params=first(["GPT2", "GPTNeo", "GPTNeoX"]))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

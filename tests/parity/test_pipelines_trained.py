@@ -13,6 +13,7 @@ import transformers
 
 import gptrio
 from gptrio.pipelines.pt_utils import KeyDataset
+from tests.cases import first
 from tests.parity.pipelines import assert_alike
 from tests.parity.trained_heads import models, padded, tokenizers
 
@@ -147,7 +148,7 @@ TASKS: dict[str, tuple[Trainer, list[Any], list[dict[str, Any]]]] = {
 }
 
 
-@pytest.fixture(scope="module", params=["GPT2", "GPTNeo", "GPTNeoX"])
+@pytest.fixture(scope="module", params=first(["GPT2", "GPTNeo", "GPTNeoX"]))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import gptrio
 from gptrio.testing import assert_close
+from tests.cases import first
 from tests.parity.test_model_surface import CAUSAL
 from tests.reference import model_pair, token_ids
 
@@ -45,7 +46,7 @@ def losses(trainer: transformers.Trainer) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("class_name", CAUSAL.values())
-@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("tied", first([True, False]))
 def test_training_is_the_references(class_name: str, tied: bool, tmp_path: Path) -> None:
     pair = model_pair(class_name, tie_word_embeddings=tied)
     trainers, names = [], []
@@ -92,7 +93,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(class_name: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("class_name", CAUSAL.values())
-@pytest.mark.parametrize("how", ["get_peft_model", "add_adapter"])
+@pytest.mark.parametrize("how", first(["get_peft_model", "add_adapter"]))
 def test_adapters_are_trained_over_codes_of_four_bits(class_name: str, how: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     pytest.importorskip("bitsandbytes")
