@@ -11,6 +11,7 @@ import transformers
 
 import gptrio
 from gptrio.errors import GptrioWarning, InputError, OptionError, UnsupportedError
+from tests.cases import first
 from tests.parity.pipelines import assert_alike
 from tests.parity.trained_heads import QUESTION, asked, models, story, tokenizers
 from tests.tiny_tokenizers import write_gpt2
@@ -37,7 +38,7 @@ def pair(family: str, folder: Any, is_trained: bool = False, **settings: Any) ->
     )
 
 
-@pytest.fixture(scope="module", params=["GPT2", "GPTNeo", "GPTNeoX"])
+@pytest.fixture(scope="module", params=first(["GPT2", "GPTNeo", "GPTNeoX"]))
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

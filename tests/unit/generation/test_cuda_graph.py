@@ -22,6 +22,7 @@ from gptrio.cache.static_layers import SlidingWindowLayer
 from gptrio.errors import InputError
 from gptrio.kernels import cuda_graph as graphs
 from gptrio.testing import assert_close, tiny_config
+from tests.cases import first
 from tests.reference import randomise
 
 FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
@@ -117,7 +118,7 @@ def test_tokens_are_those_of_the_plain_step(
     ],
     ids=lambda options: "-".join(options),
 )
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", first(FAMILIES))
 def test_every_mode_is_served(family: str, options: dict[str, Any], device: str, capturer: Counted) -> None:
     model = build(family, device)
     given = {**padded_prompts(device), **options, "max_new_tokens": 20}

@@ -10,6 +10,7 @@ from gptrio.errors import OptionError
 from gptrio.generation.sampling import SamplingParams, draw, truncate
 from gptrio.generation.sampling import sample as sample_rows
 from gptrio.testing import tiny_config
+from tests import cases
 
 PROMPT = torch.tensor([[5, 9, 33]])
 OPTIONS = {"do_sample": True, "top_k": 5, "temperature": 1.3, "repetition_penalty": 1.2, "eos_token_id": None}
@@ -78,7 +79,7 @@ def test_sampling_with_a_seed_for_each_row():
     ],
     ids=["draft model", "lookup", "early exit"],
 )
-@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("rows", cases.first([6, 1]))
 def test_assisted_sampling(kind, rows, monkeypatch):
     monkeypatch.setattr(OTHER.generation_config, "assistant_confidence_threshold", 0.0)
     options = {**OPTIONS, **kind, "num_return_sequences": rows, "max_new_tokens": 4}

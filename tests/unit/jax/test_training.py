@@ -29,7 +29,7 @@ from gptrio.jax.training.manifest import MANIFEST
 from gptrio.jax.training.step import loss_and_gradients
 from tests.architecture.source import ROOT
 from tests.cases import first
-from tests.flax_models import WITHOUT_DROPOUT, assert_near, flax_model, padding, positions_of, token_ids
+from tests.flax_models import WITHOUT_DROPOUT, assert_near, flax_model, holding, padding, positions_of, token_ids
 
 LANGUAGE_MODELS = ["FlaxGPTNeoForCausalLM", "FlaxGPT2LMHeadModel", "FlaxGPTNeoXForCausalLM"]
 KEY = jax.random.PRNGKey(0)
@@ -121,9 +121,8 @@ def test_padding_is_no_label_by_default(model: Any) -> None:
 
 
 def test_bfloat16_products_with_float32_parameters(model: Any) -> None:
-    half = gptrio.FlaxGPTNeoForCausalLM(model.config, dtype=jnp.bfloat16)
-    half.params = half.to_bf16(model.params)  # as read from a file in bfloat16
-    state, losses = train(half)
+    half = type(model)(model.config, dtype=jnp.bfloat16, _do_init=False)
+    state, losses = train(holding(half, model.to_bf16(model.params)))  # as read from a file in bfloat16
     assert {value.dtype for value in jax.tree.leaves((state.params, state.opt_state[0].mu))} == {jnp.dtype("float32")}
     _, expected = train(model)
     np.testing.assert_allclose(losses, expected, rtol=3e-2)
@@ -163,7 +162,7 @@ def test_batches_that_do_not_fit(model: Any) -> None:
 
 
 def test_float16_is_refused(model: Any) -> None:
-    half = gptrio.FlaxGPTNeoForCausalLM(model.config, dtype=jnp.float16)
+    half = holding(type(model)(model.config, dtype=jnp.float16, _do_init=False), model.params)
     with pytest.raises(OptionError, match=r"float16.*use dtype=jnp.bfloat16"):
         init_train_state(half, optax.sgd(0.1))
 
