@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
-from gptrio.kernels import cpu_prefill
+from gptrio.kernels import cpu_prefill, differentiable
 from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.kernels.packing import can_pack, comparing_once, drop_stale_packs, find_pack
 
@@ -113,7 +113,10 @@ def linear(
     may_be_packed = weight.numel() >= MIN_ELEMENTS and not is_dynamo_compiling() and _fast.get()
     if may_be_packed and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
-    out = F.linear(x, weight.t() if transposed else weight, bias)
+    if differentiable.supports(x, weight, bias, transposed):
+        out = differentiable.linear(x, weight, bias, transposed)
+    else:
+        out = F.linear(x, weight.t() if transposed else weight, bias)
     return activate(out, activation)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
+from gptrio.kernels.differentiable import is_widened
 from gptrio.kernels.linear import prefill_kernels
-from gptrio.nn import attention_dropout, flash, sliding_window
+from gptrio.nn import block_attention, flash, sliding_window
 from gptrio.nn.masks import AttentionMask
 
 Drop = Callable[[Tensor], Tensor]
@@ -127,10 +128,15 @@ def sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels compute scores in float32.
 
-    Weights are dropped by torch's slow path, except in float32 on a CPU.
+    Training on a CPU runs in blocks of its own (`block_attention`), in float32 where bfloat16 is emulated. Elsewhere,
+    torch drops weights by its slow path.
     """
-    if head_mask is None and attention_dropout.supports(q, k, options.dropout):
-        return attention_dropout.attend(q, k, v, mask, options.scale, options.dropout), None
+    if is_widened(q, k, v):
+        with torch.autocast("cpu", enabled=False):
+            out, _ = sdpa(q.float(), k.float(), v.float(), mask, options, head_mask)
+        return out.bfloat16(), None
+    if head_mask is None and block_attention.supports(q, k, v, mask, options.dropout):
+        return block_attention.attend(q, k, v, mask, options.scale, options.dropout), None
     if (q.requires_grad or k.requires_grad or v.requires_grad) and mask.has_fully_padded_rows():
         # the backward pass of fused kernels is wrong for fully padded rows: their log-sum-exp underflows
         return eager(q, k, v, mask, options, head_mask)

@@ -17,6 +17,7 @@ from torch.compiler import is_dynamo_compiling
 from torch.utils._device import DeviceContext
 
 from gptrio.kernels.cpu_decode import Reason
+from gptrio.kernels.recompute import remember
 
 _OWN_PACKAGES = ("gptrio.", "torch.nn.")
 _CALLED = ("forward", "__call__", "_call_impl")  # what a call of a module runs
@@ -155,7 +156,11 @@ class LayerNorm(FastCallModule, nn.LayerNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalise the last axis of (..., C)."""
-        return torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        out = torch.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+        return remember(out, self._normalized, input, self.weight, self.bias)
+
+    def _normalized(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
 class Embedding(FastCallModule, nn.Embedding):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gptrio.kernels.linear import Activation, linear
 from gptrio.kernels.quantized import quantized_linear
-from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped
+from gptrio.kernels.recompute import remember
+from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped, is_watched
 
 
 class LowRankUpdate(NamedTuple):
@@ -160,7 +163,12 @@ def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> T
     Layers that others have put in place of ours (adapters, quantized ones) are called as plain modules.
     """
     fused = _fused_name(act) if is_dispatch_skipped() and is_known_linear(up) else "none"
-    hidden = act(up(x)) if fused == "none" else _activated_product(x, weight_view(up), fused)
+    if fused != "none":
+        return cast(Tensor, down(_activated_product(x, weight_view(up), fused)))
+    before = up(x)
+    hidden = act(before)
+    if type(act) is nn.GELU and not is_watched(act):
+        remember(hidden, partial(F.gelu, approximate=act.approximate), before)
     return cast(Tensor, down(hidden))
 
 

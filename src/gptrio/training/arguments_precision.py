@@ -59,7 +59,7 @@ def _report_cpu() -> None:
         logging.get_logger().info("bf16 on this CPU is computed by %s", " and ".join(found))
     else:
         logging.get_logger().warning(
-            "this CPU has neither AMX nor AVX512-BF16: bf16=True is emulated, and slower than float32"
+            "this CPU has neither AMX nor AVX512-BF16: bf16=True computes in float32 and rounds, which saves no time"
         )
 
 

@@ -112,4 +112,4 @@ def _tell_of_bfloat16() -> None:
     elif torch.cpu._is_avx512_bf16_supported():
         _log.info("bf16: this processor has products of bfloat16 vectors (AVX512-BF16)")
     else:
-        warn("this processor has no bfloat16 products (AMX, AVX512-BF16), so that bf16=True is slower than float32")
+        warn("this processor has no bfloat16 products (AMX, AVX512-BF16), so that bf16=True takes the time of float32")

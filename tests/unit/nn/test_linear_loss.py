@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import InputError, TokenIdError
+from gptrio.kernels import differentiable
 from gptrio.nn import linear_loss
 from gptrio.nn.linear_loss import linear_cross_entropy
 from gptrio.nn.losses import token_loss
@@ -114,7 +115,8 @@ def test_gradients_of_gradients_are_those_of_all_scores():
 
 
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "all bfloat16"])
-def test_bfloat16_products_and_float32_sums(mixed):
+def test_bfloat16_products_and_float32_sums(mixed, monkeypatch):
+    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: False)
     states, weight, labels = inputs(torch.float32 if mixed else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         actual, expected = linear_cross_entropy(states, weight, labels), whole(states, weight, labels)
@@ -127,6 +129,20 @@ def test_bfloat16_products_and_float32_sums(mixed):
         largest = truth.abs().max()
         assert (mine - truth).abs().max() <= 2.5 * (its - truth).abs().max()
         assert (mine - its).abs().max() <= 1e-2 * largest
+
+
+@pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "all bfloat16"])
+def test_emulated_bfloat16_products_are_in_float32(mixed, monkeypatch):
+    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: True)
+    states, weight, labels = inputs(torch.float32 if mixed else torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+        actual = linear_cross_entropy(states, weight, labels)
+    exact = whole(states.double(), weight.double(), labels)
+    assert actual.dtype == torch.float32
+    torch.testing.assert_close(actual.double(), exact, rtol=0, atol=1e-6)
+    for mine, truth in zip(gradients(actual, states, weight), gradients(exact, states, weight), strict=True):
+        assert mine.dtype == states.dtype
+        torch.testing.assert_close(mine.double(), truth.double(), rtol=0, atol=1e-6 if mixed else 2**-8)
 
 
 def test_scores_far_apart_do_not_overflow():

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 import gptrio
-from gptrio.nn import attention_dropout
+from gptrio.nn import block_attention
 from gptrio.nn.attention import AttentionOptions, attention
+from gptrio.nn.dropping import draw_kept
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import assert_close, tiny_config
 
@@ -16,10 +17,13 @@ ROWS, HEADS, LENGTH, WIDTH, RATE = 2, 3, 21, 4, 0.3
 CASES = ("causal", "padding", "even padding", "segments", "custom", "not causal", "window", "one query")
 
 
-@pytest.fixture(params=[4, 128], autouse=True, ids=["blocks", "one block"])
+@pytest.fixture(params=[(4, 1), (4, 200), (64, 1 << 20)], autouse=True, ids=["blocks of a head", "blocks", "one block"])
 def block(request, monkeypatch):
-    monkeypatch.setattr(attention_dropout, "_BLOCK", request.param)
-    return request.param
+    block, scores = request.param
+    monkeypatch.setattr(block_attention, "_BLOCK", block)
+    monkeypatch.setattr(block_attention, "_SCORES", scores)
+    monkeypatch.setattr(block_attention, "_LEAST", 1)
+    return block
 
 
 def mask_of(case: str) -> AttentionMask:
@@ -49,35 +53,38 @@ def formula(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, keep: Tensor, 
     return (scores.softmax(-1) * keep * factor) @ v
 
 
-def drawn(case: str, block: int) -> Tensor:
+def drawn(mask: AttentionMask, rate: float) -> Tensor:
     """The weights that a call keeps, drawn as it draws them."""
-    mask = mask_of(case)
+    shape = torch.Size((ROWS, HEADS, mask.query_length, WIDTH))
     keep = torch.ones(ROWS, HEADS, mask.query_length, LENGTH, dtype=torch.bool)
-    in_blocks = case not in ("even padding", "not causal", "one query")
-    for start in range(0, mask.query_length, block if in_blocks else LENGTH):
-        end = min(start + block, LENGTH) if in_blocks else mask.query_length
-        part = keep[:, :, start:end, : end if in_blocks else LENGTH]
-        part.copy_(attention_dropout._draw(part.shape, round(RATE * 65536)))
+    is_causal = block_attention._is_causal(mask)
+    window = mask.window if mask.is_causal_span else None
+    plan = block_attention._Plan(1.0, round(rate * 65536), is_causal, window)
+    for part in plan.parts(shape, LENGTH) if rate else ():
+        target = keep[part.rows, part.heads, part.queries, part.keys]
+        drawn = draw_kept(target.flatten(0, 1).shape, plan.dropped)
+        target.copy_(drawn.view(target.shape))
     return keep
 
 
+@pytest.mark.parametrize("rate", [0.0, RATE])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients_of_both_orders_are_those_of_the_formula(case, block):
+def test_value_and_gradients_of_both_orders_are_those_of_the_formula(case, rate):
     mask = mask_of(case)
     q, k, v = inputs(mask.query_length)
     torch.manual_seed(5)
-    actual = attention_dropout.attend(q, k, v, mask, 0.5, RATE)
+    actual = block_attention.attend(q, k, v, mask, 0.5, rate)
     torch.manual_seed(5)
-    keep = drawn(case, block)
-    assert 0.5 < keep.float().mean() < 1
+    keep = drawn(mask, rate)
+    assert not rate or 0.5 < keep.float().mean() < 1
     expected = formula(
-        q, k, v, mask_of(case) if case != "custom" else mask, keep, 65536 / (65536 - round(RATE * 65536))
+        q, k, v, mask_of(case) if case != "custom" else mask, keep, 65536 / (65536 - round(rate * 65536))
     )
     assert_close(actual, expected, 1e-6)
     direction = torch.randn_like(actual)
     found = [torch.autograd.grad(out, (q, k, v), direction, create_graph=True) for out in (actual, expected)]
     again = [torch.autograd.grad(sum(g.square().sum() for g in grads), (q, k, v)) for grads in found]
-    plain = torch.autograd.grad(attention_again(q, k, v, mask), (q, k, v), direction)
+    plain = torch.autograd.grad(attention_again(q, k, v, mask, rate), (q, k, v), direction)
     for mine, its, once in zip(*found, plain, strict=True):
         assert_close(mine, its, 2e-6)
         assert_close(once, its, 2e-6)
@@ -85,23 +92,23 @@ def test_value_and_gradients_of_both_orders_are_those_of_the_formula(case, block
         assert_close(mine, its, 1e-5)
 
 
-def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask) -> Tensor:
+def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) -> Tensor:
     """The same call, whose backward pass is not differentiated."""
     torch.manual_seed(5)
-    return attention_dropout.attend(q, k, v, mask, 0.5, RATE)
+    return block_attention.attend(q, k, v, mask, 0.5, rate)
 
 
 def test_the_mean_over_many_draws_is_attention_without_dropout():
     q, k, v = (x.detach() for x in inputs())
     mask = mask_of("causal")
-    mean = sum(attention_dropout.attend(q, k, v, mask, 0.5, 0.1) for _ in range(2000)) / 2000
+    mean = sum(block_attention.attend(q, k, v, mask, 0.5, 0.1) for _ in range(2000)) / 2000
     exact = formula(q, k, v, mask, torch.ones(()), 1)
     assert (mean - exact).abs().max() < 0.06 * v.abs().max()
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.999])
 def test_the_share_of_dropped_weights(rate):
-    keep = attention_dropout._draw(torch.Size([400_001]), round(rate * 65536))
+    keep = draw_kept(torch.Size([400_001]), round(rate * 65536))
     assert keep.shape == (400_001,)
     assert abs(keep.float().mean().item() - (1 - rate)) < 4 * (rate * (1 - rate) / 400_001) ** 0.5 + 1e-5
 
@@ -109,9 +116,9 @@ def test_the_share_of_dropped_weights(rate):
 def test_each_draw_is_anew_and_repeats_with_its_seed():
     shape = torch.Size([64])
     torch.manual_seed(1)
-    first, second = attention_dropout._draw(shape, 32768), attention_dropout._draw(shape, 32768)
+    first, second = draw_kept(shape, 32768), draw_kept(shape, 32768)
     torch.manual_seed(1)
-    assert torch.equal(attention_dropout._draw(shape, 32768), first) and not torch.equal(first, second)
+    assert torch.equal(draw_kept(shape, 32768), first) and not torch.equal(first, second)
 
 
 def test_training_drops_and_evaluation_does_not():
@@ -125,9 +132,13 @@ def test_training_drops_and_evaluation_does_not():
 
 
 def test_what_it_does_not_take():
-    q, k, _ = inputs()
-    assert attention_dropout.supports(q, k, 0.1)
-    assert not attention_dropout.supports(q, k, 0.0) and not attention_dropout.supports(q, k, 1.0)
-    assert not attention_dropout.supports(q.double(), k.double(), 0.1)
+    q, k, v = inputs()
+    causal, free = mask_of("causal"), mask_of("not causal")
+    assert block_attention.supports(q, k, v, causal, 0.0) and block_attention.supports(q, k, v, free, 0.1)
+    assert not block_attention.supports(q, k, v, causal, 1.0) and not block_attention.supports(q, k, v, free, 0.0)
+    assert not block_attention.supports(q.double(), k.double(), v.double(), causal, 0.1)
+    assert not block_attention.supports(q.detach(), k.detach(), v.detach(), causal, 0.0)
+    with torch.no_grad():
+        assert not block_attention.supports(q, k, v, causal, 0.0)
     mask, options = mask_of("causal"), AttentionOptions(0.5, dropout=1.0)
     assert not attention(*inputs(), mask, options, implementation="sdpa")[0].any()

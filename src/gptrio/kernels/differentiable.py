@@ -1,0 +1,134 @@
+"""Linear layers under autograd on a CPU: with less kept for the backward pass, and no emulated products.
+
+- A processor without instructions for bfloat16 emulates its products, many times slower than those of float32. There,
+  operands are widened, multiplied in float32, and results rounded once, which is never less exact. Under autocast the
+  weights are not rounded at all, nor are their gradients.
+- An input that can be computed again (`recompute`) is not kept.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptrio.kernels.recompute import Recipe, is_plain_autograd, recipe_of
+
+MIN_WEIGHTS, MIN_ROWS = 1 << 16, 16  # with fewer, a call in Python takes as long as it saves
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class _Call(NamedTuple):
+    """What a product is, beside its tensors.
+
+    Attributes:
+        transposed: the weight is stored (in, out).
+        dtype: of the result.
+        recipe: of the input.
+    """
+
+    transposed: bool
+    dtype: torch.dtype
+    recipe: Recipe | None
+
+
+@functools.cache
+def is_bfloat16_emulated() -> bool:
+    """Whether this processor has no products of bfloat16 (AMX, AVX512-BF16)."""
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return not any(test() for test in tests if test is not None)
+
+
+def result_dtype(x: Tensor) -> torch.dtype:
+    """Dtype of a linear layer's result for an input on the CPU: that of autocast, if it is on."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+
+
+def is_widened(*tensors: Tensor | None) -> bool:
+    """Whether a bfloat16 result of these tensors is to be computed in float32: under autograd, where it is emulated."""
+    given = [x for x in tensors if x is not None]
+    return (
+        all(type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.dtype in _DTYPES for x in given)
+        and result_dtype(given[0]) is torch.bfloat16
+        and is_bfloat16_emulated()
+        and any(x.requires_grad for x in given)
+        and is_plain_autograd()
+    )
+
+
+def supports(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
+    """Whether `linear` takes a call and gains by it: plain tensors on a CPU, large enough, some with gradients."""
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    return (
+        weight.numel() >= MIN_WEIGHTS
+        and is_plain_autograd()
+        and x.dim() > 0
+        and x.shape[-1] == weight.shape[0 if transposed else -1]
+        and x.numel() >= MIN_ROWS * x.shape[-1]
+        and all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype in _DTYPES for t in tensors)
+        and any(t.requires_grad for t in tensors)
+        and (torch.is_autocast_enabled("cpu") or all(t.dtype is x.dtype for t in tensors))
+        and (result_dtype(x) is torch.float32 or is_widened(*tensors))
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
+    """Compute `x @ W + bias`, where `supports` says so.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), or (in, out) if `transposed`.
+        bias: (out,) or None.
+        transposed: the weight is stored (in, out).
+
+    Returns:
+        (..., out) in the dtype of autocast, if it is on, or of x.
+    """
+    call = _Call(transposed, result_dtype(x), recipe_of(x))
+    with torch.autocast("cpu", enabled=False):
+        return cast(Tensor, _Linear.apply(x, weight, bias, call))  # type: ignore[no-untyped-call]  # torch's
+
+
+class _Linear(torch.autograd.Function):
+    """The product, whose backward pass computes the input again where that is known how."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, call: _Call) -> Tensor:
+        """(..., in) to (..., out)."""
+        ctx.call = call
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        inputs: tuple[Tensor | None, ...] = ()
+        if ctx.needs_input_grad[1]:
+            inputs = (x,) if call.recipe is None else call.recipe.inputs
+        ctx.save_for_backward(weight, *inputs)
+        out = F.linear(_rows(x), _out_in(weight, call), None if bias is None else bias.float())
+        return out.to(call.dtype).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
+        """Gradients of the input, the weight and the bias."""
+        weight, *inputs = ctx.saved_tensors
+        call: _Call = ctx.call
+        needs_x, needs_weight, needs_bias, _ = ctx.needs_input_grad
+        by_x = by_weight = by_bias = None
+        with torch.autocast("cpu", enabled=False):
+            by_out = _rows(grad_outputs[0])
+            if needs_x:
+                by_x = (by_out @ _out_in(weight, call)).to(ctx.dtype).view(ctx.shape)
+            if needs_weight:
+                x = _rows(inputs[0] if call.recipe is None else call.recipe.function(*inputs))
+                by_weight = (x.t() @ by_out if call.transposed else by_out.t() @ x).to(weight.dtype)
+            if needs_bias:
+                by_bias = by_out.sum(0).to(weight.dtype)
+        return by_x, by_weight, by_bias, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1]).float()
+
+
+def _out_in(weight: Tensor, call: _Call) -> Tensor:
+    return (weight.t() if call.transposed else weight).float()

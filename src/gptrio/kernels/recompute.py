@@ -1,0 +1,60 @@
+"""Results that a backward pass computes again from what is kept anyway, rather than being kept themselves.
+
+A norm keeps its input, and GELU keeps its own; the linear layer that reads their result would keep that as well. It
+asks `recipe_of` how to compute it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.compiler import is_dynamo_compiling
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_recipes = WeakTensorKeyDictionary()  # beside the tensors: an attribute would be pickled with them
+
+MIN_VALUES = 1 << 12  # of fewer, the note takes longer than keeping them
+
+
+class Recipe(NamedTuple):
+    """How a tensor was computed.
+
+    Attributes:
+        function: gives the tensor.
+        inputs: of the function; other operations keep them for the backward pass too.
+        version: of the tensor; it has another one once it was changed in place.
+    """
+
+    function: Callable[..., Tensor]
+    inputs: tuple[Tensor | None, ...]
+    version: int
+
+
+def remember(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """Note on a result that it is `function(*inputs)`, and return it; on a CPU, where a backward pass may follow."""
+    is_large = not is_dynamo_compiling() and result.numel() >= MIN_VALUES
+    if is_large and result.requires_grad and result.is_cpu and type(result) is Tensor:
+        _recipes[result] = Recipe(function, inputs, result._version)
+    return result
+
+
+def recipe_of(x: Tensor) -> Recipe | None:
+    """How a tensor can be computed again; None if that is not known, or if it was changed since."""
+    recipe: Recipe | None = _recipes.get(x)  # type: ignore[no-untyped-call]  # torch's
+    return recipe if recipe is not None and recipe.version == x._version else None
+
+
+def is_plain_autograd() -> bool:
+    """Whether operations run as they are called, recorded by autograd alone: nothing traces or watches them."""
+    return (
+        not is_dynamo_compiling()
+        and torch.is_grad_enabled()
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and not torch._C._len_torch_dispatch_stack()
+        and not torch._C._len_torch_function_stack()
+        and torch.autograd.forward_ad._current_level < 0
+    )
