@@ -2,12 +2,12 @@
 
 Each way trains a model of random weights in a process of its own; all wait for each other, and take their steps in
 turns, so that what else the machine does slows all of them. Seconds are from a step's first forward to its update,
-of the fastest step; memory is the peak. With `--texts short`, texts have the lengths of text messages: rows of
-Transformers are padded to the longest of 32, gptrio's are packed, and only tokens that are learned count.
+of the fastest step; memory is the peak. Of short texts, rows of Transformers are padded to the longest of 32, gptrio's
+are packed, and only tokens that are learned count. One more step of gptrio is profiled: what its time went to.
 
-    python benchmarks/training.py --steps 3
-    python benchmarks/training.py --dtype bfloat16 --ways "transformers loop" "gptrio loop"
-    python benchmarks/training.py --texts short
+    python benchmarks/training.py
+    python benchmarks/training.py --cells gpt2-float32 gpt_neo-bfloat16 --steps 4
+    python benchmarks/training.py --cells short --messages spam.tsv --tokenizer FOLDER
 """
 
 from __future__ import annotations
@@ -15,163 +15,70 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
+from _limits import Weights
 from _results import print_table, save
+from _training import SHAPES, batches, collate, learned_tokens, work
+from gptrio.kernels.differentiable import is_bfloat16_emulated
+from machine import rate
 
-WAYS = ("transformers.Trainer", "transformers loop", "gptrio.Trainer", "gptrio loop")
-HEAD = ("way", "tokens a second", "of the first", "median seconds a step", "peak MB", "of the first", "loss")
-CLASSES = {
-    "gpt2": ("GPT2Config", "GPT2LMHeadModel"),
-    "gpt_neo": ("GPTNeoConfig", "GPTNeoForCausalLM"),
-    "gpt_neox": ("GPTNeoXConfig", "GPTNeoXForCausalLM"),
+TRAINERS = ("transformers.Trainer", "gptrio.Trainer")
+LOOPS = ("transformers loop", "gptrio loop")
+HEAD = ("way", "tokens a second", "times the first", "median seconds", "peak MB", "of the first", "products alone")
+THREE_PASSES, WITHOUT_WEIGHTS = 6, 4  # operations a weight and token: forward, gradients of inputs and of weights
+
+
+class Cell(NamedTuple):
+    """What is trained, and by which ways; the first is the one that the others are compared with."""
+
+    family: str
+    dtype: str = "float32"
+    texts: str = "long"
+    lora: int = 0
+    ways: tuple[str, ...] = TRAINERS
+    steps: int = 2
+    rows: int = 4
+    length: int = 512
+
+
+CELLS = {
+    "gpt2-float32": Cell("gpt2"),
+    "gpt_neo-float32": Cell("gpt_neo"),
+    "gpt2-bfloat16": Cell("gpt2", "bfloat16", ways=TRAINERS[1:]),
+    "gpt_neo-bfloat16": Cell("gpt_neo", "bfloat16", ways=TRAINERS[1:]),
+    "gpt2-bfloat16-few": Cell("gpt2", "bfloat16", steps=1, rows=1, length=64),
+    "gpt_neo-bfloat16-few": Cell("gpt_neo", "bfloat16", steps=1, rows=1, length=64),
+    "lora": Cell("gpt2", lora=8),
+    "short": Cell("gpt2", texts="short"),
+    "overhead": Cell("toy", ways=("gptrio loop", "gptrio.Trainer", *TRAINERS[:1], *LOOPS[:1]), steps=60),
 }
-SHAPES: dict[str, dict[str, Any]] = {
-    "gpt2": {"vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12},
-    "gpt_neo": {
-        "vocab_size": 50257, "max_position_embeddings": 2048, "hidden_size": 768, "num_layers": 12, "num_heads": 12,
-        "attention_types": [[["global", "local"], 6]], "window_size": 256,
-    },
-    "gpt_neox": {
-        "vocab_size": 50304, "max_position_embeddings": 2048, "hidden_size": 768, "num_hidden_layers": 12,
-        "num_attention_heads": 12, "intermediate_size": 3072,
-    },
-}  # fmt: skip
-MESSAGES = 32  # of a padded batch
+# where bfloat16 is emulated, 64 tokens take Transformers half a minute, so that its longer steps are left out
+OTHERS = {"gpt_neox-float32": Cell("gpt_neox"), "gpt_neox-bfloat16": Cell("gpt_neox", "bfloat16")}
 
 
-def build(arguments: argparse.Namespace) -> Any:
-    """The model of a way, in training mode; both libraries draw the same weights for GPT-2."""
-    library = __import__(arguments.way.split(".")[0].split()[0])
-    config_class, model_class = (getattr(library, name) for name in CLASSES[arguments.family])
-    shape = dict(SHAPES[arguments.family])
-    if arguments.layers is not None:
-        layers = "n_layer" if arguments.family == "gpt2" else "num_layers"
-        shape["num_hidden_layers" if arguments.family == "gpt_neox" else layers] = arguments.layers
-        if arguments.family == "gpt_neo":
-            shape["attention_types"] = [[["global", "local"], arguments.layers // 2]]
-    if arguments.dropout is not None and arguments.family == "gpt2":
-        shape |= dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), arguments.dropout)
-    torch.manual_seed(0)
-    return model_class(config_class(**shape)).train()
-
-
-def batches(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], int]:
-    """Examples of all steps, and how many make a batch."""
-    rng = random.Random(0)
-    steps = arguments.steps + 1
-    if arguments.texts == "long":
-        count = steps * arguments.rows
-        rows = [[rng.randrange(50000) for _ in range(arguments.length)] for _ in range(count)]
-        return [{"input_ids": row, "labels": row} for row in rows], arguments.rows
-    texts = []
-    while sum(map(len, texts)) < steps * max(arguments.rows * arguments.length, MESSAGES * 64):
-        length = min(int(rng.lognormvariate(3, 0.7)) + 2, arguments.length)
-        texts.append([rng.randrange(50000) for _ in range(length)])
-    if arguments.way.startswith("gptrio"):
-        from gptrio import pack
-
-        return pack(texts, arguments.length), arguments.rows
-    return [{"input_ids": text, "labels": text} for text in texts], MESSAGES
-
-
-def collate(examples: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """A batch, padded to the longest example and with a mask if their lengths differ."""
-    columns = {name: [torch.tensor(example[name]) for example in examples] for name in examples[0]}
-    if len({len(row) for row in columns["input_ids"]}) == 1:
-        return {name: torch.stack(rows) for name, rows in columns.items()}
-    columns["attention_mask"] = [torch.ones_like(row) for row in columns["input_ids"]]
-    pad = torch.nn.utils.rnn.pad_sequence
-    return {name: pad(rows, True, -100 if name == "labels" else 0) for name, rows in columns.items()}
-
-
-class Turns:
-    """The turns of a process: each step waits for a line, and writes what it took."""
-
-    def __init__(self) -> None:
-        self.start = 0.0
-
-    def begin(self) -> None:
-        """Wait for the turn; end with the process that gives it."""
-        if not sys.stdin.readline():
-            sys.exit(1)
-        self.start = time.perf_counter()
-
-    def end(self, loss: float = 0.0) -> None:
-        """Write the seconds since."""
-        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-        found = {"seconds": time.perf_counter() - self.start, "peak": int(peak.split()[1]) / 1024, "loss": loss}
-        print(json.dumps(found), flush=True)
-
-
-def learned_tokens(batch: dict[str, torch.Tensor]) -> int:
-    """Labels that count."""
-    return int((batch["labels"][:, 1:] != -100).sum())
-
-
-def run_loop(arguments: argparse.Namespace, model: Any, examples: list[dict[str, Any]], size: int) -> None:
-    """Train by the shortest loop that computes what the Trainers do."""
-    lean = {"logits": False, "use_cache": False} if arguments.way.startswith("gptrio") else {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5, fused=True)
-    turns = Turns()
-    for step in range(arguments.steps + 1):
-        batch = collate(examples[step * size : (step + 1) * size])
-        turns.begin()
-        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.dtype == "bfloat16"):
-            loss = model(**batch, **lean).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        turns.end(loss.item())
-
-
-def run_trainer(arguments: argparse.Namespace, model: Any, examples: list[dict[str, Any]], size: int) -> None:
-    """Train by a library's Trainer, without saving and reports."""
-    library = __import__(arguments.way.split(".")[0])
-    turns = Turns()
-
-    class TakeTurns(library.TrainerCallback):  # type: ignore[misc,name-defined]  # of either library
-        """Takes each step in its turn."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            turns.begin()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            turns.end()
-
-    with tempfile.TemporaryDirectory() as folder:
-        args = library.TrainingArguments(
-            output_dir=folder, per_device_train_batch_size=size, max_steps=arguments.steps + 1, use_cpu=True,
-            bf16=arguments.dtype == "bfloat16", save_strategy="no", logging_strategy="no", report_to="none",
-            disable_tqdm=True, remove_unused_columns=False,
-        )  # fmt: skip
-        library.Trainer(
-            model=model, args=args, train_dataset=examples, data_collator=collate, callbacks=[TakeTurns()]
-        ).train()
-
-
-def turns_of(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
-    """What each way took for its steps, one step of each way after another."""
+def turns_of(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """What each way took for its steps, one step of each way after another; then the profiled steps."""
     processes = {}
     for way in arguments.ways:
-        command = [sys.executable, "-W", "ignore", *sys.argv, "--way", way]
         environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads), "TRANSFORMERS_VERBOSITY": "error"}
+        settings = {**vars(arguments), "way": way, "profiled": arguments.steps if way.startswith("gptrio") else None}
+        given = json.dumps({**settings, "steps": arguments.steps + (settings["profiled"] is not None)}, default=str)
         processes[way] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in processes}
-    for _ in range(arguments.steps + 1):
+            [sys.executable, "-W", "ignore", __file__, "--worker", given],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )  # fmt: skip
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in processes}
+    for step in range(arguments.steps + 1):
         for way, process in processes.items():
+            if step == arguments.steps and not way.startswith("gptrio"):
+                continue
             assert process.stdin is not None and process.stdout is not None
             process.stdin.write("go\n")
             process.stdin.flush()
@@ -182,42 +89,75 @@ def turns_of(arguments: argparse.Namespace) -> dict[str, list[dict[str, float]]]
     return found
 
 
-def main() -> None:
-    """Print the table and write the JSON file."""
-    parser = argparse.ArgumentParser(description="Speed and memory of fine-tuning.")
-    parser.add_argument("--family", choices=SHAPES, default="gpt2")
-    parser.add_argument("--layers", type=int, help="of the model, instead of 12")
-    parser.add_argument("--dropout", type=float, help="of GPT-2, instead of 0.1")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is autocast")
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--texts", choices=("long", "short"), default="long")
-    parser.add_argument("--steps", type=int, default=5, help="after one that does not count")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS)
-    parser.add_argument("--out", type=Path, help="the JSON file")
-    parser.add_argument("--way", help=argparse.SUPPRESS)  # of this process
-    arguments = parser.parse_args()
-    if arguments.way is not None:
-        torch.set_num_threads(arguments.threads)
-        run = run_trainer if arguments.way.endswith("Trainer") else run_loop
-        run(arguments, build(arguments), *batches(arguments))
-        return
-    found = turns_of(arguments)
-    rows, first = [], None
+def products_alone(arguments: argparse.Namespace, tokens: int, rate: float) -> float:
+    """Seconds of the products of a step's linear layers at the rate of the machine; attention is not counted."""
+    shape = SHAPES[arguments.family]
+    width = shape.get("n_embd", shape.get("hidden_size"))
+    layers = shape.get("n_layer", shape.get("num_layers", shape.get("num_hidden_layers")))
+    weights = Weights(12 * layers * width**2, shape["vocab_size"] * width)
+    return tokens * sum(weights) * (WITHOUT_WEIGHTS if arguments.lora else THREE_PASSES) / rate / 1e9
+
+
+def report(arguments: argparse.Namespace, found: dict[str, list[dict[str, Any]]], rate: float) -> dict[str, Any]:
+    """Print the table of a cell, and return its figures."""
+    rows, figures = [], dict[str, Any]()
     for way, steps in found.items():
         arguments.way = way
         examples, size = batches(arguments)
-        tokens = [learned_tokens(collate(examples[i * size : (i + 1) * size])) for i in range(1, arguments.steps + 1)]
-        seconds = [step["seconds"] for step in steps[1:]]
-        speed = max(count / second for count, second in zip(tokens, seconds, strict=True))
-        peak = max(step["peak"] for step in steps)
-        first = first or (speed, peak)
-        shown = (f"{speed:.0f}", f"{speed / first[0]:.2f}", f"{statistics.median(seconds):.2f}", f"{peak:.0f}")
-        rows.append((way, *shown, f"{peak / first[1]:.2f}", f"{steps[-1]['loss']:.4f}"))
+        parts = [collate(examples[i * size : (i + 1) * size]) for i in range(arguments.steps)]
+        tokens, seconds = [learned_tokens(part) for part in parts], [step[arguments.clock] for step in steps]
+        seconds = seconds[: arguments.steps]
+        speeds = [count / second for count, second in zip(tokens, seconds, strict=True)]
+        limit = products_alone(arguments, parts[0]["input_ids"].numel(), rate)
+        peak = max(step["peak"] for step in steps[: arguments.steps])
+        own = {"tokens a second": max(speeds), "median": statistics.median(seconds), "peak": peak}
+        figures[way] = {**own, "products alone": limit, "shares": steps[-1].get("shares"), "steps": steps}
+        first = next(iter(figures.values()))
+        times, share = own["tokens a second"] / first["tokens a second"], peak / first["peak"]
+        shown = f"{own['tokens a second']:.0f}", f"{times:.2f}", f"{own['median']:.3f}", f"{peak:.0f}"
+        rows.append((way, *shown, f"{share:.2f}", f"{limit / min(seconds):.0%}"))
     print_table(HEAD, rows)
-    settings = {name: str(value) for name, value in vars(arguments).items()}
-    save("training", {"settings": settings, "found": found}, arguments.out)
+    for way, figure in figures.items():
+        if figure["shares"]:
+            print(f"{way}: " + ", ".join(f"{name} {share:.0%}" for name, share in figure["shares"].items()))
+    return figures
+
+
+def main() -> None:
+    """Print a table for each cell, and write the JSON file."""
+    parser = argparse.ArgumentParser(description="Speed and memory of fine-tuning.")
+    parser.add_argument("--cells", nargs="*", default=tuple(CELLS), choices=(*CELLS, *OTHERS), metavar="CELL")
+    parser.add_argument("--ways", nargs="*", choices=(*TRAINERS, *LOOPS), metavar="WAY", help="instead of a cell's own")
+    parser.add_argument("--dropout", type=float, help="of GPT-2, instead of 0.1")
+    parser.add_argument("--rows", type=int, help="of a batch, instead of a cell's own")
+    parser.add_argument("--length", type=int, help="of a row, instead of a cell's own")
+    parser.add_argument("--steps", type=int, help="of each way, instead of a cell's own")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a busy machine")
+    parser.add_argument("--messages", type=Path, help="file with a text after the last tab of each line")
+    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer for --messages")
+    parser.add_argument("--out", type=Path, help="the JSON file")
+    parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)  # settings of a process that trains
+    given = parser.parse_args()
+    if given.worker is not None:
+        settings = argparse.Namespace(**given.worker)
+        settings.messages = None if settings.messages is None else Path(settings.messages)
+        work(settings)
+        return
+    torch.set_num_threads(given.threads)
+    dtypes = ("float32",) if is_bfloat16_emulated() else ("float32", "bfloat16")
+    rates, results = {name: rate(name) for name in dtypes}, {}
+    print("products of this machine, GFLOP/s:", *(f"{name} {value:.0f}" for name, value in rates.items()), flush=True)
+    for name in given.cells:
+        asked = {
+            key: value for key in ("ways", "steps", "rows", "length") if (value := getattr(given, key)) is not None
+        }
+        cell = {**CELLS, **OTHERS}[name]._replace(**asked)
+        print(f"\n{name}: {cell}", flush=True)
+        arguments = argparse.Namespace(**{**vars(given), **cell._asdict()})
+        results[name] = report(arguments, turns_of(arguments), rates.get(cell.dtype, rates["float32"]))
+    settings = {name: str(value) for name, value in vars(given).items()}
+    save("training", {"settings": settings, "rates": rates, "cells": results}, given.out)
 
 
 if __name__ == "__main__":
