@@ -50,6 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             path = nodeid.partition("::")[0]
             return "jax" if re.search(r"[/_](jax|flax)[/_.]", path) else path
 
+    config.option.loadscopereorder = False  # files of few tests, which start processes, would come last
     return ByFile(config, log)
 
 

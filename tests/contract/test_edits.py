@@ -69,7 +69,7 @@ def test_edits_between_calls_are_seen(family: Family, number_format: str, way: s
         return one.generate(ids, **options)
 
     results = [logits_of_next(model)]
-    for _ in range(4):
+    for _ in range(2):
         for _ in range(3):
             edit(draw(stored(model)))
         results.append(logits_of_next(model))

@@ -13,6 +13,7 @@ import transformers
 from transformers.modeling_flax_pytorch_utils import load_flax_checkpoint_in_pytorch_model
 
 import gptrio
+from tests.cases import first
 from tests.flax_models import assert_near, token_ids
 from tests.parity.test_uploads import Hub, watch
 from tests.reference import model_pair
@@ -44,7 +45,7 @@ class Models(NamedTuple):
     logits: np.ndarray[Any, Any]
 
 
-@pytest.fixture(scope="module", params=CLASSES)
+@pytest.fixture(scope="module", params=first(CLASSES))
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
     theirs, ours = model_pair(request.param)
     folder = tmp_path_factory.mktemp("files")
