@@ -142,11 +142,10 @@ def test_one_compiled_graph_serves_all_lengths(family: Family) -> None:
         assert_close(compiled(input_ids=ids, use_cache=False).logits, model(input_ids=ids).logits)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attn_implementation", first(["sdpa", "eager"]))
 @pytest.mark.parametrize("strict", [False, True])
 def test_exported_graph_serves_all_lengths(family: Family, strict: bool, attn_implementation: str) -> None:
-    """Shorter ones than a window too, without a mask; and any number of rows."""
+    """Shorter ones than a window too, without a mask; any number of rows; with gradients."""
     model = family.build(attn_implementation=attn_implementation)
     options = {"use_cache": False, "return_dict": False}
     sizes = {0: torch.export.Dim("rows", min=1, max=9), 1: torch.export.Dim("length", min=2, max=64)}

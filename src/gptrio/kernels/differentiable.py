@@ -63,8 +63,8 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -
     """Whether `linear` takes a call and gains by it: plain tensors on a CPU, large enough, some with gradients."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
     return (
-        weight.numel() >= MIN_WEIGHTS
-        and is_plain_autograd()
+        is_plain_autograd()
+        and weight.numel() >= MIN_WEIGHTS
         and x.dim() > 0
         and x.shape[-1] == weight.shape[0 if transposed else -1]
         and x.numel() >= MIN_ROWS * x.shape[-1]

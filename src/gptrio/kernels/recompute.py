@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
+from torch.compiler import is_compiling
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _recipes = WeakTensorKeyDictionary()  # beside the tensors: an attribute would be pickled with them
@@ -35,8 +35,8 @@ class Recipe(NamedTuple):
 
 def remember(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Note on a result that it is `function(*inputs)`, and return it; on a CPU, where a backward pass may follow."""
-    is_large = not is_dynamo_compiling() and result.numel() >= MIN_VALUES
-    if is_large and result.requires_grad and result.is_cpu and type(result) is Tensor:
+    may_be_read = not is_compiling() and type(result) is Tensor and result.is_cpu and result.requires_grad
+    if may_be_read and result.numel() >= MIN_VALUES:
         _recipes[result] = Recipe(function, inputs, result._version)
     return result
 
@@ -50,7 +50,7 @@ def recipe_of(x: Tensor) -> Recipe | None:
 def is_plain_autograd() -> bool:
     """Whether operations run as they are called, recorded by autograd alone: nothing traces or watches them."""
     return (
-        not is_dynamo_compiling()
+        not is_compiling()  # in an export, too
         and torch.is_grad_enabled()
         and torch._C._get_tracing_state() is None
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -83,6 +83,8 @@ class _Part(NamedTuple):
 
 def supports(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) -> bool:
     """Whether `attend` takes a call: float32 tensors on a CPU, weights dropped or a causal mask under autograd."""
+    if torch.compiler.is_compiling():  # nothing may depend on a length that a graph leaves open
+        return False
     is_plain = all(type(x) is Tensor and x.is_cpu and x.dtype is torch.float32 for x in (q, k, v))
     if not is_plain or not 0 <= rate < 1 or torch.is_autocast_enabled("cpu"):
         return False
@@ -92,8 +94,7 @@ def supports(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) 
 
 
 def _is_undisturbed() -> bool:
-    is_transformed = torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None
-    return not is_transformed and torch._C._get_tracing_state() is None
+    return torch._C._functorch.peek_interpreter_stack() is None and torch._C._get_tracing_state() is None
 
 
 def _is_causal(mask: AttentionMask) -> bool:
