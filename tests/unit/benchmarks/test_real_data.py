@@ -15,6 +15,7 @@ import pytest
 
 from _real_data import SHOWN, Problem
 from _real_problems import PROBLEMS, Questions
+from tests.cases import first
 
 QUICK: dict[str, Any] = {
     "max_steps": 6,
@@ -39,7 +40,7 @@ def losses(trainer: Any) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", first(NAMES, 4))
 def test_updates_on_real_rows_equal_the_reference_s(
     name: str, reference_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

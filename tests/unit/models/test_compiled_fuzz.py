@@ -31,7 +31,7 @@ from gptrio.kernels.cpu_decode import thread_pool as team
 from gptrio.kernels.cpu_prefill.calls import MIN_QUERIES
 from gptrio.models.base.compiled import CompiledStep, compiled_step
 
-CASES = int(os.environ.get("GPTRIO_FUZZ_CASES", "1200")) // len(FAMILIES)
+CASES = int(os.environ.get("GPTRIO_FUZZ_CASES", "900")) // len(FAMILIES)
 FORMATS = (torch.float32, torch.float32, torch.bfloat16, torch.float16, "int8", "int4")
 ERRORS = {torch.float32: 2e-4, torch.bfloat16: 0.25, torch.float16: 0.03}  # standard deviations of the logits
 ROUNDED = 0.3  # on the whole, where inputs of products with quantized weights are rounded too

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from gptrio import GPT2LMHeadModel
 from gptrio.errors import GptrioWarning
+from tests import cases
 from tests.unit.training import rank_runs
 from tests.unit.training.processes import run_ranks
 from tests.unit.training.rank_runs import Case
@@ -85,14 +86,14 @@ def test_data_of_all_kinds_is_divided(tmp_path: Path) -> None:
                 check_equal(found, expected)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", cases.first(WAYS))
 def test_a_resumed_run_equals_an_undisturbed_one_on_every_rank(tmp_path: Path, way: str) -> None:
     for undisturbed, resumed in run_ranks(rank_runs.resume_exactly, tmp_path, WAYS[way]):
         for name, value in undisturbed.items():
             assert resumed[name] == value, name
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", cases.first(["divided", "whole"]))
 def test_two_processes_go_on_from_a_checkpoint_of_one_and_one_from_that_of_two(tmp_path: Path, way: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}
     whole = rank_runs.train(tmp_path / "one", None, {**saving, **AS_TWO})

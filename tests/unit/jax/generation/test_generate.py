@@ -50,7 +50,7 @@ def compilations() -> Iterator[list[str]]:
         found[:] = [message for message in found if message.startswith("Compiling")]
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", first(["left", "right"]))
 @pytest.mark.parametrize("class_name", LANGUAGE_MODELS)
 def test_a_padded_row_equals_the_row_alone(class_name: str, side: str) -> None:
     model, ids, mask = flax_model(class_name), token_ids(), padding(side)
