@@ -113,8 +113,7 @@ def test_what_flax_classes_write(models: Models, writer: str, way: str, tmp_path
     check_torch(models, "ours", tmp_path, from_flax=True)
     if way.startswith("safetensors"):
         check_torch(models, "ours", tmp_path)
-    is_slow = way == "msgpack in shards" and (models.name, writer) != ("GPTNeoForCausalLM", "ours")  # 6 s for theirs
-    if "theirs" in models.flax and way != "safetensors in shards" and not is_slow:  # such shards theirs do not read
+    if "theirs" in models.flax and way != "safetensors in shards":  # which theirs do not read
         check_flax(models, "theirs", tmp_path)
         if way in ONE_FILE:
             check_their_torch_from_flax(models, tmp_path / ONE_FILE[way])

@@ -35,11 +35,16 @@ class _Call(NamedTuple):
     recipe: Recipe | None
 
 
+def bfloat16_instructions() -> list[str]:
+    """The instructions by which this processor multiplies bfloat16, of AMX (tiles) and AVX512-BF16 (vectors)."""
+    tests = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
+    return [name for name, test in tests.items() if getattr(torch.cpu, test, lambda: False)()]
+
+
 @functools.cache
 def is_bfloat16_emulated() -> bool:
-    """Whether this processor has no products of bfloat16 (AMX, AVX512-BF16)."""
-    tests = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
-    return not any(test() for test in tests if test is not None)
+    """Whether this processor has no products of bfloat16."""
+    return not bfloat16_instructions()
 
 
 def result_dtype(x: Tensor) -> torch.dtype:

@@ -47,13 +47,20 @@ def recipe_of(x: Tensor) -> Recipe | None:
     return recipe if recipe is not None and recipe.version == x._version else None
 
 
+def is_untransformed() -> bool:
+    """Whether operations run as they are called: in no graph, trace or transformation of functions."""
+    return (
+        not is_compiling()  # in an export, too
+        and torch._C._get_tracing_state() is None
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
 def is_plain_autograd() -> bool:
     """Whether operations run as they are called, recorded by autograd alone: nothing traces or watches them."""
     return (
-        not is_compiling()  # in an export, too
+        is_untransformed()
         and torch.is_grad_enabled()
-        and torch._C._get_tracing_state() is None
-        and torch._C._functorch.peek_interpreter_stack() is None
         and not torch._C._len_torch_dispatch_stack()
         and not torch._C._len_torch_function_stack()
         and torch.autograd.forward_ad._current_level < 0

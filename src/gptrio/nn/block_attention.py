@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from gptrio.kernels.recompute import is_plain_autograd
+from gptrio.kernels.recompute import is_plain_autograd, is_untransformed
 from gptrio.nn.dropping import draw_kept, dropped_numbers, kept_factor
 from gptrio.nn.masks import AttentionMask
 
@@ -90,11 +90,7 @@ def supports(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) 
         return False
     if not rate and not (_is_causal(mask) and q.shape[2] >= _LEAST and any(x.requires_grad for x in (q, k, v))):
         return False
-    return is_plain_autograd() or (rate > 0 and _is_undisturbed())
-
-
-def _is_undisturbed() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is None and torch._C._get_tracing_state() is None
+    return is_plain_autograd() or (rate > 0 and is_untransformed())
 
 
 def _is_causal(mask: AttentionMask) -> bool:

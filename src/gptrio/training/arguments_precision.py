@@ -51,10 +51,9 @@ def _check_half_precision(args: TrainingArguments) -> None:
 @functools.cache
 def _report_cpu() -> None:
     """Say once, in the log, whether this CPU multiplies bfloat16 itself."""
-    import torch
+    from gptrio.kernels.differentiable import bfloat16_instructions
 
-    tests = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    found = [name for name, test in tests.items() if getattr(torch.cpu, test, lambda: False)()]
+    found = bfloat16_instructions()
     if found:
         logging.get_logger().info("bf16 on this CPU is computed by %s", " and ".join(found))
     else:

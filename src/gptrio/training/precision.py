@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.errors import OptionError, warn
+from gptrio.kernels.differentiable import bfloat16_instructions
 
 _log = logging.getLogger(__name__)
 
@@ -107,9 +108,10 @@ class SingleProcess:
 
 
 def _tell_of_bfloat16() -> None:
-    if torch.cpu._is_amx_tile_supported():
+    found = bfloat16_instructions()
+    if "AMX" in found:
         _log.info("bf16: this processor multiplies bfloat16 matrices in tiles (AMX)")
-    elif torch.cpu._is_avx512_bf16_supported():
+    elif found:
         _log.info("bf16: this processor has products of bfloat16 vectors (AVX512-BF16)")
     else:
         warn("this processor has no bfloat16 products (AMX, AVX512-BF16), so that bf16=True takes the time of float32")

@@ -73,9 +73,7 @@ class ManyProcesses(SingleProcess):
 
     def reduce(self, tensor: Tensor, reduction: str = "sum", scale: float = 1.0) -> Tensor:
         """The sum, or the "mean", over all processes."""
-        summed = tensor.detach().clone()
-        dist.all_reduce(summed)
-        return summed * (scale / self.num_processes if reduction == "mean" else scale)
+        return ranks.summed(tensor) * (scale / self.num_processes if reduction == "mean" else scale)
 
     def pad_across_processes(self, tensor: Any, *args: Any, **options: Any) -> Any:
         """The tensor as it is: `gather` pads it."""

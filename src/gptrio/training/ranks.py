@@ -63,13 +63,18 @@ def most(numbers: Sequence[int]) -> list[int]:
     return [int(number) for number in _reduced(numbers, dist.ReduceOp.MAX)] if _are_many() else list(numbers)
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean of a tensor of one value over the ranks."""
+def summed(value: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks."""
     if not _are_many():
         return value
     result = value.detach().clone()
     dist.all_reduce(result)
-    return result / world_size()
+    return result
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks."""
+    return summed(value) / world_size()
 
 
 def gather_rows(values: Any) -> Any:
