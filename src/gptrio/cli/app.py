@@ -116,7 +116,6 @@ _PHRASES = {
     r"Input should be a valid (integer|number),.*": r"{value!r} is no \1",
     r"Input should be": "{value} is impossible: it must be",
     r"Got unexpected extra argument\(s\) \((.*)\)": r"Unexpected argument '\1'",
-    r" \(Possible options: (--[\w-]+).*": r" (did you mean '\1'?)",
 }
 
 
@@ -126,6 +125,10 @@ def _usage_message(error: typer.TyperException, arguments: list[str]) -> str:
     invalid: Any = getattr(error.__cause__, "errors", lambda: [{}])()  # of pydantic, by which typer reads values
     for pattern, words in _PHRASES.items():
         message = re.sub(pattern, words.format(value=invalid[0].get("input")), message)
+    message, several, options = message.partition(" (Possible options: ")
+    if several:
+        unknown = message.rpartition(" ")[2]
+        message += f" ({nearest(unknown, options.rstrip(')').split(', '), 0)})"
     commands = [name for name in arguments if name in COMMANDS]
     if arguments[:1] == commands[:1] != []:
         return f"{message}; see 'gptrio {commands[0]} --help'"

@@ -31,6 +31,7 @@ def test_every_command_has_help(name, capsys):
     [
         (["zebra"], "No such command 'zebra'; see 'gptrio --help'"),
         (["generate", "--fast", "x"], "No such option: --fast"),
+        (["train", "gpt2", "a.txt", "--tsk", "lm"], "No such option: --tsk (did you mean '--task'?); see"),
         (["generate", "--tempreture", "1", "x"], "No such option: --tempreture (did you mean '--temperature'?); see"),
         (["generate", "--seed", "x", "y"], "'--seed': 'x' is no integer; see"),
         (["generate", "--top-p", "x", "y"], "'--top-p': 'x' is no number; see"),
