@@ -136,11 +136,12 @@ class Pipeline(ABC, Pushable):
     def _prepare_generation(self, kwargs: dict[str, Any]) -> None:
         """Take the options of `generate` out of the arguments, for pipelines that call it."""
         self.assistant_model = self.assistant_tokenizer = self.prefix = None
+        self._kept_options: set[str] = set()
         if self._pipeline_calls_generate and self.model.can_generate():
             assistant = (kwargs.pop("assistant_model", None), kwargs.pop("assistant_tokenizer", None))
             self.assistant_model, self.assistant_tokenizer = load_assistant(self.model, *assistant)
             default = getattr(self, "_default_generation_config", None) or GenerationConfig()
-            self.generation_config, self.prefix = pipeline_options(
+            self.generation_config, self.prefix, self._kept_options = pipeline_options(
                 self.model, self.tokenizer, self.task, default, kwargs
             )
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.resolve import merge_config
-from gptrio.generation.options.schema import option_types
+from gptrio.generation.options.schema import option_types, reset_sampling
 from gptrio.models.auto import AutoModelForCausalLM
 from gptrio.tokenization.auto import AutoTokenizer
 
 
 def pipeline_options(
     model: Any, tokenizer: Any, task: str, default: GenerationConfig, kwargs: dict[str, Any]
-) -> tuple[GenerationConfig, str | None]:
-    """Options of `generate` for a pipeline, and the prefix of its prompts if the model's configuration has one.
+) -> tuple[GenerationConfig, str | None, set[str]]:
+    """Options of `generate` for a pipeline.
 
     Options in `kwargs` win over the model's `generation_config`, which wins over the default, and the values that the
     model's configuration has for the task win over all of them.
@@ -27,30 +26,25 @@ def pipeline_options(
         task: name of the task.
         default: options of the pipeline.
         kwargs: arguments of the pipeline, from which the options are taken.
+
+    Returns:
+        The options, the prefix of prompts if the model's configuration has one, and the names of the options that
+        the caller set to their defaults: the model's values must not replace these.
     """
     given = {name: kwargs.pop(name) for name in list(kwargs) if name in option_types()}
-    config, _ = merge_config(model, config_of_call(default, given), True, given)
+    config, _ = merge_config(model, default, True, given)
     length = config.max_length
     if config.max_new_tokens == default.max_new_tokens and length not in (None, GenerationConfig.max_length):
         config.max_new_tokens = None  # the model, or the caller, limits the length already
     prefix = getattr(model.config, "prefix", None)
     of_task = dict((model.config.task_specific_params or {}).get(task) or {})
     prefix = of_task.pop("prefix", prefix)
-    config = config_of_call(config, of_task)
+    reset_sampling(config, of_task)
     config.update(**of_task)
     if config.pad_token_id is None:
         config.pad_token_id = getattr(tokenizer, "pad_token_id", None)
-    return config, prefix
-
-
-def config_of_call(config: GenerationConfig, given: dict[str, Any]) -> GenerationConfig:
-    """The options of a pipeline for a call: without a temperature that has no effect if the call does not sample."""
-    samples = given.get("do_sample", config.do_sample)
-    if samples or "temperature" in given or config.temperature == GenerationConfig.temperature:
-        return config
-    greedy = copy.copy(config)
-    greedy.temperature = GenerationConfig.temperature
-    return greedy
+    kept = {name for name in given if getattr(config, name) == getattr(GenerationConfig, name, None)}
+    return config, prefix, kept
 
 
 def load_assistant(model: Any, assistant: Any, tokenizer: Any) -> tuple[Any, Any]:

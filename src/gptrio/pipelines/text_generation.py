@@ -17,7 +17,6 @@ from gptrio.outputs import ModelOutput
 from gptrio.pipelines.base import Parameters, Pipeline, without_none
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, of_equal_length
 from gptrio.pipelines.chats import Chat, with_chat
-from gptrio.pipelines.generating import config_of_call
 from gptrio.pipelines.results import Report, ignore
 from gptrio.tokenization.encoding import short
 
@@ -222,7 +221,7 @@ class TextGenerationPipeline(Pipeline):
         rows = ids.shape[0]
         if ids.shape[1] == 0:  # an empty prompt starts with bos_token_id
             ids, mask, rows = None, None, 1
-        generate_kwargs["generation_config"] = self._config_of(generate_kwargs)
+        generate_kwargs = self._with_config(generate_kwargs)
         if generate_kwargs.get("stop_strings"):
             generate_kwargs.setdefault("tokenizer", self.tokenizer)
         self._lengthen(generate_kwargs, generate_kwargs.pop("prefix_length", 0))
@@ -272,12 +271,17 @@ class TextGenerationPipeline(Pipeline):
 
     def _options_of(self, forward_params: dict[str, Any]) -> GenerationConfig:
         """The options with which `generate` will run."""
-        given = {name: value for name, value in forward_params.items() if name in option_types()}
-        return merge_config(self.model, self._config_of(forward_params), None, given)[0]
+        params = self._with_config(forward_params)
+        given = {name: value for name, value in params.items() if name in option_types()}
+        return merge_config(self.model, params["generation_config"], None, given)[0]
 
-    def _config_of(self, forward_params: dict[str, Any]) -> GenerationConfig:
+    def _with_config(self, forward_params: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of `generate` with its config: the caller's, or the pipeline's, of which defaults are kept."""
         given = config_of_caller(forward_params.get("generation_config"))
-        return config_of_call(self.generation_config if given is None else given, forward_params)
+        if given is not None:
+            return {**forward_params, "generation_config": given}
+        kept = {name: getattr(self.generation_config, name) for name in self._kept_options}
+        return {**kept, **forward_params, "generation_config": self.generation_config}
 
     def _run_batch(self, rows: Sequence[Row], forward_params: dict[str, Any], report: Report) -> list[Any]:
         own: dict[str, Any] = {}

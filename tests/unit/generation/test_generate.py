@@ -187,6 +187,18 @@ def test_nothing_wrong_gives_no_warning(recwarn):
     assert not recwarn.list
 
 
+def test_greedy_search_asked_for_does_not_warn_of_the_models_sampling_options(recwarn):
+    model = model_of()
+    greedy = model.generate(IDS, max_new_tokens=5)
+    model.generation_config = gptrio.GenerationConfig(do_sample=True, temperature=0.1, top_k=3, top_p=0.5)
+    assert torch.equal(model.generate(IDS, max_new_tokens=5, do_sample=False), greedy)
+    contrastive = model.generate(IDS, max_new_tokens=5, do_sample=False, penalty_alpha=0.6)
+    assert torch.equal(contrastive, MODEL.generate(IDS, max_new_tokens=5, penalty_alpha=0.6, top_k=3))
+    assert not recwarn.list
+    with pytest.warns(GptrioWarning, match="have no effect: top_p=0.9 without"):
+        model.generate(IDS, max_new_tokens=5, do_sample=False, top_p=0.9)
+
+
 def test_the_caller_config_stays_as_it_is():
     config = gptrio.GenerationConfig(max_new_tokens=4, do_sample=True, top_k=7)
     before, own = config.to_dict(), MODEL.generation_config.to_dict()

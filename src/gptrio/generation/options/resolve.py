@@ -12,7 +12,7 @@ from gptrio.config.fields import check_token_ids, unknown_option
 from gptrio.errors import OptionError, warn
 from gptrio.foreign import GENERATION_CONFIG, content_of, is_foreign
 from gptrio.generation.options.config import GenerationConfig
-from gptrio.generation.options.schema import GENERATE_ARGUMENTS, option_types
+from gptrio.generation.options.schema import GENERATE_ARGUMENTS, option_types, reset_sampling
 
 if TYPE_CHECKING:
     from gptrio.generation.protocol import CausalLM
@@ -43,6 +43,7 @@ def merge_config(
     config = copy.copy(base if given is None else given)
     if given is not None:
         _fill(config, base, use_model_defaults)
+    reset_sampling(config, kwargs)
     arguments = config.update(**kwargs)
     names = _forward_arguments(cast(Hashable, type(model))) if accepted is None else accepted
     for name in arguments:

@@ -6,7 +6,7 @@ No torch is loaded here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -256,12 +256,28 @@ def check_conflicts(options: GenerationOptions) -> None:
         raise OptionError(f"dola_layers={options.dola_layers!r} is not known; expected 'low', 'high' or layer indices")
 
 
+def _sampling_options(is_contrastive: bool) -> list[str]:
+    """Names of the options that only sampling uses; contrastive search takes its candidates by `top_k`."""
+    names = ["temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
+    return [name for name in names if not (is_contrastive and name == "top_k")]
+
+
+def reset_sampling(options: GenerationOptions, given: Mapping[str, Any]) -> None:
+    """Reset what only sampling uses if a call says `do_sample=False`: the model's own values are no mistake of it.
+
+    Args:
+        options: those of the model or the pipeline.
+        given: arguments of the call, which keep their values.
+    """
+    if given.get("do_sample") is False:
+        is_contrastive = bool(given.get("penalty_alpha", options.penalty_alpha))
+        for name in set(_sampling_options(is_contrastive)) - given.keys():
+            setattr(options, name, getattr(type(options), name))
+
+
 def ignored_options(options: GenerationOptions) -> list[str]:
     """Return one phrase for each option, or group of options, that has no effect with the others."""
-    contrastive = bool(options.penalty_alpha) and options.num_beams == 1  # takes its candidates by top_k
-    sampling = ["temperature", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
-    if not contrastive:
-        sampling.insert(1, "top_k")
+    sampling = _sampling_options(bool(options.penalty_alpha) and options.num_beams == 1)
     returned = [name for name in options.extra_output_flags if getattr(options, name)]
     issues = []
     for names, has_effect, way_out in (
