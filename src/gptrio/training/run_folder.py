@@ -7,6 +7,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
@@ -51,7 +52,8 @@ class RunFolder:
         if self._lock is None:
             return
         try:
-            (self.path / _LOCK).unlink(missing_ok=True)  # before it is given up, as another may hold it then
+            with suppress(OSError):  # a file that nobody holds does no harm
+                (self.path / _LOCK).unlink()  # before it is given up, as another may hold it then
         finally:
             self._lock.close()
             self._lock = None
