@@ -4,6 +4,7 @@ from gptrio.training.arguments_process import is_main_process as is_main_process
 from gptrio.training.checkpoint import get_last_checkpoint as get_last_checkpoint
 from gptrio.training.enums import EvaluationStrategy as EvaluationStrategy
 from gptrio.training.enums import FSDPOption as FSDPOption
+from gptrio.training.enums import HPSearchBackend as HPSearchBackend
 from gptrio.training.enums import HubStrategy as HubStrategy
 from gptrio.training.enums import IntervalStrategy as IntervalStrategy
 from gptrio.training.enums import SaveStrategy as SaveStrategy
@@ -14,5 +15,8 @@ from gptrio.training.results import EvalPrediction as EvalPrediction
 from gptrio.training.results import PredictionOutput as PredictionOutput
 from gptrio.training.results import TrainOutput as TrainOutput
 from gptrio.training.results import speed_metrics as speed_metrics
+from gptrio.training.search import BestRun as BestRun
+from gptrio.training.search import default_compute_objective as default_compute_objective
+from gptrio.training.search import default_hp_space_optuna as default_hp_space_optuna
 from gptrio.utils.seed import enable_full_determinism as enable_full_determinism
 from gptrio.utils.seed import set_seed as set_seed

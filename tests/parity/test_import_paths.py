@@ -10,8 +10,7 @@ import pytest
 import gptrio
 
 MODULES = {  # names in the reference's module that are absent here, and why
-    "trainer_utils": "BestRun HPSearchBackend default_compute_objective default_hp_space_optuna default_hp_space_ray "
-    "default_hp_space_sigopt default_hp_space_wandb "  # there is no hyperparameter search
+    "trainer_utils": "default_hp_space_ray default_hp_space_sigopt default_hp_space_wandb "  # Optuna alone searches
     "TrainerMemoryTracker RemoveColumnsCollator check_target_module_exists denumpify_detensorize seed_worker "
     "find_executable_batch_size neftune_post_forward_hook number_of_arguments total_processes_number",  # the loop's own
     "training_args": "get_int_from_env get_xla_device_type",  # the environment; TPUs

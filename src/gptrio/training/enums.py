@@ -100,6 +100,15 @@ class ParallelMode(Enum):
     TPU = "tpu"
 
 
+class HPSearchBackend(ExplicitEnum):
+    """Packages that search hyperparameters in Transformers; here Optuna does."""
+
+    OPTUNA = "optuna"
+    RAY = "ray"
+    SIGOPT = "sigopt"
+    WANDB = "wandb"
+
+
 class OptimizerNames(ExplicitEnum):
     """Optimizers by name; only those of `TORCH_OPTIMIZERS` and `BITSANDBYTES_OPTIMIZERS` are built here."""
 

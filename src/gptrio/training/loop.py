@@ -262,7 +262,7 @@ class TrainingLoop:
             self.trainer._unlogged_loss,
             self.grad_norm,
             self.model,
-            None,
+            self.trainer._trial,
             epoch,
             self.ignored,
             self.start_time,

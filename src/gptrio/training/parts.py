@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gptrio.training.callback_handler import CallbackHandler
+    from gptrio.training.enums import HPSearchBackend
     from gptrio.training.run_folder import RunFolder
     from gptrio.training.snapshot import Position
     from gptrio.training.state import TrainerControl, TrainerState
@@ -67,6 +68,9 @@ class TrainerParts:
     _total_loss_scalar: float
     _globalstep_last_logged: int
     _run_folder: RunFolder
+    hp_search_backend: HPSearchBackend | None
+    hp_name: Callable[..., str] | None
+    _trial: Any
     _position: Position
     _unlogged_loss: Tensor
     _mean_loss: Tensor
@@ -96,6 +100,7 @@ class TrainerParts:
     get_num_trainable_parameters: Callable[..., Any]
     get_train_dataloader: Callable[..., Any]
     num_tokens: Callable[..., Any]
+    train: Callable[..., Any]
     evaluate: Callable[..., Any]
     call_model_init: Callable[..., Any]
     _set_model: Callable[..., Any]
@@ -108,6 +113,9 @@ class TrainerParts:
     _load_best_model: Callable[..., Any]
     _determine_best_metric: Callable[..., Any]
     _save_checkpoint: Callable[..., Any]
+    _get_output_dir: Callable[..., str]
+    _hp_search_setup: Callable[..., None]
+    _report_to_hp_search: Callable[..., None]
     _stateful: Callable[..., Any]
     store_flos: Callable[..., Any]
     _nested_gather: Callable[..., Any]

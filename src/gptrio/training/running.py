@@ -58,7 +58,7 @@ class RunningMixin(TrainerParts):
 
         Args:
             resume_from_checkpoint: a checkpoint folder to go on from, or True for the newest whole one.
-            trial: parameters for a `model_init` that takes them.
+            trial: one of a search, or parameters for a `model_init` that takes them.
             ignore_keys_for_eval: outputs of the model that are no predictions.
             kwargs: `model_path`, the earlier name of `resume_from_checkpoint`.
 
@@ -74,6 +74,7 @@ class RunningMixin(TrainerParts):
             resume_from_checkpoint = kwargs.pop("model_path")
         if kwargs:
             raise TypeError(f"train() got an unexpected keyword argument {next(iter(kwargs))!r}")
+        self._hp_search_setup(trial)
         self.is_in_train = True
         self._train_batch_size = self.args.train_batch_size
         noise = None
@@ -175,7 +176,7 @@ class RunningMixin(TrainerParts):
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = loader
-        self.state.init_training_references(self, plan.max_steps, plan.epochs, None)
+        self.state.init_training_references(self, plan.max_steps, plan.epochs, self._trial)
         self.model_wrapped.zero_grad()
         _log.info(
             f"***** Running training *****: {plan.examples:,} rows, {plan.epochs:,} epochs, {plan.max_steps:,} "
@@ -236,6 +237,7 @@ class RunningMixin(TrainerParts):
         metrics: dict[str, float] = self.evaluate(ignore_keys=ignore_keys_for_eval)
         if isinstance(self.lr_scheduler, ReduceLROnPlateau) and not skip_scheduler:
             self.lr_scheduler.step(metrics[metric_name(self.args.metric_for_best_model or "loss", metrics)])
+        self._report_to_hp_search(trial, self.state.global_step, metrics)
         return metrics
 
     def get_total_train_batch_size(self, args: Any) -> int:

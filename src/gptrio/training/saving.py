@@ -111,7 +111,11 @@ class SavingMixin(TrainerParts):
         return [each for each in [*self.callback_handler.callbacks, self.control] if isinstance(each, ExportableState)]
 
     def _get_output_dir(self, trial: Any = None) -> str:
-        return str(self.args.output_dir)
+        """Folder of the checkpoints: the output folder, or one in it for a trial of a search."""
+        if self.hp_search_backend is None or trial is None:
+            return str(self.args.output_dir)
+        name = f"run-{trial.number}" if self.hp_name is None else self.hp_name(trial)
+        return os.path.join(self.args.output_dir, name)
 
     def store_flos(self) -> None:
         """Add the operations since the last call to the state."""

@@ -115,7 +115,9 @@ class TrainerState:
 
     def init_training_references(self, trainer: Any, max_steps: int, num_train_epochs: int, trial: Any = None) -> None:
         """Set what a run knows at its start."""
-        self.trial_params = trial
+        if trial is not None:
+            self.trial_name = None if trainer.hp_name is None else trainer.hp_name(trial)
+            self.trial_params = getattr(trial, "params", trial)
         self.max_steps = max_steps
         self.num_train_epochs = num_train_epochs
         self.is_local_process_zero = trainer.is_local_process_zero()

@@ -40,6 +40,7 @@ from gptrio.training.reporting import get_reporting_integration_callbacks
 from gptrio.training.run_folder import RunFolder
 from gptrio.training.running import RunningMixin
 from gptrio.training.saving import SavingMixin
+from gptrio.training.search import SearchMixin
 from gptrio.training.state import TrainerControl, TrainerState
 from gptrio.training.trainer_checks import check_model, check_trainer
 from gptrio.utils.logging import set_verbosity
@@ -55,6 +56,7 @@ class Trainer(
     ComputingMixin,
     EvaluationMixin,
     SavingMixin,
+    SearchMixin,
     PublishingMixin,
     MetricsMixin,
 ):
