@@ -73,6 +73,13 @@ def test_nanogpt_without_biases_gets_zeros(tmp_path):
     torch.testing.assert_close(logits(tmp_path / "out"), logits(model))
 
 
+def test_nanogpt_with_an_mlp_of_another_width(tmp_path):
+    model = built(activation_function="gelu", n_inner=40)
+    convert(write_nano(tmp_path / "ckpt.pt", model), tmp_path / "out")
+    assert library.AutoConfig.from_pretrained(tmp_path / "out").n_inner == 40
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(model))
+
+
 def test_mingpt_needs_its_number_of_heads(tmp_path):
     model = built(tie_word_embeddings=False)
     masks = {f"transformer.h.{i}.attn.bias": torch.ones(1, 1, 64, 64).tril() for i in range(2)}

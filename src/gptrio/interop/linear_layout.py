@@ -18,7 +18,8 @@ from gptrio.hub import read_json
 
 WRAPPERS = r"^(?:_orig_mod\.|module\.)+"  # that torch.compile and DistributedDataParallel put before names
 _MATRICES = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
-_NEEDED = ("transformer.h.0.attn.c_attn.weight", "transformer.wte.weight", "transformer.wpe.weight")
+_MLP = "transformer.h.0.mlp.c_fc.weight"
+_NEEDED = ("transformer.h.0.attn.c_attn.weight", _MLP, "transformer.wte.weight", "transformer.wpe.weight")
 _ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}  # ours -> torch's name of the approximation
 
 
@@ -108,12 +109,14 @@ def read_linear_layout(path: Path, heads: int | None = None, activation: str | N
     head = tensors.get("lm_head.weight")
     is_tied = head is None or torch.equal(head, tensors["transformer.wte.weight"])
     layers = {name.split(".")[2] for name in tensors if name.startswith("transformer.h.")}
+    inner = tensors[_MLP].shape[0]
     config = GPT2Config(
         vocab_size=vocabulary,
         n_positions=tensors["transformer.wpe.weight"].shape[0],
         n_embd=width,
         n_layer=len(layers),
         n_head=heads,
+        n_inner=None if inner == 4 * width else inner,
         activation_function=activation or ("gelu" if kind == "nanoGPT" else "gelu_new"),
         tie_word_embeddings=is_tied,
         bos_token_id=None,
