@@ -14,9 +14,10 @@ from rich.console import Console
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import print_error
 from gptrio.cli.keyboard import history, history_file, interruptible, never, read_message
-from gptrio.cli.text import decode_text, input_bytes, print_json
+from gptrio.cli.text import input_bytes, print_json
 from gptrio.errors import FileOptionError, GptrioError, InputError, OptionError, counted, import_optional, nearest
 from gptrio.hub import write_text
+from gptrio.utils.text import decode_text
 
 if TYPE_CHECKING:
     from gptrio.generation.chat import ChatSession

@@ -12,8 +12,9 @@ from gptrio.cli import options, scoring
 from gptrio.cli.errors import report_errors
 from gptrio.cli.generate import load
 from gptrio.cli.options import DEFAULT_MODEL
-from gptrio.cli.text import decode_argument, decode_text, input_bytes, print_json
+from gptrio.cli.text import decode_argument, input_bytes, print_json
 from gptrio.errors import OptionError
+from gptrio.utils.text import decode_text
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore

@@ -15,6 +15,7 @@ from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.text import check_file, print_json
 from gptrio.errors import OptionError
+from gptrio.utils.text import decode_text
 
 
 def eval(
@@ -99,7 +100,7 @@ def read_tasks(tasks: str, include: list[Path]) -> tuple[list[str], dict[str, st
 def _task_of(file: Path) -> str:
     """The name that a YAML file gives its task."""
     check_file(file, "give a name, a YAML file or NAME_local=DATA as a task")
-    found = re.search(r"^task:\s*[\"']?([\w.-]+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^task:\s*[\"']?([\w.-]+)", decode_text(file.read_bytes(), str(file)), re.MULTILINE)
     if found is None:
         raise OptionError(f"{file} has no line 'task: NAME'; expected a task of the lm-evaluation-harness")
     return found[1]

@@ -12,23 +12,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from gptrio.errors import OptionError
+from gptrio.utils.text import decode_text
 
 _BYTE_ORDER_MARK = "\ufeff"
 _ESCAPES = {code: ascii(chr(code))[1:-1] for code in (*range(0x20), *range(0x7F, 0xA0))}
-
-
-def decode_text(data: bytes, name: str) -> str:
-    """Decode UTF-8, or UTF-16 that begins with a byte order mark, without the mark.
-
-    Raises:
-        OptionError: the bytes are in another encoding; the message calls them `name`.
-    """
-    encoding = "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError as error:
-        kind = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
-        raise OptionError(f"{name} is not {kind} text (byte {error.start}); convert it first") from error
 
 
 def decode_argument(text: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from gptrio.errors import FileOptionError, OptionError, UnknownNameError, nearest
 from gptrio.hub import write_text
+from gptrio.utils.text import decode_text
 
 
 class PipelineDataFormat(ABC):
@@ -80,17 +81,10 @@ class PipelineDataFormat(ABC):
         return _FORMATS[format](output_path, input_path, column, overwrite=overwrite)
 
     def _text(self) -> str:
-        """The whole input, which is UTF-8, without a byte order mark.
-
-        Raises:
-            OptionError: it is not UTF-8.
-        """
+        """The whole input; OptionError if it is no text."""
         standard: Any = getattr(sys.stdin, "buffer", sys.stdin)
         data = standard.read() if self.input_path is None else Path(self.input_path).read_bytes()
-        try:
-            return data if isinstance(data, str) else data.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise OptionError(f"{self._name} is not UTF-8 text (byte {error.start}); convert it first") from error
+        return data if isinstance(data, str) else decode_text(data, self._name)
 
     @property
     def _name(self) -> str:

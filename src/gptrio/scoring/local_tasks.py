@@ -89,8 +89,12 @@ def _read(task: str, path: Path) -> list[dict[str, Any]]:
     """The documents of a task's file, each with the fields of the task."""
     _check_is_file(task, path)
     documents = []
+    try:
+        text = path.read_text(encoding="utf-8")  # as the harness reads it
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
     # not splitlines(), which also splits at U+2028 and the like; they may stand in a JSON string
-    for number, line in enumerate(io.StringIO(path.read_text(encoding="utf-8")), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):
         try:
             document = json.loads(line)
             missing = [name for name in _FIELDS[task] if not isinstance(document[name], str)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptrio.errors import FileOptionError, OptionError
+from gptrio.utils.text import decode_text
 
 Example = dict[str, Any]
 
@@ -32,10 +33,7 @@ def read_examples(path: Path, columns: Mapping[str, str]) -> list[Example]:
         raise FileOptionError(f"there is no file {path}; give one with training examples")
     if path.suffix.lower() not in _READERS:
         raise OptionError(f"{path.name} ends in none of {', '.join(_READERS)}, by which the format is known; rename it")
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise OptionError(f"{path} is not UTF-8 text (byte {error.start}); convert it first") from error
+    text = decode_text(path.read_bytes(), str(path))
     numbered = all(name.isdigit() for name in columns.values())
     examples = [
         _chosen(record, columns, place) for place, record in _READERS[path.suffix.lower()](text, path, numbered)

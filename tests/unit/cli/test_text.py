@@ -11,8 +11,9 @@ from shutil import copytree
 import pytest
 
 from gptrio.cli.app import run
-from gptrio.cli.text import decode_argument, decode_text, escaped, lines_of
+from gptrio.cli.text import decode_argument, escaped, lines_of
 from gptrio.errors import OptionError
+from gptrio.utils.text import decode_text
 
 TEXT = "größer 東 \U0001f600"
 

@@ -60,3 +60,9 @@ def test_results_of_documents():
         "byte_perplexity": (-3.0, 7),
         "bits_per_byte": (-3.0, 7),
     }
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "file.jsonl").write_text('{"text": "M\u00fcnchen"}', encoding="latin-1")
+    with pytest.raises(InputError, match=r"file.jsonl is not UTF-8 text \(byte 11\)"):
+        write_tasks(tmp_path, {"lambada_local": tmp_path / "file.jsonl"})

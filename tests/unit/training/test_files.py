@@ -95,6 +95,8 @@ def test_a_file_that_is_missing_or_in_another_encoding(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"caf\xe9")
     with pytest.raises(OptionError, match=r"a.txt is not UTF-8 text \(byte 3\)"):
         read_examples(tmp_path / "a.txt", {"text": "text"})
+    (tmp_path / "a.txt").write_text("café", encoding="utf-16")  # as a Windows editor saves it
+    assert read_examples(tmp_path / "a.txt", {"text": "text"}) == [{"text": "café"}]
 
 
 def test_files_that_people_use(reference_dir: Path) -> None:
