@@ -35,9 +35,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
     Each worker has a folder of its own: JAX does not write an entry in one go, and another worker could read a part.
     """
+    from gptrio.utils.installed import installed_version
+
     folder = TemporaryDirectory(prefix="gptrio-tests-jax-")
     config.add_cleanup(folder.cleanup)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name  # read at the import of JAX
+    if (installed_version("jaxlib") or "").startswith("0.10."):  # XLA ends a process with a flag that it does not know
+        os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"  # with them, compiling takes twice as long
 
 
 @pytest.hookimpl(optionalhook=True)

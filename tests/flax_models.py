@@ -10,8 +10,15 @@ import numpy as np
 import transformers
 
 import gptrio
-from tests.reference import SIZES, SPECIAL_TOKENS
+from tests import reference
+from tests.reference import SPECIAL_TOKENS
 
+_TWO_LAYERS: dict[str, dict[str, Any]] = {  # each layer is compiled
+    "GPT2": {"n_layer": 2},
+    "GPTNeoX": {"num_hidden_layers": 2},
+    "GPTNeo": {"num_layers": 2, "attention_types": [[["local", "global"], 1]]},
+}
+SIZES = {family: {**sizes, **_TWO_LAYERS[family]} for family, sizes in reference.SIZES.items()}
 LENGTH = 11
 VOCABULARY = 61
 WITHOUT_DROPOUT = {"FlaxGPT2LMHeadModel": dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)}

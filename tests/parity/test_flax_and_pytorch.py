@@ -11,8 +11,8 @@ import torch
 
 import gptrio
 from tests.cases import first
-from tests.flax_models import assert_near, padding, positions_of, token_ids
-from tests.reference import SIZES, SPECIAL_TOKENS, randomise
+from tests.flax_models import SIZES, assert_near, padding, positions_of, token_ids
+from tests.reference import SPECIAL_TOKENS, randomise
 
 FAMILIES = {"GPT2": "LMHeadModel", "GPTNeo": "ForCausalLM", "GPTNeoX": "ForCausalLM"}
 HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]

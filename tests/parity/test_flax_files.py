@@ -14,7 +14,7 @@ from transformers.modeling_flax_pytorch_utils import load_flax_checkpoint_in_pyt
 
 import gptrio
 from tests.cases import first
-from tests.flax_models import assert_near, token_ids
+from tests.flax_models import SIZES, assert_near, token_ids
 from tests.parity.test_uploads import Hub, watch
 from tests.reference import model_pair
 
@@ -47,7 +47,8 @@ class Models(NamedTuple):
 
 @pytest.fixture(scope="module", params=first(CLASSES))
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    theirs, ours = model_pair(request.param)
+    family = next(name for name in SIZES if request.param.startswith(name))
+    theirs, ours = model_pair(request.param, **SIZES[family])
     folder = tmp_path_factory.mktemp("files")
     theirs.save_pretrained(folder)
     of_torch = {"ours": ours, "theirs": theirs}

@@ -29,7 +29,7 @@ LANGUAGE_MODELS = ["FlaxGPT2LMHeadModel", "FlaxGPTNeoForCausalLM", "FlaxGPTNeoXF
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return flax_model("FlaxGPTNeoForCausalLM", num_layers=2, attention_types=[[["global", "local"], 1]])
+    return flax_model("FlaxGPTNeoForCausalLM")
 
 
 @contextmanager
