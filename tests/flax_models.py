@@ -7,18 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers
 
 import gptrio
-from tests import reference
-from tests.reference import SPECIAL_TOKENS
+from tests import sizes
+from tests.sizes import SPECIAL_TOKENS
 
 _TWO_LAYERS: dict[str, dict[str, Any]] = {  # each layer is compiled
     "GPT2": {"n_layer": 2},
     "GPTNeoX": {"num_hidden_layers": 2},
     "GPTNeo": {"num_layers": 2, "attention_types": [[["local", "global"], 1]]},
 }
-SIZES = {family: {**sizes, **_TWO_LAYERS[family]} for family, sizes in reference.SIZES.items()}
+SIZES = {family: {**fields, **_TWO_LAYERS[family]} for family, fields in sizes.SIZES.items()}
 LENGTH = 11
 VOCABULARY = 61
 WITHOUT_DROPOUT = {"FlaxGPT2LMHeadModel": dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)}
@@ -34,6 +33,8 @@ def flax_model(class_name: str, **config: Any) -> Any:
 
 def flax_pair(class_name: str, **config: Any) -> tuple[Any, Any]:
     """The reference's Flax model and ours, with equal random parameters."""
+    import transformers
+
     ours = flax_model(class_name, **config)
     cls = getattr(transformers, class_name)
     oracle = cls(cls.config_class(**{**ours.config.to_dict(), "transformers_version": None}), _do_init=False)

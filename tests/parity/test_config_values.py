@@ -14,7 +14,8 @@ from transformers.activations import ACT2FN
 
 import gptrio
 from gptrio.testing import assert_close
-from tests.reference import SIZES, SPECIAL_TOKENS, randomise
+from tests.reference import randomise
+from tests.sizes import SIZES, SPECIAL_TOKENS
 
 LANGUAGE_MODELS = {"GPT2": "GPT2LMHeadModel", "GPTNeo": "GPTNeoForCausalLM", "GPTNeoX": "GPTNeoXForCausalLM"}
 IDS = torch.tensor([[5, 6, 7, 8], [9, 1, 3, 2]])

@@ -12,7 +12,8 @@ import torch
 import gptrio
 from tests.cases import first
 from tests.flax_models import SIZES, assert_near, padding, positions_of, token_ids
-from tests.reference import SPECIAL_TOKENS, randomise
+from tests.reference import randomise
+from tests.sizes import SPECIAL_TOKENS
 
 FAMILIES = {"GPT2": "LMHeadModel", "GPTNeo": "ForCausalLM", "GPTNeoX": "ForCausalLM"}
 HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]

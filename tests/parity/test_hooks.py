@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from gptrio import Int4Config, Int8Config
 from gptrio.quantization import quantize
 from gptrio.testing import assert_close
-from tests.reference import SIZES, loss_of, model_pair, padded, task_inputs, token_ids
+from tests.reference import loss_of, model_pair, padded, task_inputs, token_ids
+from tests.sizes import SIZES
 
 LANGUAGE_MODELS = ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"]
 HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"]

@@ -15,7 +15,7 @@ from torch import nn
 import gptrio
 from gptrio.errors import GptrioWarning, SizeMismatchError
 from tests.parity.test_model_surface import CAUSAL
-from tests.reference import SIZES
+from tests.sizes import SIZES
 
 KINDS = ["base", "lm", "ForSequenceClassification"]
 LAST = {"GPT2": ("h", "attn"), "GPTNeo": ("h", "attn.attention"), "GPTNeoX": ("layers", "attention")}

@@ -20,7 +20,8 @@ from gptrio.errors import InputError, UnsupportedError
 from gptrio.models.base import inputs
 from gptrio.testing import assert_close
 from tests.parity.test_model_surface import CAUSAL, CLASSES
-from tests.reference import SIZES, model_pair, task_inputs, token_ids
+from tests.reference import model_pair, task_inputs, token_ids
+from tests.sizes import SIZES
 
 # Public names of the reference's models that ours do not have, and why.
 LEFT_OUT = {

@@ -18,7 +18,8 @@ import gptrio
 from gptrio.errors import CheckpointError, ConfigError, OptionError, UnsupportedError
 from gptrio.testing import assert_close
 from tests.parity.test_model_surface import CAUSAL
-from tests.reference import SIZES, token_ids
+from tests.reference import token_ids
+from tests.sizes import SIZES
 
 LIBRARIES = (transformers, gptrio)
 

@@ -50,12 +50,13 @@ def with_params(model: Any, folder: Path, **changes: Any) -> Path:
     return folder
 
 
-def test_load_forward_and_save_need_no_torch(folder: Path, tmp_path: Path) -> None:
+def test_load_forward_generate_and_save_need_no_torch(folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys, numpy\nsys.modules['torch'] = None\n"
         "from gptrio import FlaxGPTNeoForCausalLM\n"
         f"model = FlaxGPTNeoForCausalLM.from_pretrained({str(folder)!r})\n"
         "assert model(numpy.arange(1, 12)[None]).logits.shape == (1, 11, 257)\n"
+        "assert model.generate([[3, 4]], max_new_tokens=2, eos_token_id=None).sequences.shape == (1, 4)\n"
         f"model.save_pretrained({str(tmp_path / 'again')!r})\n"
         f"model.save_pretrained({str(tmp_path / 'again')!r}, safe_serialization=True)\n"
         "assert not [name for name in sys.modules if name.startswith('torch.')]\n"

@@ -30,7 +30,7 @@ def model() -> Any:
     [
         ("FlaxGPT2LMHeadModel", jnp.float16),
         ("FlaxGPTNeoForCausalLM", jnp.float16),
-        ("FlaxGPTNeoForCausalLM", jnp.bfloat16),
+        pytest.param("FlaxGPTNeoForCausalLM", jnp.bfloat16, marks=pytest.mark.long),  # which generates in other tests
         ("FlaxGPTNeoXForCausalLM", jnp.float16),
     ],
 )
@@ -69,19 +69,11 @@ def test_vmap_over_parameters(model: Any) -> None:
     assert_near(logits[1], model(IDS, params=jax.tree.map(lambda x: 2 * x, model.params)).logits)
 
 
-def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+def test_gradient_checkpointing_computes_blocks_again() -> None:  # the same gradients: see test_training.py
     model = flax_model("FlaxGPTNeoForCausalLM")
-
-    def gradients() -> Any:
-        return jax.jit(jax.grad(lambda params: jnp.square(model(IDS, MASK, POSITIONS, params=params).logits).mean()))(
-            model.params
-        )
-
-    expected = gradients()
     assert "remat" not in str(jax.make_jaxpr(lambda params: model(IDS, params=params).logits)(model.params))
     model.enable_gradient_checkpointing()
     assert "remat" in str(jax.make_jaxpr(lambda params: model(IDS, params=params).logits)(model.params))
-    assert_near(gradients(), expected)
 
 
 def test_the_module_is_a_part_of_a_larger_one(model: Any) -> None:
@@ -171,13 +163,13 @@ def test_caches_that_do_not_fit(model: Any) -> None:
 
 @pytest.mark.parametrize(("kinds", "length"), [(["global", "local"], 5), (["local"], 4)], ids=str)
 def test_a_full_cache_is_an_error_whatever_the_window(kinds: list[str], length: int) -> None:
-    model = gptrio.FlaxGPTNeoModel(tiny_config("gpt_neo", attention_types=[[kinds, 2 // len(kinds)]], window_size=5))
+    model = flax_model("FlaxGPTNeoModel", attention_types=[[kinds, 2 // len(kinds)]])
     with pytest.raises(InputError, match=f"room for {length} tokens, not for 11"):
         model(IDS, position_ids=POSITIONS, past_key_values=model.init_cache(2, length))
 
 
 def test_layers_with_a_window_have_no_end() -> None:
-    model = gptrio.FlaxGPTNeoModel(tiny_config("gpt_neo", attention_types=[[["local"], 2]], window_size=5))
+    model = flax_model("FlaxGPTNeoModel", attention_types=[[["local"], 2]])
     positions = np.arange(11)[None]
     out = model(IDS[:1], position_ids=positions, past_key_values=model.init_cache(1, 5))
     assert_near(out.last_hidden_state, model(IDS[:1]).last_hidden_state)
@@ -194,7 +186,7 @@ def test_parameters_must_be_complete(model: Any) -> None:
 
 
 def test_a_batch_is_classified_only_where_its_ends_are_known() -> None:
-    model = gptrio.FlaxGPTNeoForSequenceClassification(tiny_config("gpt_neo"))
+    model = flax_model("FlaxGPTNeoForSequenceClassification")
     assert model(IDS[:1]).logits.shape == (1, 2)
     with pytest.raises(InputError, match=r"without config\.pad_token_id"):
         model(IDS)

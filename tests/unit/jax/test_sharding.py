@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,37 +20,42 @@ from gptrio.testing import tiny_config
 from tests.architecture.source import ROOT
 
 
-def run(*arguments: object) -> str:
-    """Run a check of `eight_devices`."""
+def run(*checks: list[str]) -> dict[str, str]:
+    """The errors of checks of `eight_devices`, by their names."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT)])}
-    command = [sys.executable, "-m", "tests.unit.jax.eight_devices", *map(str, arguments)]
+    command = [sys.executable, "-m", "tests.unit.jax.eight_devices", json.dumps(checks)]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    errors: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+    return errors
+
+
+@pytest.fixture(scope="module")
+def errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of all checks, in one process; that of the memory comes first."""
+    large, small = (str(tmp_path_factory.mktemp(name)) for name in ("large", "small"))
+    config = tiny_config("gpt_neo", vocab_size=40_000, hidden_size=768)  # 180 MB
+    gptrio.GPTNeoForCausalLM(config).save_pretrained(large)
+    gptrio.GPTNeoForCausalLM(tiny_config("gpt_neo")).save_pretrained(small)
+    memory = [["memory", large, "1.2"]] if sys.platform == "linux" else []  # reads /proc
+    return run(*memory, ["load", small, "all"], ["equal", "FlaxGPTNeoForCausalLM"])
 
 
 @pytest.mark.parametrize(
-    "names",
+    "check",
     [
-        ["FlaxGPTNeoForCausalLM"],
-        pytest.param(["FlaxGPT2LMHeadModel", "FlaxGPTNeoXForCausalLM"], marks=pytest.mark.long),
+        "equal",  # logits and a training step are those of one device
+        "load",  # a load divides parameters as `shard` does
+        "memory",  # a load adds little more memory than the checkpoint
     ],
-    ids="-".join,
 )
-def test_logits_and_a_training_step_equal_those_of_one_device(names: list[str]) -> None:
-    run("equal", *names)
+def test_models_on_eight_devices(errors: dict[str, str], check: str) -> None:
+    assert check not in errors, errors[check]
 
 
-def test_a_load_divides_parameters_as_shard_does(tmp_path: Path) -> None:
-    gptrio.GPTNeoForCausalLM(tiny_config("gpt_neo")).save_pretrained(tmp_path)
-    run("load", tmp_path, "all")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_sharded_load_adds_little_more_memory_than_the_checkpoint(tmp_path: Path) -> None:
-    config = tiny_config("gpt_neo", vocab_size=40_000, hidden_size=768)  # 180 MB
-    gptrio.GPTNeoForCausalLM(config).save_pretrained(tmp_path)
-    run("memory", tmp_path, 1.2)
+@pytest.mark.long
+def test_logits_and_a_training_step_of_other_families_equal_those_of_one_device() -> None:
+    assert run(["equal", "FlaxGPT2LMHeadModel", "FlaxGPTNeoXForCausalLM"]) == {}
 
 
 # errors: a mesh need not have real devices to be refused

@@ -104,19 +104,20 @@ def test_a_step_lowers_the_loss_uses_up_its_state_and_spares_the_model(model: An
     before = jax.tree.map(np.array, model.params)
     optimizer = optax.adamw(3e-3)
     state = init_train_state(model, optimizer)
-    after, metrics = make_train_step(model, optimizer, state)(state, {"input_ids": token_ids()})
+    after, metrics = make_train_step(model, optimizer, state)(state, a_batch())
     assert state.params["transformer"]["wte"]["embedding"].is_deleted()
-    assert (int(after.step), int(metrics["tokens"])) == (1, 20)
+    assert (int(after.step), int(metrics["tokens"])) == (1, int((a_batch()["labels"][:, 1:] != -100).sum()))
     assert_near(model.params, before, 0)
     _, losses = train(model, 4)
     assert losses == sorted(losses, reverse=True)
 
 
 def test_padding_is_no_label_by_default(model: Any) -> None:
-    mask = padding("right")
-    labels = np.where(mask == 1, token_ids(), -100)
-    _, expected = train(model, 1, input_ids=token_ids(), attention_mask=mask, labels=labels)
-    _, actual = train(model, 1, input_ids=token_ids(), attention_mask=mask)
+    batch = a_batch()
+    batch["labels"] = jnp.where(batch["attention_mask"] == 1, batch["input_ids"], -100)
+    _, expected = train(model, 1, **batch)
+    del batch["labels"]
+    _, actual = train(model, 1, **batch)
     assert actual == expected
 
 
