@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -21,3 +22,13 @@ def first(values: Iterable[Any], count: int = 1, names: int = 1) -> list[Any]:
     """
     marked = [pytest.param(*(value if names > 1 else [value]), marks=pytest.mark.long) for value in values]
     return [*list(values)[:count], *marked[count:]]
+
+
+def where(is_for_every_run: Callable[..., bool], *values: Iterable[Any]) -> list[Any]:
+    """Combinations of the values of several parameters: those that a function denies are left to `pytest -m long`.
+
+    For combinations of things that do not depend on each other, each of which every run sees in some combination.
+    """
+    return [
+        case if is_for_every_run(*case) else pytest.param(*case, marks=pytest.mark.long) for case in product(*values)
+    ]

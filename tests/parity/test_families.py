@@ -13,6 +13,7 @@ from torch import Tensor
 import gptrio
 from gptrio.models.base import inputs
 from gptrio.testing import assert_close
+from tests.cases import where
 from tests.reference import (
     SPECIAL_TOKENS,
     assert_same_output,
@@ -353,8 +354,15 @@ def test_padded_rows_equal_rows_alone(family: str, back_end: str) -> None:
             assert_close(batch[row, real], ours(ids[row : row + 1, real]).logits[0])
 
 
-@pytest.mark.parametrize("chunks", [[28, 1], [1] * 29, [5, 1, 20, 3], [2, 27], [17, 12], [8, 8, 8, 5]], ids=str)
-@pytest.mark.parametrize("side", [None, "left", "right"])
+@pytest.mark.parametrize(
+    ("chunks", "side"),
+    where(
+        lambda chunks, side: side == "left" or chunks[0] in (5, 8),
+        [[28, 1], [1] * 29, [5, 1, 20, 3], [2, 27], [17, 12], [8, 8, 8, 5]],
+        [None, "left", "right"],
+    ),
+    ids=str,
+)
 def test_cached_in_uneven_chunks(family: str, chunks: list[int], side: str | None, back_end: str) -> None:
     oracle, ours = language_models(family, back_end)
     ids = token_ids(3, LENGTH)

@@ -14,7 +14,7 @@ from tests.parity.generation import FAMILIES, pair_of_models, random_batch
 
 transformers = pytest.importorskip("transformers")
 
-PER_TEST = 20
+PER_TEST = 10
 
 
 def common_options(rng: random.Random, vocab: int, length: int) -> dict:

@@ -70,7 +70,7 @@ def test_training_is_the_references(class_name: str, tied: bool, tmp_path: Path)
             assert torch.equal(again.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("class_name", first(CAUSAL.values()))
 def test_training_goes_on_from_a_checkpoint(class_name: str, tmp_path: Path) -> None:
     _, whole = model_pair(class_name)
     trainer_for(whole, tmp_path).train()
@@ -82,7 +82,7 @@ def test_training_goes_on_from_a_checkpoint(class_name: str, tmp_path: Path) -> 
         assert_close(one, other, 1e-6, name)
 
 
-@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("class_name", first(CAUSAL.values()))
 def test_the_best_checkpoint_is_loaded_at_the_end(class_name: str, tmp_path: Path) -> None:
     _, ours = model_pair(class_name)
     trainer = trainer_for(ours, tmp_path, load_best_model_at_end=True, eval_strategy="steps", eval_steps=2)
@@ -92,7 +92,7 @@ def test_the_best_checkpoint_is_loaded_at_the_end(class_name: str, tmp_path: Pat
     assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in held.items())
 
 
-@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("class_name", first(CAUSAL.values()))
 @pytest.mark.parametrize("how", first(["get_peft_model", "add_adapter"]))
 def test_adapters_are_trained_over_codes_of_four_bits(class_name: str, how: str, tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
@@ -124,7 +124,7 @@ def test_adapters_are_trained_over_codes_of_four_bits(class_name: str, how: str,
     assert files[1] == files[0] and "adapter_model.safetensors" in files[1]
 
 
-@pytest.mark.parametrize("class_name", CAUSAL.values())
+@pytest.mark.parametrize("class_name", first(CAUSAL.values()))
 @pytest.mark.parametrize("method", ["int8", "int4"])
 def test_codes_of_our_own_are_not_trained(class_name: str, method: str, tmp_path: Path) -> None:
     _, ours = model_pair(class_name)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gptrio.kernels import cpu_decode as compiled
+from tests.cases import first
 
 PROGRAM = """
 import logging, torch, gptrio
@@ -47,7 +48,8 @@ def test_told_not_to_compile() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", ["ImportError('Numba needs NumPy 1.0 or less')", "AttributeError('no\\nsuch thing')", "SystemError()"]
+    "error",
+    first(["AttributeError('no\\nsuch thing')", "ImportError('Numba needs NumPy 1.0 or less')", "SystemError()"]),
 )
 def test_numba_that_cannot_be_imported(error: str, tmp_path: Path) -> None:
     (tmp_path / "numba").mkdir()

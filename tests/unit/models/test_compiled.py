@@ -27,6 +27,7 @@ from gptrio.models.base.compiled import CompiledStep, compiled_step
 from gptrio.models.gpt2 import GPT2Block
 from gptrio.nn.blocks import BlockSpec
 from gptrio.nn.linear import Conv1D
+from tests.cases import where
 
 pytest.importorskip("numba")
 
@@ -115,8 +116,14 @@ def test_logits_are_those_of_the_plain_step(name: str, dtype: torch.dtype) -> No
 
 
 @pytest.mark.parametrize("dtype", ERRORS)
-@pytest.mark.parametrize("rows", [2, 4, 7, MAX_ROWS, 17, MAX_ROWS_AMX])
-@pytest.mark.parametrize("name", ["gpt2", "gpt-neo", "gpt-neox"])
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    where(
+        lambda rows, name: name == "gpt-neo" or rows == 17,
+        [2, 4, 7, MAX_ROWS, 17, MAX_ROWS_AMX],
+        ["gpt2", "gpt-neo", "gpt-neox"],
+    ),
+)
 def test_rows_share_the_weights(name: str, rows: int, dtype: torch.dtype) -> None:
     assert largest_error(build(name, dtype), ids_of(rows, 40)) < ERRORS[dtype]
 

@@ -1,6 +1,6 @@
 """Models of odd and changed shape step compiled with the plain step's logits, or not at all; memory stays whole.
 
-`GPTRIO_FUZZ_CASES=50000` tries more than the suite has time for.
+`GPTRIO_FUZZ_CASES=50000` tries more than the suite has time for, and `pytest -m long` 900.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from gptrio import quantize
 from gptrio.cache import DynamicCache
 from gptrio.errors import GptrioError
 from gptrio.kernels.cpu_decode import MAX_ROWS, Reason
+from tests.cases import first
 from tests.unit.models.changed_models import CHANGES, FAMILIES, build, in_training
 
 pytest.importorskip("numba")
@@ -31,7 +32,7 @@ from gptrio.kernels.cpu_decode import thread_pool as team
 from gptrio.kernels.cpu_prefill.calls import MIN_QUERIES
 from gptrio.models.base.compiled import CompiledStep, compiled_step
 
-CASES = int(os.environ.get("GPTRIO_FUZZ_CASES", "900")) // len(FAMILIES)
+CASES = [int(count) // len(FAMILIES) for count in (os.environ.get("GPTRIO_FUZZ_CASES", "270"), "900")]
 FORMATS = (torch.float32, torch.float32, torch.bfloat16, torch.float16, "int8", "int4")
 ERRORS = {torch.float32: 2e-4, torch.bfloat16: 0.25, torch.float16: 0.03}  # standard deviations of the logits
 ROUNDED = 0.3  # on the whole, where inputs of products with quantized weights are rounded too
@@ -186,17 +187,18 @@ def run_case(family: str, case: dict[str, Any], teams: dict[int, team.Team], pat
         assert_alike(model, got, expected)
 
 
+@pytest.mark.parametrize("cases", first(CASES))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_compiled_or_plain(family: str, teams: dict[int, team.Team]) -> None:
+def test_compiled_or_plain(family: str, cases: int, teams: dict[int, team.Team]) -> None:
     SEEN.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GPTRIO_GUARDS", "1")
 
-        @settings(max_examples=CASES, database=None)
+        @settings(max_examples=cases, database=None)
         @given(CASE)
         def run(case: dict[str, Any]) -> None:
             run_case(family, case, teams, patch)
 
         run()
     print(family, dict(SEEN))  # for a run of many cases with -s
-    assert SEEN["compiled"] > CASES // 5 and SEEN["plain"] > CASES // 5, SEEN
+    assert SEEN["compiled"] > cases // 5 and SEEN["plain"] > cases // 5, SEEN

@@ -11,6 +11,7 @@ import torch
 
 from gptrio.errors import CheckpointError, CheckpointFormatError, GptrioWarning
 from gptrio.training.run_folder import RunFolder
+from tests.cases import first
 from tests.unit.training.trainer_run import new_trainer, weights
 
 
@@ -55,8 +56,10 @@ def check_equal(one: dict[str, Any], other: dict[str, Any]) -> None:
         assert one[name] == other[name], name
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "workers"),
+    first([*((case, 0) for case in CASES), *((case, 2) for case in reversed(CASES))], len(CASES) + 2, 2),
+)
 def test_resumed_run_equals_an_undisturbed_one(tmp_path: Path, case: str, workers: int) -> None:
     rows, accumulation, step = CASES[case]
     changes = {
