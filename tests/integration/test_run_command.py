@@ -58,7 +58,7 @@ def test_files_with_a_column(tmp_path, expected, kind):
     csv_text = "n,prompt\n" + "".join(f"{row['n']},{row['prompt']}\n" for row in rows)
     source.write_text(json.dumps(rows) if kind == "json" else csv_text, encoding="utf-8")
     arguments = ("run", "--input", str(source), "--output", str(target), "--column", "prompt", *SHORT)
-    done = gptrio(*arguments)
+    done = in_process(*arguments)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     with open(target, encoding="utf-8", newline="") as file:
         found = json.load(file) if kind == "json" else list(csv.DictReader(file))
@@ -76,7 +76,7 @@ def test_json_lines_and_characters_as_they_are(tmp_path):
     assert in_process(*source, "--output", str(tmp_path / "out.csv")).returncode == 0
     rows = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
     assert [row["generated_text"][:1] for row in rows] == ["g", "東"]
-    for printed in (gptrio(*source).stdout, in_process(*source, "--json").stdout):
+    for printed in (in_process(*source).stdout, in_process(*source, "--json").stdout):
         assert "größer" in printed and "東" in printed
     assert [json.loads(line) for line in in_process(*source).stdout.splitlines()] == json.loads(printed)
     escaped = gptrio(*source, "--json", env={**os.environ, "PYTHONIOENCODING": "ascii"})
@@ -86,7 +86,7 @@ def test_json_lines_and_characters_as_they_are(tmp_path):
 def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
     (tmp_path / "qa.csv").write_text("q,text\nwho?,it is me\n", encoding="utf-8")
     given = ("--column", "question=q,context=text", "--input", str(tmp_path / "qa.csv"), "--json", "top_k=2")
-    done = gptrio("run", "--task", "question-answering", "--model", reader, *given)
+    done = in_process("run", "--task", "question-answering", "--model", reader, *given)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == pipeline("question-answering", reader)(
         question="who?", context="it is me", top_k=2

@@ -48,7 +48,7 @@ def test_help_shows_examples(command):
 
 
 def test_score_shows_each_token_with_bits_and_rank(file):
-    done = gptrio("score", file, "--top", "2")
+    done = in_process("score", file, "--top", "2")
     assert (done.returncode, done.stderr) == (0, "")
     head, *rows, last = done.stdout.splitlines()
     assert head.split() == ["token", "bits", "rank"]
@@ -90,13 +90,13 @@ def test_score_writes_a_page_that_needs_nothing_else(file, tmp_path):
 def test_ppl_counts_each_token_once(file):
     found = json.loads(in_process("ppl", file, "--json", "--stride", "7").stdout)
     assert (found["stride"], found["context"], found["bytes"]) == (7, 512, len(TEXT.encode()))
-    done = gptrio("ppl", input=TEXT * 300)
+    done = in_process("ppl", input=TEXT * 300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("perplexity ") and "stride 256 of a context of 512" in done.stdout
 
 
 def test_compare_says_which_text_is_likelier():
-    done = gptrio("compare", "import os", "import banana")
+    done = in_process("compare", "import os", "import banana")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1].startswith("A is likelier: ")
     found = json.loads(in_process("compare", "import banana", "-", "--json", input="import os\n").stdout)

@@ -18,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import gptrio
 from gptrio import StaticCache
+from gptrio.cache import static, static_layers
 from gptrio.cache.static_layers import SlidingWindowLayer
 from gptrio.errors import InputError
 from gptrio.kernels import cuda_graph as graphs
@@ -26,8 +27,15 @@ from tests.cases import first
 from tests.reference import randomise
 
 FAMILIES = ("gpt2", "gpt_neo", "gpt_neox")
-NEW = 90  # tokens: more than the ring of a local layer holds
+NEW = 26  # tokens: more than the ring of a local layer holds
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def short_rings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ring of a local layer has 16 slots, twice its window."""
+    for module in (static, static_layers):
+        monkeypatch.setattr(module, "CROP_MARGIN", 8)
 
 
 def traced(compute: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
@@ -130,7 +138,7 @@ def test_every_mode_is_served(family: str, options: dict[str, Any], device: str,
 @pytest.mark.filterwarnings("ignore:.*text beyond may degrade")
 def test_rotary_tables_that_depend_on_the_length_are_computed_anew(device: str, capturer: Counted) -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
-    config = tiny_config("gpt_neox", max_position_embeddings=40, rope_scaling=scaling, rotary_pct=0.5)
+    config = tiny_config("gpt_neox", max_position_embeddings=16, rope_scaling=scaling, rotary_pct=0.5)
     model = gptrio.AutoModelForCausalLM.from_config(config).eval().to(device)
     randomise(model)
     actual = generate(model, input_ids=prompts(device), cache_implementation="static")

@@ -41,7 +41,7 @@ def test_every_exchange_of_two_values_counts(dtype: torch.dtype, values: str) ->
     }
     data = made[values]().to(dtype)
     flat, before = data.view(-1), fingerprint(data)
-    for _ in range(1000):
+    for _ in range(250):
         first, second = (torch.randint(0, flat.numel() // 2, (2,)) * 2 + torch.randint(0, 2, ())).tolist()  # one half
         changed = bool(flat[first] != flat[second])
         flat[[first, second]] = flat[[second, first]]

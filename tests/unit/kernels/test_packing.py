@@ -137,7 +137,7 @@ def through_numpy(weight: Tensor) -> None:
 @pytest.mark.parametrize("rows", [2, 40])
 def test_edits_past_the_version_counter_are_seen_wherever_they_are(module: nn.Module, edit, rows: int) -> None:
     x = torch.randn(rows, 256)
-    for _ in range(40):
+    for _ in range(12):
         before, version = run(module, x), module.weight._version
         edit(module.weight)
         assert module.weight._version == version

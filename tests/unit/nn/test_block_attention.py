@@ -98,10 +98,11 @@ def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: 
     return block_attention.attend(q, k, v, mask, 0.5, rate)
 
 
+@pytest.mark.parametrize("block", [(4, 200)], indirect=True, ids=["blocks"])
 def test_the_mean_over_many_draws_is_attention_without_dropout():
     q, k, v = (x.detach() for x in inputs())
     mask = mask_of("causal")
-    mean = sum(block_attention.attend(q, k, v, mask, 0.5, 0.1) for _ in range(2000)) / 2000
+    mean = sum(block_attention.attend(q, k, v, mask, 0.5, 0.1) for _ in range(800)) / 800
     exact = formula(q, k, v, mask, torch.ones(()), 1)
     assert (mean - exact).abs().max() < 0.06 * v.abs().max()
 
