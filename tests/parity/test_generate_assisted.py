@@ -137,7 +137,7 @@ def test_a_useless_draft_is_left_alone():
 def test_what_the_schedule_has_come_to_is_kept_on_the_draft(family, schedule):
     pair = pair_of_models(family)
     seen = set()
-    for case in range(12):
+    for case in range(12 if schedule == "heuristic" else 4):
         rng = random.Random(case)
         batch, same = one_row(rng), case % 2 == 0
         numbers = []
