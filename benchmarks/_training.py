@@ -73,9 +73,9 @@ def texts_of(arguments: argparse.Namespace, least: int) -> list[list[int]]:
     rng = random.Random(0)
     lengths: Iterable[int] = iter(lambda: int(rng.lognormvariate(3, 0.7)) + 2, None)
     if arguments.messages is not None:
-        from gptrio import AutoTokenizer
+        from gptrio import GPT2TokenizerFast
 
-        tokenizer = AutoTokenizer.from_pretrained(str(arguments.tokenizer))
+        tokenizer = GPT2TokenizerFast.from_pretrained(str(arguments.tokenizer))
         lines = arguments.messages.read_text(encoding="utf-8").splitlines()
         lengths = [len(ids) for ids in tokenizer([line.split("\t")[-1] for line in lines])["input_ids"]]
     texts: list[list[int]] = []

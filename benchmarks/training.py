@@ -135,7 +135,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="processor: on a busy machine")
     parser.add_argument("--messages", type=Path, help="file with a text after the last tab of each line")
-    parser.add_argument("--tokenizer", type=Path, help="folder of a tokenizer for --messages")
+    parser.add_argument("--tokenizer", type=Path, help="folder of GPT-2's tokenizer, for --messages")
     parser.add_argument("--out", type=Path, help="the JSON file")
     parser.add_argument("--worker", type=json.loads, help=argparse.SUPPRESS)  # settings of a process that trains
     given = parser.parse_args()
