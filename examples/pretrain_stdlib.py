@@ -201,7 +201,7 @@ def main() -> None:
         )  # fmt: skip
         model = GPT2LMHeadModel(config)
         model.generation_config = GenerationConfig(
-            do_sample=True, temperature=0.8, top_p=0.9, bos_token_id=end, eos_token_id=end
+            do_sample=True, temperature=0.8, top_p=0.9, repetition_penalty=1.1, bos_token_id=end, eos_token_id=end
         )  # text that looks like code; the likeliest tokens alone soon repeat themselves
         train(model, cut(texts, tokenizer), args)
     evaluate(args.out, texts, files_held_out())

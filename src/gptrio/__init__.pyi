@@ -219,6 +219,9 @@ from gptrio.jax.generation.processors.sampling import FlaxTopPLogitsWarper as Fl
 from gptrio.jax.generation.processors.sequences import (
     FlaxNoRepeatNGramLogitsProcessor as FlaxNoRepeatNGramLogitsProcessor,
 )
+from gptrio.jax.generation.processors.sequences import (
+    FlaxRepetitionPenaltyLogitsProcessor as FlaxRepetitionPenaltyLogitsProcessor,
+)
 from gptrio.jax.models.auto import FlaxAutoModel as FlaxAutoModel
 from gptrio.jax.models.auto import FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM
 from gptrio.jax.models.auto import FlaxAutoModelForQuestionAnswering as FlaxAutoModelForQuestionAnswering

@@ -73,7 +73,7 @@ def test_score_of_lines_words_and_a_context(file):
     assert [line.split("\t")[-1] for line in lines] == ["text", "def main():", "    print('héllo')"]
     words = in_process("score", file, "--words").stdout.splitlines()
     assert [line.split()[0] for line in words[1:3]] == ["def", "main():"]
-    after = json.loads(in_process("score", "--json", "--context", "import", input=" os").stdout)
+    after = json.loads(in_process("score", "--json", "--context", "import", input=" sys").stdout)
     assert after["texts"][0]["tokens"][0]["rank"] < 50
 
 

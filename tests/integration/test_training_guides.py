@@ -77,7 +77,7 @@ def test_text_classification(folder: Path) -> None:
         )
     training_args = TrainingArguments(
         output_dir="my_awesome_model",
-        learning_rate=1e-3,
+        learning_rate=2e-4,
         per_device_train_batch_size=16,
         per_device_eval_batch_size=16,
         num_train_epochs=4,

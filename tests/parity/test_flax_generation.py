@@ -107,6 +107,17 @@ def test_repeated_ngrams_as_in_pytorch(size: int) -> None:  # Transformers' Flax
         np.testing.assert_array_equal(ours, expected.numpy())
 
 
+@pytest.mark.parametrize("penalty", [0.7, 1.3])
+def test_repetition_penalty_is_that_of_pytorch(penalty: float) -> None:  # Transformers' Flax classes have none
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, (2, 12))
+    scores = np.random.default_rng(1).standard_normal((2, VOCABULARY), np.float32)
+    for column in (1, 7, 12):
+        ours = gptrio.FlaxRepetitionPenaltyLogitsProcessor(penalty)(jnp.asarray(ids), jnp.asarray(scores), column)
+        processor = transformers.RepetitionPenaltyLogitsProcessor(penalty)
+        expected = processor(torch.from_numpy(ids[:, :column]), torch.from_numpy(scores))
+        np.testing.assert_allclose(ours, expected.numpy(), rtol=1e-6)
+
+
 @pytest.mark.parametrize("beams", first([1, 3]))
 @pytest.mark.parametrize("name", ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
 def test_our_pytorch_models_choose_the_same(name: str, beams: int, tmp_path: Any) -> None:
@@ -114,6 +125,7 @@ def test_our_pytorch_models_choose_the_same(name: str, beams: int, tmp_path: Any
     model.save_pretrained(tmp_path)
     pytorch = getattr(gptrio, name).from_pretrained(tmp_path, from_flax=True)
     options = {"max_new_tokens": 8, "num_beams": beams, "eos_token_id": None, "pad_token_id": PAD}
+    options |= {"repetition_penalty": 1.3}
     expected = pytorch.generate(torch.from_numpy(token_ids()), attention_mask=torch.from_numpy(mask), **options)
     actual = model.generate(token_ids(), attention_mask=mask, **options)
     np.testing.assert_array_equal(actual.sequences, expected.numpy())

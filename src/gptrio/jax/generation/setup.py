@@ -13,9 +13,9 @@ from gptrio.jax.generation.prompt import Prompt
 # `use_cache` and `return_dict_in_generate` change nothing, as in Transformers: a cache and an object, always
 SUPPORTED = frozenset({
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "do_sample", "num_beams", "early_stopping",
-    "length_penalty", "temperature", "top_k", "top_p", "no_repeat_ngram_size", "forced_bos_token_id",
-    "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "num_return_sequences", "pad_token_id",
-    "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "return_dict_in_generate",
+    "length_penalty", "temperature", "top_k", "top_p", "repetition_penalty", "no_repeat_ngram_size",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "num_return_sequences",
+    "pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id", "use_cache", "return_dict_in_generate",
 })  # fmt: skip
 # these change speed or memory alone, or how a draft is made and beams are put into groups, which there are none of here
 _WITHOUT_EFFECT = frozenset({

@@ -157,7 +157,7 @@ def test_options_of_pytorch_that_would_change_nothing_are_no_reason_to_refuse(mo
     with pytest.warns(gptrio.GptrioWarning, match="no effect: min_p=0.1, typical_p=0.9 without do_sample=True"):
         out = model.generate(token_ids(), **OPTIONS, **of_sampling)
     np.testing.assert_array_equal(out.sequences, expected)
-    refused = [{"do_sample": True, **of_sampling}, {"repetition_penalty": 1.2}, {"cache_implementation": "quantized"}]
+    refused = [{"do_sample": True, **of_sampling}, {"guidance_scale": 1.2}, {"cache_implementation": "quantized"}]
     for changes in [*refused, {"num_beams": 2, "renormalize_logits": True}]:
         with pytest.raises(gptrio.UnsupportedError, match="Flax classes have no option"):
             model.generate(token_ids(), config, **OPTIONS | changes)
@@ -199,7 +199,7 @@ def test_compiled_code_is_kept_in_a_folder(model: Any, tmp_path: Path) -> None:
     [
         ({"max_new_token": 3}, gptrio.OptionError, "max_new_tokens"),
         ({"atention_mask": 3}, gptrio.OptionError, "attention_mask"),
-        ({"repetition_penalty": 1.5}, gptrio.UnsupportedError, "repetition_penalty"),
+        ({"guidance_scale": 1.5}, gptrio.UnsupportedError, "guidance_scale"),
         ({"do_sample": True, "num_beams": 2}, gptrio.UnsupportedError, "beam_sample"),
         ({"max_length": 11}, gptrio.OptionError, "max_new_tokens"),
         ({"max_new_tokens": 100}, gptrio.OptionError, "max_new_tokens="),

@@ -31,6 +31,8 @@ def _processors(config: GenerationConfig, prompt_length: int, max_length: int) -
     min_length, ends = config.min_length or 0, eos_ids(config)
     if config.min_new_tokens is not None:
         min_length = prompt_length + config.min_new_tokens
+    if config.repetition_penalty not in (None, 1.0):
+        yield sequences.FlaxRepetitionPenaltyLogitsProcessor(config.repetition_penalty)
     if min_length and ends:
         yield forcing.FlaxMinLengthLogitsProcessor(min_length, ends)
     if config.forced_bos_token_id is not None:

@@ -1,4 +1,4 @@
-"""Processors that look for sequences of tokens: repeated n-grams."""
+"""Processors that look at the tokens of a row: repeated ones, and repeated n-grams."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from jax import Array, lax
 
 from gptrio.config.fields import check_number
 from gptrio.jax.generation.processors.base import NEG_INF, FlaxLogitsProcessor, compiled_with
+
+
+@compiled_with("penalty")
+class FlaxRepetitionPenaltyLogitsProcessor(FlaxLogitsProcessor):
+    """Lower the scores of the tokens that are in a row already, prompt included, once each, however often they occur.
+
+    The Flax classes of Transformers have none. Source: Keskar et al., "CTRL", arXiv:1909.05858.
+
+    Args:
+        penalty: above 1 lowers the scores of repeated tokens, below 1 raises them.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        self.penalty = check_number("repetition_penalty", penalty, float, gt=0)
+
+    def __call__(self, input_ids: Array, scores: Array, cur_len: Array) -> Array:
+        """Return scores (B, V) with the tokens of the columns before `cur_len` penalised."""
+        rows, columns = jnp.arange(input_ids.shape[0])[:, None], jnp.arange(input_ids.shape[1])
+        is_seen = jnp.zeros(scores.shape, bool).at[rows, input_ids].max(columns < cur_len)
+        return jnp.where(is_seen, jnp.where(scores < 0, scores * self.penalty, scores / self.penalty), scores)
 
 
 @compiled_with()
