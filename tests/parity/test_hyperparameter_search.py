@@ -76,6 +76,10 @@ def test_best_run_is_that_of_the_reference(tmp_path: Path, first_model: Path, di
     for name in ("learning_rate", "seed", "per_device_train_batch_size"):  # those of the last trial, in both
         assert getattr(trainer.args, name) == getattr(reference.args, name)
     assert trainer.state.trial_params == reference.state.trial_params and trainer.hp_search_backend is None
+    for each in trainer, reference:  # a run after the search has the output folder itself
+        each.train()
+    for name in ("ours", "theirs"):
+        assert (tmp_path / name / "checkpoint-3").is_dir()
 
 
 @pytest.mark.long

@@ -106,10 +106,11 @@ class SearchMixin(TrainerParts):
         options = {name: kwargs.pop(name) for name in ("timeout", "gc_after_trial") if name in kwargs}
         directions = {"directions": direction} if isinstance(direction, list) else {"direction": direction}
         study = optuna.create_study(**directions, **kwargs)
+        folder = self._run_folder
         try:
             study.optimize(self._objective_of, n_trials=n_trials, **options)
         finally:
-            self.hp_search_backend = None
+            self.hp_search_backend, self._run_folder = None, folder  # of a run after the search
         if isinstance(direction, list):
             return [BestRun(str(best.number), best.values, best.params) for best in study.best_trials]
         return BestRun(str(study.best_trial.number), study.best_trial.value, study.best_trial.params)
