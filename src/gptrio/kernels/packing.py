@@ -118,6 +118,8 @@ def find(
 
 def release_packs(module: nn.Module) -> None:
     """Free the packs of a module's weights."""
+    if not _packs:  # as in each step of a training
+        return
     for weight in _weights(module):
         with _lock:
             _packs.pop(id(weight), None)

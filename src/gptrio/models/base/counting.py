@@ -32,7 +32,7 @@ class CountingMixin(nn.Module):
     def _codes(self) -> Iterator[tuple[Any, int]]:
         """The codes of layers and tables that gptrio has quantized, and how many weights they stand for."""
         for module in self.modules():
-            if isinstance(module, ResizableCodes):
+            if _has_codes(module):
                 layer: Any = module
                 yield layer.weight, layer.out_features * layer.in_features
 
@@ -68,7 +68,12 @@ class CountingMixin(nn.Module):
 
 
 def _is_table(module: nn.Module) -> bool:
-    return isinstance(module, nn.Embedding) or (isinstance(module, ResizableCodes) and hasattr(module, "embedding_dim"))
+    return isinstance(module, nn.Embedding) or (hasattr(module, "embedding_dim") and _has_codes(module))
+
+
+def _has_codes(module: nn.Module) -> bool:
+    """Whether gptrio has quantized a module; one attribute first, as the whole protocol would slow each training step."""
+    return hasattr(module, "weight_scale") and isinstance(module, ResizableCodes)
 
 
 def _size(parameter: nn.Parameter) -> int:
