@@ -13,7 +13,9 @@ def main() -> None:
     """
     try:
         from gptrio.cli.app import run
+        from gptrio.cli.keyboard import end_stuck_process
 
+        end_stuck_process()
         code = run(sys.argv[1:])
     except KeyboardInterrupt:  # while modules are imported
         code = 130

@@ -1,0 +1,44 @@
+"""Ctrl-C: it ends a process also while compiled code does not return, and leaves one alone that handles it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there, Ctrl-C waits for compiled code")
+
+BEGIN = """
+import hashlib, os, signal, threading, time
+from gptrio.cli.keyboard import end_stuck_process
+end_stuck_process(0.3)
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+"""
+NEVER = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+HANDLED = """
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    for _ in range(20):
+        time.sleep(0.05)
+    print("cleaned up")
+"""
+OWN = """
+signal.signal(signal.SIGINT, lambda *_: None)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 3 * 10**6)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "output"),
+    [
+        pytest.param(NEVER, 130, "", id="stuck"),
+        pytest.param(HANDLED, 0, "cleaned up\n", id="handled"),
+        pytest.param(OWN, 0, "done\n", id="own-handler"),
+    ],
+)
+def test_ctrl_c_ends_a_process_that_compiled_code_holds(program: str, code: int, output: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", BEGIN + program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
