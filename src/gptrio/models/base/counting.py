@@ -72,7 +72,7 @@ def _is_table(module: nn.Module) -> bool:
 
 
 def _has_codes(module: nn.Module) -> bool:
-    """Whether gptrio has quantized a module; one attribute first, as the whole protocol would slow each training step."""
+    """Whether gptrio has quantized a module; one attribute first: the whole protocol would slow each training step."""
     return hasattr(module, "weight_scale") and isinstance(module, ResizableCodes)
 
 
