@@ -190,6 +190,7 @@ from gptrio.cache import QuantizedCache as QuantizedCache
 from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer
+from gptrio.config.auto import CONFIG_MAPPING as CONFIG_MAPPING
 from gptrio.generation.prefix import PromptPrefix as PromptPrefix
 from gptrio.interop.bridge import from_transformers as from_transformers
 from gptrio.interop.bridge import to_transformers as to_transformers
@@ -222,6 +223,17 @@ from gptrio.jax.generation.processors.sequences import (
 from gptrio.jax.generation.processors.sequences import (
     FlaxRepetitionPenaltyLogitsProcessor as FlaxRepetitionPenaltyLogitsProcessor,
 )
+from gptrio.jax.models.auto import FLAX_MODEL_FOR_CAUSAL_LM_MAPPING as FLAX_MODEL_FOR_CAUSAL_LM_MAPPING
+from gptrio.jax.models.auto import (
+    FLAX_MODEL_FOR_QUESTION_ANSWERING_MAPPING as FLAX_MODEL_FOR_QUESTION_ANSWERING_MAPPING,
+)
+from gptrio.jax.models.auto import (
+    FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+)
+from gptrio.jax.models.auto import (
+    FLAX_MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING as FLAX_MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+)
+from gptrio.jax.models.auto import FLAX_MODEL_MAPPING as FLAX_MODEL_MAPPING
 from gptrio.jax.models.auto import FlaxAutoModel as FlaxAutoModel
 from gptrio.jax.models.auto import FlaxAutoModelForCausalLM as FlaxAutoModelForCausalLM
 from gptrio.jax.models.auto import FlaxAutoModelForQuestionAnswering as FlaxAutoModelForQuestionAnswering
@@ -258,6 +270,11 @@ from gptrio.jax.outputs import FlaxMaskedLMOutput as FlaxMaskedLMOutput
 from gptrio.jax.outputs import FlaxQuestionAnsweringModelOutput as FlaxQuestionAnsweringModelOutput
 from gptrio.jax.outputs import FlaxSequenceClassifierOutput as FlaxSequenceClassifierOutput
 from gptrio.jax.outputs import FlaxTokenClassifierOutput as FlaxTokenClassifierOutput
+from gptrio.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING as MODEL_FOR_CAUSAL_LM_MAPPING
+from gptrio.models.auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING as MODEL_FOR_QUESTION_ANSWERING_MAPPING
+from gptrio.models.auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+from gptrio.models.auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING as MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+from gptrio.models.auto import MODEL_MAPPING as MODEL_MAPPING
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
@@ -309,6 +326,7 @@ from gptrio.scoring.results import TextScore as TextScore
 from gptrio.scoring.results import TopToken as TopToken
 from gptrio.scoring.results import Word as Word
 from gptrio.scoring.score import score as score
+from gptrio.tokenization.auto import TOKENIZER_MAPPING as TOKENIZER_MAPPING
 from gptrio.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
 from gptrio.training.collators import DataCollatorForTokenClassification as DataCollatorForTokenClassification
 from gptrio.training.collators import DataCollatorWithPadding as DataCollatorWithPadding

@@ -244,7 +244,7 @@ def prompt(rows: int = 2, length: int = 9) -> Tensor:
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from gptrio.config import auto
 
-    monkeypatch.setattr(auto, "CONFIG_CLASSES", dict(auto.CONFIG_CLASSES))
+    monkeypatch.setattr(auto, "CONFIG_MAPPING", dict(auto.CONFIG_MAPPING))
     AutoConfig.register("fourth", FourthConfig)
     with torch.no_grad():
         yield

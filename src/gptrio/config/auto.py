@@ -12,22 +12,23 @@ from gptrio.config.gpt_neox import GPTNeoXConfig
 from gptrio.errors import ConfigError, UnsupportedError
 from gptrio.foreign import CONFIGURATION, content_of, is_foreign
 
-CONFIG_CLASSES: dict[str, type[PretrainedConfig]] = {
+OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {
     cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
 }
+CONFIG_MAPPING = dict(OWN_CONFIGS)  # and those registered
 
 OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # those of Transformers' back ends that gptrio has
 
 
 def config_class_of(model_type: str) -> type[PretrainedConfig]:
     """Return the configuration class of a family; raises UnsupportedError, which lists the known ones."""
-    if not isinstance(model_type, str) or model_type not in CONFIG_CLASSES:
-        known = ", ".join(sorted(CONFIG_CLASSES))
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        known = ", ".join(sorted(CONFIG_MAPPING))
         raise UnsupportedError(
             f"model_type={model_type!r} is a family that gptrio does not have; it has: {known} "
             "(AutoConfig.register adds your own)"
         )
-    return CONFIG_CLASSES[model_type]
+    return CONFIG_MAPPING[model_type]
 
 
 def as_own_config(given: Any) -> Any:
@@ -91,10 +92,10 @@ class AutoConfig:
         if not values.get("model_type"):  # as in Transformers: the family that the name contains, the longest first
             name = os.fspath(pretrained_model_name_or_path)
             values["model_type"] = next(
-                (key for key in sorted(CONFIG_CLASSES, key=len, reverse=True) if key in name), None
+                (key for key in sorted(CONFIG_MAPPING, key=len, reverse=True) if key in name), None
             )
         if values["model_type"] is None:
-            known = ", ".join(sorted(CONFIG_CLASSES))
+            known = ", ".join(sorted(CONFIG_MAPPING))
             raise ConfigError(
                 f"config.json of {name!r} has no model_type; expected one of {known} (or use the family's own class)"
             )
@@ -106,10 +107,14 @@ class AutoConfig:
 
     @staticmethod
     def register(model_type: str, config: type[PretrainedConfig], exist_ok: bool = False) -> None:
-        """Add a configuration class for its `model_type`; raises ConfigError if that is taken or not the class's."""
+        """Add a configuration class for its `model_type`, in place of one that was added before.
+
+        Raises:
+            ConfigError: `model_type` is not the class's, or that of a family of gptrio's (unless `exist_ok`).
+        """
         if not issubclass(config, PretrainedConfig) or config.model_type != model_type:
             raise ConfigError(f"{config.__name__} is not a PretrainedConfig with model_type={model_type!r}")
-        if not exist_ok and CONFIG_CLASSES.get(model_type, config) is not config:
-            taken_by = CONFIG_CLASSES[model_type].__name__
+        if not exist_ok and model_type in OWN_CONFIGS:
+            taken_by = OWN_CONFIGS[model_type].__name__
             raise ConfigError(f"model_type={model_type!r} is taken by {taken_by}; exist_ok=True replaces it")
-        CONFIG_CLASSES[model_type] = config
+        CONFIG_MAPPING[model_type] = config

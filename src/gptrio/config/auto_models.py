@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any, ClassVar, cast
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
-from gptrio.config.auto import AutoConfig, as_own_config
+from gptrio.config.auto import OWN_CONFIGS, AutoConfig, as_own_config
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import ConfigError, OptionError, UnsupportedError
 from gptrio.hub import HubOptions, refuse_remote_code
@@ -76,7 +77,7 @@ class AutoModelBase:
                 config or name_or_path, return_unused_kwargs=True, **options, **arguments
             )
             arguments = {**options, **of_model, **unused}
-        model_class: Any = cls._class_for(cast(PretrainedConfig, config))
+        model_class: Any = cls._class_for(type(config))
         return model_class.from_pretrained(name_or_path, *model_args, config=config, **arguments)
 
     @classmethod
@@ -84,36 +85,63 @@ class AutoModelBase:
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
         refuse_remote_code(kwargs)
         config = as_own_config(config)
-        model_class: Any = cls._class_for(config)
+        model_class: Any = cls._class_for(type(config))
         return model_class._from_config(config, **kwargs)
 
     @classmethod
     def register(cls, config_class: type[PretrainedConfig], model_class: type, exist_ok: bool = False) -> None:
-        """Add the model class of a configuration class.
+        """Add the model class of a configuration class, in place of one that was added before.
 
         Raises:
-            ConfigError: the configuration class has a model already, or the model has another configuration class.
+            ConfigError: the configuration class is gptrio's own (unless `exist_ok`), or the model has another one.
         """
         own: type[PretrainedConfig] = getattr(model_class, "config_class", PretrainedConfig)
         if own is not config_class:
             raise ConfigError(f"{model_class.__name__}.config_class is {own.__name__}, not {config_class.__name__}")
-        if not exist_ok and (config_class in cls._registered or config_class.model_type in FAMILIES):
+        if not exist_ok and config_class in OWN_CONFIGS.values():
             raise ConfigError(f"{config_class.__name__} has a model in {cls.__name__}; exist_ok=True replaces it")
         cls._registered[config_class] = model_class
 
     @classmethod
-    def _class_for(cls, config: PretrainedConfig) -> type:
-        if type(config) in cls._registered:
-            return cls._registered[type(config)]
-        classes = FAMILIES.get(config.model_type, {})
+    def _class_for(cls, config_class: type[PretrainedConfig]) -> type:
+        if config_class in cls._registered:
+            return cls._registered[config_class]
+        model_type = config_class.model_type
+        classes = FAMILIES.get(model_type, {})
         if cls._kind not in classes:
             raise UnsupportedError(
-                f"{cls.__name__} has no class for model_type={config.model_type!r}; it has: {', '.join(FAMILIES)} "
+                f"{cls.__name__} has no class for model_type={model_type!r}; it has: {', '.join(FAMILIES)} "
                 f"({cls.__name__}.register adds your own)"
             )
-        module = importlib.import_module(f"{cls._package}.{config.model_type}")
+        module = importlib.import_module(f"{cls._package}.{model_type}")
         model_class: type = getattr(module, cls._prefix + classes[cls._kind])
         return model_class
+
+
+class ModelMapping(Mapping[type[PretrainedConfig], type]):
+    """The model class of each configuration class, as an auto class chooses it; those registered are included.
+
+    Args:
+        auto: the auto class.
+    """
+
+    def __init__(self, auto: type[AutoModelBase]) -> None:
+        self._auto = auto
+
+    def __getitem__(self, config_class: type[PretrainedConfig]) -> type:
+        if config_class not in [*self]:
+            raise KeyError(config_class)
+        return self._auto._class_for(config_class)
+
+    def __iter__(self) -> Iterator[type[PretrainedConfig]]:
+        return iter(dict.fromkeys([*OWN_CONFIGS.values(), *self._auto._registered]))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def register(self, key: type[PretrainedConfig], value: type, exist_ok: bool = False) -> None:
+        """Add a model class; see `AutoModelBase.register`."""
+        self._auto.register(key, value, exist_ok)
 
 
 def check_auto_class(model_class: Any, auto_class: str | type, base: type[AutoModelBase]) -> str:
@@ -134,7 +162,7 @@ def check_auto_class(model_class: Any, auto_class: str | type, base: type[AutoMo
         raise OptionError(f"{name} is not an auto class; expected one of {', '.join(kinds)}")
     config = model_class.config_class
     if kinds[name]._kind not in FAMILIES.get(config.model_type, {}) or (
-        kinds[name]._class_for(config()) is not model_class
+        kinds[name]._class_for(config) is not model_class
     ):
         raise UnsupportedError(
             f"{model_class.__name__} cannot be saved for {name}, because gptrio neither writes code beside weights nor "

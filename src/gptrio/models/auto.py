@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, ClassVar
 
-from gptrio.config.auto_models import AutoModelBase
+from gptrio.config.auto_models import AutoModelBase, ModelMapping
 from gptrio.models.base.adapters import load_with_adapter
 
 
@@ -54,3 +54,10 @@ class AutoModelForQuestionAnswering(TorchAuto):
     """Models that find the span of an answer."""
 
     _kind = "question_answering"
+
+
+MODEL_MAPPING = ModelMapping(AutoModel)
+MODEL_FOR_CAUSAL_LM_MAPPING = ModelMapping(AutoModelForCausalLM)
+MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForSequenceClassification)
+MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForTokenClassification)
+MODEL_FOR_QUESTION_ANSWERING_MAPPING = ModelMapping(AutoModelForQuestionAnswering)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gptrio.config.auto import OWN_CONFIGS
 from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError
 from gptrio.hub import HubOptions
 from gptrio.tokenization.base import PreTrainedTokenizerBase
@@ -15,9 +17,11 @@ from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast
 from gptrio.tokenization.vocabulary import read_object
 
 TokenizerClass = type[PreTrainedTokenizerBase]
+Classes = tuple[TokenizerClass | None, TokenizerClass | None]
 
-# model type -> (class in Python, fast class)
-TOKENIZER_MAPPING: dict[str, tuple[TokenizerClass | None, TokenizerClass | None]] = {
+# model type -> its configuration class, and (class in Python, fast class)
+_CONFIGS: dict[str, Any] = dict(OWN_CONFIGS)
+_CLASSES: dict[str, Classes] = {
     "gpt2": (GPT2Tokenizer, GPT2TokenizerFast),
     "gpt_neo": (GPT2Tokenizer, GPT2TokenizerFast),
     "gpt_neox": (None, GPTNeoXTokenizerFast),
@@ -75,9 +79,11 @@ class AutoTokenizer:
     ) -> None:
         """Make tokenizer classes known for a configuration class (by its `model_type`).
 
+        They replace classes that were registered before; a call with one of the two leaves the other as it is.
+
         Raises:
-            UnsupportedError: no class given, a slow one in place of a fast one or the other way round, or a model type
-                that has classes already (unless `exist_ok`).
+            UnsupportedError: no class given, a slow one in place of a fast one or the other way round, or the model
+                type is of a family of gptrio's (unless `exist_ok`).
         """
         if slow_tokenizer_class is None and fast_tokenizer_class is None:
             raise UnsupportedError("nothing to register: give slow_tokenizer_class or fast_tokenizer_class")
@@ -87,13 +93,33 @@ class AutoTokenizer:
                     f"{given.__name__} is {'not ' * is_fast}a fast tokenizer; swap the two arguments"
                 )
         model_type = config_class.model_type
-        known = TOKENIZER_MAPPING.get(model_type, (None, None))
-        if known != (None, None) and not exist_ok:
+        if config_class in OWN_CONFIGS.values() and not exist_ok:
             raise UnsupportedError(f"model type {model_type!r} has tokenizers already; exist_ok=True replaces them")
-        TOKENIZER_MAPPING[model_type] = (slow_tokenizer_class or known[0], fast_tokenizer_class or known[1])
+        slow, fast = _CLASSES.get(model_type, (None, None))
+        _CLASSES[model_type] = (slow_tokenizer_class or slow, fast_tokenizer_class or fast)
+        _CONFIGS[model_type] = config_class
 
 
-Classes = tuple[TokenizerClass | None, TokenizerClass | None]
+class TokenizerMapping(Mapping[Any, Classes]):
+    """The tokenizer classes of each configuration class: (in Python, fast); those registered are included."""
+
+    def __getitem__(self, config_class: Any) -> Classes:
+        if config_class not in [*self]:
+            raise KeyError(config_class)
+        return _CLASSES[config_class.model_type]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(_CONFIGS.values())
+
+    def __len__(self) -> int:
+        return len(_CONFIGS)
+
+    def register(self, key: Any, value: Classes, exist_ok: bool = False) -> None:
+        """Add tokenizer classes; see `AutoTokenizer.register`."""
+        AutoTokenizer.register(key, *value, exist_ok=exist_ok)
+
+
+TOKENIZER_MAPPING = TokenizerMapping()
 
 
 def _named_classes(
@@ -126,15 +152,15 @@ def _classes_by_name(name: str) -> Classes:
     base = name.removesuffix("Fast")
     if base in GENERIC_CLASSES:
         return None, PreTrainedTokenizerFast
-    for classes in TOKENIZER_MAPPING.values():
+    for classes in _CLASSES.values():
         if base in [cls.__name__.removesuffix("Fast") for cls in classes if cls is not None]:
             return classes
-    known = sorted({cls.__name__ for classes in TOKENIZER_MAPPING.values() for cls in classes if cls is not None})
+    known = sorted({cls.__name__ for classes in _CLASSES.values() for cls in classes if cls is not None})
     raise UnsupportedError(f"the checkpoint uses tokenizer class {name!r}; gptrio has {', '.join(known)}")
 
 
 def _classes_of_model(model_type: str) -> Classes:
-    if not isinstance(model_type, str) or model_type not in TOKENIZER_MAPPING:
-        known = ", ".join(sorted(TOKENIZER_MAPPING))
+    if not isinstance(model_type, str) or model_type not in _CLASSES:
+        known = ", ".join(sorted(_CLASSES))
         raise UnsupportedError(f"model type {model_type!r} is not one of gptrio's: {known}")
-    return TOKENIZER_MAPPING[model_type]
+    return _CLASSES[model_type]

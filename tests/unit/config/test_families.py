@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from gptrio.config import AutoConfig, GPT2Config, GPTNeoConfig, GPTNeoXConfig, PretrainedConfig
-from gptrio.config.auto import CONFIG_CLASSES
+from gptrio.config.auto import CONFIG_MAPPING
 from gptrio.errors import ConfigError, GptrioWarning, UnsupportedError
 
 NEOX = {"hidden_size": 32, "num_attention_heads": 2, "rotary_pct": 0.5}  # 16 wide heads, 8 dimensions rotated
@@ -131,10 +131,10 @@ def test_rotary_fields_as_transformers_5_writes_them() -> None:
 
 @pytest.fixture
 def registry() -> Iterator[None]:
-    before = dict(CONFIG_CLASSES)
+    before = dict(CONFIG_MAPPING)
     yield
-    CONFIG_CLASSES.clear()
-    CONFIG_CLASSES.update(before)
+    CONFIG_MAPPING.clear()
+    CONFIG_MAPPING.update(before)
 
 
 @pytest.mark.parametrize("family", [GPT2Config, GPTNeoConfig, GPTNeoXConfig])

@@ -23,7 +23,7 @@ from gptrio import (
     UnsupportedError,
 )
 from gptrio.hub import read_json
-from gptrio.tokenization.auto import TOKENIZER_MAPPING
+from gptrio.tokenization import auto
 
 TEXT = "Hello <new>  world <|endoftext|> don't"
 
@@ -261,20 +261,21 @@ def test_register(fast, tmp_path, monkeypatch):
     class OwnTokenizer(GPT2Tokenizer):
         pass
 
-    monkeypatch.setattr("gptrio.tokenization.auto.TOKENIZER_MAPPING", dict(TOKENIZER_MAPPING))
+    for table in ("_CLASSES", "_CONFIGS"):
+        monkeypatch.setattr(auto, table, dict(getattr(auto, table)))
     AutoTokenizer.register(OwnConfig, slow_tokenizer_class=OwnTokenizer)
     fast.save_pretrained(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "config.json").write_text('{"model_type": "own"}')
     assert type(AutoTokenizer.from_pretrained(tmp_path)) is OwnTokenizer
-    for classes, message in (
-        ({}, "nothing to register"),
-        ({"fast_tokenizer_class": OwnTokenizer}, "OwnTokenizer is not a fast tokenizer"),
-        ({"slow_tokenizer_class": GPT2TokenizerFast}, "GPT2TokenizerFast is a fast tokenizer"),
-        ({"slow_tokenizer_class": OwnTokenizer}, "exist_ok=True"),
+    for config_class, classes, message in (
+        (OwnConfig, {}, "nothing to register"),
+        (OwnConfig, {"fast_tokenizer_class": OwnTokenizer}, "OwnTokenizer is not a fast tokenizer"),
+        (OwnConfig, {"slow_tokenizer_class": GPT2TokenizerFast}, "GPT2TokenizerFast is a fast tokenizer"),
+        (GPT2Config, {"slow_tokenizer_class": OwnTokenizer}, "exist_ok=True"),
     ):
         with pytest.raises(UnsupportedError, match=message):
-            AutoTokenizer.register(OwnConfig, **classes)
+            AutoTokenizer.register(config_class, **classes)
 
 
 def test_auto_tokenizer_reads_each_file_once(monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from gptrio.config.auto_models import AutoModelBase
+from gptrio.config.auto_models import AutoModelBase, ModelMapping
 
 
 class FlaxAuto(AutoModelBase):
@@ -43,3 +43,10 @@ class FlaxAutoModelForQuestionAnswering(FlaxAuto):
     """Models that find the span of an answer."""
 
     _kind = "question_answering"
+
+
+FLAX_MODEL_MAPPING = ModelMapping(FlaxAutoModel)
+FLAX_MODEL_FOR_CAUSAL_LM_MAPPING = ModelMapping(FlaxAutoModelForCausalLM)
+FLAX_MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING = ModelMapping(FlaxAutoModelForSequenceClassification)
+FLAX_MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING = ModelMapping(FlaxAutoModelForTokenClassification)
+FLAX_MODEL_FOR_QUESTION_ANSWERING_MAPPING = ModelMapping(FlaxAutoModelForQuestionAnswering)

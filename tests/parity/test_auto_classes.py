@@ -1,0 +1,116 @@
+"""Classes of one's own in the auto classes, and the tables of the auto classes, beside the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import transformers
+from transformers.models.auto import modeling_auto, modeling_flax_auto
+
+import gptrio
+from gptrio.config.auto import CONFIG_MAPPING
+from gptrio.tokenization import auto as tokenizers
+
+LIBRARIES = (transformers, gptrio)
+CONFIGS = ("GPT2Config", "GPTNeoConfig", "GPTNeoXConfig")
+TABLES = [
+    name
+    for name in gptrio.__all__
+    if name.endswith("_MAPPING") and name.startswith(("MODEL", "FLAX")) and not name.startswith("FLAX_MODEL_FOR_TOKEN")
+]
+
+
+@pytest.fixture(autouse=True)
+def _unregistered() -> Iterator[None]:
+    """Take back what a test registers, in both libraries."""
+    ours = (CONFIG_MAPPING, gptrio.AutoModelForCausalLM._registered, tokenizers._CLASSES, tokenizers._CONFIGS)
+    theirs = [
+        getattr(transformers, name)._extra_content
+        for name in ("CONFIG_MAPPING", "MODEL_FOR_CAUSAL_LM_MAPPING", "TOKENIZER_MAPPING")
+    ]
+    tables: tuple[dict[Any, Any], ...] = (*ours, *theirs)
+    before = [dict(table) for table in tables]
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+
+
+def definitions(library: Any) -> tuple[Any, Any, Any, Any]:
+    """Classes of one's own as a cell of a notebook defines them: new ones each time."""
+
+    class NoteConfig(library.GPT2Config):  # type: ignore[name-defined, misc]
+        model_type = "note"
+
+    class NoteModel(library.GPT2LMHeadModel):  # type: ignore[name-defined, misc]
+        config_class = NoteConfig
+
+    class NoteTokenizer(library.GPT2Tokenizer):  # type: ignore[name-defined, misc]
+        pass
+
+    class NoteTokenizerFast(library.GPT2TokenizerFast):  # type: ignore[name-defined, misc]
+        slow_tokenizer_class = NoteTokenizer
+
+    return NoteConfig, NoteModel, NoteTokenizer, NoteTokenizerFast
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_a_cell_that_registers_classes_may_run_again(library: Any) -> None:
+    for _ in range(2):
+        config_class, model_class, slow, fast = definitions(library)
+        library.AutoConfig.register("note", config_class)
+        library.AutoModelForCausalLM.register(config_class, model_class)
+        library.AutoModelForCausalLM.register(config_class, model_class)
+        library.AutoTokenizer.register(config_class, slow_tokenizer_class=slow)
+        assert library.TOKENIZER_MAPPING[config_class][0] is slow
+        library.AutoTokenizer.register(config_class, fast_tokenizer_class=fast)
+        assert library.TOKENIZER_MAPPING[config_class] == (slow, fast)
+    assert type(library.AutoConfig.for_model("note")) is config_class
+    assert library.CONFIG_MAPPING["note"] is config_class
+    assert library.MODEL_FOR_CAUSAL_LM_MAPPING[config_class] is model_class
+    small = config_class(vocab_size=9, n_embd=4, n_head=1, n_layer=1, n_positions=4)
+    assert type(library.AutoModelForCausalLM.from_config(small)) is model_class
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_classes_of_the_library_are_replaced_only_on_request(library: Any) -> None:
+    @contextmanager
+    def refused() -> Iterator[None]:
+        with pytest.raises(ValueError, match=r"already|exist_ok"):
+            yield
+
+    config_class, model_class = library.GPT2Config, library.GPT2LMHeadModel
+    with refused():
+        library.AutoConfig.register("gpt2", config_class)
+    with refused():
+        library.AutoModelForCausalLM.register(config_class, model_class)
+    with refused():
+        library.AutoTokenizer.register(config_class, slow_tokenizer_class=library.GPT2Tokenizer)
+    library.AutoConfig.register("gpt2", config_class, exist_ok=True)
+    library.AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_tables_have_the_references_classes(table: str) -> None:
+    ours = getattr(gptrio, table)
+    names = getattr(modeling_flax_auto if table.startswith("FLAX") else modeling_auto, f"{table}_NAMES")
+    assert [key.__name__ for key in ours] == [key.__name__ for key in ours.keys()] == list(CONFIGS)  # noqa: SIM118
+    assert len(ours) == len(CONFIGS)
+    for config_class, model_class in ours.items():
+        assert config_class in ours
+        if config_class.model_type in names:  # the Flax classes here are more
+            assert model_class.__name__ == names[config_class.model_type]
+    assert ours.get(gptrio.PretrainedConfig) is None
+
+
+def test_tables_of_configurations_and_tokenizers_have_the_references_classes() -> None:
+    for name in CONFIGS:
+        ours, theirs = getattr(gptrio, name), getattr(transformers, name)
+        assert gptrio.CONFIG_MAPPING[ours.model_type] is ours
+        assert transformers.CONFIG_MAPPING[ours.model_type] is theirs
+        found, expected = gptrio.TOKENIZER_MAPPING[ours], transformers.TOKENIZER_MAPPING[theirs]
+        assert [cls and cls.__name__ for cls in found] == [cls and cls.__name__ for cls in expected]
+    assert gptrio.PretrainedConfig not in gptrio.TOKENIZER_MAPPING
