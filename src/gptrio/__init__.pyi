@@ -5,7 +5,6 @@ from gptrio.config import GPT2Config as GPT2Config
 from gptrio.config import GPTNeoConfig as GPTNeoConfig
 from gptrio.config import GPTNeoXConfig as GPTNeoXConfig
 from gptrio.config import PretrainedConfig as PretrainedConfig
-from gptrio.config.serialization import CONFIG_NAME as CONFIG_NAME
 from gptrio.errors import CheckpointError as CheckpointError
 from gptrio.errors import CheckpointFormatError as CheckpointFormatError
 from gptrio.errors import CheckpointNotFoundError as CheckpointNotFoundError
@@ -129,7 +128,6 @@ from gptrio.tokenization.gpt_neox import GPTNeoXTokenizerFast as GPTNeoXTokenize
 from gptrio.tokenization.slow import PreTrainedTokenizer as PreTrainedTokenizer
 from gptrio.tokenization.special_tokens import AddedToken as AddedToken
 from gptrio.tokenization.special_tokens import SpecialTokensMixin as SpecialTokensMixin
-from gptrio.tokenization.tensors import TensorType as TensorType
 from gptrio.training.arguments import TrainingArguments as TrainingArguments
 from gptrio.training.arguments_parser import HfArgumentParser as HfArgumentParser
 from gptrio.training.callbacks import DefaultFlowCallback as DefaultFlowCallback
@@ -144,6 +142,8 @@ from gptrio.training.state import TrainerControl as TrainerControl
 from gptrio.training.state import TrainerState as TrainerState
 from gptrio.training.trainer import Trainer as Trainer
 from gptrio.utils import logging as logging
+from gptrio.utils.choices import TensorType as TensorType
+from gptrio.utils.file_names import CONFIG_NAME as CONFIG_NAME
 from gptrio.utils.installed import is_apex_available as is_apex_available
 from gptrio.utils.installed import is_av_available as is_av_available
 from gptrio.utils.installed import is_bitsandbytes_available as is_bitsandbytes_available
@@ -275,11 +275,13 @@ from gptrio.models.auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING as MODEL_FOR
 from gptrio.models.auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from gptrio.models.auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING as MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
 from gptrio.models.auto import MODEL_MAPPING as MODEL_MAPPING
+from gptrio.models.auto import MODEL_WITH_LM_HEAD_MAPPING as MODEL_WITH_LM_HEAD_MAPPING
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
 from gptrio.models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
 from gptrio.models.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
+from gptrio.models.auto import AutoModelWithLMHead as AutoModelWithLMHead
 from gptrio.models.base.adapters import enable_peft as enable_peft
 from gptrio.models.base.generation_mixin import GenerationMixin as GenerationMixin
 from gptrio.models.base.pretrained import PreTrainedModel as PreTrainedModel
@@ -327,6 +329,7 @@ from gptrio.scoring.results import TopToken as TopToken
 from gptrio.scoring.results import Word as Word
 from gptrio.scoring.score import score as score
 from gptrio.tokenization.auto import TOKENIZER_MAPPING as TOKENIZER_MAPPING
+from gptrio.training.adafactor import Adafactor as Adafactor
 from gptrio.training.collators import DataCollatorForSeq2Seq as DataCollatorForSeq2Seq
 from gptrio.training.collators import DataCollatorForTokenClassification as DataCollatorForTokenClassification
 from gptrio.training.collators import DataCollatorWithPadding as DataCollatorWithPadding
@@ -351,3 +354,11 @@ from gptrio.training.schedules import (
 )
 from gptrio.training.schedules import get_scheduler as get_scheduler
 from gptrio.training.schedules import get_wsd_schedule as get_wsd_schedule
+from gptrio.utils.file_names import WEIGHTS_NAME as WEIGHTS_NAME
+from gptrio.utils.installed import is_comet_available as is_comet_available
+from gptrio.utils.installed import is_optuna_available as is_optuna_available
+from gptrio.utils.installed import is_ray_available as is_ray_available
+from gptrio.utils.installed import is_sigopt_available as is_sigopt_available
+from gptrio.utils.installed import is_tensorboard_available as is_tensorboard_available
+from gptrio.utils.installed import is_trackio_available as is_trackio_available
+from gptrio.utils.installed import is_wandb_available as is_wandb_available

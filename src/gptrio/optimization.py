@@ -1,5 +1,8 @@
-"""What scripts import from `transformers.optimization`: schedules of the learning rate."""
+"""What scripts import from `transformers.optimization`: schedules of the learning rate, Adafactor."""
 
+from gptrio.training.adafactor import Adafactor as Adafactor
+from gptrio.training.adafactor import AdafactorSchedule as AdafactorSchedule
+from gptrio.training.adafactor import get_adafactor_schedule as get_adafactor_schedule
 from gptrio.training.schedules import get_constant_schedule as get_constant_schedule
 from gptrio.training.schedules import get_constant_schedule_with_warmup as get_constant_schedule_with_warmup
 from gptrio.training.schedules import get_cosine_schedule_with_warmup as get_cosine_schedule_with_warmup

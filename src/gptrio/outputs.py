@@ -126,6 +126,15 @@ def _is_pair(item: Any) -> bool:
 
 
 @dataclass
+class BaseModelOutput(ModelOutput):
+    """As BaseModelOutputWithPast, for models of one's own that have no cache."""
+
+    last_hidden_state: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
 class BaseModelOutputWithPast(ModelOutput):
     """Result of a backbone.
 
@@ -147,6 +156,16 @@ class BaseModelOutputWithPastAndCrossAttentions(BaseModelOutputWithPast):
 
 
 @dataclass
+class CausalLMOutput(ModelOutput):
+    """As CausalLMOutputWithPast, for models of one's own that have no cache."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
 class CausalLMOutputWithPast(ModelOutput):
     """Result of a language model: loss (); logits (B, T, V)."""
 
@@ -162,6 +181,16 @@ class CausalLMOutputWithCrossAttentions(CausalLMOutputWithPast):
     """As CausalLMOutputWithPast; cross_attentions: L tensors (B, H, T, S of the encoder)."""
 
     cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class SequenceClassifierOutput(ModelOutput):
+    """As SequenceClassifierOutputWithPast, for models of one's own that have no cache."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass

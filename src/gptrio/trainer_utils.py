@@ -1,6 +1,7 @@
 """What scripts import from `transformers.trainer_utils`: results, strategies, seeds, the last checkpoint."""
 
 from gptrio.training.arguments_process import is_main_process as is_main_process
+from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR as PREFIX_CHECKPOINT_DIR
 from gptrio.training.checkpoint import get_last_checkpoint as get_last_checkpoint
 from gptrio.training.enums import EvaluationStrategy as EvaluationStrategy
 from gptrio.training.enums import FSDPOption as FSDPOption

@@ -28,8 +28,9 @@ ORDER = (
     ("models",),
     ("pipelines", "scoring", "interop"),
     ("engine", "training", "verification"),
-    ("debug_utils", "hf_argparser", "integrations", "optimization"),  # paths from which scripts import, as they do
-    ("data", "trainer", "trainer_callback", "trainer_pt_utils", "trainer_utils", "training_args"),  # of Transformers
+    # paths from which scripts import, as they do of Transformers
+    ("debug_utils", "hf_argparser", "integrations", "modeling_outputs", "optimization", "testing_utils"),
+    ("data", "trainer", "trainer_callback", "trainer_pt_utils", "trainer_utils", "training_args"),
     ("server",),
     ("cli",),
     ("testing",),

@@ -19,13 +19,15 @@ MODULES = {  # names in the reference's module that are absent here, and why
     "DataCollatorForWholeWordMask tf_default_data_collator "  # for other models
     "numpy_default_data_collator torch_default_data_collator tolist",  # parts of default_data_collator
     "hf_argparser": "",
-    "optimization": "Adafactor AdafactorSchedule get_adafactor_schedule",  # torch has Adafactor
+    "optimization": "",
     "trainer": "safe_globals",  # checkpoints are no pickles
     "debug_utils": "DebugUnderflowOverflow detect_overflow get_abs_min_max",
 }
 FUNCTIONS_ONLY = {
     "trainer_pt_utils": "AcceleratorConfig get_parameter_names",
-    "integrations": "WandbCallback rewrite_logs",
+    "integrations": "WandbCallback rewrite_logs is_tensorboard_available",
+    "modeling_outputs": "SequenceClassifierOutput",
+    "testing_utils": "CaptureLogger",
 }
 
 
@@ -48,6 +50,8 @@ def test_names_are_the_public_objects(path):
     names = [name for name in vars(module) if not name.startswith("_") and name != "data_collator"]
     assert set(FUNCTIONS_ONLY.get(path, "").split()) <= set(names)
     for name in names:
+        if inspect.ismodule(getattr(module, name)) or name == "annotations":
+            continue
         assert hasattr(theirs, name), f"the reference has no {path}.{name}"
         if name in gptrio.__all__:
             assert getattr(module, name) is getattr(gptrio, name)

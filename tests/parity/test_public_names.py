@@ -47,7 +47,6 @@ ABSENT = {
     "TF_WEIGHTS_NAME": "weights of TensorFlow",
     "MODEL_CARD_NAME": "a file that neither library reads",
     "SPIECE_UNDERLINE": "for tokenizers of SentencePiece",
-    "WEIGHTS_NAME": "safetensors come first; the names of files are the checkpoint room's own",
     "add_start_docstrings": "writes the reference's documentation",
     "add_end_docstrings": "writes the reference's documentation",
 }

@@ -9,9 +9,9 @@ from typing import Any
 
 from gptrio.config.auto import as_own_config
 from gptrio.config.base import PretrainedConfig
-from gptrio.config.serialization import CONFIG_NAME
 from gptrio.errors import OptionError
 from gptrio.hub import HubOptions, local_folder
+from gptrio.utils.file_names import CONFIG_NAME
 
 
 def read_config(

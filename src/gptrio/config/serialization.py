@@ -15,11 +15,11 @@ from gptrio.config.generation_keys import GenerationKeys
 from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, warn
 from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
+from gptrio.utils.file_names import CONFIG_NAME
 
 Config = TypeVar("Config", bound="SerializableConfig")
 
 PathLike = str | os.PathLike[str]
-CONFIG_NAME = "config.json"
 FORMAT_VERSION = "4.56.2"  # the Transformers release whose config.json this package writes
 SPELLINGS = {"torch_dtype": "dtype", "name_or_path": "_name_or_path", "attn_implementation": "_attn_implementation"}
 _NOT_IN_FILES = ("_attn_implementation", "_commit_hash", "_dtype_name")

@@ -6,6 +6,8 @@ import os
 from typing import Any, ClassVar
 
 from gptrio.config.auto_models import AutoModelBase, ModelMapping
+from gptrio.config.base import PretrainedConfig
+from gptrio.errors import warn
 from gptrio.models.base.adapters import load_with_adapter
 
 
@@ -56,8 +58,27 @@ class AutoModelForQuestionAnswering(TorchAuto):
     _kind = "question_answering"
 
 
+class AutoModelWithLMHead(AutoModelForCausalLM):
+    """Earlier name of `AutoModelForCausalLM`; warns that it is one."""
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
+        """Build a model with new weights."""
+        warn("AutoModelWithLMHead is deprecated; use AutoModelForCausalLM instead", FutureWarning)
+        return super().from_config(config, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """Load a checkpoint."""
+        warn("AutoModelWithLMHead is deprecated; use AutoModelForCausalLM instead", FutureWarning)
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+
+
 MODEL_MAPPING = ModelMapping(AutoModel)
 MODEL_FOR_CAUSAL_LM_MAPPING = ModelMapping(AutoModelForCausalLM)
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForSequenceClassification)
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForTokenClassification)
 MODEL_FOR_QUESTION_ANSWERING_MAPPING = ModelMapping(AutoModelForQuestionAnswering)
+MODEL_WITH_LM_HEAD_MAPPING = ModelMapping(AutoModelWithLMHead)

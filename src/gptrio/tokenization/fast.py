@@ -16,10 +16,11 @@ from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import has_surrogate, surrogate_error
 from gptrio.tokenization.encoding import Sample
-from gptrio.tokenization.options import EncodeOptions, PaddingStrategy, TruncationStrategy, unknown_arguments
+from gptrio.tokenization.options import EncodeOptions, TruncationStrategy, unknown_arguments
 from gptrio.tokenization.prepare import Ids
 from gptrio.tokenization.special_tokens import Token
 from gptrio.tokenization.vocabulary import TOKENIZER_FILE, joined_path
+from gptrio.utils.choices import PaddingStrategy
 
 if TYPE_CHECKING:
     from typing_extensions import Self

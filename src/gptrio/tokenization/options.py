@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from enum import Enum
 from typing import Any, TypeVar
 
 from gptrio.errors import TokenizationError, UnknownArgumentError, nearest
+from gptrio.utils.choices import ExplicitEnum, PaddingStrategy
 
 VERY_LARGE_INTEGER = int(1e30)  # `model_max_length` of a tokenizer without a limit
 LARGE_INTEGER = int(1e20)  # a `model_max_length` above this counts as no limit
 
 
-class PaddingStrategy(str, Enum):
-    """Values of `padding`."""
-
-    LONGEST = "longest"
-    MAX_LENGTH = "max_length"
-    DO_NOT_PAD = "do_not_pad"
-
-
-class TruncationStrategy(str, Enum):
+class TruncationStrategy(ExplicitEnum):
     """Values of `truncation`."""
 
     ONLY_FIRST = "only_first"

@@ -8,8 +8,9 @@ from typing import Any
 from gptrio.errors import TokenizationError
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.encoding import EncodingMixin, short
-from gptrio.tokenization.options import PREPARE_ORDER, EncodeOptions, PaddingStrategy, TruncationStrategy, by_name
+from gptrio.tokenization.options import PREPARE_ORDER, EncodeOptions, TruncationStrategy, by_name
 from gptrio.tokenization.tensors import kind_of, to_plain
+from gptrio.utils.choices import PaddingStrategy
 
 Ids = list[int]
 

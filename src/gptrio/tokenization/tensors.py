@@ -3,20 +3,9 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
 from typing import Any
 
 from gptrio.errors import TokenizationError, UnsupportedError, import_optional
-
-
-class TensorType(str, Enum):
-    """Values of `return_tensors`; those of TensorFlow and MLX raise an error."""
-
-    PYTORCH = "pt"
-    TENSORFLOW = "tf"
-    NUMPY = "np"
-    JAX = "jax"
-    MLX = "mlx"
 
 
 def to_tensor(value: Any, kind: str, name: str) -> Any:

@@ -16,7 +16,6 @@ from gptrio.training.arguments_precision import check_precision
 from gptrio.training.enums import (
     DebugOption,
     EvaluationStrategy,
-    ExplicitEnum,
     HubStrategy,
     IntervalStrategy,
     OptimizerNames,
@@ -25,6 +24,7 @@ from gptrio.training.enums import (
 )
 from gptrio.training.reporting import resolve_reporters
 from gptrio.utils import logging
+from gptrio.utils.choices import ExplicitEnum
 
 if TYPE_CHECKING:
     from gptrio.training.arguments import TrainingArguments

@@ -19,8 +19,8 @@ from gptrio.hub import flush_to_disk
 from gptrio.training import ranks
 from gptrio.training.manifest import MANIFEST, files_of, verify_checkpoint, write_manifest
 
-PREFIX = "checkpoint"
-_CHECKPOINT = re.compile(rf"{PREFIX}-(\d+)")
+PREFIX_CHECKPOINT_DIR = "checkpoint"
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)")
 _TRASH = re.compile(r"\.trash-(?P<name>.+)-(?P<pid>\d+)")
 _FEWEST = 2  # checkpoints that rotation leaves: the newest, and one to fall back on

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptrio.errors import InputError, UnsupportedError, import_optional
-from gptrio.tokenization.options import PaddingStrategy
 from gptrio.tokenization.tensors import kind_of, to_plain
+from gptrio.utils.choices import PaddingStrategy
 
 if TYPE_CHECKING:
     from gptrio.tokenization.base import PreTrainedTokenizerBase

@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import NoReturn
 
-from gptrio.errors import UnknownNameError, nearest
-
-
-class ExplicitEnum(str, Enum):
-    """Strings with names; an unknown one is an UnknownNameError, which lists the known ones."""
-
-    @classmethod
-    def _missing_(cls, value: object) -> NoReturn:
-        known = [str(member.value) for member in cls]
-        hint = nearest(str(value), known)
-        raise UnknownNameError(
-            f"{value!r} is not a valid {cls.__name__}; expected one of {', '.join(known)}" + (hint and f"; {hint}")
-        )
+from gptrio.utils.choices import ExplicitEnum
 
 
 class IntervalStrategy(ExplicitEnum):
@@ -162,5 +149,7 @@ BITSANDBYTES_OPTIMIZERS = frozenset(
     {
         *(_O.ADAMW_BNB, _O.ADAMW_8BIT, _O.PAGED_ADAMW, _O.PAGED_ADAMW_8BIT),
         *(_O.RMSPROP_BNB, _O.RMSPROP_8BIT, _O.RMSPROP_32BIT),
+        *(_O.LION, _O.LION_8BIT, _O.PAGED_LION, _O.PAGED_LION_8BIT),
+        *(_O.ADEMAMIX, _O.ADEMAMIX_8BIT, _O.PAGED_ADEMAMIX, _O.PAGED_ADEMAMIX_8BIT),
     }
 )

@@ -11,21 +11,33 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gptrio.errors import OptionError, UnsupportedError, import_optional, nearest
+from gptrio.training.adafactor import Adafactor
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _TORCH: dict[str, type[Optimizer]] = {
     "adamw_torch": torch.optim.AdamW,
     "adamw_torch_fused": torch.optim.AdamW,
-    "adafactor": torch.optim.Adafactor,
+    "adafactor": Adafactor,
     "sgd": torch.optim.SGD,
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
 _BITSANDBYTES = {
-    "adamw_bnb_8bit": ("AdamW", 8, False),
-    "adamw_8bit": ("AdamW", 8, False),
-    "paged_adamw_32bit": ("AdamW", 32, True),
-    "paged_adamw_8bit": ("AdamW", 8, True),
+    "adamw_bnb_8bit": ("AdamW", 8),
+    "adamw_8bit": ("AdamW", 8),
+    "paged_adamw_32bit": ("AdamW", 32),
+    "paged_adamw_8bit": ("AdamW", 8),
+    "lion_32bit": ("Lion", 32),
+    "lion_8bit": ("Lion", 8),
+    "paged_lion_32bit": ("Lion", 32),
+    "paged_lion_8bit": ("Lion", 8),
+    "ademamix": ("AdEMAMix", 32),
+    "ademamix_8bit": ("AdEMAMix", 8),
+    "paged_ademamix_32bit": ("AdEMAMix", 32),
+    "paged_ademamix_8bit": ("AdEMAMix", 8),
+    "rmsprop_bnb": ("RMSprop", 32),
+    "rmsprop_bnb_32bit": ("RMSprop", 32),
+    "rmsprop_bnb_8bit": ("RMSprop", 8),
 }
 
 
@@ -67,19 +79,36 @@ def optimizer_class(args: Any) -> tuple[Callable[..., Optimizer], dict[str, Any]
     given = parse_options(args.optim_args)
     adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
     if name in _BITSANDBYTES:
-        class_name, bits, is_paged = _BITSANDBYTES[name]
+        class_name, bits = _BITSANDBYTES[name]
         library = import_optional(
             "bitsandbytes", f"optim={name!r} needs bitsandbytes; pip install bitsandbytes, or use adamw_torch"
         )
-        options = {**adam, "optim_bits": bits, "is_paged": is_paged, **given}
-        return getattr(library.optim, class_name), {"lr": args.learning_rate, **options}
+        options = {"lr": args.learning_rate, **_bitsandbytes_options(class_name, adam, given), "optim_bits": bits}
+        if class_name != "RMSprop":  # which has no pages
+            options["is_paged"] = name.startswith("paged")
+        return getattr(library.optim, class_name), options
     if name not in _TORCH:
         raise UnsupportedError(
             f"optim={name!r} is not available; {nearest(name, [*_TORCH, *_BITSANDBYTES]) or 'use adamw_torch'}, or "
             "pass an optimizer of your own: Trainer(optimizers=(optimizer, None))"
         )
-    own = {**adam, "fused": True} if name.startswith("adamw") else {}  # fused: one pass over memory instead of ten
+    own = {"scale_parameter": False, "relative_step": False} if name == "adafactor" else {}
+    if name.startswith("adamw"):
+        own = {**adam, "fused": True}  # one pass over memory instead of ten
     return _TORCH[name], {"lr": args.learning_rate, **own, **given}
+
+
+def _bitsandbytes_options(class_name: str, adam: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    if class_name == "Lion":
+        return {"betas": adam["betas"], **given}
+    if class_name == "RMSprop":
+        return given
+    if class_name == "AdEMAMix":
+        defaults = {"beta1": adam["betas"][0], "beta2": adam["betas"][1], "beta3": 0.9999}
+        betas = tuple(float(given.get(name, value)) for name, value in defaults.items())
+        others = {name: value for name, value in given.items() if name not in defaults}
+        return {"betas": betas, "alpha": 5.0, "eps": adam["eps"], **others}
+    return {**adam, **given}
 
 
 def parse_options(text: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import UnsupportedError, import_optional, nearest, warn
 from gptrio.training.callbacks import TrainerCallback
-from gptrio.utils.installed import is_installed
+from gptrio.utils.installed import is_installed, is_set
 
 if TYPE_CHECKING:
     from gptrio.training.arguments import TrainingArguments
@@ -28,8 +28,7 @@ _OF_THE_WHOLE_RUN = ("train_runtime", "train_samples_per_second", "train_steps_p
 def get_available_reporting_integrations() -> list[str]:
     """Names of the places to report to whose package is installed: what `report_to="all"` means."""
     names = [name for name, packages in _PACKAGES.items() if any(map(is_installed, packages))]
-    is_disabled = os.environ.get("WANDB_DISABLED", "").lower() in ("1", "on", "yes", "true")
-    return [name for name in names if not (name == "wandb" and is_disabled)]
+    return [name for name in names if not (name == "wandb" and is_set("WANDB_DISABLED"))]
 
 
 def resolve_reporters(report_to: Any) -> list[str]:
