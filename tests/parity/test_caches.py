@@ -157,3 +157,26 @@ def test_a_model_takes_the_calls_that_the_reference_documents():
         )
         torch.testing.assert_close(got.logits, expected.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(caches[1][1], caches[0][1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("from_embeddings", [False, True])
+def test_a_static_cache_by_name_has_the_references_capacity(from_embeddings: bool):
+    theirs = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)
+    ).eval()
+    ours = gptrio.GPT2LMHeadModel(gptrio.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ids = torch.randint(0, 257, (2, 9))
+    inputs = {"inputs_embeds": theirs.transformer.wte(ids)} if from_embeddings else {"input_ids": ids}
+    inputs |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None}
+    inputs |= {"cache_implementation": "static", "return_dict_in_generate": True, "disable_compile": True}
+    caches = [model.generate(**inputs, do_sample=False).past_key_values for model in (theirs, ours)]
+    torch.testing.assert_close(caches[1].layers[0].keys, caches[0].layers[0].keys)
+    assert caches[1].get_max_cache_shape() == caches[0].get_max_cache_shape() == 12
+
+
+def test_positions_past_the_capacity_are_the_references_error():
+    for cache in both("StaticCache", max_cache_len=4):
+        with pytest.raises(IndexError):
+            feed(cache, states(5))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptrio.config.base import PretrainedConfig
-from gptrio.errors import InputError
+from gptrio.errors import InputError, TokenIdError
 
 CROP_MARGIN = 64  # extra positions that a sliding-window layer keeps, so that up to as many can be cropped
 LegacyCache = tuple[tuple[Tensor, Tensor], ...]
@@ -348,9 +348,9 @@ def num_queries(query_length: int | Tensor) -> int:
 
 
 def check_capacity(end: int, capacity: int) -> None:
-    """Raise InputError if `end` positions exceed the capacity of a cache of a fixed size."""
+    """Raise TokenIdError if `end` positions exceed the capacity of a cache of a fixed size."""
     if end > capacity:
-        raise InputError(
+        raise TokenIdError(
             f"the sequence has {end} positions, but the cache was made for {capacity}; make it with "
             f"max_cache_len={end} or more, or use a dynamic one"
         )

@@ -109,7 +109,8 @@ class StaticLayer(CacheLayer):
         """Write (B, H, T, D) and return the keys and values that this call's queries may attend to.
 
         Raises:
-            InputError: the positions exceed the capacity (on a GPU, or compiled, torch reports this) or leave a gap.
+            TokenIdError: the positions exceed the capacity (on a GPU, or compiled, torch reports this).
+            InputError: they leave a gap.
         """
         position: Tensor | None = (cache_kwargs or {}).get("cache_position")
         if self._keys is None:
@@ -146,7 +147,7 @@ class StaticLayer(CacheLayer):
         return self._keys, self._values
 
     def _check_positions(self, position: Tensor) -> None:
-        """Raise InputError for positions beyond the capacity or after a gap; crop the past to the first of them."""
+        """Raise an error for positions beyond the capacity or after a gap; crop the past to the first of them."""
         first, length = int(position[0]), self.get_seq_length()
         check_capacity(int(position[-1]) + 1, self.max_cache_len)
         if first > length:

@@ -137,7 +137,10 @@ def _cache(model: CausalLM, prompt: Prompt, config: GenerationConfig, mode: Gene
         return DynamicCache(config=None if rolls_back else model.config)
     if name == "dynamic_full":
         return DynamicCache()
-    length = (config.max_length or 0) - prompt.ids.shape[1] + prompt.length
+    columns = config.max_length or 0
+    if mode is not GenerationMode.CONTRASTIVE_SEARCH:  # which tries out even the last token
+        columns -= 1  # the last one is never fed to the model
+    length = max(columns, prompt.ids.shape[1]) - prompt.ids.shape[1] + prompt.length
     rows = prompt.ids.shape[0] * copies
     return make_cache(name, model.config, rows, length, model.device, model.dtype, config.cache_config or {})
 
