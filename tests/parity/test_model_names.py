@@ -174,6 +174,24 @@ def test_what_classes_say_of_themselves(class_name: str) -> None:
     assert torch.equal(ours.dummy_inputs["input_ids"], expected % ours.config.vocab_size)
 
 
+@pytest.mark.parametrize("class_name", CLASSES)
+@pytest.mark.parametrize("named", [None, "eager"])
+def test_a_models_configuration_names_its_back_end(class_name: str, named: str | None) -> None:
+    family = family_of(class_name)
+    oracle, model = (
+        getattr(library, class_name)(getattr(library, f"{family}Config")(**SIZES[family], attn_implementation=named))
+        for library in (transformers, gptrio)
+    )
+    expected = "sdpa" if family == "GPTNeo" and named is None else oracle.config._attn_implementation
+    assert (model.config._attn_implementation, model.attn_implementation) == (expected, expected)
+    for name in ("sdpa", "eager"):
+        model.set_attn_implementation(name)
+        assert model.config._attn_implementation == name
+    assert "_attn_implementation" not in model.config.to_dict()
+    with pytest.raises(ValueError, match="nothing"):
+        type(model)(type(model.config)(**SIZES[family], attn_implementation="nothing"))
+
+
 @pytest.mark.parametrize("class_name", CAUSAL.values())
 def test_a_back_end_is_found_by_its_name(class_name: str) -> None:
     oracle, ours = pair_of(class_name)

@@ -13,7 +13,6 @@ from torch.overrides import TorchFunctionMode
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import as_own_config
 from gptrio.models.base.pretrained import PreTrainedModel
-from gptrio.nn.attention import check_implementation
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -43,7 +42,6 @@ def build(
     config = as_own_config(config)
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
-    check_implementation(config._attn_implementation or "sdpa")
     dtype = (torch_dtype if dtype is None else dtype) or torch.get_default_dtype()
     dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     is_meta = device == "meta"

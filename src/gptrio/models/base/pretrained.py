@@ -43,6 +43,7 @@ class PreTrainedModel(
 
     Raises:
         ConfigError: the configuration is of another family.
+        UnsupportedError, MissingDependencyError: there is no attention back end of the name that it gives.
     """
 
     has_cross_attention: ClassVar[bool] = False
@@ -56,6 +57,7 @@ class PreTrainedModel(
         """Store the configuration; a family's class builds its parts and then calls `post_init`."""
         super().__init__()
         config = config_for(type(self), config)
+        config._attn_implementation = self.get_correct_attn_implementation(config._attn_implementation, True)
         self.config: Any = config
         self.name_or_path = config.name_or_path
         self.loss_type = loss_type_of(type(self).__name__)
