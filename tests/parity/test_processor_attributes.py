@@ -160,3 +160,21 @@ def test_the_context_of_guidance(use_cache: bool) -> None:
             assert expected[name] is mine[name] is None or torch.equal(mine[name], expected[name])
         if "scores" in expected:
             assert_close(mine["scores"], expected["scores"], 1e-4)
+
+
+@torch.no_grad()
+def test_guidance_calls_a_model_of_the_users_own_as_the_reference_does() -> None:
+    from tests.parity.generation import pair_of_models
+
+    results = []
+    for library, model in zip((gptrio, transformers), pair_of_models("gpt2"), strict=True):
+
+        def mine(ids: Any, attention_mask: Any, use_cache: bool, past_key_values: Any, model: Any = model) -> Any:
+            assert bool(attention_mask.all())
+            return model(ids, use_cache=use_cache, past_key_values=past_key_values)
+
+        guide = library.UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, mine, IDS[:, :2])
+        scores = torch.linspace(-1, 1, 2 * model.config.vocab_size).reshape(2, -1)
+        results.append([guide(ids, scores) for ids in (IDS, torch.cat([IDS, IDS[:, :1]], dim=1))])
+    for ours, theirs in zip(*results, strict=True):
+        assert_close(ours, theirs, 1e-4)

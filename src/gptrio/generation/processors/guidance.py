@@ -41,7 +41,8 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
 
     Args:
         guidance_scale: above 1 follows the prompt more closely, 1 changes nothing but the normalisation.
-        model: called with ids, `attention_mask`, `position_ids`, `use_cache` and `past_key_values`.
+        model: called with ids, `attention_mask`, `use_cache` and `past_key_values`, and with `position_ids` where a
+            negative prompt is padded.
         unconditional_ids: (E, U) the negative prompt, B a multiple of E; the prompt's last token by default.
         unconditional_attention_mask: (E, U) 0 for padding.
         use_cache: cache keys and values of the negative prompt.
@@ -69,6 +70,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         }
         self._ids: torch.Tensor | None = None  # (B, U) the negative prompt of each row, and its mask
         self._mask: torch.Tensor | None = None
+        self._is_padded = False
         self._prompt_length = 0
         self._seen: torch.Tensor | None = None  # ids of the last call
 
@@ -101,9 +103,9 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         output = self.model(
             ids[:, -new:],
             attention_mask=mask,
-            position_ids=(mask.cumsum(-1) - 1).clamp_(min=0)[:, -new:],
             use_cache=bool(context["use_cache"]),
             past_key_values=context["past_key_values"] if is_next_step else None,
+            **({"position_ids": (mask.cumsum(-1) - 1).clamp_(min=0)[:, -new:]} if self._is_padded else {}),
         )
         fed = ids[:, -1:] if context["use_cache"] and not context["first_pass"] else ids
         context.update(input_ids=fed, attention_mask=mask, first_pass=False)
@@ -119,6 +121,7 @@ class UnbatchedClassifierFreeGuidanceLogitsProcessor(LogitsProcessor):
         mask = torch.ones_like(prompt) if real is None else real.to(input_ids.device)
         self._ids = repeat_prompts(prompt, input_ids.shape[0], "unconditional_ids")
         self._mask = repeat_prompts(mask, input_ids.shape[0], "unconditional_attention_mask")
+        self._is_padded = not bool((self._mask != 0).all())
         order = real_positions_last(self._mask != 0)  # padding first, so that the last column is a real token
         self._ids, self._mask = self._ids.gather(1, order), self._mask.gather(1, order)
         self._prompt_length = input_ids.shape[1]
