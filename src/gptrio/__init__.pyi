@@ -191,6 +191,9 @@ from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer
 from gptrio.config.auto import CONFIG_MAPPING as CONFIG_MAPPING
+from gptrio.errors import InputTypeError as InputTypeError
+from gptrio.errors import SettingNameError as SettingNameError
+from gptrio.errors import TextTypeError as TextTypeError
 from gptrio.generation.prefix import PromptPrefix as PromptPrefix
 from gptrio.interop.bridge import from_transformers as from_transformers
 from gptrio.interop.bridge import to_transformers as to_transformers

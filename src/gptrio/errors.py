@@ -3,6 +3,7 @@
 GptrioError
 ├── ConfigError               (ValueError)    a configuration holds an impossible value
 ├── InputError                (ValueError)    arguments of a call do not fit the model
+│   ├── InputTypeError        (TypeError)     an input of a pipeline is of another type
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 │   ├── FileOptionError       (OSError)       a file that an option names is missing, or in the way
@@ -11,6 +12,8 @@ GptrioError
 │       └── UnknownTaskError                  a task for which there is no pipeline
 ├── TokenizationError         (ValueError)    text or tokenizer files cannot be handled
 │   ├── UnknownArgumentError  (TypeError)     an argument that a tokenizer's call does not have
+│   ├── TextTypeError         (TypeError)     what a tokenizer is to encode or to add is not text
+│   ├── SettingNameError      (AttributeError) a setting of a tokenizer has the name of one of its methods
 │   ├── ChatTemplateError                     a chat template is malformed, fails, or does too much
 │   └── ToolSchemaError                       no JSON schema can be made of a function
 │       ├── TypeHintParsingException          a type hint has no JSON schema, or is missing
@@ -51,6 +54,10 @@ class InputError(GptrioError, ValueError):
     """Arguments of a call do not fit the model or each other."""
 
 
+class InputTypeError(InputError, TypeError):
+    """An input of a pipeline is of another type than what it takes."""
+
+
 class TokenIdError(InputError, IndexError):
     """A token id, position or label lies outside its table."""
 
@@ -83,6 +90,14 @@ class TokenizationError(GptrioError, ValueError):
 
 class UnknownArgumentError(TokenizationError, TypeError):
     """A tokenizer was called with an argument that it does not have."""
+
+
+class TextTypeError(TokenizationError, TypeError):
+    """What a tokenizer is to encode or to add is not text."""
+
+
+class SettingNameError(TokenizationError, AttributeError):
+    """A setting of a tokenizer has the name of one of its methods."""
 
 
 class ChatTemplateError(TokenizationError):

@@ -297,3 +297,90 @@ def test_the_steps_of_a_call_are_methods_that_give_what_the_call_gives() -> None
     ]
     assert pipe.run_multi(texts, *parameters) == list(pipe.iterate(iter(texts), *parameters)) == expected
     assert list(pipe.get_iterator(texts, 0, 1, *parameters)) == expected
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+def test_an_answer_without_probability_is_a_span_of_the_context(top_k: int) -> None:
+    """Logits so far apart that every span has the probability 0, because the likeliest start follows the end."""
+    start, end = torch.zeros(2, 1, 6)
+    start[0, 5] = end[0, 3] = 1e6
+    p_mask = torch.tensor([[1, 1, 0, 0, 0, 0]])
+    firsts, lasts, scores, _ = our_qa.select_starts_ends(start, end, p_mask, None, 1e6, top_k, False, 2)
+    assert len(firsts) == top_k
+    assert all(2 <= first <= last < first + 2 for first, last in zip(firsts, lasts, strict=True))
+    assert scores.tolist() == [0.0] * top_k
+
+
+class Ticket(transformers.TextClassificationPipeline):  # type: ignore[misc]
+    """A pipeline class, for the table alone."""
+
+
+def test_a_registered_task_keeps_what_the_reference_keeps() -> None:
+    theirs_registry = transformers.pipelines.PIPELINE_REGISTRY
+    found = []
+    for library, registry in ((gptrio, PIPELINE_REGISTRY), (transformers, theirs_registry)):
+        classes = (library.AutoModelForSequenceClassification, library.AutoModelForCausalLM)
+        default = {"pt": ("someone/model", "2ef615d")}
+        try:
+            registry.register_pipeline("ticket", Ticket, pt_model=classes, default=default, type="multimodal")
+            name, task, _ = registry.check_task("ticket")
+            assert task["pt"] == classes
+            found.append((name, task["impl"], task["tf"], task["type"], task["default"]))
+        finally:
+            del registry.supported_tasks["ticket"]
+    assert found[0] == found[1]
+
+
+def test_the_revision_of_a_default_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def described(model: Any, config: Any, hub: dict[str, Any]) -> Any:
+        asked.append((model, hub["revision"]))
+        raise LookupError
+
+    monkeypatch.setattr("gptrio.pipelines.factory._described", described)
+    monkeypatch.setitem(PIPELINE_REGISTRY.supported_tasks, "ticket", None)
+    PIPELINE_REGISTRY.register_pipeline("ticket", Ticket, default={"pt": ("someone/model", "2ef615d")})
+    for options in ({}, {"revision": "other"}):
+        with pytest.raises(LookupError):
+            gptrio.pipeline("ticket", **options)
+    assert asked == [("someone/model", "2ef615d"), ("someone/model", "other")]
+
+
+class Lines(torch.utils.data.IterableDataset[str]):
+    """Texts without places, of a known number."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Any:
+        return iter(["a", "bc", "def"])
+
+
+class Length(gptrio.FeatureExtractionPipeline):
+    """The number of tokens of a text, as a text."""
+
+    def postprocess(self, model_outputs: Any, return_tensors: bool = False) -> Any:
+        return "x" * model_outputs[0].shape[1]
+
+
+def test_results_are_iterators_of_the_modules_class_and_inputs_of_another_pipeline() -> None:
+    pipe = Length(FAMILIES[0].build("Model"), byte_tokenizer())
+    for inputs in (Lines(), (text for text in Lines())):
+        results = pipe(inputs)
+        assert isinstance(results, ours.PipelineIterator)
+        assert list(pipe(results)) == ["x", "xx", "xxx"]
+    assert len(pipe(Lines())) == 3
+    with pytest.raises(TypeError):
+        len(pipe(text for text in Lines()))
+
+
+@pytest.mark.parametrize("arguments", [(None, ["a"]), ("a text", None)])
+def test_inputs_of_another_type_have_an_error_of_the_references_type(arguments: Any) -> None:
+    for library in (gptrio, transformers):
+        config = library.GPT2Config(vocab_size=300, n_embd=8, n_head=1, n_layer=1, pad_token_id=0)
+        model = library.GPT2ForSequenceClassification(config)
+        tokenizer = byte_tokenizer() if library is gptrio else gptrio.to_transformers(byte_tokenizer())
+        pipe = library.pipeline("zero-shot-classification", model, tokenizer=tokenizer, device="cpu")
+        with pytest.raises(TypeError):
+            pipe(*arguments)

@@ -324,3 +324,58 @@ def test_collators_of_the_reference_take_our_tokenizers(cls, collator, folder):
         return {name: value.tolist() for name, value in batch.items()}
 
     assert collated(gptrio) == collated(transformers)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda t: t.tokenize(None),
+        lambda t: t.encode_plus(None),
+        lambda t: t.batch_encode_plus(None),
+        lambda t: t.add_tokens([1]),
+        lambda t: t.add_special_tokens({"additional_special_tokens": [1]}),
+    ],
+    ids=["tokenize", "encode_plus", "batch_encode_plus", "add_tokens", "add_special_tokens"],
+)
+def test_what_is_no_text_has_an_error_of_the_references_type(call, folder):
+    ours, theirs = (library.GPT2TokenizerFast.from_pretrained(folder) for library in PAIRED.values())
+    with pytest.raises(Exception) as expected:
+        call(theirs)
+    with pytest.raises(gptrio.TextTypeError) as found:
+        call(ours)
+    assert isinstance(expected.value, (TypeError, AssertionError, AttributeError))
+    assert isinstance(found.value, (TypeError, ValueError))
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_a_setting_named_like_a_method_has_an_error_of_the_references_type(cls, folder):
+    for library in PAIRED.values():
+        with pytest.raises(AttributeError, match="add_special_tokens"):
+            getattr(library, cls).from_pretrained(folder, add_special_tokens=True)
+
+
+def test_names_of_special_tokens_are_a_list_as_in_the_reference(both):
+    ours, theirs = both
+    assert ours.SPECIAL_TOKENS_ATTRIBUTES == theirs.SPECIAL_TOKENS_ATTRIBUTES
+    assert gptrio.SpecialTokensMixin.SPECIAL_TOKENS_ATTRIBUTES.copy() == ours.SPECIAL_TOKENS_ATTRIBUTES
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [["4.0.0"], ["4.0.0", "4.9.1"], ["4.9.1", "4.0.0", "42.0.0"], ["42.0.0"], []],
+    ids=lambda versions: "-".join(versions) or "none",
+)
+def test_the_tokenizer_json_for_this_version_is_the_references(versions, folder, tmp_path):
+    plain = transformers.GPT2TokenizerFast.from_pretrained(folder)
+    files = [f"tokenizer.{version}.json" for version in versions]
+    plain.init_kwargs["fast_tokenizer_files"] = [*files, "tokenizer.json"]
+    plain.save_pretrained(tmp_path)
+    for file in files:
+        plain.add_tokens(f"<{file}>")
+        plain.backend_tokenizer.save(str(tmp_path / file))
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del config["added_tokens_decoder"]
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    ours, theirs = (library.AutoTokenizer.from_pretrained(tmp_path) for library in PAIRED.values())
+    assert ours.get_vocab() == theirs.get_vocab()
+    assert ours.init_kwargs["fast_tokenizer_files"] == theirs.init_kwargs["fast_tokenizer_files"]

@@ -7,12 +7,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from operator import length_hint
 from pathlib import Path
 from types import GeneratorType
 from typing import Any, ClassVar
 
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from gptrio.errors import CheckpointError, InputError
 from gptrio.errors import PipelineException as PipelineException
@@ -201,16 +202,17 @@ class Pipeline(ABC, Pushable):
     ) -> Iterator[Any]:
         """Results of many inputs, in order, computed as they are asked for; see the class for `batch_size`."""
         size = self._size_of_batches(batch_size)
-        if size is None and isinstance(inputs, GeneratorType):
+        count = length_hint(inputs, -1)
+        if size is None and count < 0 and isinstance(inputs, (GeneratorType, Results)):
             size = 1
-        count = len(inputs) if hasattr(inputs, "__len__") else None
-        items = iter(inputs) if count is None else (inputs[i] for i in range(count))
+        is_table = count >= 0 and not isinstance(inputs, IterableDataset)
+        items = (inputs[i] for i in range(count)) if is_table else iter(inputs)
         parameters = (preprocess_params, forward_params, postprocess_params)
 
         def run(window: list[Any], report: Report) -> list[Any]:
             return self._run_window(window, size, parameters, report)
 
-        return Results(run, items, size or _WINDOW, count)
+        return Results(run, items, size or _WINDOW, count if count >= 0 else None)
 
     def run_multi(
         self,

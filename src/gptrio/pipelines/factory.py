@@ -80,7 +80,9 @@ def pipeline(
     hub |= {name: arguments[name] for name in ("cache_dir", "local_files_only") if name in arguments}
     HubOptions.pop_from(dict(hub))  # refuses remote code before anything is read
     full, row = (None, None) if task is None else find_task(task)
-    model = _default_model(task, row, tokenizer) if model is None else model
+    if model is None:
+        model, default_revision = _default_model(task, row, tokenizer)
+        hub["revision"] = revision or default_revision
     model = os.fspath(model) if isinstance(model, os.PathLike) else model
     classes, source = _described(model, config, hub)
     if full is None or row is None:
@@ -130,8 +132,8 @@ def _model_arguments(
     return arguments
 
 
-def _default_model(task: str | None, row: Task | None, tokenizer: Any) -> str:
-    """Name of the model of a task for which none was named."""
+def _default_model(task: str | None, row: Task | None, tokenizer: Any) -> tuple[str, str]:
+    """Name and revision of the model of a task for which none was named."""
     if row is None:
         raise OptionError("pipeline() needs a task, such as 'text-generation', or a model to infer it from")
     if tokenizer is not None:
@@ -139,7 +141,7 @@ def _default_model(task: str | None, row: Task | None, tokenizer: Any) -> str:
     if row.default_model is None:
         raise OptionError(f"task={task!r} has no default model; pass model=, a folder or a hub id")
     _log.warning("no model was given for task=%r; using %s", task, row.default_model)
-    return row.default_model
+    return row.default_model, row.default_revision
 
 
 def _described(model: Any, config: Any, hub: dict[str, Any]) -> tuple[list[str], str | None]:

@@ -285,12 +285,13 @@ def decode_spans(
 
     Args:
         start, end: probabilities (T,) or (1, T) of the first and of the last token.
-        topk: how many are looked at; those with a token outside the context are left out then.
+        topk: most answers; fewer if the context has fewer spans.
         max_answer_len: most tokens of one.
         undesired_tokens: (T,) or (1, T), 1 for tokens of the context.
     """
     is_context = undesired_tokens.ravel().astype(bool)
-    scores = np.tril(np.triu(np.outer(start, end)), max_answer_len - 1)
+    is_span = np.tril(np.triu(np.outer(is_context, is_context)), max_answer_len - 1)
+    scores = np.where(is_span, np.outer(start, end), -1.0)
     flat = scores.ravel()
     if topk == 1:
         best = np.array([flat.argmax()])
@@ -300,6 +301,5 @@ def decode_spans(
         best = np.argpartition(-flat, topk)[:topk]
         best = best[np.argsort(-flat[best])]
     firsts, lasts = np.unravel_index(best, scores.shape)
-    is_answer = is_context[firsts] & is_context[lasts] & (lasts >= firsts) & (lasts - firsts < max_answer_len)
-    firsts, lasts = firsts[is_answer], lasts[is_answer]
+    firsts, lasts = firsts[is_span[firsts, lasts]], lasts[is_span[firsts, lasts]]
     return firsts, lasts, scores[firsts, lasts]

@@ -43,15 +43,16 @@ class PipelineRegistry:
             task: its name.
             pipeline_class: a subclass of `Pipeline`.
             pt_model: an auto class or a model class that loads the model, or several, of which the first is taken.
-            tf_model, type: accepted and ignored.
+            tf_model: accepted and ignored.
             default: {"pt": (name of a model, revision)}, the model that is loaded if none is named.
+            type: of the inputs, such as "text" or "multimodal"; kept for code that reads it.
         """
         if task in TASKS:
             _log.warning("%s is registered already and is replaced", task)
-        model = pt_model[0] if isinstance(pt_model, tuple) else pt_model
+        models = pt_model if isinstance(pt_model, tuple) else () if pt_model is None else (pt_model,)
         named = (default or {}).get("model", default or {}).get("pt")
-        default_model = named[0] if isinstance(named, tuple) else named
-        TASKS[task] = Task("", "", "AutoModel", (), default_model, pipeline_class, model)
+        name, revision = named if isinstance(named, tuple) else (named, "main")
+        TASKS[task] = Task("", "", "AutoModel", (), name, revision, pipeline_class, models, type)
 
     def to_dict(self) -> dict[str, Task]:
         """The table."""

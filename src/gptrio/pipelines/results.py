@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptrio.pipelines.pt_utils import PipelineIterator
 from gptrio.utils import logging
 
 Report = Callable[[float], object]  # is told which part of some inputs is done, from 0 to 1
@@ -34,8 +35,8 @@ def progress(total: int | None) -> Iterator[Report]:
         yield ignore if bar.disable else lambda done: bar.update(done - bar.n)
 
 
-class Results(Iterator[Any]):
-    """Results of a pipeline, in the order of its inputs, computed as they are asked for.
+class Results(PipelineIterator):
+    """Results of a pipeline, in the order of its inputs, computed as they are asked for; inputs of another pipeline.
 
     Args:
         run: results of some inputs.
@@ -47,8 +48,9 @@ class Results(Iterator[Any]):
     def __init__(
         self, run: Callable[[list[Any], Report], list[Any]], inputs: Iterable[Any], window: int, count: int | None
     ) -> None:
+        super().__init__(inputs, run, {})
         self._count = count
-        self._results = self._run(run, iter(inputs), window)
+        self.iterator = self._run(run, iter(inputs), window)
 
     def _run(self, run: Callable[[list[Any], Report], list[Any]], inputs: Iterator[Any], window: int) -> Iterator[Any]:
         done = 0
@@ -67,7 +69,7 @@ class Results(Iterator[Any]):
         return self
 
     def __next__(self) -> Any:
-        return next(self._results)
+        return next(self.iterator)
 
 
 def part_of(report: Report, before: float, size: float) -> Report:

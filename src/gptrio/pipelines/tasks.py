@@ -18,8 +18,9 @@ class Task(Mapping[str, Any]):
         module, pipeline: where the pipeline's class is, and its name.
         auto_class: loads the model.
         heads: ends of the names of model classes that are made for the task; none if every model will do.
-        default_model: loaded if no model is named.
-        own_pipeline, own_model: classes of others, in place of those that are named.
+        default_model, default_revision: loaded if no model is named.
+        own_pipeline, own_models: classes of others, in place of those that are named; the first model class loads.
+        kind: of the inputs, for code that reads it.
     """
 
     module: str
@@ -27,8 +28,10 @@ class Task(Mapping[str, Any]):
     auto_class: str
     heads: tuple[str, ...]
     default_model: str | None = None
+    default_revision: str = "main"
     own_pipeline: Any = None
-    own_model: Any = None
+    own_models: tuple[Any, ...] = ()
+    kind: str | None = "text"
 
     def pipeline_class(self) -> Any:
         """The class of the pipeline."""
@@ -38,8 +41,8 @@ class Task(Mapping[str, Any]):
 
     def model_class(self) -> Any:
         """The class that loads the model."""
-        if self.own_model is not None:
-            return self.own_model
+        if self.own_models:
+            return self.own_models[0]
         return getattr(importlib.import_module("gptrio.models.auto"), self.auto_class)
 
     def __getitem__(self, name: str) -> Any:
@@ -53,10 +56,10 @@ class Task(Mapping[str, Any]):
 
     def _columns(self) -> dict[str, Callable[[], Any]]:
         """What gives the value of each name."""
-        columns: dict[str, Callable[[], Any]] = {"impl": self.pipeline_class, "pt": lambda: (self.model_class(),)}
-        columns |= {"tf": tuple, "type": lambda: "text"}
+        columns: dict[str, Callable[[], Any]] = {"impl": self.pipeline_class, "tf": tuple, "type": lambda: self.kind}
+        columns["pt"] = lambda: self.own_models or (self.model_class(),)
         if self.default_model is not None:
-            columns["default"] = lambda: {"model": {"pt": (self.default_model, "main")}}
+            columns["default"] = lambda: {"model": {"pt": (self.default_model, self.default_revision)}}
         return columns
 
 

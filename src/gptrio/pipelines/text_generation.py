@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gptrio.errors import InputError, OptionError
+from gptrio.errors import InputTypeError, OptionError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.resolve import config_of_caller, merge_config
 from gptrio.generation.options.schema import GenerationMode, option_types
@@ -185,7 +185,7 @@ class TextGenerationPipeline(Pipeline):
         elif isinstance(prompt_text, str):
             inputs = self.tokenizer(prefix + prompt_text, return_tensors="pt", **options)
         else:
-            raise InputError(f"an input is {short(prompt_text)}; expected a text, or a chat as a list of messages")
+            raise InputTypeError(f"an input is {short(prompt_text)}; expected a text, or a chat as a list of messages")
         row = {**inputs, "prompt_text": prompt_text}
         return self._with_hole(row, generate_kwargs) if handle_long_generation == "hole" else row
 

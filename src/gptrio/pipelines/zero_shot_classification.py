@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gptrio.errors import InputError, OptionError, TokenizationError
+from gptrio.errors import InputError, InputTypeError, OptionError, TokenizationError
 from gptrio.pipelines.base import ArgumentHandler, ChunkPipeline, Parameters
 from gptrio.pipelines.classifying import classifier_logits
 from gptrio.tokenization.encoding import short
@@ -25,7 +25,9 @@ class ZeroShotClassificationArgumentHandler(ArgumentHandler):
     def _parse_labels(self, labels: Labels | None) -> list[str]:
         if isinstance(labels, str):
             return [label.strip() for label in labels.split(",") if label.strip()]
-        return [] if labels is None else list(labels)
+        if labels is None:
+            raise InputTypeError("candidate_labels is None; expected labels in a list, or in a text with commas")
+        return list(labels)
 
     def __call__(
         self, sequences: str | list[str], labels: list[str], hypothesis_template: str
@@ -119,7 +121,7 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
     ) -> Iterator[dict[str, Any]]:
         """Encode the text with the hypothesis of each label."""
         if not isinstance(inputs, (str, list)):
-            raise InputError(f"an input is {short(inputs)}; expected a text")
+            raise InputTypeError(f"an input is {short(inputs)}; expected a text")
         labels = candidate_labels or []
         pairs, texts = self._args_parser(inputs, labels, hypothesis_template)
         for i, (label, pair) in enumerate(zip(labels, pairs, strict=False)):

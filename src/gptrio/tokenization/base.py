@@ -8,7 +8,7 @@ import sys
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from gptrio.errors import TokenizationError, UnsupportedError
+from gptrio.errors import SettingNameError, TokenizationError, UnsupportedError
 from gptrio.tokenization.chat_template import ChatTemplateMixin
 from gptrio.tokenization.encoding import short
 from gptrio.tokenization.files import load_tokenizer, save_tokenizer
@@ -53,9 +53,7 @@ class PreTrainedTokenizerBase(ChatTemplateMixin, PrepareMixin, Pushable):
     def __init__(self, **kwargs: Any) -> None:
         for name in kwargs:
             if callable(getattr(type(self), name, None)):
-                raise TokenizationError(
-                    f"setting {name!r} has the name of a method of {type(self).__name__}; rename it"
-                )
+                raise SettingNameError(f"setting {name!r} has the name of a method of {type(self).__name__}; rename it")
         check_settings(kwargs)
         self.init_inputs: tuple[Any, ...] = ()  # positional arguments; there are none
         self.init_kwargs: dict[str, Any] = copy.deepcopy(kwargs)

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-from gptrio.errors import TokenizationError, warn
+from gptrio.errors import TextTypeError, TokenizationError, warn
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.options import CALL_ORDER, ENCODE_ORDER, EncodeOptions, by_name
 from gptrio.tokenization.special_tokens import SpecialTokensMixin
@@ -74,7 +74,7 @@ class EncodingMixin(SpecialTokensMixin):
         split = bool(options.get("is_split_into_words"))
         for given in (text,) if text_pair is None else (text, text_pair):
             if not _is_text(given):
-                raise TokenizationError(
+                raise TextTypeError(
                     f"text is {short(given)}; expected a string, a list of strings, or with is_split_into_words=True "
                     "lists of words"
                 )
@@ -100,9 +100,7 @@ class EncodingMixin(SpecialTokensMixin):
     def batch_encode_plus(self, batch_text_or_text_pairs: Sequence[Any], *args: Any, **options: Any) -> BatchEncoding:
         """Encode a batch of texts, or of pairs as tuples (`options`: see `EncodeOptions`)."""
         if not isinstance(batch_text_or_text_pairs, (list, tuple)) or not batch_text_or_text_pairs:
-            raise TokenizationError(
-                f"the batch is {short(batch_text_or_text_pairs)}; expected a list of at least one text"
-            )
+            raise TextTypeError(f"the batch is {short(batch_text_or_text_pairs)}; expected a list of at least one text")
         resolved = self._resolve(EncodeOptions.of(by_name(CALL_ORDER, args, options)))
         samples = [as_pair(item, resolved.is_split_into_words) for item in batch_text_or_text_pairs]
         return self._encode_many(samples, resolved)
@@ -139,7 +137,7 @@ def as_pair(item: Any, is_split_into_words: bool) -> Sample:
     if is_split_into_words and not (item and isinstance(item[0], (list, tuple))):
         return item, None
     if len(item) != 2:
-        raise TokenizationError(
+        raise TextTypeError(
             f"{short(item)} in the batch is neither a text nor a pair; for lists of words set is_split_into_words=True"
         )
     return item[0], item[1]

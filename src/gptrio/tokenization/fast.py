@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tokenizers import AddedToken, Encoding, Tokenizer
 
-from gptrio.errors import TokenizationError, UnknownArgumentError
+from gptrio.errors import TextTypeError, TokenizationError, UnknownArgumentError
 from gptrio.hub import write_text
 from gptrio.tokenization.backend import build_backend, set_lengths, set_prefix_space, take_backend_settings
 from gptrio.tokenization.base import PreTrainedTokenizerBase
@@ -292,6 +292,4 @@ def _input_error(samples: list[Sample], error: TypeError) -> TokenizationError:
             for word in [text] if isinstance(text, str) else text or []:
                 if isinstance(word, str) and has_surrogate(word):
                     return surrogate_error(word)
-    return TokenizationError(
-        f"cannot encode: {error}; expected strings, or with is_split_into_words=True lists of strings"
-    )
+    return TextTypeError(f"cannot encode: {error}; expected strings, or with is_split_into_words=True lists of strings")

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from itertools import chain
 from typing import Any
 
-from gptrio.errors import TokenizationError, UnsupportedError
+from gptrio.errors import TextTypeError, TokenizationError, UnsupportedError
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import surrogate_error
@@ -226,7 +226,7 @@ class PreTrainedTokenizer(PreTrainedTokenizerBase):
                     else [text]
                 )
                 return self._known_ids(list(chain.from_iterable(words)))
-        raise TokenizationError(f"{text!r} is not text; expected a string, a list of strings or a list of ids")
+        raise TextTypeError(f"{text!r} is not text; expected a string, a list of strings or a list of ids")
 
     # Tokens to text
 

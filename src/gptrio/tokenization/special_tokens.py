@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenizers import AddedToken as AddedToken
 
-from gptrio.errors import TokenizationError
+from gptrio.errors import TextTypeError, TokenizationError
 
 Token: TypeAlias = str | AddedToken
+
+_ATTRIBUTES = [
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+    "additional_special_tokens",
+]
 
 
 class _SpecialToken:
@@ -53,16 +64,7 @@ class SpecialTokensMixin(ABC):
         **kwargs: special tokens by attribute name; other names are ignored.
     """
 
-    SPECIAL_TOKENS_ATTRIBUTES: Sequence[str] = (
-        "bos_token",
-        "eos_token",
-        "unk_token",
-        "sep_token",
-        "pad_token",
-        "cls_token",
-        "mask_token",
-        "additional_special_tokens",
-    )
+    SPECIAL_TOKENS_ATTRIBUTES = _ATTRIBUTES
     bos_token, bos_token_id = _SpecialToken(), _SpecialTokenId()
     eos_token, eos_token_id = _SpecialToken(), _SpecialTokenId()
     unk_token, unk_token_id = _SpecialToken(), _SpecialTokenId()
@@ -217,10 +219,10 @@ def check_tokens(tokens: Any, name: str) -> list[Token]:
     """Return `tokens` as a list if all of them are tokens.
 
     Raises:
-        TokenizationError: they are not a list or tuple of strings and `AddedToken`s.
+        TextTypeError: they are not a list or tuple of strings and `AddedToken`s.
     """
     if not isinstance(tokens, (list, tuple)) or not all(isinstance(token, Token) for token in tokens):
-        raise TokenizationError(f"{name} is {tokens!r}; expected strings or AddedToken objects")
+        raise TextTypeError(f"{name} is {tokens!r}; expected strings or AddedToken objects")
     return list(tokens)
 
 
