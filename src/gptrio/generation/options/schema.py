@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from enum import Enum
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
 from gptrio.config.fields import Bounds, declare, has_type
@@ -256,10 +257,11 @@ def check_conflicts(options: GenerationOptions) -> None:
         raise OptionError(f"dola_layers={options.dola_layers!r} is not known; expected 'low', 'high' or layer indices")
 
 
-def _sampling_options(is_contrastive: bool) -> list[str]:
+def _sampling_options(options: GenerationOptions, given: Mapping[str, Any] = MappingProxyType({})) -> list[str]:
     """Names of the options that only sampling uses; contrastive search takes its candidates by `top_k`."""
+    alpha, beams = (given.get(name, getattr(options, name)) for name in ("penalty_alpha", "num_beams"))
     names = ["temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"]
-    return [name for name in names if not (is_contrastive and name == "top_k")]
+    return [name for name in names if not (alpha and beams == 1 and name == "top_k")]
 
 
 def reset_sampling(options: GenerationOptions, given: Mapping[str, Any]) -> None:
@@ -270,14 +272,13 @@ def reset_sampling(options: GenerationOptions, given: Mapping[str, Any]) -> None
         given: arguments of the call, which keep their values.
     """
     if given.get("do_sample") is False:
-        is_contrastive = bool(given.get("penalty_alpha", options.penalty_alpha))
-        for name in set(_sampling_options(is_contrastive)) - given.keys():
+        for name in set(_sampling_options(options, given)) - given.keys():
             setattr(options, name, getattr(type(options), name))
 
 
 def ignored_options(options: GenerationOptions) -> list[str]:
     """Return one phrase for each option, or group of options, that has no effect with the others."""
-    sampling = _sampling_options(bool(options.penalty_alpha) and options.num_beams == 1)
+    sampling = _sampling_options(options)
     returned = [name for name in options.extra_output_flags if getattr(options, name)]
     issues = []
     for names, has_effect, way_out in (
