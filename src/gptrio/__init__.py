@@ -12,9 +12,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+from gptrio import import_paths
 from gptrio.memory import gc_disabled
 
 __version__ = "0.1.0"
+
+import_paths.install()
 
 
 def _read_exports() -> dict[str, str]:

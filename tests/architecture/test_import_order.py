@@ -12,7 +12,7 @@ import gptrio
 from tests.architecture.source import PACKAGE, Source, sources
 
 ORDER = (
-    ("memory",),
+    ("memory", "import_paths"),
     ("__init__", "errors"),
     ("downloads",),
     ("outputs", "hub", "foreign"),

@@ -34,7 +34,7 @@ from gptrio.kernels.cpu_decode.compilation import unready_reason
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.models.base.pretrained import PreTrainedModel
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
@@ -80,7 +80,11 @@ class FourthAttention(MultiHeadAttention):
 class FourthMLP(FastCallModule):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.widen, self.act, self.narrow = Linear(width, 4 * width), activation("gelu_new"), Linear(4 * width, width)
+        self.widen, self.act, self.narrow = (
+            Linear(width, 4 * width),
+            get_activation("gelu_new"),
+            Linear(4 * width, width),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return feed_forward(x, self.widen, self.act, self.narrow)

@@ -9,7 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from gptrio.nn.activations import ACTIVATIONS
+from gptrio.nn.activations import ACT2FN
 from gptrio.testing import assert_close, relative_difference
 from tests.reference import (
     assert_same_gradients,
@@ -48,7 +48,7 @@ FLAGS: list[dict[str, Any]] = [
     {"tie_word_embeddings": False},
     {"pad_token_id": 60},
 ]
-THEIR_ACTIVATIONS = [name for name in ACTIVATIONS if name in transformers.activations.ACT2FN]
+THEIR_ACTIVATIONS = [name for name in ACT2FN if name in transformers.activations.ACT2FN]
 pytestmark = pytest.mark.filterwarnings("ignore:the batch is padded on the left")
 
 

@@ -1,13 +1,17 @@
-"""Modules of the reference's training from which scripts import: here under the same paths, with the same objects."""
+"""Modules of the reference from which scripts import: here under the same paths, with the same objects."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import subprocess
+import sys
 
 import pytest
 
 import gptrio
+from gptrio.import_paths import EXTENDED
+from gptrio.import_paths import MODULES as MADE
 
 MODULES = {  # names in the reference's module that are absent here, and why
     "trainer_utils": "default_hp_space_ray default_hp_space_sigopt default_hp_space_wandb "  # Optuna alone searches
@@ -55,3 +59,59 @@ def test_names_are_the_public_objects(path):
         assert hasattr(theirs, name), f"the reference has no {path}.{name}"
         if name in gptrio.__all__:
             assert getattr(module, name) is getattr(gptrio, name)
+
+
+@pytest.mark.parametrize("path", [*MADE, *EXTENDED])
+def test_a_made_module_has_the_public_names_of_the_reference_s(path):
+    theirs, ours = importlib.import_module(f"transformers.{path}"), importlib.import_module(f"gptrio.{path}")
+    public = {name for name in dir(theirs) if name in gptrio.__all__ and not name.startswith("_")}
+    assert {name for name in public if getattr(ours, name) is not getattr(gptrio, name)} <= {"logging"}  # a module
+    for place in (MADE | EXTENDED)[path].split():
+        module = importlib.import_module(f"gptrio.{place}")
+        assert public & set(vars(module)) or set(dir(theirs)) & set(dir(module)), f"{path} has no name of {place}"
+    assert not hasattr(ours, "no_such_name")
+    assert not hasattr(ours, "__all__")  # which would be asked by `import *`
+
+
+@pytest.mark.parametrize(
+    ("path", "names"),
+    [
+        ("models.gpt2.modeling_gpt2", "GPT2Attention GPT2MLP GPT2Block GPT2SequenceSummary Conv1D ACT2FN"),
+        ("models.gpt_neo.modeling_gpt_neo", "GPTNeoSelfAttention GPTNeoAttention GPTNeoMLP GPTNeoBlock"),
+        ("models.gpt_neox.modeling_gpt_neox", "GPTNeoXAttention GPTNeoXMLP GPTNeoXLayer"),
+        ("modeling_outputs", "BaseModelOutput CausalLMOutput SequenceClassifierOutput"),
+        ("pytorch_utils", "ALL_LAYERNORM_LAYERS Conv1D"),
+        ("activations", "ACT2FN get_activation"),
+        ("utils", "WEIGHTS_NAME SAFE_WEIGHTS_NAME CONFIG_NAME PaddingStrategy ExplicitEnum"),
+        ("modeling_utils", "PreTrainedModel WEIGHTS_NAME"),
+        ("cache_utils", "DynamicSlidingWindowLayer QuantizedLayer"),
+        ("tokenization_utils_base", "TruncationStrategy VERY_LARGE_INTEGER"),
+        ("generation", "GenerationMixin GreedySearchDecoderOnlyOutput"),
+        ("generation.utils", "GreedySearchDecoderOnlyOutput"),
+    ],
+)
+def test_names_that_only_a_module_of_the_reference_has(path, names):
+    theirs, ours = importlib.import_module(f"transformers.{path}"), importlib.import_module(f"gptrio.{path}")
+    for name in names.split():
+        own, other = getattr(ours, name), getattr(theirs, name)
+        if isinstance(own, (str, int)):
+            assert own == other
+        elif inspect.isclass(other):
+            assert own.__name__ == other.__name__
+            assert own.__module__.startswith("gptrio.")
+
+
+def test_results_without_a_cache_have_the_reference_s_fields():
+    for name in ("BaseModelOutput", "CausalLMOutput", "SequenceClassifierOutput"):
+        ours, theirs = (
+            inspect.signature(getattr(importlib.import_module(f"{library}.modeling_outputs"), name))
+            for library in ("gptrio", "transformers")
+        )
+        assert list(ours.parameters) == list(theirs.parameters)
+
+
+def test_importing_a_path_loads_no_torch_until_a_name_is_taken():
+    program = "import sys, gptrio.modeling_outputs, gptrio.cache_utils, gptrio.generation.logits_process\n"
+    check = "print('torch' in sys.modules, gptrio.modeling_outputs.ModelOutput, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program + check], capture_output=True, text=True, check=True)
+    assert done.stdout == "False <class 'gptrio.outputs.ModelOutput'> False\n"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from gptrio.checkpoint.keys import KeyRules, plan_keys, renamed
-from gptrio.checkpoint.locate import SAFETENSORS_NAME, TORCH_NAME, WeightFiles, locate_weights
+from gptrio.checkpoint.locate import WeightFiles, locate_weights
 from gptrio.checkpoint.msgpack_files import MsgpackFile
 from gptrio.checkpoint.reader import CheckpointReader, MappedFile, SafetensorsFile
 from gptrio.checkpoint.report import LoadReport
@@ -19,6 +19,7 @@ from gptrio.checkpoint.torch_files import TensorDict, read_torch_file
 from gptrio.errors import CheckpointFormatError
 from gptrio.hub import HubOptions
 from gptrio.memory import drop_mapped_pages
+from gptrio.utils.file_names import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 AS_NAMED = KeyRules()  # names in the files are those of the model
 EXTRA_STATE = "_extra_state"  # torch's name for what a module saves besides parameters and buffers
@@ -91,7 +92,7 @@ def _open_file(path: Path) -> MappedTensors | TensorDict:
 def open_checkpoint(
     location: str | os.PathLike[str] | WeightFiles,
     *,
-    names: Sequence[str] = (SAFETENSORS_NAME, TORCH_NAME),
+    names: Sequence[str] = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME),
     use_safetensors: bool | None = None,
     variant: str | None = None,
     options: HubOptions | None = None,

@@ -10,10 +10,8 @@ from pathlib import Path
 
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
 from gptrio.hub import HubOptions, local_folder, read_json
+from gptrio.utils.file_names import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
-SAFETENSORS_NAME = "model.safetensors"
-TORCH_NAME = "pytorch_model.bin"
-FLAX_NAME = "flax_model.msgpack"
 FOREIGN_NAMES = {"tf_model.h5": "TensorFlow", "model.ckpt.index": "TensorFlow 1"}
 _PLAIN_FILE_NAME = re.compile(r"(?!\.+$)[^/\\:\0]+")
 
@@ -34,7 +32,7 @@ class WeightFiles:
 def locate_weights(
     name_or_path: str | os.PathLike[str],
     *,
-    names: Sequence[str] = (SAFETENSORS_NAME, TORCH_NAME),
+    names: Sequence[str] = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME),
     use_safetensors: bool | None = None,
     variant: str | None = None,
     options: HubOptions | None = None,
@@ -56,7 +54,7 @@ def locate_weights(
     if Path(name_or_path).is_file():
         return WeightFiles((Path(name_or_path),))
     options = options or HubOptions()
-    unwanted = {None: "", True: TORCH_NAME, False: SAFETENSORS_NAME}[use_safetensors]
+    unwanted = {None: "", True: WEIGHTS_NAME, False: SAFE_WEIGHTS_NAME}[use_safetensors]
     names = [name for name in names if name != unwanted]
     for name in names:
         path = options.find(name_or_path, variant_name(name, variant))
@@ -78,8 +76,8 @@ def _message(
     foreign = [name for name in FOREIGN_NAMES if options.find(name_or_path, name) is not None]
     makers = " and ".join(FOREIGN_NAMES[name] for name in foreign)
     way_out = "check variant, subfolder, use_safetensors"
-    if FLAX_NAME not in names and options.find(name_or_path, FLAX_NAME) is not None:
-        way_out = f"it holds {FLAX_NAME}, weights of Flax: pass from_flax=True"
+    if FLAX_WEIGHTS_NAME not in names and options.find(name_or_path, FLAX_WEIGHTS_NAME) is not None:
+        way_out = f"it holds {FLAX_WEIGHTS_NAME}, weights of Flax: pass from_flax=True"
     elif foreign:
         way_out = (
             f"it holds {', '.join(foreign)}, weights of {makers} that gptrio does not read: load them with "

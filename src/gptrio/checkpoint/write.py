@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from gptrio.checkpoint.locate import SAFETENSORS_NAME, TORCH_NAME
 from gptrio.checkpoint.shards import save_shards, warn_if_shadowed
 from gptrio.errors import CheckpointError
+from gptrio.utils.file_names import SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 
 def save_state_dict(
@@ -47,10 +47,10 @@ def save_state_dict(
     if safe_serialization:
         header = dict(metadata or {"format": "pt"})
         return save_shards(
-            tensors, folder, SAFETENSORS_NAME, partial(_write_safetensors, header), max_shard_size, variant
+            tensors, folder, SAFE_WEIGHTS_NAME, partial(_write_safetensors, header), max_shard_size, variant
         )
-    written = save_shards(tensors, folder, TORCH_NAME, _write_torch_file, max_shard_size, variant, shared)
-    warn_if_shadowed(folder, SAFETENSORS_NAME, "torch", variant)
+    written = save_shards(tensors, folder, WEIGHTS_NAME, _write_torch_file, max_shard_size, variant, shared)
+    warn_if_shadowed(folder, SAFE_WEIGHTS_NAME, "torch", variant)
     return written
 
 

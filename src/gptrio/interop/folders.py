@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptrio.checkpoint.locate import SAFETENSORS_NAME
 from gptrio.checkpoint.shards import remove_stale
 from gptrio.errors import CheckpointError, CheckpointNotFoundError
 from gptrio.hub import HubOptions
+from gptrio.utils.file_names import SAFE_WEIGHTS_NAME
 
 _COPIED = (
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
@@ -62,7 +62,7 @@ def move_folder(folder: Path, target: Path) -> list[Path]:
         for name in names:
             (target / name).parent.mkdir(exist_ok=True)
             (folder / name).replace(target / name)
-        remove_stale(target, SAFETENSORS_NAME, None, keep={name.name for name in names})
+        remove_stale(target, SAFE_WEIGHTS_NAME, None, keep={name.name for name in names})
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():

@@ -18,7 +18,7 @@ from gptrio.models.base.backbone import LearnedPositionBackbone
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
 from gptrio.nn.context import AttentionContext
@@ -98,6 +98,13 @@ class GPT2Attention(MultiHeadAttention):
         keep_inputs(self.c_proj, features)
 
 
+class GPT2MLP(MLP):
+    """Two linear layers around an activation."""
+
+    def __init__(self, intermediate_size: int | None, config: GPT2Config) -> None:
+        super().__init__(config.n_embd, intermediate_size, config.activation_function, config.resid_pdrop, Conv1D)
+
+
 class GPT2Block(PreNormBlock):
     """Attention, attention to an encoder's states if the configuration has it, and an MLP, each after a norm."""
 
@@ -105,7 +112,7 @@ class GPT2Block(PreNormBlock):
         "attn": (GPT2Attention,),
         "attn.attn_dropout": DROPOUTS,
         "attn.resid_dropout": DROPOUTS,
-        "mlp": (MLP,),
+        "mlp": (GPT2MLP,),
         "mlp.dropout": DROPOUTS,
     }
 
@@ -118,7 +125,7 @@ class GPT2Block(PreNormBlock):
         if config.add_cross_attention:
             self.crossattention = GPT2Attention(config, layer_idx, is_cross_attention=True)
             self.ln_cross_attn = LayerNorm(width, eps)
-        self.mlp = MLP(width, config.n_inner, config.activation_function, config.resid_pdrop, Conv1D)
+        self.mlp = GPT2MLP(config.n_inner, config)
         self.mlp.c_proj.init_gain = self.attn.c_proj.init_gain
 
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
@@ -165,7 +172,7 @@ class GPT2LMHeadModel(heads.CausalLMHead, GPT2PreTrainedModel):
     _tied_weights_keys: ClassVar[list[str]] = ["lm_head.weight"]
 
 
-class SequenceSummary(nn.Module):
+class GPT2SequenceSummary(nn.Module):
     """The state of one token of a sequence (or the mean of all), projected.
 
     Args:
@@ -178,7 +185,7 @@ class SequenceSummary(nn.Module):
         self.summary_type = config.summary_type
         width = config.num_labels if config.summary_proj_to_labels and config.num_labels > 0 else config.hidden_size
         self.summary = Linear(config.hidden_size, width) if config.summary_use_proj else nn.Identity()
-        self.activation = activation(config.summary_activation) if config.summary_activation else nn.Identity()
+        self.activation = get_activation(config.summary_activation) if config.summary_activation else nn.Identity()
         self.first_dropout = nn.Dropout(config.summary_first_dropout)
         self.last_dropout = nn.Dropout(getattr(config, "summary_last_dropout", None) or 0.0)
 
@@ -223,7 +230,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
         """Create both heads; a choice has one score."""
         self.config.num_labels = 1
         super().build_head()
-        self.multiple_choice_head = SequenceSummary(self.config)
+        self.multiple_choice_head = GPT2SequenceSummary(self.config)
 
     @overridable
     def forward(

@@ -87,6 +87,14 @@ class GPTNeoAttention(FastCallModule):
         return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
 
 
+class GPTNeoMLP(MLP):
+    """Two linear layers around an activation."""
+
+    def __init__(self, intermediate_size: int | None, config: GPTNeoConfig) -> None:
+        width, act = config.hidden_size, config.activation_function
+        super().__init__(width, intermediate_size, act, config.resid_dropout, Linear)
+
+
 class GPTNeoBlock(PreNormBlock):
     """Attention and an MLP, each after a norm."""
 
@@ -95,7 +103,7 @@ class GPTNeoBlock(PreNormBlock):
         "attn.attention": (GPTNeoSelfAttention,),
         "attn.attention.attn_dropout": DROPOUTS,
         "attn.attention.resid_dropout": DROPOUTS,
-        "mlp": (MLP,),
+        "mlp": (GPTNeoMLP,),
         "mlp.dropout": DROPOUTS,
     }
 
@@ -105,7 +113,7 @@ class GPTNeoBlock(PreNormBlock):
         self.ln_1 = LayerNorm(width, eps)
         self.attn = GPTNeoAttention(config, layer_idx)
         self.ln_2 = LayerNorm(width, eps)
-        self.mlp = MLP(width, config.intermediate_size, config.activation_function, config.resid_dropout, Linear)
+        self.mlp = GPTNeoMLP(config.intermediate_size, config)
 
     def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights, or None, follow."""

@@ -19,7 +19,7 @@ from gptrio.models.base.inputs import warn_once
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
@@ -74,7 +74,7 @@ class GPTNeoXMLP(FastCallModule):
         super().__init__()
         self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
         self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
-        self.act = activation(config.hidden_act)
+        self.act = get_activation(config.hidden_act)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, T, C) to (B, T, C)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -42,38 +43,48 @@ def _relu_squared(x: Tensor) -> Tensor:
 
 _TANH_GELU = partial(nn.GELU, approximate="tanh")
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "elu": nn.ELU,
-    "gelu": nn.GELU,
-    "gelu_10": partial(Elementwise, _clipped_gelu),
-    "gelu_accurate": _TANH_GELU,
-    "gelu_fast": _TANH_GELU,
-    "gelu_new": _TANH_GELU,
-    "gelu_python": nn.GELU,
-    "gelu_pytorch_tanh": _TANH_GELU,
-    "laplace": partial(Elementwise, _laplace),
-    "leaky_relu": nn.LeakyReLU,
-    "linear": nn.Identity,
-    "mish": nn.Mish,
-    "prelu": nn.PReLU,
-    "quick_gelu": partial(Elementwise, _quick_gelu),
-    "relu": nn.ReLU,
-    "relu2": partial(Elementwise, _relu_squared),
-    "relu6": nn.ReLU6,
-    "selu": nn.SELU,
-    "sigmoid": nn.Sigmoid,
-    "silu": nn.SiLU,
-    "swish": nn.SiLU,
-    "tanh": nn.Tanh,
-}
+
+class _Makers(dict[str, Any]):
+    """Name -> a new module of that activation for each look."""
+
+    def __getitem__(self, name: str) -> nn.Module:
+        return cast(nn.Module, super().__getitem__(name)())
 
 
-def activation(name: str) -> nn.Module:
+ACT2FN = _Makers(
+    {
+        "elu": nn.ELU,
+        "gelu": nn.GELU,
+        "gelu_10": partial(Elementwise, _clipped_gelu),
+        "gelu_accurate": _TANH_GELU,
+        "gelu_fast": _TANH_GELU,
+        "gelu_new": _TANH_GELU,
+        "gelu_python": nn.GELU,
+        "gelu_pytorch_tanh": _TANH_GELU,
+        "laplace": partial(Elementwise, _laplace),
+        "leaky_relu": nn.LeakyReLU,
+        "linear": nn.Identity,
+        "mish": nn.Mish,
+        "prelu": nn.PReLU,
+        "quick_gelu": partial(Elementwise, _quick_gelu),
+        "relu": nn.ReLU,
+        "relu2": partial(Elementwise, _relu_squared),
+        "relu6": nn.ReLU6,
+        "selu": nn.SELU,
+        "sigmoid": nn.Sigmoid,
+        "silu": nn.SiLU,
+        "swish": nn.SiLU,
+        "tanh": nn.Tanh,
+    }
+)
+
+
+def get_activation(name: str) -> nn.Module:
     """A new module of the activation `name`.
 
     Raises:
         UnsupportedError: no such name; the message lists the known ones.
     """
-    if name not in ACTIVATIONS:
-        raise UnsupportedError(f"activation {name!r} is not known; use one of {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]()
+    if name not in ACT2FN:
+        raise UnsupportedError(f"activation {name!r} is not known; use one of {', '.join(ACT2FN)}")
+    return ACT2FN[name]

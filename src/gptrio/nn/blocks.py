@@ -8,7 +8,7 @@ from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import AttentionOptions, Drop
 from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
@@ -125,7 +125,7 @@ class MLP(FastCallModule):
             Conv1D(outputs, inputs) if issubclass(linear, Conv1D) else linear(inputs, outputs)
             for inputs, outputs in ((width, inner), (inner, width))
         )
-        self.act = activation(act)
+        self.act = get_activation(act)
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ _BITSANDBYTES = {
 }
 
 
+ALL_LAYERNORM_LAYERS: list[type[nn.Module]] = [nn.LayerNorm]  # whose weights do not decay
+
+
 def get_parameter_names(
     model: nn.Module, forbidden_layer_types: Iterable[type], forbidden_layer_names: Iterable[str] = ()
 ) -> list[str]:
@@ -51,7 +54,7 @@ def get_parameter_names(
 
 def get_decay_parameter_names(model: nn.Module) -> list[str]:
     """Names of the parameters that weight decay shrinks: all but biases and those of norms."""
-    return [name for name in _outside(model, (nn.LayerNorm,)) if not _matches(name, (_NOT_DECAYED,))]
+    return [name for name in _outside(model, tuple(ALL_LAYERNORM_LAYERS)) if not _matches(name, (_NOT_DECAYED,))]
 
 
 def parameter_groups(model: nn.Module, decayed: Iterable[str], weight_decay: float) -> list[dict[str, Any]]:

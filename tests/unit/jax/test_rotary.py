@@ -13,7 +13,7 @@ from gptrio.config.rotary import RotarySettings
 from gptrio.errors import UnsupportedError
 from gptrio.jax.nn.activations import ACTIVATIONS, activation
 from gptrio.jax.nn.rotary import rotary_tables, rotate
-from gptrio.nn.activations import activation as torch_activation
+from gptrio.nn.activations import get_activation as torch_activation
 from gptrio.nn.rotary import RotaryEmbedding
 from gptrio.nn.rotary import rotate as torch_rotate
 from tests.flax_models import assert_near

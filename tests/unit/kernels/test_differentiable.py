@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gptrio.kernels import differentiable, recompute
 from gptrio.kernels.linear import linear
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.fast_call import LayerNorm
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
 
@@ -135,7 +135,7 @@ def kept_shapes(run: Callable[[], Tensor]) -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", ["gelu", "gelu_new"])
 def test_a_norm_and_gelu_are_computed_again(name: str) -> None:
-    norm, up, act, down = LayerNorm(INNER), layer_of(True), activation(name), Conv1D(INNER, OUTER)
+    norm, up, act, down = LayerNorm(INNER), layer_of(True), get_activation(name), Conv1D(INNER, OUTER)
     nn.init.normal_(norm.weight)
     x = torch.randn(2, ROWS, INNER, requires_grad=True)
     parts = nn.ModuleList([norm, up, act, down])
@@ -176,7 +176,7 @@ def test_what_is_noted_of_a_result_is_not_saved_with_it_and_goes_with_it() -> No
 
 
 def test_hooks_of_an_activation_count() -> None:
-    up, act, down = layer_of(False), activation("gelu_new"), Conv1D(INNER, OUTER)
+    up, act, down = layer_of(False), get_activation("gelu_new"), Conv1D(INNER, OUTER)
     act.register_forward_hook(lambda module, given, out: out + 1)
     x = torch.randn(ROWS, INNER)
     feed_forward(x, up, act, down).sum().backward()
@@ -186,7 +186,7 @@ def test_hooks_of_an_activation_count() -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_checkpointed_layers_have_the_same_gradients(reentrant: bool) -> None:
-    norm, up, act, down = LayerNorm(INNER), layer_of(True), activation("gelu_new"), Conv1D(INNER, OUTER)
+    norm, up, act, down = LayerNorm(INNER), layer_of(True), get_activation("gelu_new"), Conv1D(INNER, OUTER)
     parts, x = nn.ModuleList([norm, up, act, down]), torch.randn(ROWS, INNER, requires_grad=True)
 
     def run(x: Tensor) -> Tensor:

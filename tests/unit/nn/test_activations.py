@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gptrio.errors import UnsupportedError
-from gptrio.nn.activations import ACTIVATIONS, activation
+from gptrio.nn.activations import ACT2FN, get_activation
 
 
 def gelu(x: float) -> float:
@@ -54,13 +54,13 @@ FORMULAS: dict[str, Callable[[float], float]] = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("name", ACT2FN)
 def test_formula(name: str) -> None:
     x = torch.linspace(-12, 12, 97)
     expected = torch.tensor([FORMULAS[name](value) for value in x.tolist()])
-    torch.testing.assert_close(activation(name)(x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(get_activation(name)(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(UnsupportedError, match="activation 'swoosh' is not known; use one of elu, gelu"):
-        activation("swoosh")
+        get_activation("swoosh")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gptrio.nn.activations import activation
+from gptrio.nn.activations import get_activation
 from gptrio.nn.fast_call import skip_hook_dispatch
 from gptrio.nn.linear import Conv1D, Linear, feed_forward, is_known_linear, keep_inputs, keep_outputs, weight_view
 from gptrio.quantization.native import QuantizedLinear
@@ -50,7 +50,7 @@ def test_a_view_says_how_a_weight_is_stored(kind: str, group: int | None) -> Non
 @pytest.mark.parametrize("group", [None, 32])
 @pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu"])
 def test_feed_forward_of_codes_is_down_act_up(group: int | None, name: str) -> None:
-    up, down, act = QuantizedLinear(layer_of("Conv1D", 64, 6), group), layer_of("Linear", 6, 3), activation(name)
+    up, down, act = QuantizedLinear(layer_of("Conv1D", 64, 6), group), layer_of("Linear", 6, 3), get_activation(name)
     x = torch.randn(2, 5, 64)
     with torch.no_grad():
         expected = down(act(up(x)))
@@ -61,7 +61,7 @@ def test_feed_forward_of_codes_is_down_act_up(group: int | None, name: str) -> N
 @pytest.mark.parametrize("kind", ["Conv1D", "Linear"])
 @pytest.mark.parametrize("name", ["relu", "gelu", "gelu_new", "silu", "tanh"])
 def test_feed_forward_is_down_act_up(kind: str, name: str) -> None:
-    up, down, act = layer_of(kind, 3, 6), layer_of(kind, 6, 3), activation(name)
+    up, down, act = layer_of(kind, 3, 6), layer_of(kind, 6, 3), get_activation(name)
     x = torch.randn(2, 5, 3)
     expected = down(act(up(x)))
     torch.testing.assert_close(feed_forward(x, up, act, down), expected)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from gptrio.checkpoint.keys import KeyRules
 from gptrio.checkpoint.load import TensorSource, load_into, open_checkpoint
-from gptrio.checkpoint.locate import FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME
 from gptrio.checkpoint.report import LoadReport
 from gptrio.checkpoint.torch_files import TensorDict
 from gptrio.config import PretrainedConfig
@@ -29,9 +28,10 @@ from gptrio.models.base.device_map import DeviceMap, Placement, device_function
 from gptrio.models.base.initialization import initialize_missing
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.quantization import QuantizationConfig, Quantizer, get_quantizer
+from gptrio.utils.file_names import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-FROM_FLAX = (FLAX_NAME, SAFETENSORS_NAME)
+FROM_FLAX = (FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME)
 _MOST_NEW_LAYERS = 1000  # layers that a configuration may have beyond those of its weights
 
 
@@ -100,7 +100,7 @@ def load_model(
     if attn_implementation is not None:
         config._attn_implementation = attn_implementation
     options = pinned(options, config, name_or_path)
-    names = FROM_FLAX if from_flax else (SAFETENSORS_NAME, TORCH_NAME)
+    names = FROM_FLAX if from_flax else (SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
     source = _open(name_or_path, state_dict, names, use_safetensors, variant, options)
     _check_layer_count(source, config)
     quantization = quantization or getattr(config, "quantization_config", None)

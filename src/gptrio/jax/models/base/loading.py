@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from gptrio.checkpoint.flax_names import is_transposed, torch_name
 from gptrio.checkpoint.keys import KeyRules, plan_keys
-from gptrio.checkpoint.locate import FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME, WeightFiles, locate_weights
+from gptrio.checkpoint.locate import WeightFiles, locate_weights
 from gptrio.checkpoint.msgpack_files import MsgpackFile
 from gptrio.checkpoint.pickled_files import TorchFile
 from gptrio.checkpoint.reader import CheckpointReader, MappedFile, SafetensorsFile
@@ -33,6 +33,7 @@ from gptrio.hub import HubOptions
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel, Params, ParamsPath
 from gptrio.jax.nn.linear import Dtype
 from gptrio.jax.sharding import placer, shard
+from gptrio.utils.file_names import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 
 Model = TypeVar("Model", bound=FlaxPreTrainedModel)
 Place = Callable[[ParamsPath, np.ndarray[Any, Any]], Array]  # puts an array, which may be a view of a file, on devices
@@ -127,7 +128,7 @@ def load_model(
     config, arguments = read_config(cls.config_class, config, name_or_path, options, kwargs)
     _check_arguments(cls, arguments)
     options = pinned(options, config, name_or_path)
-    names = (SAFETENSORS_NAME, TORCH_NAME) if from_pt else (FLAX_NAME, SAFETENSORS_NAME, TORCH_NAME)
+    names = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) if from_pt else (FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
     reader = ArrayReader(locate_weights(name_or_path, names=names, options=options))
     model = cls(config, *model_args, **{"dtype": dtype, "_do_init": False, **arguments})
     if mesh is not None:

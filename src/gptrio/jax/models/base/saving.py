@@ -12,11 +12,11 @@ from flax.serialization import to_bytes
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
-from gptrio.checkpoint.locate import FLAX_NAME, SAFETENSORS_NAME
 from gptrio.checkpoint.shards import save_shards, warn_if_shadowed
 from gptrio.errors import CheckpointError
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel, Params
 from gptrio.uploads import Upload
+from gptrio.utils.file_names import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
 
 
 def save_model(
@@ -54,10 +54,10 @@ def save_model(
         kwargs["token"] = token
     upload = Upload.of_save(folder, kwargs) if push_to_hub else None
     flat = flatten_dict(unfreeze(model.params if params is None else params), sep="." if safe_serialization else "/")
-    base, write = (SAFETENSORS_NAME, _write_safetensors) if safe_serialization else (FLAX_NAME, _write_msgpack)
+    base, write = (SAFE_WEIGHTS_NAME, _write_safetensors) if safe_serialization else (FLAX_WEIGHTS_NAME, _write_msgpack)
     save_shards(flat, folder, base, write, max_shard_size)
     if safe_serialization:
-        warn_if_shadowed(folder, FLAX_NAME, "safetensors")
+        warn_if_shadowed(folder, FLAX_WEIGHTS_NAME, "safetensors")
     model.config.architectures = [type(model).__name__.removeprefix("Flax")]
     model.config.save_pretrained(folder)
     if model.generation_config is not None:
