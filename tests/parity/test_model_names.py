@@ -334,15 +334,19 @@ def test_tokens_are_healed_alike(class_name: str, tmp_path: Any) -> None:
     letters = ["h", "t", "p", "s", ":", "/", "Ġ", "ht", "htt", "http", "https", ":/", "<|endoftext|>", "<pad>"]
     (tmp_path / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(letters)}))
     (tmp_path / "merges.txt").write_text("#version: 0.2\nh t\nht t\nhtt p\nhttp s\n: /\n")
-    pair, healed = model_pair(class_name, vocab_size=14, bos_token_id=12, eos_token_id=12), []
+    pair = model_pair(class_name, vocab_size=14, bos_token_id=12, eos_token_id=12)
+    prompts = (["s http", "ttht:", " p "], ["ht"], [""], ["s", "p "])
+    healed: list[list[Tensor]] = []
     for model, library in zip(pair, (transformers, gptrio), strict=True):
         files = str(tmp_path / "vocab.json"), str(tmp_path / "merges.txt")
         tokenizer = library.GPT2TokenizerFast(*files, pad_token="<pad>", padding_side="left")
-        ids = tokenizer(["s http", "ttht:", " p "], return_tensors="pt", padding=True)["input_ids"]
-        healed.append(model.heal_tokens(ids, tokenizer))
+        batches = [tokenizer(texts, return_tensors="pt", padding=True)["input_ids"] for texts in prompts]
+        healed.append([model.heal_tokens(ids, tokenizer) for ids in batches])
+        ids = batches[0]
         with pytest.raises(ValueError, match="tokenizer"):
             model.heal_tokens(ids)
-    assert torch.equal(healed[1], healed[0])
+    for ours, theirs in zip(healed[1], healed[0], strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize("class_name", CAUSAL.values())
