@@ -136,3 +136,30 @@ def test_a_checkpoint_that_fits_is_loaded_without_a_word(tmp_path: Path) -> None
             warnings.simplefilter("error", GptrioWarning)
             _, report = cls.from_pretrained(tmp_path / family, output_loading_info=True)
         assert set(map(tuple, report.values())) == {()}
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_weight_that_a_models_own_method_ties_is_not_missing(family: str, tmp_path: Path) -> None:
+    reports, models = [], []
+    for library in (transformers, gptrio):
+        base: Any = getattr(library, f"{family}PreTrainedModel")
+        backbone = class_of(library, family, "base")
+
+        class Scored(base):
+            def __init__(self, config: Any, body: Any = backbone) -> None:
+                super().__init__(config)
+                setattr(self, self.base_model_prefix, body(config))
+                self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+                self.post_init()
+
+            def tie_weights(self) -> None:
+                self.decoder.weight = self.base_model.get_input_embeddings().weight
+
+        torch.manual_seed(0)
+        backbone(backbone.config_class(**SIZES[family])).save_pretrained(tmp_path / library.__name__)
+        model, report = Scored.from_pretrained(tmp_path / library.__name__, output_loading_info=True)
+        assert model.decoder.weight is model.base_model.get_input_embeddings().weight
+        reports.append(report)
+        models.append(model)
+    assert reports[1]["missing_keys"] == reports[0]["missing_keys"] == ["decoder.bias"]
+    assert torch.equal(models[1].decoder.weight, models[0].decoder.weight)

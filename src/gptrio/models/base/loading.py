@@ -152,6 +152,9 @@ def load_weights(
         key_mapping=key_mapping,
     )
     model.tie_weights()
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tied = {name for name, parameter in parameters.items() if not parameter.is_meta}  # or read from the checkpoint
+    report.missing = [name for name in report.missing if name not in tied]
     initialize_missing(model, device_of)
     if quantizer is not None:
         quantizer.finish(model)
