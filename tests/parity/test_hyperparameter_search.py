@@ -136,3 +136,19 @@ def test_what_cannot_be_searched_says_why(tmp_path: Path, first_model: Path) -> 
     model = gptrio.GPT2LMHeadModel.from_pretrained(first_model)
     with pytest.raises(InputError, match="pass model_init"):
         gptrio.Trainer(model, gptrio.TrainingArguments(str(tmp_path), report_to="none")).hyperparameter_search()
+
+
+def test_a_folder_may_be_named_by_what_the_model_chose(tmp_path: Path, first_model: Path) -> None:
+    trainer = new_trainer(gptrio, tmp_path, first_model, load_best_model_at_end=True, save_steps=1)
+    chosen = []
+
+    def model_init(trial: Any) -> Any:
+        chosen.append(None if trial is None else trial.suggest_int("width", 1, 9))
+        return gptrio.GPT2LMHeadModel.from_pretrained(first_model)
+
+    trainer.model_init = model_init
+    trainer.hyperparameter_search(
+        lambda trial: {}, n_trials=1, direction="minimize", hp_name=lambda trial: f"width-{trial.params.get('width')}"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == [f"width-{chosen[-1]}"]
+    assert Path(trainer.state.best_model_checkpoint).parent.name == f"width-{chosen[-1]}"

@@ -28,7 +28,7 @@ MODULES = {  # names in the reference's module that are absent here, and why
     "debug_utils": "DebugUnderflowOverflow detect_overflow get_abs_min_max",
 }
 FUNCTIONS_ONLY = {
-    "trainer_pt_utils": "AcceleratorConfig get_parameter_names",
+    "trainer_pt_utils": "AcceleratorConfig get_parameter_names LabelSmoother LengthGroupedSampler",
     "integrations": "WandbCallback rewrite_logs is_tensorboard_available",
     "modeling_outputs": "SequenceClassifierOutput",
     "testing_utils": "CaptureLogger",

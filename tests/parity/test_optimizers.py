@@ -10,7 +10,7 @@ import transformers
 from transformers import optimization as reference
 
 import gptrio
-from gptrio import optimization
+from gptrio import optimization, trainer_pt_utils
 from gptrio.training.enums import BITSANDBYTES_OPTIMIZERS, TORCH_OPTIMIZERS
 
 OPTIONS = [
@@ -63,3 +63,13 @@ def test_switches_that_contradict_each_other_are_refused_as_in_the_reference(opt
     for library in (optimization, reference):
         with pytest.raises(ValueError, match="relative_step"):
             library.Adafactor(parameters(), **options)
+
+
+def test_names_of_parameters_come_in_the_references_order():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.GRUCell(4, 2), torch.nn.LayerNorm(2))
+    model.register_parameter("own", torch.nn.Parameter(torch.zeros(1)))
+    names = [
+        get(model, [torch.nn.LayerNorm], [r"bias_hh"])
+        for get in (trainer_pt_utils.get_parameter_names, transformers.trainer_pt_utils.get_parameter_names)
+    ]
+    assert names[0] == names[1] and names[0][-1] == "own"

@@ -161,7 +161,7 @@ class ArgumentFields:
     push_to_hub_token: str | None = _arg(None, "Deprecated: use hub_token.")
     _n_gpu: int = field(init=False, repr=False, default=-1)
     mp_parameters: str = _arg("", "Has no effect.")
-    auto_find_batch_size: bool = _arg(False, "Halve the batch and begin again where memory does not suffice.")
+    auto_find_batch_size: bool = _arg(False, "Begin again with smaller batches where memory does not suffice.")
     full_determinism: bool = _arg(False, "Use deterministic algorithms only, which are slower.")
     torchdynamo: str | None = _arg(None, "Deprecated: use torch_compile_backend.")
     ray_scope: str | None = _arg("last", "Has no effect.")

@@ -243,7 +243,7 @@ def _value(field: dataclasses.Field[Any], hint: Any) -> dict[str, Any]:
     """What argparse needs to know of an option that is no boolean."""
     is_enum = isinstance(hint, type) and issubclass(hint, Enum)
     if is_enum or get_origin(hint) is Literal:
-        choices = [member.value for member in hint] if is_enum else list(get_args(hint))
+        choices = [member.value for member in hint] if is_enum else get_args(hint)
         return {"choices": choices, "type": make_choice_type_function(choices), **_default(field)}
     if get_origin(hint) is list:
         default = _default(field)
@@ -272,7 +272,7 @@ def string_to_bool(v: str | bool) -> bool:
     return text in _TRUE
 
 
-def make_choice_type_function(choices: list[Any]) -> Callable[[str], Any]:
+def make_choice_type_function(choices: Iterable[Any]) -> Callable[[str], Any]:
     """A function that returns the choice that a word stands for, and other words as they are."""
     by_text = {str(choice): choice for choice in choices}
     return lambda arg: by_text.get(arg, arg)

@@ -44,6 +44,7 @@ class EvaluationMixin(TrainerParts):
                 prefix = f"{metric_key_prefix}_{name}"
                 metrics |= self.evaluate(dataset if is_given else name, ignore_keys, prefix)
             return metrics
+        self._memory.start("eval")
         loader, start = self.get_eval_dataloader(eval_dataset), time.time()
         output = self.evaluation_loop(
             loader,
@@ -55,6 +56,7 @@ class EvaluationMixin(TrainerParts):
         result = self._with_speed(output, metric_key_prefix, start)
         self.log(result)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        self._memory.stop("eval", result)
         return result
 
     def predict(
@@ -70,12 +72,14 @@ class EvaluationMixin(TrainerParts):
         Returns:
             predictions (rows, ...), label_ids (rows, ...) or None, metrics; shorter rows are padded with -100.
         """
+        self._memory.start("test")
         loader, start = self.get_test_dataloader(test_dataset), time.time()
         output = self.evaluation_loop(
             loader, description="Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
         )
         metrics = self._with_speed(output, metric_key_prefix, start)
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        self._memory.stop("test", metrics)
         return PredictionOutput(output.predictions, output.label_ids, metrics)
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> dict[str, float]:

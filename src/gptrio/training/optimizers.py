@@ -114,6 +114,15 @@ def _bitsandbytes_options(class_name: str, adam: dict[str, Any], given: dict[str
     return {**adam, **given}
 
 
+def keep_embeddings_wide(model: nn.Module) -> None:
+    """Let optimizers of bitsandbytes keep the states of embeddings in 32 bits, as 8 are too few for rare tokens."""
+    library = import_optional("bitsandbytes", "an optimizer of 8 bits needs bitsandbytes; pip install bitsandbytes")
+    manager = library.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+
 def parse_options(text: str | None) -> dict[str, Any]:
     """Read "name=value,name=value"; numbers, truth values and None are converted.
 
@@ -140,11 +149,11 @@ def _value(text: str) -> Any:
 
 def _outside(model: nn.Module, types: tuple[type, ...]) -> list[str]:
     """Names of parameters, tied ones under every name, that lie in no part of these types."""
-    names = [name for name, parameter in model._parameters.items() if parameter is not None]
+    names = []
     for child_name, child in model.named_children():
         if not isinstance(child, types):
             names += [f"{child_name}.{name}" for name in _outside(child, types)]
-    return names
+    return names + [name for name, parameter in model._parameters.items() if parameter is not None]
 
 
 def _matches(name: str, patterns: Iterable[re.Pattern[str]]) -> bool:

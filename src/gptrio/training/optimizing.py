@@ -8,7 +8,12 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import OptionError
-from gptrio.training.optimizers import get_decay_parameter_names, optimizer_class, parameter_groups
+from gptrio.training.optimizers import (
+    get_decay_parameter_names,
+    keep_embeddings_wide,
+    optimizer_class,
+    parameter_groups,
+)
 from gptrio.training.parts import TrainerParts
 from gptrio.training.schedules import get_scheduler
 
@@ -31,6 +36,8 @@ class OptimizingMixin(TrainerParts):
             for other in ("params", "model", "optimizer_dict"):  # names of the groups in optimizers of one's own
                 groups = options.pop(other, groups)
             self.optimizer = make(groups, **options)
+            if options.get("optim_bits") == 8:
+                keep_embeddings_wide(self.model)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

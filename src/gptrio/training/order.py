@@ -27,8 +27,25 @@ def length_grouped_order(lengths: Sequence[int], batch_size: int, seed: int, epo
         seed: of the run.
         epoch: of the run.
     """
-    order: list[int] = torch.randperm(len(lengths), generator=_generator(seed, epoch)).tolist()
-    size = batch_size * max(1, min(len(lengths) // (batch_size * 4), 50))
+    return get_length_grouped_indices(lengths, batch_size, generator=_generator(seed, epoch))
+
+
+def get_length_grouped_indices(
+    lengths: Sequence[int],
+    batch_size: int,
+    mega_batch_mult: int | None = None,
+    generator: torch.Generator | None = None,
+) -> list[int]:
+    """The order of `length_grouped_order`, drawn from a generator.
+
+    Args:
+        lengths: (N,) tokens of each row.
+        batch_size: rows of one update.
+        mega_batch_mult: how many times as many random rows are sorted by length; by default at most 50.
+        generator: torch's global one by default.
+    """
+    order: list[int] = torch.randperm(len(lengths), generator=generator).tolist()
+    size = batch_size * max(1, mega_batch_mult or min(len(lengths) // (batch_size * 4), 50))
     chunks = [
         sorted(order[start : start + size], key=lambda i: lengths[i], reverse=True)
         for start in range(0, len(order), size)
@@ -55,6 +72,42 @@ def lengths_of(dataset: Any, column: str, model_input_name: str = "input_ids") -
             "lengths by length_column_name, or leave group_by_length off"
         )
     return [len(dataset[i][model_input_name]) for i in range(len(dataset))]
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """Reads rows of similar length together, in an order that is drawn anew each time; for samplers of one's own.
+
+    Args:
+        batch_size: rows of one update.
+        dataset: whose rows are counted, unless `lengths` are given.
+        lengths: (N,) tokens of each row.
+        model_input_name: what is counted; "input_ids" by default.
+        generator: torch's global one by default.
+
+    Raises:
+        InputError: neither a data set nor lengths, or rows without such an input.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        dataset: Any = None,
+        lengths: Sequence[int] | None = None,
+        model_input_name: str | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if dataset is None and lengths is None:
+            raise InputError("LengthGroupedSampler needs rows to read; pass dataset or lengths")
+        self.batch_size, self.generator = batch_size, generator
+        self.lengths = list(lengths_of(dataset, "", model_input_name or "input_ids") if lengths is None else lengths)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        """All rows."""
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=self.generator))
 
 
 class EpochSampler(Sampler[int]):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from gptrio.training.callback_handler import CallbackHandler
     from gptrio.training.enums import HPSearchBackend
+    from gptrio.training.memory_metrics import MemoryMetrics
     from gptrio.training.run_folder import RunFolder
     from gptrio.training.snapshot import Position
     from gptrio.training.state import TrainerControl, TrainerState
@@ -68,6 +69,7 @@ class TrainerParts:
     _total_loss_scalar: float
     _globalstep_last_logged: int
     _run_folder: RunFolder
+    _memory: MemoryMetrics
     hp_search_backend: HPSearchBackend | None
     hp_name: Callable[..., str] | None
     _trial: Any
@@ -115,6 +117,7 @@ class TrainerParts:
     _save_checkpoint: Callable[..., Any]
     _get_output_dir: Callable[..., str]
     _hp_search_setup: Callable[..., None]
+    _enter_trial_folder: Callable[..., None]
     _report_to_hp_search: Callable[..., None]
     _stateful: Callable[..., Any]
     store_flos: Callable[..., Any]

@@ -60,7 +60,7 @@ def neftune_hook(model: Any, alpha: float) -> Any:
 
 
 def find_executable_batch_size(run: Callable[[int], Any], batch_size: int) -> Any:
-    """Call a function with a batch size, and with half of it as often as it runs out of memory.
+    """Call a function with a batch size, and with nine tenths of it as often as it runs out of memory.
 
     Raises:
         InputError: not even single rows fit.
@@ -74,7 +74,7 @@ def find_executable_batch_size(run: Callable[[int], Any], batch_size: int) -> An
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        batch_size //= 2
+        batch_size = int(batch_size * 0.9)
         if batch_size:
             warn(f"out of memory; training begins anew with batches of {batch_size}")
     raise InputError("not even a batch of one row fits into memory; shorten the rows or choose a smaller model")

@@ -80,15 +80,20 @@ class RunningMixin(TrainerParts):
         noise = None
         interruption = Interruption()
         try:
+            if trial is not None:
+                self._renew_model(trial)  # which may choose what its folder is named by
+                self._enter_trial_folder(trial)
             with self._run_folder, interruption:
                 checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
-                self._renew_model(trial)
+                if trial is None:
+                    self._renew_model(trial)
                 if self.args.neftune_noise_alpha is not None:
                     noise = neftune_hook(self.accelerator.unwrap_model(self.model), self.args.neftune_noise_alpha)
                 self._interruption = interruption
                 output = self._train_from(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
+            self._memory.abandon()
             if noise is not None:
                 noise.remove()
         interruption.end()
@@ -130,6 +135,7 @@ class RunningMixin(TrainerParts):
     ) -> TrainOutput:
         args = self.args if args is None else args
         self._train_batch_size = batch_size
+        self._memory.start("train")
         loader = self.get_train_dataloader()
         check_ranks(self, loader)
         plan = Plan(*self.set_initial_training_values(args, loader, self.get_total_train_batch_size(args)))
@@ -196,6 +202,7 @@ class RunningMixin(TrainerParts):
         self.store_flos()
         metrics |= {"total_flos": self.state.total_flos, "train_loss": loss}
         self.is_in_train = False
+        self._memory.stop("train", metrics)
         self.log(metrics)
         self.control = self.callback_handler.on_train_end(args, self.state, self.control)
         self._finish_current_push()

@@ -151,6 +151,7 @@ class SavingMixin(TrainerParts):
     def _load_state(self, folder: str, loader: Any, updates_per_epoch: int) -> None:
         """Restore the run's state, optimizer, schedule, place in the data and random generators."""
         self.state = TrainerState.load_from_json(Path(folder, TRAINER_STATE_NAME))
+        self._warn_of_other_steps()
         self._load_callback_state()
         accumulated = self.args.gradient_accumulation_steps
         epoch, done = divmod(self.state.global_step, updates_per_epoch)
@@ -181,6 +182,20 @@ class SavingMixin(TrainerParts):
         if sampler is not None:
             sampler.seed = self._position.seed
         _log.info(f"resuming from {folder}: update {self.state.global_step}, {self._position}")
+
+    def _warn_of_other_steps(self) -> None:
+        """Say which numbers of steps are those of the checkpoint, as they are part of its state, not the arguments'."""
+        pairs = [
+            (name, getattr(self.args, name), getattr(self.state, name))
+            for name in ("logging_steps", "eval_steps", "save_steps")
+        ]
+        differing = [
+            f"{name}: {given} (from args) != {saved} (from trainer_state.json)"
+            for name, given, saved in pairs
+            if given is not None and given >= 1 and saved is not None and given != saved
+        ]
+        if differing:
+            warn(f"the checkpoint goes on with its own {'; '.join(differing)}")
 
     def _load_callback_state(self) -> None:
         """Give the callbacks the states of the checkpoint, if `restore_callback_states_from_checkpoint` asks for it."""

@@ -149,7 +149,11 @@ class SearchMixin(TrainerParts):
             setattr(self.args, name, value if before is None else type(before)(value))
         _log.info(f"trial {trial.number}: {trial.params}")
         self.accelerator = make_accelerator(self.args)
-        self._run_folder = RunFolder(self._get_output_dir(trial), self.args.should_save)
+
+    def _enter_trial_folder(self, trial: Any) -> None:
+        """Set the folder of a trial's checkpoints, whose name may depend on all that was chosen for it."""
+        if self.hp_search_backend is not None and trial is not None:
+            self._run_folder = RunFolder(self._get_output_dir(trial), self.args.should_save)
 
     def _report_to_hp_search(self, trial: Any, step: int, metrics: dict[str, float]) -> None:
         """Tell the study what an evaluation has found; it may end the trial."""

@@ -29,6 +29,7 @@ from gptrio.training.computing import (
 from gptrio.training.evaluation import EvaluationMixin
 from gptrio.training.loading import LoadingMixin
 from gptrio.training.losses import LabelSmoother
+from gptrio.training.memory_metrics import MemoryMetrics
 from gptrio.training.metrics import MetricsMixin
 from gptrio.training.optimizing import OptimizingMixin
 from gptrio.training.parts import innermost
@@ -42,7 +43,7 @@ from gptrio.training.running import RunningMixin
 from gptrio.training.saving import SavingMixin
 from gptrio.training.search import SearchMixin
 from gptrio.training.state import TrainerControl, TrainerState
-from gptrio.training.trainer_checks import check_model, check_trainer
+from gptrio.training.trainer_checks import check_model, check_trainer, take_accumulation
 from gptrio.utils.logging import set_verbosity
 from gptrio.utils.seed import enable_full_determinism, set_seed
 
@@ -104,6 +105,8 @@ class Trainer(
         tokenizer: Any = None,
     ) -> None:
         self.args = args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        self._memory = MemoryMetrics(not args.skip_memory_metrics)
+        self._memory.start("init")
         if tokenizer is not None:
             if processing_class is not None:
                 raise OptionError("tokenizer is the earlier name of processing_class; pass the latter alone")
@@ -118,6 +121,7 @@ class Trainer(
         self.model_init = model_init
         padding = DataCollatorWithPadding(processing_class) if hasattr(processing_class, "pad") else None
         self.data_collator = data_collator or padding or default_data_collator
+        take_accumulation(args)
         check_trainer(self, has_model=model is not None)
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)  # before a model is made
         if args.log_level != "passive" or not args.should_log:
@@ -126,6 +130,7 @@ class Trainer(
         args.output_dir = ranks.from_first(args.output_dir)  # one named by the time differs from rank to rank
         self._set_model(self.call_model_init() if model is None else model)
         self._begin(callbacks or [])
+        self._memory.stop("init")
 
     def _set_model(self, model: Any) -> None:
         """Move a model to the device and note what its forward takes."""

@@ -52,6 +52,23 @@ def check_trainer(trainer: Any, has_model: bool) -> None:
     _check_data(args, trainer.train_dataset)
 
 
+def take_accumulation(args: Any) -> None:
+    """Take the number of batches of an update from the settings of accelerate, where they have it.
+
+    Raises:
+        OptionError: the arguments have another one.
+    """
+    given = (args.accelerator_config.gradient_accumulation_kwargs or {}).get("num_steps")
+    if given is None:
+        return
+    if args.gradient_accumulation_steps not in (1, given):
+        raise OptionError(
+            f"accelerator_config has num_steps={given}, but gradient_accumulation_steps="
+            f"{args.gradient_accumulation_steps}; set one of them alone"
+        )
+    args.gradient_accumulation_steps = given
+
+
 def _check_processes(args: Any) -> None:
     if args.world_size == 1:
         return

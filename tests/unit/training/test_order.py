@@ -6,11 +6,13 @@ import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
+from transformers import trainer_pt_utils
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gptrio import InputError
 from gptrio.training.order import (
     EpochSampler,
+    LengthGroupedSampler,
     batches_from,
     epoch_order,
     has_length,
@@ -108,3 +110,17 @@ def test_a_length_is_one_that_can_be_asked_for():
     assert has_length([1])
     assert not has_length(Stream())
     assert not has_length(DataLoader(Stream()))
+
+
+def test_a_sampler_of_ones_own_groups_lengths_as_the_references():
+    lengths = torch.randint(1, 50, (70,)).tolist()
+    rows = [{"ids": list(range(length))} for length in lengths]
+    drawn = []
+    for sampler in (LengthGroupedSampler, trainer_pt_utils.LengthGroupedSampler):
+        by_length = sampler(4, lengths=lengths, generator=torch.Generator().manual_seed(3))
+        by_row = sampler(4, rows, model_input_name="ids", generator=torch.Generator().manual_seed(4))
+        drawn.append([list(by_length), list(by_length), list(by_row), len(by_row)])
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1]  # drawn anew
+    with pytest.raises(InputError, match="pass dataset or lengths"):
+        LengthGroupedSampler(4)

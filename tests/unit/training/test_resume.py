@@ -39,7 +39,7 @@ def outcome(trainer: Any) -> dict[str, Any]:
         for entry in trainer.state.log_history
     ]
     state = trainer.optimizer.state_dict()
-    moments = [value.tolist() for values in state["state"].values() for value in values.values()]
+    moments = [torch.as_tensor(value).tolist() for values in state["state"].values() for value in values.values()]
     groups = [{key: value for key, value in group.items() if key != "params"} for group in state["param_groups"]]
     return {
         "weights": weights(trainer),

@@ -129,7 +129,7 @@ def test_a_signal_saves_before_it_ends_the_run_and_the_run_goes_on_as_if_nothing
     assert_same_weights(resumed.model, whole.model, 0.0)
 
 
-def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does():
+def test_a_batch_that_does_not_fit_into_memory_shrinks_until_it_does():
     sizes = []
 
     class Small(gptrio.Trainer):
@@ -143,7 +143,7 @@ def test_a_batch_that_does_not_fit_into_memory_is_halved_until_it_does():
     trainer = trainer_of(cls=Small, **changes)
     with pytest.warns(GptrioWarning, match="out of memory"):
         trainer.train()
-    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert sizes == [8, 7, 6, 5, 4, 3, 2, 2, 2, 2]
     assert trainer.state.train_batch_size == 2
 
 
