@@ -357,6 +357,8 @@ from gptrio.training.schedules import (
 )
 from gptrio.training.schedules import get_scheduler as get_scheduler
 from gptrio.training.schedules import get_wsd_schedule as get_wsd_schedule
+from gptrio.training.text_datasets import LineByLineTextDataset as LineByLineTextDataset
+from gptrio.training.text_datasets import TextDataset as TextDataset
 from gptrio.utils.file_names import WEIGHTS_NAME as WEIGHTS_NAME
 from gptrio.utils.installed import is_comet_available as is_comet_available
 from gptrio.utils.installed import is_optuna_available as is_optuna_available
