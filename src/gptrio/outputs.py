@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import Field, dataclass
+from dataclasses import Field, dataclass, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from gptrio.errors import InputError
@@ -35,6 +35,16 @@ class ModelOutput(OrderedDict[str, Any]):
         """Register the class with torch as a pytree, if torch is in use."""
         if ModelOutput.when_subclassed is not None:
             ModelOutput.when_subclassed(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Build a mapping without fields; a dataclass has its own constructor.
+
+        Raises:
+            TypeError: the class is none.
+        """
+        if type(self) is not ModelOutput and not is_dataclass(self):
+            raise TypeError(f"{type(self).__name__} is not a dataclass; results are: decorate it with @dataclass")
+        super().__init__(*args, **kwargs)
 
     def __post_init__(self) -> None:
         """Copy the fields that are set into the mapping."""

@@ -34,3 +34,20 @@ def test_sub_configs_and_commit_hash_are_the_references(name: str) -> None:
     ours: Any = getattr(gptrio, name)()
     theirs: Any = getattr(transformers, name)()
     assert (ours.sub_configs, ours._commit_hash) == (theirs.sub_configs, theirs._commit_hash) == ({}, None)
+
+
+@pytest.mark.parametrize("name", ["GPT2Config", "GPTNeoConfig", "GPTNeoXConfig"])
+def test_our_own_classes_are_known_to_their_auto_class_and_others_are_not_shipped(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours: Any = getattr(gptrio, name)
+    theirs: Any = type(name, (getattr(transformers, name),), {})
+    monkeypatch.setattr(ours, "_auto_class", None)
+    for config_class in (ours, theirs):
+        assert config_class._auto_class is None
+        config_class.register_for_auto_class()
+    assert ours._auto_class == theirs._auto_class == "AutoConfig"
+    assert "_auto_class" not in ours().to_dict()
+    mine: Any = type("Mine", (ours,), {"model_type": "mine"})
+    with pytest.raises(ValueError, match=r"AutoConfig.register\('mine', Mine\)"):
+        mine.register_for_auto_class()

@@ -111,3 +111,23 @@ def test_configuration_objects(family, mode):
 def test_padding_without_a_mask(family, mode):
     ids = batch_of(7)["input_ids"]
     compare(pair_of_models(family), {"input_ids": ids}, max_new_tokens=5, **mode)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])
+def test_a_loop_of_ones_own_may_pass_all_arguments_on_to_the_model(family):
+    """As the reference's guide has it; among them are `streamer` and `synced_gpus`."""
+
+    def loop(model, input_ids, attention_mask, logits_processor, stopping_criteria, generation_config, **model_kwargs):
+        tokens = input_ids
+        while input_ids.shape[1] < stopping_criteria[0].max_length:
+            logits = model(tokens, attention_mask=attention_mask, **model_kwargs).logits
+            tokens = logits_processor(input_ids, logits[:, -1, :]).argmax(-1)[:, None]
+            input_ids = torch.cat((input_ids, tokens), dim=-1)
+            attention_mask = torch.cat((attention_mask, torch.ones_like(tokens)), dim=-1)
+        return input_ids
+
+    results = [
+        model.generate(torch.tensor([[3, 9, 4]]), max_new_tokens=5, pad_token_id=1, custom_generate=loop)
+        for model in pair_of_models(family)
+    ]
+    assert torch.equal(*results)

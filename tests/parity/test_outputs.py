@@ -130,3 +130,17 @@ def test_a_result_class_of_the_users_is_a_tree_of_tensors():
     doubled = _pytree.tree_map(lambda tensor: tensor * 2, Own(first=LOSS, second=LOGITS))
     assert type(doubled) is Own
     assert torch.equal(doubled.first, LOSS * 2) and torch.equal(doubled.second, LOGITS * 2)
+
+
+def test_a_plain_output_is_a_tree_of_tensors_and_a_class_without_fields_is_refused():
+    for base in (ModelOutput, ReferenceBase):
+        plain = base({"a": 1.0, "c": 2.0})
+        leaves, tree = _pytree.tree_flatten(plain)
+        assert leaves == [1.0, 2.0]
+        assert _pytree.tree_unflatten(leaves, tree) == plain
+
+        class NoDataclass(base):
+            a: float
+
+        with pytest.raises(TypeError, match="NoDataclass is not a dataclass"):
+            NoDataclass(a=1.0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config import labels
 from gptrio.config.generation_keys import GenerationKeys
-from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, warn
+from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, UnsupportedError, warn
 from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import CONFIG_NAME
@@ -30,6 +30,7 @@ class SerializableConfig(GenerationKeys, Pushable):
 
     model_type: ClassVar[str] = ""
     attribute_map: ClassVar[Mapping[str, str]] = {}
+    _auto_class: ClassVar[str | None] = None
     _dtype_name: str | None
     name_or_path: Any
     if TYPE_CHECKING:  # as `PretrainedConfig` defines them
@@ -38,6 +39,21 @@ class SerializableConfig(GenerationKeys, Pushable):
             """Return what `config.json` holds."""
 
         def _is_attribute(self, name: str) -> bool: ...
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str | type = "AutoConfig") -> None:
+        """Set the auto class that loads this class.
+
+        Raises:
+            UnsupportedError: the class is not gptrio's: code is never written beside weights, nor loaded.
+        """
+        name = auto_class if isinstance(auto_class, str) else auto_class.__name__
+        if not cls.__module__.startswith("gptrio."):
+            raise UnsupportedError(
+                f"{cls.__name__} cannot be saved as code for {name}; where its module is imported, "
+                f"AutoConfig.register({cls.model_type!r}, {cls.__name__}) lets AutoConfig load it"
+            )
+        cls._auto_class = name
 
     @overload
     @classmethod

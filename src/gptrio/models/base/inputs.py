@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 LOSS_OPTIONS = {"num_items_in_batch", "ignore_index", "shift_labels", "label_smoothing"}
+_OF_GENERATE = {"streamer", "synced_gpus"}  # which a decoding loop of one's own passes on with the model's arguments
 
 
 def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | None, width: int) -> None:
@@ -42,7 +43,7 @@ def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | 
 
 def only_loss_options(options: Iterable[str]) -> None:
     """Raise InputError for a keyword that the loss does not take: a misspelt argument is not to pass unseen."""
-    unknown = sorted(set(options) - LOSS_OPTIONS)
+    unknown = sorted(set(options) - LOSS_OPTIONS - _OF_GENERATE)
     if unknown:
         raise InputError(f"forward does not know {', '.join(unknown)}; expected its documented arguments")
 

@@ -21,6 +21,7 @@ def register_pytrees() -> None:
         serialized_type_name="gptrio.cache.DynamicCache",
         flatten_with_keys_fn=_flatten_cache_with_keys,
     )
+    _register_output(ModelOutput)
     for kind in _subclasses(ModelOutput):
         _register_output(kind)
     ModelOutput.when_subclassed = staticmethod(_register_output)
