@@ -97,7 +97,7 @@ class Entities(FromTexts):
     collator = "DataCollatorForTokenClassification"
     kind = TokenClassification
     settings: ClassVar[dict[str, Any]] = {
-        "learning_rate": 5e-4,
+        "learning_rate": 3e-4,
         "num_train_epochs": 5,
         "per_device_train_batch_size": 16,
     }
@@ -122,7 +122,7 @@ class Questions(FromTexts):
     length = 384
     language: ClassVar[str] = "en"
     settings: ClassVar[dict[str, Any]] = {
-        "learning_rate": 1e-3,
+        "learning_rate": 8e-4,
         "num_train_epochs": 15,
         "per_device_train_batch_size": 8,
         "per_device_eval_batch_size": 16,
