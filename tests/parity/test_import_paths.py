@@ -78,7 +78,7 @@ def test_a_made_module_has_the_public_names_of_the_reference_s(path):
     [
         ("models.gpt2.modeling_gpt2", "GPT2Attention GPT2MLP GPT2Block GPT2SequenceSummary Conv1D ACT2FN"),
         ("models.gpt_neo.modeling_gpt_neo", "GPTNeoSelfAttention GPTNeoAttention GPTNeoMLP GPTNeoBlock"),
-        ("models.gpt_neox.modeling_gpt_neox", "GPTNeoXAttention GPTNeoXMLP GPTNeoXLayer"),
+        ("models.gpt_neox.modeling_gpt_neox", "GPTNeoXAttention GPTNeoXMLP GPTNeoXLayer GPTNeoXRotaryEmbedding"),
         ("modeling_outputs", "BaseModelOutput CausalLMOutput SequenceClassifierOutput"),
         ("pytorch_utils", "ALL_LAYERNORM_LAYERS Conv1D"),
         ("activations", "ACT2FN get_activation"),

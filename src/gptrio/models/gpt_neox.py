@@ -67,6 +67,13 @@ class GPTNeoXAttention(MultiHeadAttention):
         keep_inputs(self.dense, head_features(kept, self.head_dim))
 
 
+class GPTNeoXRotaryEmbedding(RotaryEmbedding):
+    """Rotary positions as the configuration stretches them."""
+
+    def __init__(self, config: GPTNeoXConfig, device: object = None) -> None:
+        super().__init__(RotarySettings.of(config))
+
+
 class GPTNeoXMLP(FastCallModule):
     """Two linear layers around an activation."""
 
@@ -156,7 +163,11 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
 
     mask_fully_padded_rows = False
     positions_are_relative = True
-    compiled_modules: ClassVar = {"embed_in": EMBEDDINGS, "emb_dropout": DROPOUTS, "rotary_emb": (RotaryEmbedding,)}
+    compiled_modules: ClassVar = {
+        "embed_in": EMBEDDINGS,
+        "emb_dropout": DROPOUTS,
+        "rotary_emb": (GPTNeoXRotaryEmbedding,),
+    }
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -165,7 +176,7 @@ class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
         self.emb_dropout = Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList([GPTNeoXLayer(config, i) for i in range(config.num_hidden_layers)])
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.rotary_emb = RotaryEmbedding(RotarySettings.of(config))
+        self.rotary_emb = GPTNeoXRotaryEmbedding(config)
         self.post_init()
 
     def embed(self, x: Tensor, position_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
