@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import UnsupportedError
+from gptrio.errors import UnknownNameError
 
 
 class Elementwise(nn.Module):
@@ -83,8 +83,8 @@ def get_activation(name: str) -> nn.Module:
     """A new module of the activation `name`.
 
     Raises:
-        UnsupportedError: no such name; the message lists the known ones.
+        UnknownNameError: no such name; the message lists the known ones.
     """
     if name not in ACT2FN:
-        raise UnsupportedError(f"activation {name!r} is not known; use one of {', '.join(ACT2FN)}")
+        raise UnknownNameError(f"activation {name!r} is not known; use one of {', '.join(ACT2FN)}")
     return ACT2FN[name]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from gptrio.errors import UnsupportedError
+from gptrio.errors import UnknownNameError
 from gptrio.nn.activations import ACT2FN, get_activation
 
 
@@ -62,5 +62,7 @@ def test_formula(name: str) -> None:
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnsupportedError, match="activation 'swoosh' is not known; use one of elu, gelu"):
+    with pytest.raises(UnknownNameError, match="activation 'swoosh' is not known; use one of elu, gelu"):
+        get_activation("swoosh")
+    with pytest.raises(KeyError):  # as in Transformers
         get_activation("swoosh")
