@@ -455,3 +455,32 @@ def test_names_in_a_saved_adapters_file_are_those_of_the_reference(
         with safe_open(tmp_path / folder / "adapter_model.safetensors", "pt") as file:
             names.append(set(file.keys()))
     assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("class_name", ["GPT2LMHeadModel", "GPTNeoXForCausalLM"])
+def test_a_model_whose_adapters_are_all_deleted_has_none(class_name: str) -> None:
+    for model in pair(class_name):
+        for names in ("first", ["second", "first", "first"]):
+            model.add_adapter(peft.LoraConfig(r=2), adapter_name="first")
+            if not isinstance(names, str):
+                model.add_adapter(peft.LoraConfig(r=2), adapter_name="second")
+            model.delete_adapter(names)
+            assert not hasattr(model, "peft_config") and model._hf_peft_config_loaded is False
+        with pytest.raises(ValueError, match="adapter"):
+            model.delete_adapter("first")
+        model.add_adapter(peft.LoraConfig(r=2), adapter_name="first")
+        model.delete_adapter([])
+        assert list(model.peft_config) == model.active_adapters() == ["first"]
+
+
+@pytest.mark.parametrize("class_name", ["GPT2LMHeadModel", "GPTNeoForCausalLM", "GPTNeoXForCausalLM"])
+def test_a_model_whose_adapters_are_all_deleted_is_saved_as_a_plain_one(class_name: str, tmp_path: Path) -> None:
+    model = pair(class_name)[1]
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.add_adapter(peft.LoraConfig(r=2, target_modules="all-linear"), adapter_name="first")
+    model.add_adapter(peft.IA3Config(target_modules="all-linear", feedforward_modules=[]), adapter_name="second")
+    model.delete_adapter(["first", "second"])
+    model.save_pretrained(tmp_path)
+    for state in (model.state_dict(), type(model).from_pretrained(tmp_path).state_dict()):
+        assert state.keys() == plain.keys()
+        assert all(torch.equal(state[name], plain[name]) for name in plain)

@@ -29,6 +29,7 @@ from gptrio.errors import (
 )
 from gptrio.hub import HubOptions, read_json, replace_file
 from gptrio.nn.linear import Conv1D
+from gptrio.quantization.modules import replace_module
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -224,7 +225,7 @@ class AdaptersMixin(nn.Module):
         return tensors
 
     def delete_adapter(self, adapter_names: list[str] | str) -> None:
-        """Take adapters out of the layers.
+        """Take adapters out of the layers; with the last one, the layers around them and `peft_config` go too.
 
         Raises:
             OptionError: there is no such adapter.
@@ -235,6 +236,12 @@ class AdaptersMixin(nn.Module):
             for layer in self._adapter_layers():
                 layer.delete_adapter(name)
             self.peft_config.pop(name, None)
+        if not self.peft_config:
+            del self.peft_config
+            self._hf_peft_config_loaded = False
+            paths = {layer: path for path, layer in self.named_modules()}
+            for layer in reversed(list(self._adapter_layers())):  # its weights have their own names again
+                replace_module(self, paths[layer], layer.get_base_layer())
 
     def _adapter_layers(self, with_saved_modules: bool = False) -> Iterator[Any]:
         """Layers that hold adapters, and on request the modules that are trained whole beside them."""
