@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,6 +105,9 @@ def test_tables_have_the_references_classes(table: str) -> None:
         if config_class.model_type in names:  # the Flax classes here are more
             assert model_class.__name__ == names[config_class.model_type]
     assert ours.get(gptrio.PretrainedConfig) is None
+    module = "modeling_flax_auto" if table.startswith("FLAX") else "modeling_auto"
+    by_type = getattr(importlib.import_module(f"gptrio.models.auto.{module}"), f"{table}_NAMES")
+    assert by_type == {key.model_type: model_class.__name__ for key, model_class in ours.items()}
 
 
 def test_tables_of_configurations_and_tokenizers_have_the_references_classes() -> None:

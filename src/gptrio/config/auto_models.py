@@ -139,6 +139,10 @@ class ModelMapping(Mapping[type[PretrainedConfig], type]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
+    def names(self) -> dict[str, str]:
+        """Name of the model class by model type, for gptrio's own families."""
+        return {family: self._auto._prefix + classes[self._auto._kind] for family, classes in FAMILIES.items()}
+
     def register(self, key: type[PretrainedConfig], value: type, exist_ok: bool = False) -> None:
         """Add a model class; see `AutoModelBase.register`."""
         self._auto.register(key, value, exist_ok)

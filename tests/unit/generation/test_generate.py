@@ -370,8 +370,9 @@ def test_names_of_the_package():
 
     assert generation.LogitsProcessorList is gptrio.LogitsProcessorList
     assert generation.GreedySearchDecoderOnlyOutput is gptrio.GenerateDecoderOnlyOutput
-    with pytest.raises(AttributeError, match="GPT2Model"):
-        getattr(generation, "GPT2" + "Model")
+    assert generation.GPT2Model is gptrio.GPT2Model  # as in every module of Transformers' paths
+    with pytest.raises(AttributeError, match="GPT2Nothing"):
+        getattr(generation, "GPT2" + "Nothing")
 
 
 def test_lengths_without_a_number():
