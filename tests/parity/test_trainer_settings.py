@@ -114,3 +114,11 @@ def test_embeddings_keep_states_of_32_bits(name):
         embeddings = [module for module in trainer.model.modules() if isinstance(module, torch.nn.Embedding)]
         assert overridden == (embeddings if name.endswith("8bit") else [])
     manager.module_weight_config_triple.clear()
+
+
+def test_settings_of_accelerate_are_read_from_the_accelerator():
+    settings = {"split_batches": True, "even_batches": False, "use_seedable_sampler": False, "dispatch_batches": True}
+    for config in (None, settings):
+        theirs, ours = (trainer.accelerator for trainer in trainers(CLASS, {"accelerator_config": config}))
+        for name in settings:
+            assert getattr(ours, name) == getattr(theirs, name), name

@@ -90,7 +90,13 @@ def make_accelerator(args: Any) -> SingleProcess:
     Raises:
         MissingDependencyError: there are several processes, and accelerate is not installed.
     """
-    dtype = torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None
+    made = _accelerator_of(args, torch.float16 if args.fp16 else torch.bfloat16 if args.bf16 else None)
+    for name in ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler", "non_blocking"):
+        setattr(made, name, getattr(args.accelerator_config, name))  # as accelerate's own has them
+    return made
+
+
+def _accelerator_of(args: Any, dtype: torch.dtype | None) -> SingleProcess:
     if args.world_size == 1:
         return SingleProcess(args.device, dtype)
     import_optional("accelerate", "several processes need accelerate; pip install 'gptrio[train]'")
