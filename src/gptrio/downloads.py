@@ -165,6 +165,7 @@ def _fetch(repo_id: str, filename: str, options: HubOptions, required: bool) -> 
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     arguments = options.as_kwargs() | {"subfolder": None}  # already part of filename
+    del arguments["trust_remote_code"]
     try:
         with _one_try():
             return Path(hf_hub_download(repo_id, filename, **arguments))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
@@ -38,6 +38,7 @@ class HubOptions:
         token: hub access token; True means the stored one, None the stored one if there is one.
         local_files_only: do not use the network.
         force_download: download files again that are cached.
+        trust_remote_code: accepted, as many scripts pass it always; a checkpoint that has code is refused with it.
     """
 
     subfolder: str = ""
@@ -46,6 +47,7 @@ class HubOptions:
     token: str | bool | None = None
     local_files_only: bool = False
     force_download: bool = False
+    trust_remote_code: bool = False
 
     @classmethod
     def pop_from(cls, kwargs: MutableMapping[str, Any]) -> HubOptions:
@@ -55,9 +57,7 @@ class HubOptions:
 
         Raises:
             OptionError: both are given.
-            UnsupportedError: `trust_remote_code=True`.
         """
-        refuse_remote_code(kwargs)
         kwargs["token"] = pop_token(kwargs)
         found = {field.name: kwargs.pop(field.name, None) for field in fields(cls)}
         return cls(**{name: value for name, value in found.items() if value is not None})
@@ -73,6 +73,20 @@ class HubOptions:
         """
         commit = commit_of(path)
         return self if commit is None else replace(self, revision=commit)
+
+    def refuse_code(self, content: Mapping[str, Any], name: object) -> None:
+        """Raise UnsupportedError if the caller trusts the code of a checkpoint that has some.
+
+        Args:
+            content: of a configuration; code stands in its `auto_map`.
+            name: of the file or class, for the message.
+        """
+        if self.trust_remote_code and content.get("auto_map"):
+            raise UnsupportedError(
+                f"{name} has code of its own (auto_map), and gptrio never runs code from a checkpoint. Leave "
+                "trust_remote_code=True out to load gptrio's own class, or add a family of your own with "
+                "AutoConfig.register"
+            )
 
     def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
         """Return the path of a file of a model, or None if the model lacks it; else as `locate`."""
@@ -98,15 +112,6 @@ class HubOptions:
         if local is None:
             return list_folder(os.fspath(name_or_path), str(relative), self)
         return sorted(path.name for path in (local / relative).glob("*"))
-
-
-def refuse_remote_code(kwargs: MutableMapping[str, Any]) -> None:
-    """Take `trust_remote_code` out of `kwargs`; raises UnsupportedError if it is true."""
-    if kwargs.pop("trust_remote_code", None):
-        raise UnsupportedError(
-            "trust_remote_code=True is not supported: gptrio never runs code from a checkpoint. Leave it out, and add "
-            "a family of your own with AutoConfig.register"
-        )
 
 
 def pop_token(kwargs: MutableMapping[str, Any]) -> str | bool | None:

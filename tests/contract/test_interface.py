@@ -200,12 +200,22 @@ def test_auto_classes_choose_by_model_type(family: Family, name: str, tmp_path: 
 
 
 def test_no_code_of_a_checkpoint_is_run(family: Family, tmp_path: Path) -> None:
+    auto, config = gptrio.AutoModelForCausalLM, tiny_config(family.model_type)
     family.build().save_pretrained(tmp_path)
-    for load in (gptrio.AutoModelForCausalLM.from_pretrained, family.class_of("lm").from_pretrained):
+    for load in (auto.from_pretrained, family.class_of("lm").from_pretrained):
+        assert type(load(tmp_path, trust_remote_code=True)) is family.class_of("lm")  # there is no code
+    assert type(auto.from_config(config, trust_remote_code=True)) is family.class_of("lm")
+    config.auto_map = {"AutoModelForCausalLM": "modeling.Own"}
+    config.save_pretrained(tmp_path)
+    for call in (
+        lambda: auto.from_pretrained(tmp_path, trust_remote_code=True),
+        lambda: auto.from_pretrained(tmp_path, config=config, trust_remote_code=True),
+        lambda: auto.from_config(config, trust_remote_code=True),
+        lambda: gptrio.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
         with pytest.raises(UnsupportedError, match="never runs code from a checkpoint"):
-            load(tmp_path, trust_remote_code=True)
-    with pytest.raises(UnsupportedError, match="never runs code from a checkpoint"):
-        gptrio.AutoModelForCausalLM.from_config(tiny_config(family.model_type), trust_remote_code=True)
+            call()
+    assert type(auto.from_pretrained(tmp_path)) is family.class_of("lm")
 
 
 def test_auto_classes_refuse_other_families_by_name(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ class AutoConfig:
             kwargs: as for `PretrainedConfig.from_pretrained`, `return_unused_kwargs` included.
 
         Raises:
-            UnsupportedError: the family is not one of ours, or `trust_remote_code=True` was given.
+            UnsupportedError: the family is not one of ours, or code that the checkpoint has is trusted.
             ConfigError: the file names no family.
         """
         kwargs.pop("code_revision", None)

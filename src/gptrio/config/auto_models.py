@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from gptrio.config.auto import OWN_CONFIGS, AutoConfig, as_own_config
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import ConfigError, OptionError, UnsupportedError
-from gptrio.hub import HubOptions, refuse_remote_code
+from gptrio.hub import HubOptions
 
 
 def _classes(prefix: str, causal_lm: str = "") -> dict[str, str]:
@@ -62,7 +62,7 @@ class AutoModelBase:
         """Load a checkpoint into the class of its family; arguments as for the class's own `from_pretrained`.
 
         Raises:
-            UnsupportedError: a family that gptrio does not have, or `trust_remote_code=True`.
+            UnsupportedError: a family that gptrio does not have, or trust in code that the checkpoint has.
         """
         return cls._load(pretrained_model_name_or_path, model_args, kwargs)
 
@@ -77,14 +77,17 @@ class AutoModelBase:
                 config or name_or_path, return_unused_kwargs=True, **options, **arguments
             )
             arguments = {**options, **of_model, **unused}
+        HubOptions.pop_from(dict(kwargs)).refuse_code(vars(config), type(config).__name__)
         model_class: Any = cls._class_for(type(config))
         return model_class.from_pretrained(name_or_path, *model_args, config=config, **arguments)
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
-        refuse_remote_code(kwargs)
         config = as_own_config(config)
+        HubOptions(trust_remote_code=bool(kwargs.pop("trust_remote_code", None))).refuse_code(
+            vars(config), type(config).__name__
+        )
         model_class: Any = cls._class_for(type(config))
         return model_class._from_config(config, **kwargs)
 

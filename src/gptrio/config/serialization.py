@@ -132,6 +132,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         Raises:
             CheckpointNotFoundError, CheckpointFormatError: there is no such file, or it is not a JSON object.
             ConfigError: a value is impossible, or the file is of another family.
+            UnsupportedError: code of a checkpoint that has some is trusted.
         """
         values, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         config, unused = cls.from_dict(values, return_unused_kwargs=True, **kwargs)
@@ -149,7 +150,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         if not is_file:
             path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
         try:
-            return {**read_json(path), "_commit_hash": commit_of(path)}, kwargs
+            values = {**read_json(path), "_commit_hash": commit_of(path)}
         except CheckpointFormatError as error:
             if not is_file or path.name == CONFIG_NAME:
                 raise
@@ -157,6 +158,8 @@ class SerializableConfig(GenerationKeys, Pushable):
                 f"{os.fspath(path)!r} is a file and no configuration in JSON; give the folder of a model, or the name "
                 "of a hub repository"
             ) from error
+        options.refuse_code(values, path)
+        return values, kwargs
 
     @classmethod
     def from_json_file(cls: type[Config], json_file: PathLike) -> Config:

@@ -104,7 +104,7 @@ def generate(
         on_finish: called with row, `FinishReason` and number of new tokens when a row is finished; at the end of a beam
             search for each row that is returned.
         on_step: called with the number of new tokens and the most there can be, whenever the model has run.
-        trust_remote_code: refused; code from a checkpoint is never run.
+        trust_remote_code: accepted; code from a checkpoint is never run.
         **kwargs: options of `GenerationConfig`, which win over the config's, and arguments of the model's forward such
             as `attention_mask` (B, T), `inputs_embeds`, `past_key_values` (holding the first positions of the prompt).
             Ids may also be the tokens alone that follow a cache, where `attention_mask` counts the cache's positions
@@ -119,7 +119,7 @@ def generate(
         InputError: tensors do not fit each other or the model.
         TokenIdError: an id outside the vocabulary.
     """
-    if isinstance(custom_generate, str) or trust_remote_code:
+    if isinstance(custom_generate, str):
         raise UnsupportedError("code from a checkpoint is never run; pass a function as custom_generate")
     compile_mode()  # an unknown one is refused before anything runs
     config, forward_arguments = merge_config(model, generation_config, use_model_defaults, kwargs)

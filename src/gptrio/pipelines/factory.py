@@ -56,7 +56,7 @@ def pipeline(
         device: number or name of the device; the first GPU, or the CPU, by default.
         device_map: places parts of a large model on several devices (see `from_pretrained`).
         dtype: dtype of the weights, or "auto" for that of the checkpoint; also as `torch_dtype`.
-        trust_remote_code: refused; code from a checkpoint is never run.
+        trust_remote_code: accepted; a checkpoint with code is refused with it, as that is never run.
         model_kwargs: further arguments of the model's `from_pretrained`.
         pipeline_class: a class in place of the task's own.
         kwargs: of the pipeline: `batch_size`, and defaults for the arguments of its calls.
@@ -78,7 +78,6 @@ def pipeline(
     hub: dict[str, Any] = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     arguments = _model_arguments(dict(model_kwargs or {}), device, device_map, dtype, kwargs)
     hub |= {name: arguments[name] for name in ("cache_dir", "local_files_only") if name in arguments}
-    HubOptions.pop_from(dict(hub))  # refuses remote code before anything is read
     full, row = (None, None) if task is None else find_task(task)
     if model is None:
         model, default_revision = _default_model(task, row, tokenizer)

@@ -55,7 +55,7 @@ class AutoTokenizer:
             **kwargs: as for the class's `from_pretrained`.
 
         Raises:
-            UnsupportedError: a class or family that gptrio does not have, or `trust_remote_code=True`.
+            UnsupportedError: a class or family that gptrio does not have, or trust in code that the checkpoint has.
         """
         if tokenizer_type is None:
             hub = HubOptions.pop_from(dict(kwargs))
@@ -143,7 +143,9 @@ def _named_classes(
 def _read(name_or_path: str | os.PathLike[str], file: str, hub: HubOptions) -> tuple[dict[str, Any], HubOptions]:
     """Content of a JSON file, empty if there is none, and the lookup options for more files of its commit."""
     path = hub.find(name_or_path, file)
-    return read_object(path), hub if path is None else hub.pinned_to(path)
+    content = read_object(path)
+    hub.refuse_code(content, file)
+    return content, hub if path is None else hub.pinned_to(path)
 
 
 def _classes_by_name(name: str) -> Classes:

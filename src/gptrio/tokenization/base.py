@@ -219,7 +219,6 @@ class PreTrainedTokenizerBase(ChatTemplateMixin, PrepareMixin, Pushable):
         Raises:
             CheckpointNotFoundError: a needed file is missing.
             TokenizationError: a file is malformed.
-            UnsupportedError: `trust_remote_code=True`.
         """
         return load_tokenizer(cls, pretrained_model_name_or_path, kwargs)
 

@@ -161,8 +161,11 @@ def test_auto_refuses_unknown_families_by_name(tmp_path: Path) -> None:
 
 def test_auto_never_runs_code(tmp_path: Path) -> None:
     GPT2Config().save_pretrained(tmp_path)
-    assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=False) == GPT2Config()
-    with pytest.raises(UnsupportedError, match="never runs code from a checkpoint"):
+    for trusts in (False, True):
+        assert AutoConfig.from_pretrained(tmp_path, trust_remote_code=trusts) == GPT2Config()
+    GPT2Config(auto_map={"AutoConfig": "configuration.Own"}).save_pretrained(tmp_path)
+    assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=False)) is GPT2Config
+    with pytest.raises(UnsupportedError, match=r"config\.json has code of its own .* never runs code"):
         AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
     with pytest.raises(TypeError, match="from_pretrained"):
         AutoConfig()

@@ -16,7 +16,6 @@ from gptrio.errors import (
     CheckpointNotFoundError,
     ConfigError,
     GptrioWarning,
-    UnsupportedError,
 )
 
 FAMILIES = pytest.mark.parametrize("family", [GPT2Config, GPTNeoConfig, GPTNeoXConfig])
@@ -111,8 +110,6 @@ def test_bad_files(tmp_path: Path) -> None:
             GPT2Config.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError, match="is a file"):
         GPT2Config().save_pretrained(file)
-    with pytest.raises(UnsupportedError, match="trust_remote_code=True"):
-        GPT2Config.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 def test_file_of_another_family_is_refused(tmp_path: Path) -> None:

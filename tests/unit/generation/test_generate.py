@@ -85,7 +85,6 @@ def test_more_tokens_asked_for_than_allowed():
         ({"inputs_embeds": torch.zeros(1, 32)}, InputError, "inputs_embeds must be"),
         ({"inputs": IDS, "past_key_values": "cache"}, InputError, "past_key_values is a str"),
         ({"inputs": IDS, "custom_generate": "repo/name"}, UnsupportedError, "never run"),
-        ({"inputs": IDS, "trust_remote_code": True}, UnsupportedError, "never run"),
     ],
     ids=str,
 )

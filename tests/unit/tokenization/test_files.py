@@ -248,10 +248,15 @@ def test_auto_needs_something_that_names_the_class(gpt2_folder):
         AutoTokenizer()
 
 
-@pytest.mark.parametrize("cls", [AutoTokenizer, GPT2Tokenizer, GPT2TokenizerFast, GPTNeoXTokenizerFast])
-def test_code_from_a_checkpoint_is_refused(gpt2_folder, cls):
+def test_code_from_a_checkpoint_is_refused(gpt2_folder, tmp_path):
+    tokenizer = GPT2TokenizerFast.from_pretrained(gpt2_folder, trust_remote_code=True)  # there is no code
+    tokenizer.save_pretrained(tmp_path)
+    assert type(AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)) is GPT2TokenizerFast
+    file = tmp_path / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "auto_map": {"AutoTokenizer": ["own.Own", None]}}))
+    assert type(AutoTokenizer.from_pretrained(tmp_path)) is GPT2TokenizerFast
     with pytest.raises(UnsupportedError, match="never runs code"):
-        cls.from_pretrained(gpt2_folder, trust_remote_code=True)
+        AutoTokenizer.from_pretrained(tmp_path, trust_remote_code=True)
 
 
 def test_register(fast, tmp_path, monkeypatch):
