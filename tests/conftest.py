@@ -96,6 +96,12 @@ def seeds() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collect no garbage when it is asked for: both Trainers ask often, and it takes a second among all these tests."""
+    monkeypatch.setattr(gc, "collect", lambda *_: 0)
+
+
 @pytest.fixture(scope="session")
 def reference_dir() -> Path:
     """The folder of reference data beside the checkout; tests that need it are skipped where it is absent."""

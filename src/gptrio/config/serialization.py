@@ -16,11 +16,11 @@ from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, U
 from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import CONFIG_NAME
+from gptrio.utils.versions import API_VERSION
 
 Config = TypeVar("Config", bound="SerializableConfig")
 
 PathLike = str | os.PathLike[str]
-FORMAT_VERSION = "4.56.2"  # the Transformers release whose config.json this package writes
 SPELLINGS = {"torch_dtype": "dtype", "name_or_path": "_name_or_path", "attn_implementation": "_attn_implementation"}
 _NOT_IN_FILES = ("_attn_implementation", "_commit_hash", "_dtype_name")
 
@@ -97,7 +97,7 @@ class SerializableConfig(GenerationKeys, Pushable):
         return attributes | {
             "dtype": self._dtype_name,
             "model_type": self.model_type,
-            "transformers_version": FORMAT_VERSION,
+            "transformers_version": API_VERSION,
         }
 
     @overload

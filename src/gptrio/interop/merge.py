@@ -14,6 +14,7 @@ from gptrio.errors import CheckpointError, CheckpointNotFoundError, GptrioWarnin
 from gptrio.hub import HubOptions
 from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
 from gptrio.models.base.adapters import enable_peft
+from gptrio.utils.file_names import ADAPTER_CONFIG_NAME
 
 _FAR = 1e-4  # most that logits in float32 may differ by, of the largest one
 _CLASSES = {
@@ -88,7 +89,7 @@ def load_adapted(model: str, adapter: str) -> Any:
 
     import gptrio
 
-    if HubOptions().find(adapter, "adapter_config.json") is None:
+    if HubOptions().find(adapter, ADAPTER_CONFIG_NAME) is None:
         raise CheckpointNotFoundError(f"{adapter!r} holds no adapter: there is no adapter_config.json")
     config = peft.PeftConfig.from_pretrained(adapter)
     cls = getattr(gptrio, _CLASSES[getattr(config.task_type, "value", config.task_type)])

@@ -13,6 +13,7 @@ from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
 from gptrio.hub import HubOptions, local_folder, write_text
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, TOKENIZER_FILE, joined_path, read_object, write_json
+from gptrio.utils.versions import API_VERSION
 
 if TYPE_CHECKING:
     from gptrio.tokenization.base import PreTrainedTokenizerBase
@@ -25,7 +26,6 @@ CHAT_TEMPLATE_DIR = "additional_chat_templates"
 # classes, without "Fast", that are used for any model; the second one is of Transformers 5
 GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 
-_API_VERSION = (4, 56, 2)  # of Transformers
 _VERSIONED = re.compile(r"tokenizer\.(\d+\.\d+\.\d+)\.json")
 _IGNORED = ("resume_download", "proxies", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash")
 # keys of tokenizer_config.json about loading rather than the tokenizer itself; files are searched in the folder only
@@ -92,8 +92,9 @@ def _tokenizer_file(listed: Any) -> str:
     These are named `tokenizer.4.0.0.json`, for Transformers from that version on.
     """
     names = [name for name in listed or () if isinstance(name, str)]
+    of_api = tuple(map(int, API_VERSION.split(".")))
     versions = [tuple(map(int, found[1].split("."))) for name in names if (found := _VERSIONED.fullmatch(name))]
-    latest = max((version for version in versions if version <= _API_VERSION), default=None)
+    latest = max((version for version in versions if version <= of_api), default=None)
     return TOKENIZER_FILE if latest is None else f"tokenizer.{'.'.join(map(str, latest))}.json"
 
 

@@ -9,8 +9,6 @@ import math
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-import torch
-
 from gptrio.errors import UnknownOptionError, nearest
 from gptrio.training.accelerator_config import AcceleratorConfig
 from gptrio.training.arguments_checks import check_arguments
@@ -122,6 +120,6 @@ def _plain(value: Any) -> Any:
         return [item.value for item in value]
     if isinstance(value, AcceleratorConfig):
         return value.to_dict()
-    if isinstance(value, torch.dtype):
+    if f"{type(value)}" == "<class 'torch.dtype'>":  # which is asked without loading torch
         return str(value).removeprefix("torch.")
     return value.to_json() if hasattr(value, "to_json") else value

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gptrio.errors import FileOptionError, warn
+from gptrio.utils.text import decode_text
 
 
 class TextDataset(Dataset[Tensor]):
@@ -20,12 +21,12 @@ class TextDataset(Dataset[Tensor]):
 
     Args:
         tokenizer: encodes the text.
-        file_path: the file, UTF-8.
+        file_path: the file, in UTF-8, or in UTF-16 with a byte order mark.
         block_size: tokens of a block, with the special ones that the tokenizer adds.
         overwrite_cache, cache_dir: accepted, without effect.
 
     Raises:
-        FileOptionError: there is no such file.
+        OptionError: there is no such file, or it is not text.
     """
 
     def __init__(
@@ -56,11 +57,11 @@ class LineByLineTextDataset(Dataset[dict[str, Tensor]]):
 
     Args:
         tokenizer: encodes a line, with its special tokens.
-        file_path: the file, UTF-8.
+        file_path: the file, in UTF-8, or in UTF-16 with a byte order mark.
         block_size: tokens beyond which a line is cut.
 
     Raises:
-        FileOptionError: there is no such file.
+        OptionError: there is no such file, or it is not text.
     """
 
     def __init__(self, tokenizer: Any, file_path: str | os.PathLike[str], block_size: int) -> None:
@@ -84,4 +85,4 @@ def _warn_of_age(name: str, instead: str) -> None:
 def _read(file_path: str | os.PathLike[str]) -> str:
     if not os.path.isfile(file_path):
         raise FileOptionError(f"file_path={os.fspath(file_path)!r} is not a file; pass the path of a text file")
-    return Path(file_path).read_text(encoding="utf-8")
+    return decode_text(Path(file_path).read_bytes(), os.fspath(file_path))

@@ -12,8 +12,9 @@ from gptrio.checkpoint.load import open_checkpoint
 from gptrio.checkpoint.write import save_state_dict
 from gptrio.errors import CheckpointNotFoundError, import_optional, warn
 from gptrio.training.sharding import is_sharded, placed
+from gptrio.utils.file_names import ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
-ADAPTER_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+ADAPTER_FILES = (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
 
 
 def save_weights(

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptrio.errors import InputError, MissingDependencyError
 
-_SPOKEN_VERSION = "4.56.2"  # the release of Transformers whose interface this package has
+API_VERSION = "4.56.2"  # the release of Transformers whose interface and files this package has
 
 
 def check_min_version(min_version: str) -> None:
@@ -19,9 +19,9 @@ def check_min_version(min_version: str) -> None:
     """
     from packaging.version import parse
 
-    if parse(_SPOKEN_VERSION) < parse(min_version):
+    if parse(API_VERSION) < parse(min_version):
         raise MissingDependencyError(
-            f"this script is for Transformers {min_version} or later, but gptrio has that of {_SPOKEN_VERSION}; "
+            f"this script is for Transformers {min_version} or later, but gptrio has that of {API_VERSION}; "
             "take the script of that release"
         )
 

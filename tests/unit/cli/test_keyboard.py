@@ -12,6 +12,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there, Ctrl-C w
 BEGIN = """
 import hashlib, os, signal, threading, time
 from gptrio.cli.keyboard import end_stuck_process
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 end_stuck_process(0.3)
 threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 """

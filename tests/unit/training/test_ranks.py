@@ -93,6 +93,7 @@ def test_a_resumed_run_equals_an_undisturbed_one_on_every_rank(tmp_path: Path, w
             assert resumed[name] == value, name
 
 
+@pytest.mark.filterwarnings("ignore:the checkpoint goes on with its own save_steps")
 @pytest.mark.parametrize("way", cases.first(["divided", "whole"]))
 def test_two_processes_go_on_from_a_checkpoint_of_one_and_one_from_that_of_two(tmp_path: Path, way: str) -> None:
     saving = {"save_strategy": "steps", "save_steps": 2}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gptrio.config.fields import as_list, unknown_option
-from gptrio.config.serialization import FORMAT_VERSION
 from gptrio.errors import CheckpointError, OptionError, nearest, warn
 from gptrio.generation.options.schema import (
     CALL_ARGUMENTS,
@@ -25,13 +24,14 @@ from gptrio.generation.options.schema import (
 )
 from gptrio.hub import HubOptions, commit_of, read_json, write_text
 from gptrio.uploads import Pushable, Upload
+from gptrio.utils.file_names import GENERATION_CONFIG_NAME
+from gptrio.utils.versions import API_VERSION
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gptrio.config.base import PretrainedConfig
 
-CONFIG_FILE = "generation_config.json"
 _METADATA = ("_from_model_config", "_commit_hash", "_original_object_hash", "transformers_version")
 _NOT_IN_FILES = ("compile_config", "_commit_hash", "_original_object_hash")
 
@@ -51,7 +51,7 @@ class GenerationConfig(GenerationOptions, Pushable):
         self._from_model_config: bool = options.pop("_from_model_config", False)
         self._commit_hash: str | None = options.pop("_commit_hash", None)
         self._original_object_hash: int | None = None
-        self.transformers_version: str = options.pop("transformers_version", FORMAT_VERSION)
+        self.transformers_version: str = options.pop("transformers_version", API_VERSION)
         if not self._from_model_config:  # otherwise they are fields of the model's configuration
             for name, value in options.items():
                 if callable(getattr(type(self), name, None)):
@@ -140,7 +140,7 @@ class GenerationConfig(GenerationOptions, Pushable):
         """Return all attributes as a new dictionary, without `compile_config`, which depends on the machine."""
         held = {name: value for name, value in vars(self).items() if name not in _NOT_IN_FILES}
         result: dict[str, Any] = _with_dtype_names(copy.deepcopy(held))
-        return result | {"transformers_version": FORMAT_VERSION}
+        return result | {"transformers_version": API_VERSION}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """Return options that differ from their defaults, other attributes, and the version of the format."""
@@ -257,7 +257,7 @@ class GenerationConfig(GenerationOptions, Pushable):
             CheckpointNotFoundError: there is no such file.
             CheckpointFormatError: the file is not JSON, or not a dictionary.
         """
-        name = config_file_name or CONFIG_FILE
+        name = config_file_name or GENERATION_CONFIG_NAME
         path = HubOptions.pop_from(kwargs).locate(pretrained_model_name, name)
         content = {**read_json(path), "_commit_hash": commit_of(path)}
         config, unused = cls.from_dict(content, return_unused_kwargs=True, **kwargs)
@@ -286,10 +286,10 @@ class GenerationConfig(GenerationOptions, Pushable):
         self.validate(strict=True)
         folder = Path(save_directory)
         if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; expected a folder to write {CONFIG_FILE} to")
+            raise CheckpointError(f"{folder} is a file; expected a folder to write {GENERATION_CONFIG_NAME} to")
         folder.mkdir(parents=True, exist_ok=True)
         upload = Upload.of_save(folder, kwargs) if push_to_hub else None
-        self.to_json_file(folder / (config_file_name or CONFIG_FILE))
+        self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))
         if upload is not None:
             upload.finish(self, **kwargs)
 

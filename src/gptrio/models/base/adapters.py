@@ -30,12 +30,12 @@ from gptrio.errors import (
 from gptrio.hub import HubOptions, read_json, replace_file
 from gptrio.nn.linear import Conv1D
 from gptrio.quantization.modules import replace_module
+from gptrio.utils.file_names import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
 if TYPE_CHECKING:
     from peft import PeftConfig
 
 _MODULES = ("tuners.tuners_utils", "peft_model", "utils.other")  # of PEFT, which recognise models by their class
-_CONFIG_FILE = "adapter_config.json"
 Loaded = TypeVar("Loaded")
 _PREFIX = "base_model.model."  # of the names in an adapter's file
 
@@ -279,12 +279,12 @@ def load_with_adapter(load: Callable[[Any], Loaded], name_or_path: Any, kwargs: 
     options = HubOptions.pop_from(dict(kwargs))
     found = None
     if name_or_path is not None and os.path.isdir(name_or_path):
-        found = options.find(name_or_path, _CONFIG_FILE)
+        found = options.find(name_or_path, ADAPTER_CONFIG_NAME)
     if found is None:
         try:
             return load(name_or_path)
         except CheckpointNotFoundError:  # of the configuration, which an adapter in the hub lacks
-            found = None if name_or_path is None else options.find(name_or_path, _CONFIG_FILE)
+            found = None if name_or_path is None else options.find(name_or_path, ADAPTER_CONFIG_NAME)
             if found is None:
                 raise
     loaded = load(_base_named_in(found))
@@ -296,7 +296,7 @@ def load_with_adapter(load: Callable[[Any], Loaded], name_or_path: Any, kwargs: 
 
 def adapted_model(name_or_path: Any, options: HubOptions) -> str | None:
     """Name of the model that an adapter was trained for; None for anything but an adapter."""
-    found = options.find(name_or_path, _CONFIG_FILE)
+    found = options.find(name_or_path, ADAPTER_CONFIG_NAME)
     return None if found is None else _base_named_in(found)
 
 
@@ -333,7 +333,7 @@ def save_adapter(
     prefix = _PREFIX if peft_format else ""
     tensors = {f"{prefix}{key}": tensor.detach().cpu().contiguous() for key, tensor in held.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    with replace_file(folder / ("adapter_model.safetensors" if safe_serialization else "adapter_model.bin")) as partial:
+    with replace_file(folder / (ADAPTER_SAFE_WEIGHTS_NAME if safe_serialization else ADAPTER_WEIGHTS_NAME)) as partial:
         if safe_serialization:
             from safetensors.torch import save_file
 
