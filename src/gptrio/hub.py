@@ -74,20 +74,6 @@ class HubOptions:
         commit = commit_of(path)
         return self if commit is None else replace(self, revision=commit)
 
-    def refuse_code(self, content: Mapping[str, Any], name: object) -> None:
-        """Raise UnsupportedError if the caller trusts the code of a checkpoint that has some.
-
-        Args:
-            content: of a configuration; code stands in its `auto_map`.
-            name: of the file or class, for the message.
-        """
-        if self.trust_remote_code and content.get("auto_map"):
-            raise UnsupportedError(
-                f"{name} has code of its own (auto_map), and gptrio never runs code from a checkpoint. Leave "
-                "trust_remote_code=True out to load gptrio's own class, or add a family of your own with "
-                "AutoConfig.register"
-            )
-
     def find(self, name_or_path: str | os.PathLike[str], filename: str) -> Path | None:
         """Return the path of a file of a model, or None if the model lacks it; else as `locate`."""
         return _locate(name_or_path, filename, self, required=False)
@@ -112,6 +98,22 @@ class HubOptions:
         if local is None:
             return list_folder(os.fspath(name_or_path), str(relative), self)
         return sorted(path.name for path in (local / relative).glob("*"))
+
+
+def refuse_code(is_trusted: bool | None, content: Mapping[str, Any], name: object) -> None:
+    """Raise UnsupportedError if the caller trusts the code of a checkpoint that has some.
+
+    Args:
+        is_trusted: the caller's `trust_remote_code`.
+        content: of a configuration; code stands in its `auto_map`.
+        name: of the file or class, for the message.
+    """
+    if is_trusted and content.get("auto_map"):
+        raise UnsupportedError(
+            f"{name} has code of its own (auto_map), and gptrio never runs code from a checkpoint. Leave "
+            "trust_remote_code=True out to load gptrio's own class, or add a family of your own with "
+            "AutoConfig.register"
+        )
 
 
 def pop_token(kwargs: MutableMapping[str, Any]) -> str | bool | None:

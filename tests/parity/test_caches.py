@@ -29,6 +29,16 @@ def both(kind: str, **options: Any) -> tuple[Any, Any]:
     return transformers.StaticCache(oracle, **options), gptrio.StaticCache(ours, **options)
 
 
+def models() -> tuple[Any, Any]:
+    """The reference's GPT-2 and ours, with the same weights."""
+    theirs, ours = (
+        library.GPT2LMHeadModel(library.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)).eval()
+        for library in (transformers, gptrio)
+    )
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
 def feed(cache: Any, pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
     """Update every layer with every pair, telling positions; what the updates returned, copied."""
     returned, start = [], 0
@@ -140,11 +150,7 @@ def test_an_empty_cache_says_the_same_of_itself():
 
 @torch.no_grad()
 def test_a_model_takes_the_calls_that_the_reference_documents():
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)
-    ).eval()
-    ours = gptrio.GPT2LMHeadModel(gptrio.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)).eval()
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = models()
     ids = torch.randint(0, 257, (2, 9))
     caches = [
         library.StaticCache(config=model.config, max_cache_len=16)
@@ -162,11 +168,7 @@ def test_a_model_takes_the_calls_that_the_reference_documents():
 @torch.no_grad()
 @pytest.mark.parametrize("from_embeddings", [False, True])
 def test_a_static_cache_by_name_has_the_references_capacity(from_embeddings: bool):
-    theirs = transformers.GPT2LMHeadModel(
-        transformers.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)
-    ).eval()
-    ours = gptrio.GPT2LMHeadModel(gptrio.GPT2Config(vocab_size=257, n_layer=2, n_head=4, n_embd=32)).eval()
-    ours.load_state_dict(theirs.state_dict())
+    theirs, ours = models()
     ids = torch.randint(0, 257, (2, 9))
     inputs = {"inputs_embeds": theirs.transformer.wte(ids)} if from_embeddings else {"input_ids": ids}
     inputs |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": 4, "pad_token_id": 0, "eos_token_id": None}

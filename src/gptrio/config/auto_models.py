@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from gptrio.config.auto import OWN_CONFIGS, AutoConfig, as_own_config
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import ConfigError, OptionError, UnsupportedError
-from gptrio.hub import HubOptions
+from gptrio.hub import HubOptions, refuse_code
 
 
 def _classes(prefix: str, causal_lm: str = "") -> dict[str, str]:
@@ -77,7 +77,7 @@ class AutoModelBase:
                 config or name_or_path, return_unused_kwargs=True, **options, **arguments
             )
             arguments = {**options, **of_model, **unused}
-        HubOptions.pop_from(dict(kwargs)).refuse_code(vars(config), type(config).__name__)
+        refuse_code(kwargs.get("trust_remote_code"), vars(config), type(config).__name__)
         model_class: Any = cls._class_for(type(config))
         return model_class.from_pretrained(name_or_path, *model_args, config=config, **arguments)
 
@@ -85,9 +85,7 @@ class AutoModelBase:
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
         """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
         config = as_own_config(config)
-        HubOptions(trust_remote_code=bool(kwargs.pop("trust_remote_code", None))).refuse_code(
-            vars(config), type(config).__name__
-        )
+        refuse_code(kwargs.pop("trust_remote_code", None), vars(config), type(config).__name__)
         model_class: Any = cls._class_for(type(config))
         return model_class._from_config(config, **kwargs)
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 from gptrio.config import labels
 from gptrio.config.generation_keys import GenerationKeys
 from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, UnsupportedError, warn
-from gptrio.hub import HubOptions, commit_of, read_json, write_text
+from gptrio.hub import HubOptions, commit_of, read_json, refuse_code, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import CONFIG_NAME
 from gptrio.utils.versions import API_VERSION
@@ -158,7 +158,7 @@ class SerializableConfig(GenerationKeys, Pushable):
                 f"{os.fspath(path)!r} is a file and no configuration in JSON; give the folder of a model, or the name "
                 "of a hub repository"
             ) from error
-        options.refuse_code(values, path)
+        refuse_code(options.trust_remote_code, values, path)
         return values, kwargs
 
     @classmethod

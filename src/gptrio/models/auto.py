@@ -61,10 +61,12 @@ class AutoModelForQuestionAnswering(TorchAuto):
 class AutoModelWithLMHead(AutoModelForCausalLM):
     """Earlier name of `AutoModelForCausalLM`; warns that it is one."""
 
+    _EARLIER = "AutoModelWithLMHead is deprecated; use AutoModelForCausalLM instead"
+
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
         """Build a model with new weights."""
-        warn("AutoModelWithLMHead is deprecated; use AutoModelForCausalLM instead", FutureWarning)
+        warn(cls._EARLIER, FutureWarning)
         return super().from_config(config, **kwargs)
 
     @classmethod
@@ -72,7 +74,7 @@ class AutoModelWithLMHead(AutoModelForCausalLM):
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *model_args: Any, **kwargs: Any
     ) -> Any:
         """Load a checkpoint."""
-        warn("AutoModelWithLMHead is deprecated; use AutoModelForCausalLM instead", FutureWarning)
+        warn(cls._EARLIER, FutureWarning)
         return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptrio.config.auto import OWN_CONFIGS
 from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError
-from gptrio.hub import HubOptions
+from gptrio.hub import HubOptions, refuse_code
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
 from gptrio.tokenization.files import GENERIC_CLASSES, TOKENIZER_CONFIG_FILE
@@ -144,7 +144,7 @@ def _read(name_or_path: str | os.PathLike[str], file: str, hub: HubOptions) -> t
     """Content of a JSON file, empty if there is none, and the lookup options for more files of its commit."""
     path = hub.find(name_or_path, file)
     content = read_object(path)
-    hub.refuse_code(content, file)
+    refuse_code(hub.trust_remote_code, content, file)
     return content, hub if path is None else hub.pinned_to(path)
 
 

@@ -26,6 +26,8 @@ class MemoryMetrics:
 
     def __init__(self, is_wanted: bool) -> None:
         self.is_wanted = is_wanted and is_psutil_available()
+        if self.is_wanted:
+            self._process = import_optional("psutil", "figures of memory need psutil: pip install psutil").Process()
         self._stage: str | None = None
         self._found: dict[str, dict[str, dict[str, int]]] = {}
         self._is_init_told = False
@@ -41,7 +43,7 @@ class MemoryMetrics:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.empty_cache()
-        self._before = self._peak = _used()
+        self._before = self._peak = self._used()
         threading.Thread(target=self._watch, args=(self._ended,), daemon=True).start()
 
     def stop(self, stage: str, metrics: dict[str, Any] | None = None) -> None:
@@ -50,7 +52,7 @@ class MemoryMetrics:
             return
         self._ended.set()
         gc.collect()
-        now = _used()
+        now = self._used()
         peak = {**self._peak, **({"gpu": torch.cuda.max_memory_allocated()} if "gpu" in now else {})}
         self._found[stage] = {
             "before": self._before,
@@ -68,7 +70,7 @@ class MemoryMetrics:
 
     def _watch(self, ended: threading.Event) -> None:
         while not ended.wait(_INTERVAL):
-            self._peak = {kind: max(value, self._peak[kind]) for kind, value in _used().items()}
+            self._peak = {kind: max(value, self._peak[kind]) for kind, value in self._used().items()}
 
     def _metrics(self, stage: str) -> dict[str, int]:
         is_first, self._is_init_told = not self._is_init_told, True
@@ -82,9 +84,7 @@ class MemoryMetrics:
             metrics |= {f"before_init_mem_{kind}": value for kind, value in self._found["init"]["before"].items()}
         return metrics
 
-
-def _used() -> dict[str, int]:
-    """Bytes of this process, and of its tensors on a GPU."""
-    psutil = import_optional("psutil", "figures of memory need psutil: pip install psutil")
-    used = {"cpu": int(psutil.Process().memory_info().rss)}
-    return {**used, "gpu": torch.cuda.memory_allocated()} if torch.cuda.is_available() else used
+    def _used(self) -> dict[str, int]:
+        """Bytes of this process, and of its tensors on a GPU."""
+        used = {"cpu": int(self._process.memory_info().rss)}
+        return {**used, "gpu": torch.cuda.memory_allocated()} if torch.cuda.is_available() else used

@@ -22,6 +22,7 @@ from types import MethodType
 from typing import Any
 
 from gptrio.errors import warn
+from gptrio.utils.installed import is_set
 
 log_levels = {
     "detail": DEBUG,  # with file and line
@@ -71,7 +72,7 @@ def _configure() -> logging.Logger:
         if not _is_configured:
             _is_configured = True
             _root.addHandler(_handler)
-            _root.propagate = os.environ.get("CI", "").upper() in ("1", "ON", "YES", "TRUE")
+            _root.propagate = is_set("CI")
             if _root.level == NOTSET:
                 _root.setLevel(_level_of_environment())
     return _root
