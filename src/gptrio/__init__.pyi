@@ -307,6 +307,8 @@ from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXFo
 from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
+from gptrio.nn.attention_interface import AttentionInterface as AttentionInterface
+from gptrio.nn.mask_interface import AttentionMaskInterface as AttentionMaskInterface
 from gptrio.pipelines import CsvPipelineDataFormat as CsvPipelineDataFormat
 from gptrio.pipelines import FeatureExtractionPipeline as FeatureExtractionPipeline
 from gptrio.pipelines import JsonPipelineDataFormat as JsonPipelineDataFormat

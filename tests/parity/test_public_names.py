@@ -36,7 +36,6 @@ ABSENT = {
     "HQQQuantizedLayer": "quantization by another library; QuantizedCache needs none",
     "QuantoQuantizedCache": "quantization by another library; QuantizedCache needs none",
     "QuantoQuantizedLayer": "quantization by another library; QuantizedCache needs none",
-    "AttentionInterface": "a registry of attention functions; here attn_implementation names one",
     "apply_chunking_to_forward": "a helper of other families' feed-forward layers",
     "infer_device": "a helper of the reference's examples",
     "prune_layer": "a helper of prune_heads",

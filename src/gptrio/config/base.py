@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 Config = TypeVar("Config", bound="PretrainedConfig")
 
 _SWITCHES = dict.fromkeys(("true", "1", "y", "yes"), True) | dict.fromkeys(("false", "0", "n", "no"), False)
-ATTENTION_BACKENDS = ("eager", "sdpa", "flash_attention_2")
-_BACKEND = Rule(lambda value: value in (None, *ATTENTION_BACKENDS), f"one of {', '.join(ATTENTION_BACKENDS)} or None")
+_BACKEND = Rule(lambda value: value is None or isinstance(value, str), "the name of an attention back end or None")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 _DTYPES = {name: name for name in ("float32", "float16", "bfloat16", "float64")}
 _DTYPES |= {"float": "float32", "half": "float16", "double": "float64"}
@@ -47,7 +46,8 @@ class PretrainedConfig(SerializableConfig):
         num_labels, id2label, label2id: classes of a classification head; each may be given alone.
         problem_type: "regression", "single_label_classification" or "multi_label_classification".
         bos_token_id, pad_token_id, eos_token_id, sep_token_id, decoder_start_token_id: special tokens.
-        attn_implementation: "eager", "sdpa" or "flash_attention_2"; not saved.
+        attn_implementation: "eager", "sdpa", "flash_attention_2" or a name in `AttentionInterface`, which models
+            check when they are built; not saved.
         name_or_path: where the configuration came from; not saved.
         tokenizer_class, prefix, finetuning_task, task_specific_params, chunk_size_feed_forward, tie_encoder_decoder:
             kept because some checkpoints have them.
@@ -127,6 +127,8 @@ class PretrainedConfig(SerializableConfig):
     def __setattr__(self, name: str, value: Any) -> None:
         """Set a field under its canonical name; `id2label` brings `label2id` along."""
         name = type(self).attribute_map.get(name, name)
+        if name == "_attn_implementation" and isinstance(value, dict):
+            value = value.get("", getattr(self, name, None))  # the other keys are parts of models of other families
         if name in ("id2label", "pruned_heads"):
             value = labels.integer_keys(name, value or {})
         rule = self._rules().get(name)

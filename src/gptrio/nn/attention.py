@@ -6,7 +6,7 @@ Shapes: `q` (B, H, T, D); `k`, `v` (B, H, S, D); weights (B, H, T, S); result (B
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gptrio.errors import UnsupportedError
 from gptrio.kernels.differentiable import is_widened
 from gptrio.kernels.linear import prefill_kernels
 from gptrio.nn import block_attention, flash, sliding_window
+from gptrio.nn.attention_interface import ALL_ATTENTION_FUNCTIONS, call_registered, registered_function
 from gptrio.nn.masks import AttentionMask
 
 Drop = Callable[[Tensor], Tensor]
@@ -31,6 +32,7 @@ class AttentionOptions(NamedTuple):
         float32_scores: compute scores in float32 whatever the inputs' dtype.
         drop: drops weights at the rate `dropout` in the eager back end; `torch.nn.functional.dropout` if None.
         need_weights: also return the weights, which only the eager back end computes.
+        module: the layer, for functions of users.
     """
 
     scale: float
@@ -39,6 +41,7 @@ class AttentionOptions(NamedTuple):
     float32_scores: bool = False
     drop: Drop | None = None
     need_weights: bool = False
+    module: Any = None
 
 
 def attention(
@@ -59,11 +62,13 @@ def attention(
         mask: what each query may attend to, the window included.
         options: of the layer.
         head_mask: broadcastable to (B, H, T, S); 1 keeps, 0 removes.
-        implementation: a name in `IMPLEMENTATIONS`.
+        implementation: a name in `IMPLEMENTATIONS`, or of a function in `AttentionInterface`.
 
     Returns:
         The result (B, T, H * D), and the weights (B, H, T, S) or None.
     """
+    if registered_function(implementation) is not None:
+        return call_registered(implementation, q, k, v, mask, options, head_mask)
     if options.need_weights or (head_mask is not None and head_mask.shape[-2:] != (1, 1)):
         implementation = "eager"
     if implementation == flash.NAME and not flash.can_express(mask):
@@ -93,10 +98,16 @@ def check_implementation(name: str) -> str:
         UnsupportedError: it is not.
         MissingDependencyError: it needs a package that is not installed.
     """
+    if registered_function(name) is not None:
+        return name
     if name == flash.NAME:
         flash.load()
     if name not in IMPLEMENTATIONS:
-        raise UnsupportedError(f"attn_implementation={name!r} is not known; use one of {', '.join(IMPLEMENTATIONS)}")
+        known = ", ".join(dict.fromkeys([*IMPLEMENTATIONS, *ALL_ATTENTION_FUNCTIONS]))
+        raise UnsupportedError(
+            f"attn_implementation={name!r} is not known; use one of {known}, or register a function of your own under "
+            "that name with AttentionInterface.register"
+        )
     return name
 
 

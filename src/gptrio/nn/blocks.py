@@ -83,7 +83,13 @@ class MultiHeadAttention(FastCallModule):
     def options(self) -> AttentionOptions:
         """How this layer attends at present."""
         return AttentionOptions(
-            self.scale, self.window, self.dropout_rate, self.float32_scores, self.drop, self._are_weights_observed()
+            self.scale,
+            self.window,
+            self.dropout_rate,
+            self.float32_scores,
+            self.drop,
+            self._are_weights_observed(),
+            self,
         )
 
     @property

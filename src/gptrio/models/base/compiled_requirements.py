@@ -18,6 +18,7 @@ from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
+from gptrio.nn.attention_interface import registered_function
 from gptrio.nn.blocks import DROPOUTS, BlockSpec
 from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import LowRankUpdate, WeightView, active_adapters, is_known_linear, is_lora, weight_view
@@ -56,6 +57,12 @@ def activation_of(act: nn.Module) -> int | None:
 def _no_autocast(model: PreTrainedModel) -> Problems:
     if torch.is_autocast_enabled("cpu"):
         yield "autocast is on"
+
+
+def _own_attention(model: PreTrainedModel) -> Problems:
+    name = model.attn_implementation
+    if registered_function(name) is not None:
+        yield f"attention is the registered function {name!r}"
 
 
 def _no_hooks(model: PreTrainedModel) -> Problems:
@@ -294,6 +301,7 @@ def _known_codes(name: str, view: WeightView, scale: Tensor) -> Problems:
 
 REQUIREMENTS: tuple[Callable[[Any], Problems], ...] = (
     _no_autocast,
+    _own_attention,
     _no_hooks,
     _own_modules,
     _one_dtype,

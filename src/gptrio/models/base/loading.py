@@ -70,7 +70,7 @@ def load_model(
         dtype: type of the weights, or "auto" for that of the checkpoint; float32 (torch's default type) if None.
         torch_dtype: older name of `dtype`.
         device_map: a device, "auto", or {name of a module: device}.
-        attn_implementation: "eager", "sdpa" or "flash_attention_2".
+        attn_implementation: "eager", "sdpa", "flash_attention_2" or a name in `AttentionInterface`.
         use_safetensors: True refuses torch files, False ignores safetensors files.
         variant: middle part of the file names, such as "fp16".
         ignore_mismatched_sizes: initialise tensors of other shapes at random instead of raising.

@@ -244,12 +244,18 @@ class PreTrainedModel(
         """
         return check_implementation(requested_attention or "sdpa")
 
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Choose the attention back end: "eager", "sdpa" or "flash_attention_2".
+    def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
+        """Choose the attention back end.
+
+        Args:
+            attn_implementation: "eager", "sdpa", "flash_attention_2" or a name in `AttentionInterface`; a dictionary
+                gives the model's own under the key "".
 
         Raises:
             UnsupportedError: no such back end.
         """
+        if isinstance(attn_implementation, dict):
+            attn_implementation = attn_implementation.get("", self.attn_implementation)
         self.config._attn_implementation = check_implementation(attn_implementation)
 
     def train(self: Model, mode: bool = True) -> Model:
