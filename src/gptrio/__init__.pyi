@@ -17,6 +17,7 @@ from gptrio.errors import HubUnreachableError as HubUnreachableError
 from gptrio.errors import InputError as InputError
 from gptrio.errors import MissingDependencyError as MissingDependencyError
 from gptrio.errors import OptionError as OptionError
+from gptrio.errors import OptionTypeError as OptionTypeError
 from gptrio.errors import ProcessLostError as ProcessLostError
 from gptrio.errors import SizeMismatchError as SizeMismatchError
 from gptrio.errors import TokenIdError as TokenIdError

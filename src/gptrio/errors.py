@@ -7,6 +7,7 @@ GptrioError
 │   └── TokenIdError          (IndexError)    a token id, position or label lies outside its table
 ├── OptionError               (ValueError)    an option of generation or of the command line is wrong
 │   ├── FileOptionError       (OSError)       a file that an option names is missing, or in the way
+│   ├── OptionTypeError       (TypeError)     the value of an option is of another type
 │   ├── UnknownOptionError    (TypeError)     a keyword that a class of options does not have
 │   └── UnknownNameError      (KeyError)      a name for none of the choices that there are
 │       └── UnknownTaskError                  a task for which there is no pipeline
@@ -68,6 +69,10 @@ class OptionError(GptrioError, ValueError):
 
 class FileOptionError(OptionError, OSError):
     """A file that an option names is missing, or exists and is not to be replaced."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """The value of an option is of another type than what it takes."""
 
 
 class UnknownOptionError(OptionError, TypeError):

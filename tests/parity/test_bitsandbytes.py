@@ -157,3 +157,47 @@ def test_adapters_of_peft_take_a_step(folder: Path, method: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("method", ["nf4", "int8"])
+@torch.no_grad()
+def test_casts_are_refused_where_the_reference_refuses_them(folder: Path, method: str) -> None:
+    models = [reference_model(folder, method), GPT2LMHeadModel.from_pretrained(folder)]
+    quantize(models[1], BitsAndBytesConfig(**METHODS[method]))
+    for model in models:
+        for cast, given in ((model.half, {}), (model.float, {}), (model.to, {"dtype": torch.float16})):
+            with pytest.raises(ValueError, match="cast"):
+                cast(**given)
+        with pytest.raises(ValueError, match="cast"):
+            model.to("cpu", torch.float64)
+        before = model.state_dict()["transformer.h.0.mlp.c_fc.weight"].clone()
+        assert model.bfloat16().dtype == torch.bfloat16  # of all that is not quantized
+        assert torch.equal(model.state_dict()["transformer.h.0.mlp.c_fc.weight"], before)
+    torch.testing.assert_close(logits(models[1]), logits(models[0]), atol=0.02, rtol=0.02)
+    plain = models[1].dequantize().half()
+    assert {parameter.dtype for parameter in plain.parameters()} == {torch.float16}
+
+
+def test_one_method_is_chosen_at_a_time() -> None:
+    for library in (reference().BitsAndBytesConfig, BitsAndBytesConfig):
+        config = library(load_in_4bit=True)
+        with pytest.raises(ValueError, match="both True"):
+            config.load_in_8bit = True
+        for name in ("load_in_4bit", "load_in_8bit"):
+            with pytest.raises(TypeError, match=name):
+                setattr(config, name, 1)
+        config.load_in_4bit = False
+        config.load_in_8bit = True
+        assert (config.quantization_method(), config.to_dict()["load_in_4bit"]) == ("llm_int8", False)
+        with pytest.raises(ValueError, match="both True"):
+            config.load_in_4bit = True
+    wrong = [
+        {"load_in_4bit": 1},
+        {"llm_int8_threshold": "6"},
+        {"llm_int8_skip_modules": "h"},
+        {"bnb_4bit_quant_type": 4},
+    ]
+    for given in wrong:
+        for library in (reference().BitsAndBytesConfig, BitsAndBytesConfig):
+            with pytest.raises(TypeError, match=next(iter(given))):
+                library(**given)

@@ -91,7 +91,7 @@ OTHER_VALUES: dict[str, tuple[list[str], Any, str]] = {
     "can_record_outputs": (["GPTNeoX"], {}, "blocks hand states and weights along"),
     "_supports_sdpa": (["GPTNeo"], True, "it has this back end"),
     "_supports_flex_attn": (["GPTNeoX"], False, "there is no such back end"),
-    "_supports_attention_backend": (["GPT2", "GPTNeoX"], False, "registered functions are not looked up"),
+    "_supports_attention_backend": (["GPTNeo"], True, "registered functions are looked up here too"),
     "is_parallelizable": (["GPT2"], False, "there is no parallelize"),
     "_tp_plan": (["GPTNeoX"], {}, "there is no plan"),
     "tp_plan": (["GPTNeoX"], {}, "there is no plan"),
@@ -165,7 +165,7 @@ def test_what_classes_say_of_themselves(class_name: str) -> None:
     for of in (lambda model: model, type):
         assert of(ours).can_generate() == of(oracle).can_generate()
         assert of(ours).config_class.__name__ == of(oracle).config_class.__name__
-        assert of(ours).is_backend_compatible() is False
+        assert of(ours).is_backend_compatible() is True  # GPT-Neo, too
     for name in ("hf_device_map", "vocab_size", "hf_quantizer", "is_quantized", "quantization_method"):
         assert hasattr(ours, name) == hasattr(oracle, name)
     assert getattr(ours, "embed_dim", None) == getattr(oracle, "embed_dim", None)

@@ -129,7 +129,8 @@ def load(
     given = {"attn_implementation": attention, "load_in": quantization, "revision": revision}
     arguments = {name: value for name, value in given.items() if value is not None}
     model = AutoModelForCausalLM.from_pretrained(name, dtype=number_format, **arguments).to(target).eval()
-    if dtype is None and target.type == "cpu" and not can_pack(model.dtype):
+    is_castable = getattr(model, "quantization_method", None) is None  # all but layers of bitsandbytes
+    if dtype is None and target.type == "cpu" and is_castable and not can_pack(model.dtype):
         model = model.float()
     return model, tokenizer
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from gptrio.errors import OptionError, warn
+from gptrio.errors import OptionError, OptionTypeError, warn
 
 if TYPE_CHECKING:
     import torch
@@ -48,28 +48,25 @@ class BitsAndBytesConfig:
             kwargs: other keys of a configuration file; a warning names those without effect.
 
         Raises:
-            OptionError: values of a wrong type, or that contradict each other.
+            OptionError: values that are not possible, or that contradict each other.
+            OptionTypeError: values of a wrong type.
         """
+        self._load_in_8bit = self._load_in_4bit = False
+        self.load_in_8bit, self.load_in_4bit = load_in_8bit, load_in_4bit
         flags = {
-            "load_in_8bit": load_in_8bit,
-            "load_in_4bit": load_in_4bit,
             "llm_int8_enable_fp32_cpu_offload": llm_int8_enable_fp32_cpu_offload,
             "llm_int8_has_fp16_weight": llm_int8_has_fp16_weight,
             "bnb_4bit_use_double_quant": bnb_4bit_use_double_quant,
         }
         for name, value in flags.items():
-            if not isinstance(value, bool):
-                raise OptionError(f"{name} is {value!r}; expected True or False")
-        if load_in_8bit and load_in_4bit:
-            raise OptionError("load_in_8bit and load_in_4bit are both True; choose one")
+            _check_flag(name, value)
         if not isinstance(llm_int8_threshold, (int, float)) or isinstance(llm_int8_threshold, bool):
-            raise OptionError(f"llm_int8_threshold is {llm_int8_threshold!r}; expected a number")
+            raise OptionTypeError(f"llm_int8_threshold is {llm_int8_threshold!r}; expected a number")
         if llm_int8_skip_modules is not None and not isinstance(llm_int8_skip_modules, list):
-            raise OptionError(f"llm_int8_skip_modules is {llm_int8_skip_modules!r}; expected a list of names")
+            raise OptionTypeError(f"llm_int8_skip_modules is {llm_int8_skip_modules!r}; expected a list of names")
         if bnb_4bit_quant_type not in ("fp4", "nf4"):
-            raise OptionError(f"bnb_4bit_quant_type is {bnb_4bit_quant_type!r}; expected 'fp4' or 'nf4'")
-        self.load_in_8bit = load_in_8bit
-        self.load_in_4bit = load_in_4bit
+            kind = OptionError if isinstance(bnb_4bit_quant_type, str) else OptionTypeError
+            raise kind(f"bnb_4bit_quant_type is {bnb_4bit_quant_type!r}; expected 'fp4' or 'nf4'")
         self.llm_int8_threshold = float(llm_int8_threshold)
         self.llm_int8_skip_modules = llm_int8_skip_modules
         self.llm_int8_enable_fp32_cpu_offload = llm_int8_enable_fp32_cpu_offload
@@ -81,6 +78,24 @@ class BitsAndBytesConfig:
         unknown = sorted(name for name in kwargs if name not in ("quant_method", "_load_in_8bit", "_load_in_4bit"))
         if unknown:
             warn(f"BitsAndBytesConfig ignores {', '.join(unknown)}; see its documented options")
+
+    @property
+    def load_in_8bit(self) -> bool:
+        """LLM.int8(); setting it raises OptionError where `load_in_4bit` is True, OptionTypeError for no bool."""
+        return self._load_in_8bit
+
+    @load_in_8bit.setter
+    def load_in_8bit(self, value: bool) -> None:
+        self._load_in_8bit = _check_flag("load_in_8bit", value, self._load_in_4bit)
+
+    @property
+    def load_in_4bit(self) -> bool:
+        """4 bits; setting it raises OptionError where `load_in_8bit` is True, OptionTypeError for no bool."""
+        return self._load_in_4bit
+
+    @load_in_4bit.setter
+    def load_in_4bit(self, value: bool) -> None:
+        self._load_in_4bit = _check_flag("load_in_4bit", value, self._load_in_8bit)
 
     def is_quantizable(self) -> bool:
         """Whether a method is chosen."""
@@ -97,7 +112,7 @@ class BitsAndBytesConfig:
         fields = {"quant_method": self.quant_method, **self.__dict__}
         for name in ("bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"):
             fields[name] = str(fields[name]).removeprefix("torch.")
-        return {**fields, "_load_in_8bit": self.load_in_8bit, "_load_in_4bit": self.load_in_4bit}
+        return {**fields, "load_in_4bit": self.load_in_4bit, "load_in_8bit": self.load_in_8bit}
 
     def to_diff_dict(self) -> dict[str, Any]:
         """The fields that differ from the defaults."""
@@ -115,6 +130,14 @@ class BitsAndBytesConfig:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string(use_diff=False)}"
+
+
+def _check_flag(name: str, value: bool, other: bool = False) -> bool:
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{name} is {value!r}; expected True or False")
+    if value and other:
+        raise OptionError("load_in_8bit and load_in_4bit are both True; choose one")
+    return value
 
 
 def _dtype(name: str, value: torch.dtype | str, offered: tuple[str, ...] | None = None) -> torch.dtype:

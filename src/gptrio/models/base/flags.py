@@ -21,8 +21,8 @@ class FlagsMixin(nn.Module):
     """Attributes that Trainer, accelerate, PEFT and others read from a model class.
 
     Values are those of Transformers if they are true here too. They differ where gptrio does more (GPT-Neo has an sdpa
-    back end, and its steps compile whole) or less (attention functions that a caller registers are not looked up, and a
-    model does not spread itself over devices).
+    back end, takes attention functions that a caller registers, and its steps compile whole) or less (a model does not
+    spread itself over devices).
 
     Attributes:
         is_parallelizable: whether the model can spread itself over devices; pass `device_map` instead.
@@ -60,7 +60,7 @@ class FlagsMixin(nn.Module):
     _supports_sdpa: ClassVar[bool] = True
     _supports_flash_attn: ClassVar[bool] = True
     _supports_flex_attn: ClassVar[bool] = False
-    _supports_attention_backend: ClassVar[bool] = False
+    _supports_attention_backend: ClassVar[bool] = True
     _can_record_outputs: ClassVar[dict[str, Any] | None] = None
     _tp_size: ClassVar[int | None] = None
     _tp_plan: ClassVar[dict[str, str]] = {}
@@ -89,7 +89,7 @@ class FlagsMixin(nn.Module):
 
     @classmethod
     def is_backend_compatible(cls) -> bool:
-        """Whether attention functions that a caller registers are looked up: they are not."""
+        """Whether attention functions that a caller registers are looked up: they are."""
         return cls._supports_attention_backend
 
     @property

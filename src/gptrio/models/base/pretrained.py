@@ -17,6 +17,7 @@ from gptrio.generation.options.config import GenerationConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.memory import gc_disabled
 from gptrio.models.base.adapters import AdaptersMixin, load_with_adapter
+from gptrio.models.base.casting import CastingMixin
 from gptrio.models.base.counting import CountingMixin
 from gptrio.models.base.device_map import execution_device
 from gptrio.models.base.flags import FlagsMixin
@@ -34,7 +35,15 @@ register_pytrees()
 
 
 class PreTrainedModel(
-    AdaptersMixin, InitialisingMixin, CountingMixin, MaskingMixin, LossMixin, FlagsMixin, GenerationMixin, Pushable
+    AdaptersMixin,
+    CastingMixin,
+    InitialisingMixin,
+    CountingMixin,
+    MaskingMixin,
+    LossMixin,
+    FlagsMixin,
+    GenerationMixin,
+    Pushable,
 ):
     """Base of all models.
 
