@@ -83,3 +83,58 @@ def test_overrides_and_unused_keywords(name: str, tmp_path: Path) -> None:
     reference, expected = theirs.from_pretrained(tmp_path, **arguments)
     assert json.loads(mine.to_json_string()) == json.loads(reference.to_json_string())
     assert unused == expected
+
+
+@pytest.mark.parametrize(
+    "versions",
+    [["4.0.0"], ["4.9.1", "4.0.0", "42.0.0"], ["42.0.0"], ["4.56.2", "4.56.3"], []],
+    ids=lambda versions: "-".join(versions) or "none",
+)
+def test_the_configuration_for_this_version_is_read(versions: list[str], tmp_path: Path) -> None:
+    files = [f"config.{version}.json" for version in versions]
+    config = transformers.GPT2Config(n_layer=1, configuration_files=[*files, "config.json", "x.4.0.0.json"])
+    config.save_pretrained(tmp_path)
+    for layers, file in enumerate(files, start=2):
+        (tmp_path / file).write_text(json.dumps({**config.to_dict(), "n_layer": layers}))
+    expected = transformers.AutoConfig.from_pretrained(tmp_path)
+    for actual in (gptrio.AutoConfig.from_pretrained(tmp_path), gptrio.GPT2Config.from_pretrained(tmp_path)):
+        assert (actual.n_layer, actual.configuration_files) == (expected.n_layer, expected.configuration_files)
+    alone = [library.GPT2Config.from_pretrained(tmp_path / "config.json").n_layer for library in (gptrio, transformers)]
+    assert alone == [1, 1]
+
+
+def test_names_that_are_no_versioned_files_do_not_count(tmp_path: Path) -> None:
+    gptrio.GPT2Config(n_layer=3).save_pretrained(tmp_path)
+    content = json.loads((tmp_path / "config.json").read_text())
+    for listed in (
+        ["config.../../4.0.0.json", "config." + "9" * 5000 + ".json", 4, None],
+        "config.4.0.0.json",
+        5,
+        None,
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**content, "configuration_files": listed}))
+        assert gptrio.AutoConfig.from_pretrained(tmp_path).n_layer == 3
+    (tmp_path / "config.json").write_text(json.dumps({**content, "configuration_files": ["config.4.0.0.json"]}))
+    with pytest.raises(gptrio.CheckpointNotFoundError, match=r"config\.4\.0\.0\.json"):
+        gptrio.AutoConfig.from_pretrained(tmp_path)
+
+
+def test_options_of_generate_are_saved_as_in_the_reference(tmp_path: Path) -> None:
+    found = []
+    for library in (transformers, gptrio):
+        folder = tmp_path / library.__name__
+        config = library.GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=50, bos_token_id=1, eos_token_id=1)
+        config.min_length, config.repetition_penalty = 3, 1.5
+        with pytest.warns(UserWarning, match=r"min_length"):
+            config.save_pretrained(folder / "config")
+        model = library.GPT2LMHeadModel(library.GPT2Config(**config.to_dict()))
+        model.generation_config = library.GenerationConfig(bos_token_id=1, eos_token_id=1, do_sample=True)
+        with pytest.warns(UserWarning, match=r"min_length"):
+            model.save_pretrained(folder / "model")
+        backbone = library.GPT2Model(library.GPT2Config(**config.to_dict()))
+        with pytest.warns(UserWarning, match=r"min_length"):
+            backbone.save_pretrained(folder / "backbone")
+        files = sorted(folder.glob("**/*.json"))
+        found.append({str(file.relative_to(folder)): json.loads(file.read_text()) for file in files})
+        assert model.config.min_length is None and model.generation_config.min_length == 3
+    assert found[1] == found[0]

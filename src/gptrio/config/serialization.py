@@ -16,7 +16,7 @@ from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, U
 from gptrio.hub import HubOptions, commit_of, read_json, refuse_code, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import CONFIG_NAME
-from gptrio.utils.versions import API_VERSION
+from gptrio.utils.versions import API_VERSION, versioned_file
 
 Config = TypeVar("Config", bound="SerializableConfig")
 
@@ -143,14 +143,20 @@ class SerializableConfig(GenerationKeys, Pushable):
     def get_config_dict(
         cls, pretrained_model_name_or_path: PathLike, **kwargs: Any
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the content of `config.json` and the keywords that are not lookup options."""
+        """Return the content of `config.json` and the keywords that are not lookup options.
+
+        Of the `configuration_files` that it lists, the one for Transformers 4.56 is read instead.
+        """
         options = HubOptions.pop_from(kwargs)
         path = Path(pretrained_model_name_or_path)
         is_file = path.is_file()
         if not is_file:
             path = options.locate(pretrained_model_name_or_path, CONFIG_NAME)
         try:
-            values = {**read_json(path), "_commit_hash": commit_of(path)}
+            values = read_json(path)
+            if not is_file and (file := versioned_file(CONFIG_NAME, values.get("configuration_files"))) != CONFIG_NAME:
+                values = read_json(path := options.locate(pretrained_model_name_or_path, file))
+            values["_commit_hash"] = commit_of(path)
         except CheckpointFormatError as error:
             if not is_file or path.name == CONFIG_NAME:
                 raise

@@ -13,7 +13,7 @@ from gptrio.errors import CheckpointNotFoundError, TokenizationError, warn
 from gptrio.hub import HubOptions, local_folder, write_text
 from gptrio.tokenization.special_tokens import AddedToken
 from gptrio.tokenization.vocabulary import ADDED_TOKENS_FILE, TOKENIZER_FILE, joined_path, read_object, write_json
-from gptrio.utils.versions import API_VERSION
+from gptrio.utils.versions import versioned_file
 
 if TYPE_CHECKING:
     from gptrio.tokenization.base import PreTrainedTokenizerBase
@@ -26,7 +26,6 @@ CHAT_TEMPLATE_DIR = "additional_chat_templates"
 # classes, without "Fast", that are used for any model; the second one is of Transformers 5
 GENERIC_CLASSES = ("PreTrainedTokenizer", "TokenizersBackend")
 
-_VERSIONED = re.compile(r"tokenizer\.(\d+\.\d+\.\d+)\.json")
 _IGNORED = ("resume_download", "proxies", "code_revision", "_from_auto", "_from_pipeline", "_commit_hash")
 # keys of tokenizer_config.json about loading rather than the tokenizer itself; files are searched in the folder only
 _NOT_SETTINGS = (
@@ -60,7 +59,10 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
     if templates:
         settings["chat_template"] = templates["default"] if [*templates] == ["default"] else templates
     settings.update(kwargs)
-    files = {**cls.vocab_files_names, "tokenizer_file": _tokenizer_file(settings.get("fast_tokenizer_files"))}
+    files = {
+        **cls.vocab_files_names,
+        "tokenizer_file": versioned_file(TOKENIZER_FILE, settings.get("fast_tokenizer_files")),
+    }
     settings |= {key: _find_path(hub, name_or_path, file) for key, file in files.items() if settings.get(key) is None}
     if not any(settings[key] for key in files):
         names = ", ".join(files.values())
@@ -84,18 +86,6 @@ def _take_extra_special_tokens(settings: dict[str, Any]) -> None:
             *known,
             *(token for token in map(_special, extra) if token not in known),
         ]
-
-
-def _tokenizer_file(listed: Any) -> str:
-    """Name of the `tokenizer.json`, or of the one among `fast_tokenizer_files` for the API that gptrio has.
-
-    These are named `tokenizer.4.0.0.json`, for Transformers from that version on.
-    """
-    names = [name for name in listed or () if isinstance(name, str)]
-    of_api = tuple(map(int, API_VERSION.split(".")))
-    versions = [tuple(map(int, found[1].split("."))) for name in names if (found := _VERSIONED.fullmatch(name))]
-    latest = max((version for version in versions if version <= of_api), default=None)
-    return TOKENIZER_FILE if latest is None else f"tokenizer.{'.'.join(map(str, latest))}.json"
 
 
 def _find_path(hub: HubOptions, name_or_path: PathLike, file: str) -> str | None:

@@ -4,11 +4,34 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import re
 from typing import Any
 
 from gptrio.errors import InputError, MissingDependencyError
 
 API_VERSION = "4.56.2"  # the release of Transformers whose interface and files this package has
+
+
+def versioned_file(name: str, listed: Any) -> str:
+    """The one among a checkpoint's versioned files that is for this package's API.
+
+    Args:
+        name: of the file without a version, such as "config.json".
+        listed: names such as "config.4.0.0.json", for Transformers from that version on; others do not count.
+
+    Returns:
+        The latest that is not for a later version, or `name`.
+    """
+    stem, _, ending = name.rpartition(".")
+    pattern = re.compile(rf"{re.escape(stem)}\.(\d{{1,4}}(?:\.\d{{1,4}})*)\.{re.escape(ending)}")
+    names = [each for each in listed if isinstance(each, str)] if isinstance(listed, (list, tuple)) else []
+    known = {_numbers(found[1]): each for each in names if (found := pattern.fullmatch(each))}
+    fitting = [version for version in known if version <= _numbers(API_VERSION)]
+    return known[max(fitting)] if fitting else name
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 def check_min_version(min_version: str) -> None:
