@@ -99,9 +99,11 @@ class DynamicLayer(CacheLayer):
         return self._append(keys, values)
 
     def can_reserve(self, rows: int, heads: int, width: int, dtype: torch.dtype) -> bool:
-        """Whether keys and values are dense, on the CPU, of a dtype and of shape (rows, heads, S, width)."""
+        """Whether keys and values are dense, in the CPU's memory, of a dtype and of shape (rows, heads, S, width)."""
         keys, values = self._keys, self._values
-        if keys is None or values is None or keys.dim() != 4 or type(self) not in _RESERVABLE:
+        if type(keys) is not Tensor or type(values) is not Tensor:  # none, or of a class that may have no memory
+            return False
+        if keys.dim() != 4 or type(self) not in _RESERVABLE:
             return False
         shape = keys.shape
         alike = values.shape == shape and keys.dtype is dtype and values.dtype is dtype

@@ -35,7 +35,7 @@ class Recipe(NamedTuple):
 
 def remember(result: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Note on a result that it is `function(*inputs)`, and return it; on a CPU, where a backward pass may follow."""
-    may_be_read = not is_compiling() and type(result) is Tensor and result.is_cpu and result.requires_grad
+    may_be_read = is_untransformed() and type(result) is Tensor and result.is_cpu and result.requires_grad
     if may_be_read and result.numel() >= MIN_VALUES:
         _recipes[result] = Recipe(function, inputs, result._version)
     return result

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.config.rotary import RotarySettings, longrope_attention, yarn_attention, yarn_ramp
+from gptrio.kernels.recompute import is_untransformed
 
 RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
 
@@ -116,8 +117,8 @@ class RotaryEmbedding(nn.Module):
         kind, device = self.settings.kind, position_ids.device
         if kind in _BY_LENGTH:
             return self._compute(position_ids.max() + 1)
-        if torch.compiler.is_compiling():
-            return self._compute(torch.ones((), device=device))
+        if not is_untransformed() or torch._C._len_torch_dispatch_stack():
+            return self._compute(torch.ones((), device=device))  # its tensors belong to the trace or mode
         known = self._frequencies.get(device)
         if known is None or known[0] is not self.settings:
             with torch.inference_mode(False):

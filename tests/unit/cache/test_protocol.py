@@ -249,3 +249,11 @@ def test_a_subclass_that_appends_in_its_own_way_is_left_to_do_so():
     layer = Own()
     layer.update(states(1, 3), states(1, 3))
     assert not layer.can_reserve(1, HEADS, WIDTH, torch.float32)
+
+
+def test_tensors_that_may_have_no_memory_are_left_to_torch():
+    class Own(torch.Tensor):
+        pass
+
+    layer = DynamicCache([(states(1, 3), states(1, 3).as_subclass(Own))]).layers[0]
+    assert not layer.can_reserve(1, HEADS, WIDTH, torch.float32)
