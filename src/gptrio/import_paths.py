@@ -36,7 +36,7 @@ MODULES = {
     "masking_utils": "nn.mask_interface",
     "modeling_flax_outputs": "jax.outputs",
     "modeling_flax_utils": "jax.models.base.pretrained utils.file_names",
-    "modeling_utils": "models.base.pretrained nn.attention_interface utils.file_names",
+    "modeling_utils": "models.base.pretrained nn.attention_interface utils.file_names training.parts",
     "models.auto.auto_factory": "models.auto",
     "models.auto.configuration_auto": "config",
     "models.auto.modeling_auto": "models.auto",
@@ -75,7 +75,7 @@ EXTENDED = {
     "models.gpt_neox": "",
     "pipelines": "",
     "pipelines.base": "",
-    "trainer": "",
+    "trainer": "trainer_utils trainer_pt_utils trainer_callback utils modeling_utils",
     "utils": "",
 }
 

@@ -10,7 +10,9 @@ from gptrio.training.enums import HubStrategy as HubStrategy
 from gptrio.training.enums import IntervalStrategy as IntervalStrategy
 from gptrio.training.enums import SaveStrategy as SaveStrategy
 from gptrio.training.enums import SchedulerType as SchedulerType
+from gptrio.training.nested import denumpify_detensorize as denumpify_detensorize
 from gptrio.training.order import has_length as has_length
+from gptrio.training.preparing import neftune_post_forward_hook as neftune_post_forward_hook
 from gptrio.training.results import EvalLoopOutput as EvalLoopOutput
 from gptrio.training.results import EvalPrediction as EvalPrediction
 from gptrio.training.results import PredictionOutput as PredictionOutput

@@ -15,8 +15,8 @@ from gptrio.import_paths import MODULES as MADE
 
 MODULES = {  # names in the reference's module that are absent here, and why
     "trainer_utils": "default_hp_space_ray default_hp_space_sigopt default_hp_space_wandb "  # Optuna alone searches
-    "TrainerMemoryTracker RemoveColumnsCollator check_target_module_exists denumpify_detensorize seed_worker "
-    "find_executable_batch_size neftune_post_forward_hook number_of_arguments total_processes_number",  # the loop's own
+    "TrainerMemoryTracker RemoveColumnsCollator check_target_module_exists seed_worker "
+    "find_executable_batch_size number_of_arguments total_processes_number",  # the loop's own
     "training_args": "get_int_from_env get_xla_device_type",  # the environment; TPUs
     "trainer_callback": "",
     "data.data_collator": "DataCollatorForMultipleChoice DataCollatorForPermutationLanguageModeling DataCollatorForSOP "

@@ -22,6 +22,22 @@ def mapped(function: Callable[[Any], Any], values: Any) -> Any:
     return function(values)
 
 
+def with_parts(function: Callable[[Any], Any], values: Any) -> Any:
+    """A mapping, tuple or list of the same class, with a function applied to each of its parts."""
+    if isinstance(values, Mapping):
+        parts = {name: function(value) for name, value in values.items()}
+        return parts if type(values) is dict else type(values)(parts)  # type: ignore[call-arg]  # of BatchEncoding and the like
+    made = [function(value) for value in values]
+    return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
+
+
+def moved(values: Any, device: torch.device, non_blocking: bool = False) -> Any:
+    """The same structure with every tensor on a device."""
+    if isinstance(values, (Mapping, tuple, list)):
+        return with_parts(lambda value: moved(value, device, non_blocking), values)
+    return values.to(device, non_blocking=non_blocking) if isinstance(values, Tensor) else values
+
+
 def detached(values: Any) -> Any:
     """The tensors without their history."""
     return mapped(lambda value: value.detach() if isinstance(value, Tensor) else value, values)

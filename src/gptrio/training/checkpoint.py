@@ -1,8 +1,8 @@
 """Checkpoints of a run as folders that are there or not there: `checkpoint-N` never holds half of a save.
 
-A save goes into a temporary folder beside its target. Its files are flushed to the disk, the manifest last; then the
-folder gets its name, and only after that are older checkpoints removed. Whenever the process, the machine or the disk
-stops, the newest whole checkpoint is the new one or the one before.
+A save goes into a folder of the target's name in a temporary one beside it. Its files are flushed to the disk, the
+manifest last; then the folder is moved to its place, and only after that are older checkpoints removed. Whenever the
+process, the machine or the disk stops, the newest whole checkpoint is the new one or the one before.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from gptrio.training import ranks
 from gptrio.training.manifest import MANIFEST, files_of, verify_checkpoint, write_manifest
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
-_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)")
 _TRASH = re.compile(r"\.trash-(?P<name>.+)-(?P<pid>\d+)")
 _FEWEST = 2  # checkpoints that rotation leaves: the newest, and one to fall back on
@@ -45,7 +44,7 @@ def write_checkpoint(
         ProcessLostError: another rank has ended; likewise.
     """
     target, is_writer = Path(os.path.abspath(target)), ranks.is_first() if is_writer is None else is_writer
-    temporary = target.with_name(ranks.from_first(f".{target.name}.tmp-{os.getpid()}"))
+    temporary = target.with_name(ranks.from_first(f".{target.name}.tmp-{os.getpid()}")) / target.name
     try:
         ranks.together(lambda: _make_empty(temporary), is_writer)
         ranks.together(lambda: write(temporary))
@@ -53,15 +52,15 @@ def write_checkpoint(
         ranks.together(lambda: _complete(temporary, target, facts), is_writer)
     except BaseException as error:
         if is_writer:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary.parent, ignore_errors=True)
         if isinstance(error, Exception) and not isinstance(error, ProcessLostError):
             raise CheckpointError(f"{target} could not be written: {error}") from error
         raise
 
 
 def _make_empty(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    if folder.parent.exists():
+        shutil.rmtree(folder.parent)
     os.makedirs(folder)
 
 
@@ -74,7 +73,8 @@ def _complete(temporary: Path, target: Path, facts: Mapping[str, Any]) -> None:
     write_manifest(temporary, facts)
     for folder in sorted((path for path in temporary.rglob("*") if path.is_dir()), reverse=True):
         flush_to_disk(folder)
-    flush_to_disk(temporary)
+    for folder in (temporary, temporary.parent):
+        flush_to_disk(folder)
     _publish(temporary, target)
 
 
@@ -90,8 +90,9 @@ def _publish(temporary: Path, target: Path) -> None:
         if trash is not None:
             os.rename(trash, target)
         raise
-    if trash is not None:
-        shutil.rmtree(trash, ignore_errors=True)
+    for folder in (temporary.parent, trash):
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_to_trash(folder: Path) -> Path:
@@ -112,7 +113,7 @@ def find_checkpoint(output_dir: Path) -> Path | None:
         CheckpointFormatError: it has checkpoints, but none that is whole; the message says what is wrong with each.
     """
     faults = []
-    for folder in reversed(_checkpoints(Path(output_dir))):
+    for folder in reversed(sorted_checkpoints(output_dir)):
         try:
             verify_checkpoint(folder)
         except CheckpointError as error:
@@ -136,7 +137,7 @@ def get_last_checkpoint(folder: str | os.PathLike[str]) -> str | None:
     """
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"no folder {os.fspath(folder)}")
-    found = _checkpoints(Path(folder))
+    found = sorted_checkpoints(folder)
     return os.path.join(folder, found[-1].name) if found else None
 
 
@@ -153,7 +154,7 @@ def rotate_checkpoints(
     """
     if limit is None or limit <= 0:
         return
-    found = _checkpoints(Path(output_dir))
+    found = sorted_checkpoints(output_dir)
     last = found[-1].name if newest is None and found else Path(newest or "").name
     by_age = [folder for folder in found if _number(folder.name) > _number(last)]
     by_age += [folder for folder in found if _number(folder.name) <= _number(last)]
@@ -180,23 +181,22 @@ def sweep(output_dir: Path, is_locked: bool = False) -> None:
         if match is None or not path.is_dir() or not (is_locked or _is_dead(int(match["pid"]))):
             continue
         target = path.with_name(match["name"])
-        if match.re is _TEMPORARY and not target.exists() and _is_whole(path):
-            os.rename(path, target)
+        if match.re is _TEMPORARY and not target.exists() and _is_whole(path / target.name):
+            os.rename(path / target.name, target)
             flush_to_disk(output_dir)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def _checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named `checkpoint-N`, in the order of N."""
-    if not output_dir.is_dir():
+def sorted_checkpoints(output_dir: str | os.PathLike[str], prefix: str = PREFIX_CHECKPOINT_DIR) -> list[Path]:
+    """Folders named `PREFIX-N`, in the order of N."""
+    if not os.path.isdir(output_dir):
         return []
-    found = [path for path in output_dir.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: _number(path.name))
+    found = [path for path in Path(output_dir).iterdir() if _number(path.name, prefix) >= 0 and path.is_dir()]
+    return sorted(found, key=lambda path: _number(path.name, prefix))
 
 
-def _number(name: str) -> int:
-    match = _CHECKPOINT.fullmatch(name)
+def _number(name: str, prefix: str = PREFIX_CHECKPOINT_DIR) -> int:
+    match = re.fullmatch(rf"{re.escape(prefix)}-(\d+)", name)
     return int(match[1]) if match else -1
 
 

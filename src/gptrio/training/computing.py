@@ -14,6 +14,7 @@ from gptrio.errors import InputError
 from gptrio.models.base.heads import CausalLMHead
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.training import ranks
+from gptrio.training.arrays import with_parts
 from gptrio.training.losses import label_count
 from gptrio.training.parts import TrainerParts, innermost
 
@@ -112,11 +113,8 @@ class ComputingMixin(TrainerParts):
 
     def _prepare_input(self, data: Any) -> Any:
         """The same structure with every tensor on the device of the run."""
-        if isinstance(data, Mapping):
-            moved = {name: self._prepare_input(value) for name, value in data.items()}
-            return moved if type(data) is dict else type(data)(moved)  # type: ignore[call-arg]  # of BatchEncoding and the like
-        if isinstance(data, (tuple, list)):
-            return type(data)(self._prepare_input(value) for value in data)
+        if isinstance(data, (Mapping, tuple, list)):
+            return with_parts(self._prepare_input, data)
         return data.to(device=self.args.device) if isinstance(data, Tensor) else data
 
     def _prepare_inputs(self, inputs: Any) -> Any:

@@ -17,7 +17,6 @@ from gptrio.training import ranks
 from gptrio.training.order import (
     EpochSampler,
     RankStream,
-    divided,
     epoch_order,
     has_length,
     is_streamed,
@@ -98,8 +97,7 @@ class LoadingMixin(TrainerParts):
             options["sampler"] = None if sampler_fn is None else sampler_fn(dataset)
             options["drop_last"] = args.dataloader_drop_last
             options["prefetch_factor"] = args.dataloader_prefetch_factor
-        loader: DataLoader[Any] = DataLoader(dataset, **options)
-        return divided(loader) if ranks.world_size() > 1 else loader
+        return self.accelerator.prepare(DataLoader(dataset, **options))
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
         """The order of training: random, or by groups of similar length; None if the data has no length."""

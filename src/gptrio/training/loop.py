@@ -16,8 +16,9 @@ from gptrio.training import random_states, ranks
 from gptrio.training.divergence import DivergenceWatch
 from gptrio.training.enums import DebugOption, SaveStrategy
 from gptrio.training.interruption import Interruption
+from gptrio.training.loaders import batches_from, sampler_of, set_epoch
 from gptrio.training.losses import batch_weights
-from gptrio.training.order import batches_from, has_length, rank_rows, sampler_of, set_epoch
+from gptrio.training.order import has_length, rank_rows
 from gptrio.training.snapshot import Position
 
 _SWITCHES = ("should_training_stop", "should_epoch_stop", "should_save", "should_evaluate", "should_log")
@@ -89,14 +90,15 @@ class TrainingLoop:
 
     def _run_epoch(self, epoch: int) -> None:
         trainer, args = self.trainer, self.trainer.args
-        accumulated = args.gradient_accumulation_steps
-        total = args.max_steps * accumulated if self.plan.batches is None else self.plan.batches
+        total = self.plan.batches
+        if total is None:
+            total = args.max_steps * args.gradient_accumulation_steps
         set_epoch(self.loader, epoch)
         trainer.control = trainer.callback_handler.on_epoch_begin(args, trainer.state, trainer.control)
         done = trainer._position.index
         batches = self._batches(done)
         while done < total and not self._has_stopped():
-            wanted = min(accumulated, total - done)
+            wanted = min(args.gradient_accumulation_steps, total - done)  # which callbacks may change
             group, items = trainer.get_batch_samples(batches, wanted, args.device)
             group, repeated = self._as_many_as_others(group, is_known=done + wanted <= self._fewest)
             if not group:
@@ -178,12 +180,15 @@ class TrainingLoop:
         weights, loss = self._weights(group, items, repeated), torch.zeros((), device=args.device)
         if repeated and items is not None:
             items = items.clamp(min=1)
-        trainer.control = handler.on_step_begin(args, trainer.state, trainer.control)
         for i, (inputs, weight) in enumerate(zip(group, weights, strict=True)):
             trainer._batch_weight = weight
             trainer._is_silent = (
                 ranks.world_size() > 1 and weight == 0 and (items is None or i >= len(group) - repeated)
             )
+            if args.include_num_input_tokens_seen:
+                trainer._count_tokens(inputs)
+            if i == 0:
+                trainer.control = handler.on_step_begin(args, trainer.state, trainer.control)
             loss += self._add_gradients(inputs, items, is_last=i == len(group) - 1)
             if i < len(group) - 1:
                 trainer.control = handler.on_substep_end(args, trainer.state, trainer.control)
@@ -201,10 +206,10 @@ class TrainingLoop:
 
     def _add_gradients(self, inputs: Any, items: Tensor | None, is_last: bool) -> Tensor:
         """Compute the loss of a batch and its gradients, and return its part of the update's loss."""
-        trainer, args = self.trainer, self.trainer.args
-        if args.include_num_input_tokens_seen:
-            trainer._count_tokens(inputs)
-        with _sync_at_end(trainer.accelerator, self.model, is_last):
+        trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
+        accelerator.sync_gradients = is_last
+        inputs = accelerator.place(inputs)
+        with _sync_at_end(accelerator, self.model, is_last):
             loss: Tensor = trainer.training_step(self.model, inputs, items)
         logged = loss
         if args.logging_nan_inf_filter and not torch.isfinite(loss):

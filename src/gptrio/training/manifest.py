@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,11 +16,14 @@ import torch
 
 from gptrio import __version__
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, GptrioError, warn
-from gptrio.hub import read_json, write_text
+from gptrio.hub import flush_to_disk, read_json, write_text
 from gptrio.training.upstream import verify_upstream_checkpoint
+from gptrio.utils.file_names import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
 MANIFEST = "manifest.json"
 _FORMAT, _VERSION = "gptrio.checkpoint", 1
+_WEIGHTS = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
+_WAY_OUT = " (if you have changed it yourself, gptrio.training.manifest.accept_changes(folder) takes it as it is)"
 _OWN_FILES = ("training_state.json", "training_state.safetensors")  # that no other program writes
 
 
@@ -30,16 +34,45 @@ def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
         folder: complete but for the manifest.
         facts: "step" and "world_size", and arguments that a resumed run is compared with; JSON values.
     """
-    content = {
-        "format": _FORMAT,
-        "version": _VERSION,
-        "step": facts["step"],
-        "world_size": facts["world_size"],
-        "arguments": {name: value for name, value in facts.items() if name not in ("step", "world_size")},
-        "machine": _machine(),
-        "files": {name: _entry(folder / name) for name in files_of(folder) if name != MANIFEST},
-    }
+    _write(
+        folder,
+        {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "step": facts["step"],
+            "world_size": facts["world_size"],
+            "arguments": {name: value for name, value in facts.items() if name not in ("step", "world_size")},
+            "machine": _machine(),
+            "files": {name: _entry(folder / name) for name in files_of(folder) if name != MANIFEST},
+        },
+    )
+
+
+def _write(folder: Path, content: Mapping[str, Any]) -> None:
     write_text(folder / MANIFEST, json.dumps({**content, "sha256": _digest(content)}, indent=2) + "\n")
+
+
+def accept_changes(folder: str | os.PathLike[str], names: Collection[str] | None = None) -> None:
+    """Take the files of a checkpoint as they are now, after they were changed, added or removed on purpose.
+
+    Args:
+        folder: of a checkpoint with a manifest.
+        names: of files that may have changed; all by default.
+    """
+    folder = Path(folder)
+    content = _read_manifest(folder)
+    present = [name for name in files_of(folder) if name != MANIFEST]
+    known = {} if names is None else {name: each for name, each in content["files"].items() if name not in names}
+    files = {name: known[name] if name in known else _entry(folder / name) for name in present}
+    for name in set(files) - set(known):
+        flush_to_disk(folder / name)
+    _write(folder, {**content, "files": files})
+
+
+def stamps_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of the last change of every file."""
+    states = {name: (folder / name).stat() for name in files_of(folder)}
+    return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 def files_of(folder: Path) -> list[str]:
@@ -64,7 +97,11 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointFormatError(f"{folder} is not whole: {MANIFEST} is missing beside {own[0]}")
         verify_upstream_checkpoint(folder)
         return
-    for name, entry in _read_manifest(folder)["files"].items():
+    files = _read_manifest(folder)["files"]
+    others = [name for name in _WEIGHTS if name not in files and (folder / name).is_file()]
+    for name, entry in files.items():
+        if others and name in _WEIGHTS and not (folder / name).exists():
+            continue  # the weights were written in another form since
         fault = _fault(folder, name, entry)
         if fault:
             raise CheckpointFormatError(f"{folder} is not whole: {name} {fault}")
@@ -153,8 +190,8 @@ def _fault(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
     try:
         size = path.stat().st_size
         if size != entry["bytes"]:
-            return f"has {size:,} bytes; {entry['bytes']:,} were written"
-        return None if _file_digest(path) == entry["sha256"] else "has other bytes than were written"
+            return f"has {size:,} bytes; {entry['bytes']:,} were written{_WAY_OUT}"
+        return None if _file_digest(path) == entry["sha256"] else f"has other bytes than were written{_WAY_OUT}"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

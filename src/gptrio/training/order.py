@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Sampler, SequentialSampler
+from torch.utils.data import IterableDataset, Sampler, SequentialSampler
 
 from gptrio.errors import InputError
 from gptrio.training import ranks
@@ -201,64 +201,6 @@ class RankStream(IterableDataset[Any]):
         """Tell the data which epoch begins."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-
-
-def divided(loader: DataLoader[Any]) -> DataLoader[Any]:
-    """A loader of this rank's batches; one that is divided already, or draws batches in a way of its own, as it is.
-
-    Raises:
-        InputError: the loader has batches of no fixed size, which cannot be divided.
-    """
-    if is_divided(loader):
-        return loader
-    if loader.batch_size is None:
-        raise InputError(
-            "a loader with a batch_sampler of its own cannot be divided among processes; give it a sampler and a "
-            "batch_size, or divide its batches yourself"
-        )
-    names = ("batch_size", "collate_fn", "num_workers", "pin_memory", "timeout", "worker_init_fn", "generator")
-    options = {name: getattr(loader, name) for name in (*names, "persistent_workers", "prefetch_factor", "drop_last")}
-    if is_streamed(loader.dataset):
-        return DataLoader(RankStream(loader.dataset, loader.batch_size), **options)
-    sampler = RankSampler(cast(Any, loader.sampler), loader.batch_size, loader.drop_last)
-    return DataLoader(loader.dataset, sampler=sampler, **options)
-
-
-def is_divided(loader: Any) -> bool:
-    """Whether a loader has batches for one rank."""
-    is_of_torch = type(getattr(loader, "sampler", None)).__name__ == "DistributedSampler"
-    is_own = isinstance(getattr(loader, "sampler", None), RankSampler)
-    return is_of_torch or is_own or isinstance(getattr(loader, "dataset", None), RankStream)
-
-
-def sampler_of(loader: Any) -> EpochSampler | None:
-    """The sampler of a loader if it is one of this project, so that any place in its order can be reached at once."""
-    sampler: Any = getattr(loader, "sampler", None)
-    sampler = sampler.rows if isinstance(sampler, RankSampler) else sampler
-    is_known = isinstance(loader, DataLoader) and isinstance(sampler, EpochSampler) and loader.batch_size is not None
-    return sampler if is_known else None
-
-
-def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell a loader, or what it reads from, which epoch begins."""
-    parts = [loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)]
-    parts += [getattr(parts[1], "sampler", None), getattr(loader, "dataset", None)]
-    for part in {id(part): part for part in parts}.values():
-        if callable(getattr(part, "set_epoch", None)):
-            part.set_epoch(epoch)
-
-
-def batches_from(loader: Iterable[Any], index: int) -> Iterator[Any]:
-    """The batches of an epoch from number `index` on; those before it are read only if the sampler is another's."""
-    sampler = sampler_of(loader)
-    if sampler is not None:
-        own = cast(Any, loader)
-        sampler.start = index * own.batch_size * getattr(own.sampler, "world_size", 1)
-        return iter(loader)
-    batches = iter(loader)
-    for _ in range(index):  # at once, so that what the loader draws is drawn before training goes on
-        next(batches, None)
-    return batches
 
 
 def has_length(thing: Any) -> bool:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from torch import Tensor
 
     from gptrio.training.callback_handler import CallbackHandler
     from gptrio.training.enums import HPSearchBackend
+    from gptrio.training.interruption import Interruption
     from gptrio.training.memory_metrics import MemoryMetrics
     from gptrio.training.run_folder import RunFolder
     from gptrio.training.snapshot import Position
@@ -66,6 +70,9 @@ class TrainerParts:
     _signature_columns: list[str] | None
     _batch_weight: float
     _is_silent: bool
+    neftune_noise_alpha: float | None
+    neftune_hook_handle: Any
+    _interruption: Interruption
     _total_loss_scalar: float
     _globalstep_last_logged: int
     _run_folder: RunFolder
@@ -76,6 +83,7 @@ class TrainerParts:
     _position: Position
     _unlogged_loss: Tensor
     _mean_loss: Tensor
+    _written: tuple[Path, dict[str, tuple[int, int]]] | None
     _whole_state: dict[str, Tensor] | None
     _epoch_random: Mapping[str, Any] | None
     _resumed_random: Mapping[str, Any] | None
@@ -114,6 +122,7 @@ class TrainerParts:
     _load_state: Callable[..., Any]
     _load_best_model: Callable[..., Any]
     _determine_best_metric: Callable[..., Any]
+    _accept_changes: Callable[[], None]
     _save_checkpoint: Callable[..., Any]
     _get_output_dir: Callable[..., str]
     _hp_search_setup: Callable[..., None]
@@ -137,3 +146,14 @@ class TrainerParts:
 def innermost(model: Any) -> Any:
     """The model inside a PEFT model; any other model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def unwrap_model(model: Any, recursive: bool = False) -> Any:
+    """The model inside what wraps it: a compiled form, or data parallelism.
+
+    Args:
+        model: maybe wrapped.
+        recursive: has no effect: parts of a model are never wrapped.
+    """
+    inner = getattr(model, "_orig_mod", getattr(model, "module", model))
+    return model if inner is model or not isinstance(inner, nn.Module) else unwrap_model(inner)

@@ -9,14 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from gptrio.errors import OptionError, warn
 from gptrio.kernels.differentiable import bfloat16_instructions
+from gptrio.training.accelerator_names import AcceleratorNames
+from gptrio.training.arrays import moved
+from gptrio.training.loaders import prepared
+from gptrio.training.parts import unwrap_model
 
 _log = logging.getLogger(__name__)
 
 
-class SingleProcess:
+class SingleProcess(AcceleratorNames):
     """What `Trainer` needs of accelerate's `Accelerator`, for a run in one process, which works without accelerate.
 
     Weights and the optimizer stay in float32; with bf16 or fp16, matrix products are computed in it (autocast).
@@ -31,9 +36,10 @@ class SingleProcess:
 
     is_sharded = False
     num_processes, process_index, local_process_index = 1, 0, 0
-    is_main_process = is_local_main_process = sync_gradients = True
+    is_main_process = is_local_main_process = True
 
     def __init__(self, device: torch.device, dtype: torch.dtype | None = None) -> None:
+        super().__init__()
         if dtype == torch.float16 and device.type == "cpu":
             raise OptionError("fp16=True needs a GPU; use bf16=True on a processor")
         if dtype == torch.bfloat16 and device.type == "cpu":
@@ -43,12 +49,26 @@ class SingleProcess:
         self.optimizer_step_was_skipped = False
 
     def prepare(self, *objects: Any) -> Any:
-        """The objects as they are."""
-        return objects[0] if len(objects) == 1 else objects
+        """The objects as a run needs them: loaders with batches on the device, modules by `prepare_model`."""
+        made = tuple(self._prepared(each) for each in objects)
+        return made[0] if len(made) == 1 else made
+
+    def _prepared(self, each: Any) -> Any:
+        if isinstance(each, DataLoader):
+            return prepared(self._divided(each), self)
+        return self.prepare_model(each) if isinstance(each, nn.Module) else each
+
+    def _divided(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        return loader
 
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Any:
         """The model as it is."""
+        self._models.append(model)
         return model
+
+    def place(self, batch: Any) -> Any:
+        """A batch on the device of the run."""
+        return batch if self.device.type == "cpu" else moved(batch, self.device, self.non_blocking)
 
     def shard(self, model: Any) -> None:
         """Leave the parameters whole."""
@@ -59,8 +79,7 @@ class SingleProcess:
 
     def unwrap_model(self, model: Any, **options: Any) -> Any:
         """The model inside what wraps it: a compiled form, or data parallelism."""
-        inner = getattr(model, "_orig_mod", getattr(model, "module", model))
-        return model if inner is model or not isinstance(inner, nn.Module) else self.unwrap_model(inner)
+        return unwrap_model(model)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The context in which a model and its loss are computed."""
@@ -101,10 +120,6 @@ class SingleProcess:
 
     def wait_for_everyone(self) -> None:
         """Return, as nobody else is there."""
-
-    def free_memory(self, *objects: Any) -> list[Any]:
-        """Forget nothing, as nothing is kept."""
-        return list(objects)
 
 
 def _tell_of_bfloat16() -> None:

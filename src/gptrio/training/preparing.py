@@ -42,21 +42,19 @@ def align_special_tokens(model: Any, tokenizer: Any) -> None:
         warn(f"the model's configuration takes over from the tokenizer: {shown}")
 
 
-def neftune_hook(model: Any, alpha: float) -> Any:
-    """Add noise to embedded tokens in training (Jain et al., 2023); returns a handle whose `remove` ends it.
+def neftune_post_forward_hook(module: nn.Module, input: Any, output: Tensor) -> Tensor:
+    """Add noise to embedded tokens in training (Jain et al., 2023); a forward hook.
 
     Args:
-        model: with `get_input_embeddings`.
-        alpha: noise is uniform within alpha over the root of the number of values (T x C) of a row.
+        module: the embeddings; with its `neftune_noise_alpha`, noise is uniform within alpha over the root of the
+            number of values (T x C) of a row.
+        input: not used.
+        output: (B, T, C) embedded tokens.
     """
-
-    def add_noise(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
-        if not module.training:
-            return output
-        limit = alpha / math.sqrt(output.shape[1] * output.shape[2])
-        return output + torch.empty_like(output).uniform_(-limit, limit)
-
-    return model.get_input_embeddings().register_forward_hook(add_noise)
+    if not module.training:
+        return output
+    limit = float(module.neftune_noise_alpha) / math.sqrt(output.shape[1] * output.shape[2])  # type: ignore[arg-type]  # is a number
+    return output + torch.empty_like(output).uniform_(-limit, limit)
 
 
 def find_executable_batch_size(run: Callable[[int], Any], batch_size: int) -> Any:

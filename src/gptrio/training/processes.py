@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from gptrio.errors import import_optional
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.training import ranks
-from gptrio.training.order import divided
+from gptrio.training.loaders import divided
 from gptrio.training.parts import innermost
 from gptrio.training.precision import SingleProcess
 
@@ -42,23 +42,19 @@ class ManyProcesses(SingleProcess):
         }
         self._options = {name: value for name, value in given.items() if value is not None}
 
-    def prepare(self, *objects: Any) -> Any:
-        """The objects as processes need them: modules by `prepare_model`, loaders with this rank's batches alone."""
-        prepared = tuple(self._prepared(each) for each in objects)
-        return prepared[0] if len(prepared) == 1 else prepared
-
-    def _prepared(self, each: Any) -> Any:
-        if isinstance(each, DataLoader):
-            return divided(each)
-        return self.prepare_model(each) if isinstance(each, nn.Module) else each
+    def _divided(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        return divided(loader)
 
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Any:
         """The model with gradients that are averaged over the processes; rank 0's weights go to all of them."""
         if evaluation_mode or isinstance(model, DistributedDataParallel):
+            self._models.append(model)
             return model
         options = {"find_unused_parameters": _may_leave_out(self.unwrap_model(model)), **self._options}
         device_ids = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(model, device_ids=device_ids, **options)
+        made = DistributedDataParallel(model, device_ids=device_ids, **options)
+        self._models.append(made)
+        return made
 
     def no_sync(self, model: Any) -> AbstractContextManager[Any]:
         """The context of a batch that is not the last of its update: gradients stay in their process."""

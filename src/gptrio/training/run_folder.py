@@ -14,7 +14,7 @@ from typing import Any, TextIO
 
 from gptrio.errors import CheckpointError, warn
 from gptrio.training import ranks
-from gptrio.training.checkpoint import find_checkpoint, rotate_checkpoints, sweep, write_checkpoint
+from gptrio.training.checkpoint import find_checkpoint, sweep, write_checkpoint
 
 if sys.platform != "win32":
     import fcntl
@@ -74,16 +74,13 @@ class RunFolder:
         step: int,
         write: Callable[[Path], None],
         facts: Mapping[str, Any],
-        limit: int | None = None,
-        best: str | None = None,
     ) -> Path | None:
-        """Write `checkpoint-STEP`, then remove older ones.
+        """Write `checkpoint-STEP`.
 
         Args:
             step: number of updates so far.
             write: writes the files into the folder that it is given, on each rank its own.
             facts: see `write_checkpoint`; "step" and "world_size" are added.
-            limit, best: see `rotate_checkpoints`.
 
         Returns:
             The checkpoint; None if it could not be written, of which a warning tells.
@@ -102,8 +99,6 @@ class RunFolder:
             warn(f"{error}. The training goes on; it will stop if the next checkpoint fails, too")
             return None
         self._failures = 0
-        if self.is_writer:
-            rotate_checkpoints(self.path, limit, best, newest=target)
         return target
 
     def _enter(self) -> None:

@@ -18,10 +18,11 @@ from gptrio.training import ranks
 from gptrio.training.arguments_lists import deprecated
 from gptrio.training.enums import SaveStrategy
 from gptrio.training.interruption import Interruption
+from gptrio.training.loaders import sampler_of
 from gptrio.training.loop import Plan, TrainingLoop
-from gptrio.training.order import has_length, sampler_of
+from gptrio.training.order import has_length
 from gptrio.training.parts import TrainerParts
-from gptrio.training.preparing import find_executable_batch_size, neftune_hook
+from gptrio.training.preparing import find_executable_batch_size
 from gptrio.training.results import TrainOutput, speed_metrics
 from gptrio.training.saving import TRAINER_STATE_NAME, metric_name
 from gptrio.training.snapshot import Position
@@ -43,7 +44,8 @@ class RunningMixin(TrainerParts):
     stop_after_divergence: int | None = None
 
     model_init: Callable[..., Any] | None
-    _interruption: Interruption
+    _activate_neftune: Callable[..., Any]
+    _deactivate_neftune: Callable[..., Any]
 
     def train(
         self,
@@ -77,7 +79,6 @@ class RunningMixin(TrainerParts):
         self._hp_search_setup(trial)
         self.is_in_train = True
         self._train_batch_size = self.args.train_batch_size
-        noise = None
         interruption = Interruption()
         try:
             if trial is not None:
@@ -87,15 +88,15 @@ class RunningMixin(TrainerParts):
                 checkpoint = self._checkpoint_to_resume(resume_from_checkpoint)
                 if trial is None:
                     self._renew_model(trial)
-                if self.args.neftune_noise_alpha is not None:
-                    noise = neftune_hook(self.accelerator.unwrap_model(self.model), self.args.neftune_noise_alpha)
+                if self.neftune_noise_alpha is not None:
+                    self.model = self._activate_neftune(self.model)
                 self._interruption = interruption
                 output = self._train_from(checkpoint, trial, ignore_keys_for_eval)
         finally:
             self.is_in_train = False
             self._memory.abandon()
-            if noise is not None:
-                noise.remove()
+            if self.neftune_hook_handle is not None:
+                self._deactivate_neftune(self.model)
         interruption.end()
         return output
 
@@ -118,7 +119,13 @@ class RunningMixin(TrainerParts):
             self._train_batch_size = self._train_batch_size if saved is None else saved
 
         def run(batch_size: int) -> TrainOutput:
-            return self._inner_training_loop(batch_size, self.args, checkpoint, trial, ignored)
+            return self._inner_training_loop(
+                batch_size=batch_size,
+                args=self.args,
+                resume_from_checkpoint=checkpoint,
+                trial=trial,
+                ignore_keys_for_eval=ignored,
+            )
 
         if not self.args.auto_find_batch_size:
             return run(self._train_batch_size)
@@ -127,14 +134,15 @@ class RunningMixin(TrainerParts):
 
     def _inner_training_loop(
         self,
-        batch_size: int,
+        batch_size: int | None = None,
         args: Any = None,
         resume_from_checkpoint: str | None = None,
         trial: Any = None,
         ignore_keys_for_eval: list[str] | None = None,
     ) -> TrainOutput:
         args = self.args if args is None else args
-        self._train_batch_size = batch_size
+        self.accelerator.free_memory()
+        self._train_batch_size = args.train_batch_size if batch_size is None else batch_size
         self._memory.start("train")
         loader = self.get_train_dataloader()
         check_ranks(self, loader)
@@ -167,7 +175,11 @@ class RunningMixin(TrainerParts):
     def _begin_run(self, loader: Any, plan: Plan, checkpoint: str | None) -> None:
         """Set the state of the run: a new one, or that of a checkpoint."""
         args = self.args
-        self.state = TrainerState(stateful_callbacks=self._stateful(), train_batch_size=self._train_batch_size)
+        self.state = TrainerState(
+            stateful_callbacks=self._stateful(),
+            train_batch_size=self._train_batch_size,
+            is_hyper_param_search=self._trial is not None,
+        )
         self.state.compute_steps(args, plan.max_steps)
         self.state.epoch = 0
         sampler = sampler_of(loader)
@@ -238,6 +250,7 @@ class RunningMixin(TrainerParts):
         if self.control.should_save:
             self._save_checkpoint(model, trial)
             self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+            self._accept_changes()
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
         """Evaluate during training; a schedule that follows a metric takes its step."""

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from gptrio.errors import InputError, OptionError, warn
 from gptrio.training import random_states, ranks
-from gptrio.training.manifest import MANIFEST, verify_checkpoint, warn_of_changes
-from gptrio.training.order import has_length, sampler_of
+from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from gptrio.training.loaders import sampler_of
+from gptrio.training.manifest import MANIFEST, accept_changes, stamps_of, verify_checkpoint, warn_of_changes
+from gptrio.training.order import has_length
 from gptrio.training.parts import TrainerParts
 from gptrio.training.snapshot import Position, load_snapshot, save_snapshot
-from gptrio.training.state import ExportableState, TrainerControl, TrainerState
+from gptrio.training.state import ExportableState, TrainerControl, TrainerState, states_by_class
 from gptrio.training.weights import restore_weights, save_weights
 
 _log = logging.getLogger(__name__)
@@ -57,20 +59,42 @@ class SavingMixin(TrainerParts):
             best = os.path.join(run_dir, f"checkpoint-{self.state.best_global_step}")
             if self.state.best_global_step == step or os.path.isdir(best):
                 self.state.best_model_checkpoint = best
-        for callback in self._stateful():
-            known, state = self.state.stateful_callbacks.get(type(callback).__name__), callback.state()
-            is_list = isinstance(known, list)  # of several of one class
-            self.state.stateful_callbacks[type(callback).__name__] = [*known, state] if is_list else state
-        best_folder, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        self.state.stateful_callbacks.update(states_by_class(self._stateful()))
         # what ranks exchange comes first, so that none waits for one that fails to write
         self._mean_loss = ranks.mean(self._unlogged_loss).cpu()
         self._whole_state = self.accelerator.full_state_dict(self.model, keeps=self.args.should_save)
         try:
-            target = self._run_folder.save(step, self._write_checkpoint, self._facts(), limit, best_folder)
+            target = self._run_folder.save(step, self._write_checkpoint, self._facts())
         finally:
             self._whole_state = None
+        if self.args.should_save and target is not None:
+            self._rotate_checkpoints(use_mtime=True, output_dir=run_dir)
+        self._written = None if target is None else (target, stamps_of(target))
         if self.args.push_to_hub and target is not None:
             self._push_from_checkpoint(str(target))
+
+    def _accept_changes(self) -> None:
+        """Take what overridden methods and callbacks have changed in a checkpoint just written as part of it."""
+        folder, before = self._written or (None, {})
+        self._written = None
+        if folder is None or not self.args.should_save or not (folder / MANIFEST).is_file():
+            return
+        now = stamps_of(folder)
+        changed = {name for name in {*before, *now} - {MANIFEST} if before.get(name) != now.get(name)}
+        if changed:
+            accept_changes(folder, changed)
+
+    def _rotate_checkpoints(self, use_mtime: bool = False, output_dir: str | None = None) -> None:
+        """Remove the oldest checkpoints beyond `save_total_limit`, never the best, and always leave two.
+
+        Args:
+            use_mtime: has no effect: checkpoints with higher numbers than that of the run are the oldest.
+            output_dir: where they are; `args.output_dir` by default.
+        """
+        folder = Path(self.args.output_dir if output_dir is None else output_dir)
+        newest = folder / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        best, limit = self.state.best_model_checkpoint, self.args.save_total_limit
+        rotate_checkpoints(folder, limit, best, newest=newest if newest.is_dir() else None)
 
     def _write_checkpoint(self, folder: Path) -> None:
         """Write every file of a checkpoint but its manifest."""
@@ -151,20 +175,14 @@ class SavingMixin(TrainerParts):
     def _load_state(self, folder: str, loader: Any, updates_per_epoch: int) -> None:
         """Restore the run's state, optimizer, schedule, place in the data and random generators."""
         self.state = TrainerState.load_from_json(Path(folder, TRAINER_STATE_NAME))
-        self._warn_of_other_steps()
+        self.compare_trainer_and_checkpoint_args(self.args, self.state)
         self._load_callback_state()
         accumulated = self.args.gradient_accumulation_steps
         epoch, done = divmod(self.state.global_step, updates_per_epoch)
         place = Position(epoch, done * accumulated, self._position.seed, ranks.world_size())
         if Path(folder, MANIFEST).is_file() and ranks.is_first():
             warn_of_changes(Path(folder), {**self._facts(), "world_size": ranks.world_size()})
-        position, extra = load_snapshot(
-            Path(folder),
-            model=self.model,
-            optimizer=self.optimizer,
-            scheduler=self.lr_scheduler,
-            scaler=getattr(self.accelerator, "scaler", None),
-        )
+        position, extra = self._load_snapshot(folder)
         sampler = sampler_of(loader)
         rows = None if sampler is None else len(sampler)
         self._position = (
@@ -183,10 +201,39 @@ class SavingMixin(TrainerParts):
             sampler.seed = self._position.seed
         _log.info(f"resuming from {folder}: update {self.state.global_step}, {self._position}")
 
-    def _warn_of_other_steps(self) -> None:
-        """Say which numbers of steps are those of the checkpoint, as they are part of its state, not the arguments'."""
+    def _load_snapshot(self, folder: str) -> tuple[Position | None, dict[str, Any]]:
+        """Restore what `load_snapshot` does, by the two methods below where a subclass has its own."""
+        has_optimizer = type(self)._load_optimizer_and_scheduler is SavingMixin._load_optimizer_and_scheduler
+        has_random = type(self)._load_rng_state is SavingMixin._load_rng_state
+        result = load_snapshot(
+            Path(folder),
+            model=self.model,
+            optimizer=self.optimizer if has_optimizer else None,
+            scheduler=self.lr_scheduler if has_optimizer else None,
+            scaler=getattr(self.accelerator, "scaler", None),
+            with_random=has_random,
+        )
+        if not has_optimizer:
+            self._load_optimizer_and_scheduler(folder)
+        if not has_random:
+            self._load_rng_state(folder)
+        return result
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Restore the optimizer and the schedule alone; None leaves them as they are."""
+        if checkpoint is not None:
+            parts = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler, "scaler": None}
+            load_snapshot(Path(checkpoint), model=self.model, with_random=False, **parts)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random generators alone; None leaves them as they are."""
+        if checkpoint is not None:
+            load_snapshot(Path(checkpoint), model=self.model, optimizer=None, scheduler=None, scaler=None)
+
+    def compare_trainer_and_checkpoint_args(self, training_args: Any, trainer_state: TrainerState) -> None:
+        """Say which numbers of steps are those of a checkpoint, as they are part of its state, not of the arguments."""
         pairs = [
-            (name, getattr(self.args, name), getattr(self.state, name))
+            (name, getattr(training_args, name), getattr(trainer_state, name))
             for name in ("logging_steps", "eval_steps", "save_steps")
         ]
         differing = [
@@ -198,21 +245,24 @@ class SavingMixin(TrainerParts):
             warn(f"the checkpoint goes on with its own {'; '.join(differing)}")
 
     def _load_callback_state(self) -> None:
-        """Give the callbacks the states of the checkpoint, if `restore_callback_states_from_checkpoint` asks for it."""
+        """Give the callbacks the states of the checkpoint, if `restore_callback_states_from_checkpoint` asks for it.
+
+        Those that get one are new objects, which are called after the others, in the order of the file.
+        """
         if not self.args.restore_callback_states_from_checkpoint:
             return
-        unknown = []
+        callbacks = self.callback_handler.callbacks
+        before, unknown = [*callbacks, self.control], []
         for name, saved in self.state.stateful_callbacks.items():
-            present = [each for each in self._stateful() if type(each).__name__ == name]
+            present = [each for each in before if type(each).__name__ == name]
             if not present:
                 unknown.append(name)
-            for callback, state in zip(present, saved if isinstance(saved, list) else [saved], strict=False):
-                restored = type(callback).from_state({"args": {}, "attributes": {}, **state})
+            for callback, state in zip(present, _latest(saved, len(present)), strict=False):
+                restored: Any = type(callback).from_state({"args": {}, "attributes": {}, **state})  # type: ignore[attr-defined]  # as it was saved
                 if isinstance(callback, TrainerControl):
                     self.control = restored
                 else:
-                    callbacks = self.callback_handler.callbacks
-                    callbacks[callbacks.index(callback)] = restored
+                    callbacks[:] = [each for each in callbacks if each is not callback] + [restored]
         if unknown:
             warn(f"the checkpoint has states of callbacks that this run does not have: {', '.join(unknown)}")
 
@@ -255,3 +305,9 @@ def metric_name(name: str, metrics: dict[str, float]) -> str:
             "compute_metrics has to return it"
         )
     return key
+
+
+def _latest(saved: Any, count: int) -> list[Any]:
+    """The states of the callbacks of a class; Transformers appends those of every save to those of the beginning."""
+    states = saved if isinstance(saved, list) else [saved]
+    return states[-count:] if count and len(states) % count == 0 else states

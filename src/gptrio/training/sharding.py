@@ -90,6 +90,7 @@ class ShardedProcesses(ManyProcesses):
     def prepare_model(self, model: Any, evaluation_mode: bool = False) -> Any:
         """The model, divided."""
         self.shard(self.unwrap_model(model))
+        self._models.append(model)
         return model
 
     @contextmanager

@@ -112,13 +112,14 @@ def save_snapshot(
 
 
 def load_snapshot(
-    folder: Path, *, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any
+    folder: Path, *, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any, with_random: bool = True
 ) -> tuple[Position | None, dict[str, Any]]:
     """Restore the state of a run, and the random generators, from a checkpoint of gptrio or of Transformers' Trainer.
 
     Args:
         folder: a checkpoint that verifies.
         model, optimizer, scheduler, scaler: new ones, as for `save_snapshot`; None is left out.
+        with_random: restore the random generators.
 
     Returns:
         The place in the data, and `extra`. The place is None, and `extra` empty, for a checkpoint that has only a
@@ -129,7 +130,8 @@ def load_snapshot(
         CheckpointError: they are of another model, optimizer or schedule.
     """
     if not (folder / STATE_JSON).is_file():
-        upstream.load_upstream_state(folder, model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
+        objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
+        upstream.load_upstream_state(folder, **objects, with_random=with_random)
         return None, {}
     content = read_json(folder / STATE_JSON)
     tensors = _read_tensors(folder / STATE_TENSORS)
@@ -142,7 +144,8 @@ def load_snapshot(
         _restore(folder, "scheduler", scheduler, state["scheduler"])
         _restore(folder, "scaler", scaler, state["scaler"])
         own = state if ranks.is_first() else _state_of_rank(folder, position)
-        random_states.restore(own.get("random", {}))
+        if with_random:
+            random_states.restore(own.get("random", {}))
     except GptrioError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

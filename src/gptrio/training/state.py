@@ -87,7 +87,7 @@ class TrainerState:
     def __post_init__(self) -> None:
         self.log_history = self.log_history or []  # None is a new list, as in Transformers
         if not isinstance(self.stateful_callbacks, dict):
-            self.stateful_callbacks = _states_by_class(self.stateful_callbacks or ())
+            self.stateful_callbacks = states_by_class(self.stateful_callbacks or ())
 
     def save_to_json(self, json_path: str | os.PathLike[str]) -> None:
         """Write the state to a file, which appears whole or not at all."""
@@ -124,7 +124,7 @@ class TrainerState:
         self.is_world_process_zero = trainer.is_world_process_zero()
 
 
-def _states_by_class(callbacks: Iterable[Any]) -> dict[str, Any]:
+def states_by_class(callbacks: Iterable[Any]) -> dict[str, Any]:
     """State of each callback by name of its class; a list of them where a class has several."""
     states: dict[str, Any] = {}
     for callback in callbacks:

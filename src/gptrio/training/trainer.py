@@ -27,6 +27,7 @@ from gptrio.training.computing import (
     predicts_next_tokens,
 )
 from gptrio.training.evaluation import EvaluationMixin
+from gptrio.training.interruption import Interruption
 from gptrio.training.loading import LoadingMixin
 from gptrio.training.losses import LabelSmoother
 from gptrio.training.memory_metrics import MemoryMetrics
@@ -44,6 +45,7 @@ from gptrio.training.saving import SavingMixin
 from gptrio.training.search import SearchMixin
 from gptrio.training.state import TrainerControl, TrainerState
 from gptrio.training.trainer_checks import check_model, check_trainer, take_accumulation
+from gptrio.training.trainer_names import NamesMixin
 from gptrio.utils.logging import set_verbosity
 from gptrio.utils.seed import enable_full_determinism, set_seed
 
@@ -60,6 +62,7 @@ class Trainer(
     SearchMixin,
     PublishingMixin,
     MetricsMixin,
+    NamesMixin,
 ):
     """Trains, evaluates and saves a model.
 
@@ -178,6 +181,9 @@ class Trainer(
         self.label_names = find_labels(model_class) if args.label_names is None else args.label_names
         self.can_return_loss = can_return_loss(model_class)
         self._train_batch_size, self._whole_state = args.train_batch_size, None
+        self.neftune_noise_alpha, self.neftune_hook_handle = args.neftune_noise_alpha, None
+        self._written, self._trial = None, None
+        self._interruption = Interruption()  # in case that the loop is run without `train`
         self.control = self.callback_handler.on_init_end(args, self.state, self.control)
 
     def _make_label_smoother(self) -> LabelSmoother | None:

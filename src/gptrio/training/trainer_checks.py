@@ -9,7 +9,8 @@ from typing import Any
 from gptrio.errors import InputError, OptionError, UnsupportedError, warn
 from gptrio.training import ranks
 from gptrio.training.enums import IntervalStrategy, SaveStrategy
-from gptrio.training.order import has_length, is_divided, is_streamed
+from gptrio.training.loaders import is_divided
+from gptrio.training.order import has_length, is_streamed
 from gptrio.training.sharding import check_sharding
 
 _WITHOUT_HEAD = re.compile(r"(GPT2|GPTNeo|GPTNeoX)Model")

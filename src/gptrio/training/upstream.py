@@ -40,12 +40,15 @@ def verify_upstream_checkpoint(folder: Path) -> None:
             raise CheckpointFormatError(f"{folder} is not whole: {path.name} {fault}")
 
 
-def load_upstream_state(folder: Path, *, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any) -> None:
+def load_upstream_state(
+    folder: Path, *, model: nn.Module, optimizer: Any, scheduler: Any, scaler: Any, with_random: bool = True
+) -> None:
     """Restore what there is of optimizer, schedule, scaler and random generators; warns of what there is not.
 
     Args:
         folder: a checkpoint of Transformers' Trainer, or one that has only a model.
         model, optimizer, scheduler, scaler: new ones, as for `load_snapshot`.
+        with_random: restore the random generators.
 
     Raises:
         UnsafeCheckpointError: a pickle needs more than tensors and plain values.
@@ -65,7 +68,9 @@ def load_upstream_state(folder: Path, *, model: nn.Module, optimizer: Any, sched
         else:
             _load(folder / name, target, content)
     name = "rng_state.pth" if ranks.world_size() == 1 else f"rng_state_{ranks.rank()}.pth"
-    if (folder / name).is_file():
+    if not with_random:
+        pass
+    elif (folder / name).is_file():
         _restore_random_states(folder / name)
     else:
         missing.append(name)

@@ -52,6 +52,7 @@ from gptrio.utils.installed import is_pytest_available as is_pytest_available
 from gptrio.utils.installed import is_rich_available as is_rich_available
 from gptrio.utils.installed import is_sacremoses_available as is_sacremoses_available
 from gptrio.utils.installed import is_safetensors_available as is_safetensors_available
+from gptrio.utils.installed import is_sagemaker_mp_enabled as is_sagemaker_mp_enabled
 from gptrio.utils.installed import is_schedulefree_available as is_schedulefree_available
 from gptrio.utils.installed import is_scipy_available as is_scipy_available
 from gptrio.utils.installed import is_sentencepiece_available as is_sentencepiece_available

@@ -198,3 +198,8 @@ def is_flash_attn_2_available() -> bool:
 def is_torch_xla_available() -> bool:
     """Whether torch_xla can be imported."""
     return is_installed("torch_xla")
+
+
+def is_sagemaker_mp_enabled() -> bool:
+    """Whether SageMaker divides the model among GPUs, which this project has no part of: False."""
+    return False

@@ -13,6 +13,7 @@ import torch
 
 from gptrio import GPT2LMHeadModel
 from gptrio.testing import tiny_config
+from gptrio.training.checkpoint import rotate_checkpoints
 from gptrio.training.run_folder import RunFolder
 from gptrio.training.snapshot import Position, load_snapshot, save_snapshot
 
@@ -63,6 +64,14 @@ class SmallRun:
         return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "scaler": None}
 
 
+def save(folder: RunFolder, run: SmallRun) -> Path | None:
+    """Save a run as the trainer does, and keep two checkpoints."""
+    target = folder.save(run.step, run.write, FACTS)
+    if target is not None:
+        rotate_checkpoints(folder.path, 2, None, newest=target)
+    return target
+
+
 def train(path: Path, steps: int, save_every: int = 1) -> bytes:
     """Train from the newest whole checkpoint, or anew, to the end; the final weights."""
     run = SmallRun()
@@ -73,7 +82,7 @@ def train(path: Path, steps: int, save_every: int = 1) -> bytes:
         while run.step < steps:
             run.update()
             if run.step % save_every == 0:
-                folder.save(run.step, run.write, FACTS, limit=2)
+                save(folder, run)
     return run.weights()
 
 

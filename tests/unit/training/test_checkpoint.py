@@ -18,7 +18,7 @@ from gptrio.training.checkpoint import (
     sweep,
     write_checkpoint,
 )
-from gptrio.training.manifest import MANIFEST, verify_checkpoint, warn_of_changes
+from gptrio.training.manifest import MANIFEST, accept_changes, verify_checkpoint, warn_of_changes
 from gptrio.training.run_folder import RunFolder
 
 FACTS: dict[str, Any] = {"step": 1, "world_size": 1, "seed": 3, "train_rows": 100}
@@ -67,6 +67,35 @@ def test_damaged_file_is_named_and_an_older_checkpoint_is_taken(tmp_path: Path, 
         GptrioWarning, match=rf"falling back to .*checkpoint-2, as .*checkpoint-10 is not whole: {name} "
     ):
         assert find_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+
+
+@pytest.mark.parametrize("names", [None, ["trainer_state.json", "inner/tokens.bin", "more.txt"]])
+def test_changes_on_purpose_are_accepted_and_damage_after_them_is_found(tmp_path: Path, names: Any) -> None:
+    checkpoints(tmp_path, 1)
+    folder = tmp_path / "checkpoint-1"
+    (folder / "trainer_state.json").write_bytes(b"{ }")
+    with pytest.raises(CheckpointFormatError, match=r"trainer_state.json has 3 bytes; 2 were written"):
+        verify_checkpoint(folder)
+    (folder / "trainer_state.json").write_bytes(b"[]")
+    with pytest.raises(CheckpointFormatError, match=r"other bytes .*accept_changes\(folder\) takes it as it is"):
+        verify_checkpoint(folder)
+    (folder / "inner" / "tokens.bin").unlink()
+    (folder / "more.txt").write_bytes(b"more")
+    accept_changes(folder, names)
+    verify_checkpoint(folder)
+    (folder / "more.txt").write_bytes(b"mOre")
+    with pytest.raises(CheckpointFormatError, match=r"more.txt has other bytes"):
+        verify_checkpoint(folder)
+
+
+def test_weights_that_were_written_in_another_form_are_taken_as_they_are(tmp_path: Path) -> None:
+    checkpoints(tmp_path, 1)
+    folder = tmp_path / "checkpoint-1"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    verify_checkpoint(folder)
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointFormatError, match=r"model.safetensors is missing"):
+        verify_checkpoint(folder)
 
 
 def test_a_flipped_bit_in_any_byte_of_the_manifest_is_found(tmp_path: Path) -> None:
@@ -162,9 +191,10 @@ def test_sweep_removes_what_dead_processes_left_and_nothing_else(tmp_path: Path)
 def test_sweep_gives_a_complete_save_the_name_that_it_lacks(tmp_path: Path) -> None:
     dead = dead_process()
     checkpoints(tmp_path, 1, 2)
-    (tmp_path / "checkpoint-1").rename(tmp_path / f".checkpoint-1.tmp-{dead}")
-    (tmp_path / "checkpoint-2").rename(tmp_path / f".checkpoint-2.tmp-{dead}")
-    (tmp_path / f".checkpoint-2.tmp-{dead}" / "model.safetensors").write_bytes(b"weight")
+    for name in ("checkpoint-1", "checkpoint-2"):
+        (tmp_path / f".{name}.tmp-{dead}").mkdir()
+        (tmp_path / name).rename(tmp_path / f".{name}.tmp-{dead}" / name)
+    (tmp_path / f".checkpoint-2.tmp-{dead}" / "checkpoint-2" / "model.safetensors").write_bytes(b"weight")
     sweep(tmp_path)
     assert names(tmp_path) == ["checkpoint-1"]
     verify_checkpoint(tmp_path / "checkpoint-1")

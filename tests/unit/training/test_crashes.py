@@ -17,6 +17,7 @@ from gptrio.training import run_folder
 from gptrio.training.checkpoint import find_checkpoint
 from gptrio.training.manifest import verify_checkpoint
 from gptrio.training.run_folder import RunFolder
+from tests.unit.training import small_run
 from tests.unit.training.failing_files import FailingFiles, Killed
 from tests.unit.training.small_run import FACTS, SmallRun, train
 
@@ -55,7 +56,7 @@ def save(before: Before, path: Path, files: FailingFiles) -> Path | None:
     random.setstate(before.random_states[0])  # type: ignore[arg-type] - as getstate gives it
     torch.set_rng_state(before.random_states[1])
     with RunFolder(path) as folder, files.installed():
-        return folder.save(3, before.run.write, FACTS, limit=2)
+        return small_run.save(folder, before.run)
 
 
 def finish(path: Path) -> bytes:

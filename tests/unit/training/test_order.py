@@ -10,15 +10,14 @@ from transformers import trainer_pt_utils
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gptrio import InputError
+from gptrio.training.loaders import batches_from, set_epoch
 from gptrio.training.order import (
     EpochSampler,
     LengthGroupedSampler,
-    batches_from,
     epoch_order,
     has_length,
     length_grouped_order,
     lengths_of,
-    set_epoch,
 )
 
 

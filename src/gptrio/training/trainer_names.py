@@ -1,0 +1,88 @@
+"""Names that subclasses and callbacks for Transformers' Trainer use, and the trainer itself does not need."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from gptrio.errors import OptionError
+from gptrio.training.arrays import as_arrays
+from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, sorted_checkpoints
+from gptrio.training.parts import TrainerParts
+from gptrio.training.preparing import neftune_post_forward_hook
+
+
+class NamesMixin(TrainerParts):
+    """Switches of what there is not here, and steps that can be taken by themselves.
+
+    Attributes:
+        neftune_noise_alpha: of the noise on embeddings in training; None leaves it out.
+    """
+
+    is_deepspeed_enabled = is_tp_enabled = is_model_parallel = use_apex = False
+    is_fsdp_xla_enabled = is_fsdp_xla_v1_enabled = is_fsdp_xla_v2_enabled = False
+    deepspeed = None
+
+    @property
+    def is_fsdp_enabled(self) -> bool:
+        """Whether weights are divided among the processes."""
+        return bool(self.accelerator.is_sharded)
+
+    @property
+    def use_cpu_amp(self) -> bool:
+        """Whether matrix products have another format than the weights, on a processor."""
+        return bool(self.accelerator.native_amp and self.accelerator.device.type == "cpu")
+
+    @property
+    def gather_function(self) -> Callable[[Any], Any]:
+        """Puts the rows of all processes together."""
+        gather: Callable[[Any], Any] = self.accelerator.gather_for_metrics
+        return gather
+
+    def get_tp_size(self) -> int:
+        """Processes that share each layer: 1."""
+        return 1
+
+    def _activate_neftune(self, model: Any) -> Any:
+        """Add noise to a model's embeddings in training (see `neftune_noise_alpha`), and return the model."""
+        embeddings = self.accelerator.unwrap_model(model).get_input_embeddings()
+        embeddings.neftune_noise_alpha = self.neftune_noise_alpha
+        self.neftune_hook_handle = embeddings.register_forward_hook(neftune_post_forward_hook)
+        return model
+
+    def _deactivate_neftune(self, model: Any) -> None:
+        """End the noise.
+
+        Raises:
+            OptionError: it was not begun.
+        """
+        if self.neftune_hook_handle is None:
+            raise OptionError("there is no noise on embeddings to be ended; call _activate_neftune(model) first")
+        self.neftune_hook_handle.remove()
+        self.neftune_hook_handle = None
+        del self.accelerator.unwrap_model(model).get_input_embeddings().neftune_noise_alpha
+
+    def _gather_and_numpify(self, tensors: Any, name: str | None = None) -> Any:
+        """Numpy arrays of the rows of all processes."""
+        return as_arrays(self._nested_gather(tensors))
+
+    def _sorted_checkpoints(
+        self, output_dir: Any = None, checkpoint_prefix: str = PREFIX_CHECKPOINT_DIR, use_mtime: bool = False
+    ) -> list[str]:
+        """Paths of the checkpoints from the oldest on, as they may be removed: the best is the last but one.
+
+        Args:
+            output_dir: where they are; `args.output_dir` by default.
+            checkpoint_prefix: of their names.
+            use_mtime: by the time of their last change rather than by number.
+        """
+        found = sorted_checkpoints(output_dir or self.args.output_dir, checkpoint_prefix)
+        if use_mtime:
+            found = sorted(found, key=lambda path: path.stat().st_mtime)
+        paths = [os.fspath(path) for path in found]
+        best = None if self.state.best_model_checkpoint is None else os.path.normpath(self.state.best_model_checkpoint)
+        if best in paths[:-2]:
+            paths.remove(best)
+            paths.insert(-1, best)
+        return paths
