@@ -110,7 +110,7 @@ def linear(
     Returns:
         (..., out).
     """
-    may_be_packed = _fast.get() and not is_dynamo_compiling() and weight.numel() >= MIN_ELEMENTS
+    may_be_packed = not is_dynamo_compiling() and _fast.get() and weight.numel() >= MIN_ELEMENTS
     if may_be_packed and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
     if differentiable.supports(x, weight, bias, transposed):
