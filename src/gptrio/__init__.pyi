@@ -192,6 +192,8 @@ from gptrio.cache import SlidingWindowLayer as SlidingWindowLayer
 from gptrio.cache import StaticCache as StaticCache
 from gptrio.cache import StaticLayer as StaticLayer
 from gptrio.config.auto import CONFIG_MAPPING as CONFIG_MAPPING
+from gptrio.config.auto_models import get_values as get_values
+from gptrio.errors import AbsentMethodError as AbsentMethodError
 from gptrio.errors import InputTypeError as InputTypeError
 from gptrio.errors import SettingNameError as SettingNameError
 from gptrio.errors import TextTypeError as TextTypeError
@@ -275,6 +277,7 @@ from gptrio.jax.outputs import FlaxQuestionAnsweringModelOutput as FlaxQuestionA
 from gptrio.jax.outputs import FlaxSequenceClassifierOutput as FlaxSequenceClassifierOutput
 from gptrio.jax.outputs import FlaxTokenClassifierOutput as FlaxTokenClassifierOutput
 from gptrio.models.auto import MODEL_FOR_CAUSAL_LM_MAPPING as MODEL_FOR_CAUSAL_LM_MAPPING
+from gptrio.models.auto import MODEL_FOR_PRETRAINING_MAPPING as MODEL_FOR_PRETRAINING_MAPPING
 from gptrio.models.auto import MODEL_FOR_QUESTION_ANSWERING_MAPPING as MODEL_FOR_QUESTION_ANSWERING_MAPPING
 from gptrio.models.auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from gptrio.models.auto import MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING as MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
@@ -282,6 +285,7 @@ from gptrio.models.auto import MODEL_MAPPING as MODEL_MAPPING
 from gptrio.models.auto import MODEL_WITH_LM_HEAD_MAPPING as MODEL_WITH_LM_HEAD_MAPPING
 from gptrio.models.auto import AutoModel as AutoModel
 from gptrio.models.auto import AutoModelForCausalLM as AutoModelForCausalLM
+from gptrio.models.auto import AutoModelForPreTraining as AutoModelForPreTraining
 from gptrio.models.auto import AutoModelForQuestionAnswering as AutoModelForQuestionAnswering
 from gptrio.models.auto import AutoModelForSequenceClassification as AutoModelForSequenceClassification
 from gptrio.models.auto import AutoModelForTokenClassification as AutoModelForTokenClassification
@@ -306,6 +310,7 @@ from gptrio.models.gpt_neox import GPTNeoXForCausalLM as GPTNeoXForCausalLM
 from gptrio.models.gpt_neox import GPTNeoXForQuestionAnswering as GPTNeoXForQuestionAnswering
 from gptrio.models.gpt_neox import GPTNeoXForSequenceClassification as GPTNeoXForSequenceClassification
 from gptrio.models.gpt_neox import GPTNeoXForTokenClassification as GPTNeoXForTokenClassification
+from gptrio.models.gpt_neox import GPTNeoXLayer as GPTNeoXLayer
 from gptrio.models.gpt_neox import GPTNeoXModel as GPTNeoXModel
 from gptrio.models.gpt_neox import GPTNeoXPreTrainedModel as GPTNeoXPreTrainedModel
 from gptrio.nn.attention_interface import AttentionInterface as AttentionInterface

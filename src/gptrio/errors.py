@@ -20,6 +20,7 @@ GptrioError
 │       ├── TypeHintParsingException          a type hint has no JSON schema, or is missing
 │       └── DocstringParsingException         the docstring does not describe an argument
 ├── UnsupportedError          (ValueError)    a feature, family or back end that gptrio does not have
+│   └── AbsentMethodError     (AttributeError) a method that only other models have
 ├── PipelineException                         the call of a pipeline fails; for pipelines of one's own
 ├── MissingDependencyError    (ImportError)   an optional package is needed; the message names the extra
 ├── DivergenceError           (ArithmeticError) losses or gradients of a training stay NaN or infinite
@@ -123,6 +124,10 @@ class DocstringParsingException(ToolSchemaError):
 
 class UnsupportedError(GptrioError, ValueError):
     """A feature, model family or back end that gptrio does not have."""
+
+
+class AbsentMethodError(UnsupportedError, AttributeError):
+    """A method that only other models have, such as `generate`."""
 
 
 class PipelineException(GptrioError):

@@ -100,7 +100,8 @@ def test_tables_have_the_references_classes(table: str) -> None:
     names = getattr(modeling_flax_auto if table.startswith("FLAX") else modeling_auto, f"{table}_NAMES")
     assert list(ours) == list(ours.keys()) and len(ours) == len(list(ours))
     own = {key: value for key, value in ours.items() if key.__module__.startswith("gptrio.")}  # others register theirs
-    assert [key.__name__ for key in own] == list(CONFIGS)
+    assert [key.__name__ for key in own] == list(CONFIGS if table != "MODEL_FOR_PRETRAINING_MAPPING" else CONFIGS[:1])
+    assert {key.model_type for key in own} >= {"gpt2", "gpt_neo", "gpt_neox"} & set(names)
     for config_class, model_class in own.items():
         assert config_class in ours
         if config_class.model_type in names:  # the Flax classes here are more
@@ -119,3 +120,40 @@ def test_tables_of_configurations_and_tokenizers_have_the_references_classes() -
         found, expected = gptrio.TOKENIZER_MAPPING[ours], transformers.TOKENIZER_MAPPING[theirs]
         assert [cls and cls.__name__ for cls in found] == [cls and cls.__name__ for cls in expected]
     assert gptrio.PretrainedConfig not in gptrio.TOKENIZER_MAPPING
+
+
+def test_every_auto_class_with_one_of_the_families_is_here() -> None:
+    families = {"gpt2", "gpt_neo", "gpt_neox"}
+    tables = [name for name in dir(modeling_auto) if name.endswith("_MAPPING_NAMES")]
+    own = importlib.import_module("gptrio.models.auto.modeling_auto")
+    for name in tables:
+        expected = {key: value for key, value in getattr(modeling_auto, name).items() if key in families}
+        assert getattr(own, name, {}) == expected, name
+    assert len([name for name in tables if hasattr(own, name)]) == 8  # that of the configurations included
+    made = {name: auto._model_mapping._model_mapping for name, auto in vars(modeling_auto).items() if is_auto(auto)}
+    missing = [name for name, names in made.items() if families & set(names) and not hasattr(gptrio, name.strip("_"))]
+    assert missing == []
+
+
+def is_auto(value: Any) -> bool:
+    return isinstance(value, type) and getattr(value, "_model_mapping", None) is not None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_pretraining_is_of_the_same_families(name: str) -> None:
+    made = []
+    for library in LIBRARIES:
+        config = getattr(library, name)(num_layers=1, attention_types=[[["global"], 1]], vocab_size=9)
+        try:
+            made.append(type(library.AutoModelForPreTraining.from_config(config)).__name__)
+        except ValueError as error:
+            made.append("gpt2" in str(error).lower())  # the error lists what there is
+    assert made[1] == made[0]
+
+
+def test_values_of_a_table_are_the_references() -> None:
+    expected = [transformers.MODEL_FOR_CAUSAL_LM_MAPPING[getattr(transformers, name)].__name__ for name in CONFIGS]
+    assert [kind.__name__ for kind in gptrio.get_values(gptrio.MODEL_FOR_CAUSAL_LM_MAPPING)] == expected
+    assert gptrio.get_values({gptrio.GPT2Config: (gptrio.GPT2Model, gptrio.GPT2LMHeadModel)}) == (
+        transformers.models.auto.get_values({1: (gptrio.GPT2Model, gptrio.GPT2LMHeadModel)})
+    )

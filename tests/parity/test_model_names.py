@@ -164,8 +164,16 @@ def test_what_classes_say_of_themselves(class_name: str) -> None:
     oracle, ours = pair_of(class_name)
     for of in (lambda model: model, type):
         assert of(ours).can_generate() == of(oracle).can_generate()
+        for name in ("generate", "prepare_inputs_for_generation", "heal_tokens", "compute_transition_scores"):
+            assert hasattr(of(ours), name) == hasattr(of(oracle), name)
         assert of(ours).config_class.__name__ == of(oracle).config_class.__name__
         assert of(ours).is_backend_compatible() is True  # GPT-Neo, too
+    mixins = (gptrio.GenerationMixin, transformers.GenerationMixin)
+    assert isinstance(ours, mixins[0]) == isinstance(oracle, mixins[1])
+    if not oracle.can_generate():
+        for model in (oracle, ours):
+            with pytest.raises(AttributeError, match=f"'{class_name}' object has no attribute 'generate'"):
+                model.generate(token_ids())
     for name in ("hf_device_map", "vocab_size", "hf_quantizer", "is_quantized", "quantization_method"):
         assert hasattr(ours, name) == hasattr(oracle, name)
     assert getattr(ours, "embed_dim", None) == getattr(oracle, "embed_dim", None)

@@ -16,6 +16,7 @@ OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {
     cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
 }
 CONFIG_MAPPING = dict(OWN_CONFIGS)  # and those registered
+CONFIG_MAPPING_NAMES = {model_type: own.__name__ for model_type, own in OWN_CONFIGS.items()}
 
 OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # those of Transformers' back ends that gptrio has
 

@@ -26,10 +26,15 @@ def _classes(prefix: str, causal_lm: str = "") -> dict[str, str]:
 
 # model_type, which is also the name of the module -> classes
 FAMILIES = {
-    "gpt2": _classes("GPT2", causal_lm="GPT2LMHeadModel"),
+    "gpt2": {**_classes("GPT2", causal_lm="GPT2LMHeadModel"), "pretraining": "GPT2LMHeadModel"},
     "gpt_neo": _classes("GPTNeo"),
     "gpt_neox": _classes("GPTNeoX"),
 }
+
+
+def families_of(auto: type[AutoModelBase]) -> list[str]:
+    """The model types of which an auto class has gptrio's own classes."""
+    return [family for family, classes in FAMILIES.items() if auto._kind in classes]
 
 
 class AutoModelBase:
@@ -111,7 +116,7 @@ class AutoModelBase:
         classes = FAMILIES.get(model_type, {})
         if cls._kind not in classes:
             raise UnsupportedError(
-                f"{cls.__name__} has no class for model_type={model_type!r}; it has: {', '.join(FAMILIES)} "
+                f"{cls.__name__} has no class for model_type={model_type!r}; it has: {', '.join(families_of(cls))} "
                 f"({cls.__name__}.register adds your own)"
             )
         module = importlib.import_module(f"{cls._package}.{model_type}")
@@ -135,18 +140,26 @@ class ModelMapping(Mapping[type[PretrainedConfig], type]):
         return self._auto._class_for(config_class)
 
     def __iter__(self) -> Iterator[type[PretrainedConfig]]:
-        return iter(dict.fromkeys([*OWN_CONFIGS.values(), *self._auto._registered]))
+        own = [OWN_CONFIGS[family] for family in families_of(self._auto)]
+        return iter(dict.fromkeys([*own, *self._auto._registered]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def names(self) -> dict[str, str]:
         """Name of the model class by model type, for gptrio's own families."""
-        return {family: self._auto._prefix + classes[self._auto._kind] for family, classes in FAMILIES.items()}
+        auto = self._auto
+        return {family: auto._prefix + FAMILIES[family][auto._kind] for family in families_of(auto)}
 
     def register(self, key: type[PretrainedConfig], value: type, exist_ok: bool = False) -> None:
         """Add a model class; see `AutoModelBase.register`."""
         self._auto.register(key, value, exist_ok)
+
+
+def get_values(model_mapping: Mapping[type[PretrainedConfig], type | tuple[type, ...]]) -> list[type]:
+    """The model classes of a table such as `MODEL_FOR_CAUSAL_LM_MAPPING`, those that stand in tuples included."""
+    values = [value if isinstance(value, (list, tuple)) else (value,) for value in model_mapping.values()]
+    return [model_class for classes in values for model_class in classes]
 
 
 def check_auto_class(model_class: Any, auto_class: str | type, base: type[AutoModelBase]) -> str:

@@ -34,6 +34,12 @@ class AutoModel(TorchAuto):
     _kind = "base"
 
 
+class AutoModelForPreTraining(TorchAuto):
+    """Models with the heads of their family's pretraining: of GPT-2 alone, as in Transformers."""
+
+    _kind = "pretraining"
+
+
 class AutoModelForCausalLM(TorchAuto):
     """Models that predict the next token."""
 
@@ -79,6 +85,7 @@ class AutoModelWithLMHead(AutoModelForCausalLM):
 
 
 MODEL_MAPPING = ModelMapping(AutoModel)
+MODEL_FOR_PRETRAINING_MAPPING = ModelMapping(AutoModelForPreTraining)
 MODEL_FOR_CAUSAL_LM_MAPPING = ModelMapping(AutoModelForCausalLM)
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForSequenceClassification)
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING = ModelMapping(AutoModelForTokenClassification)
@@ -87,6 +94,7 @@ MODEL_WITH_LM_HEAD_MAPPING = ModelMapping(AutoModelWithLMHead)
 
 MODEL_MAPPING_NAMES = MODEL_MAPPING.names()
 MODEL_WITH_LM_HEAD_MAPPING_NAMES = MODEL_WITH_LM_HEAD_MAPPING.names()
+MODEL_FOR_PRETRAINING_MAPPING_NAMES = MODEL_FOR_PRETRAINING_MAPPING.names()
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = MODEL_FOR_CAUSAL_LM_MAPPING.names()
 MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.names()
 MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES = MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING.names()

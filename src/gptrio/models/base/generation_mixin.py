@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
-import torch
 from torch import Tensor
 
-from gptrio.errors import UnsupportedError
 from gptrio.memory import gc_disabled
 
 if TYPE_CHECKING:
-    from gptrio.generation.options.schema import CompileConfig
     from gptrio.generation.outputs import GenerateOutput
     from gptrio.generation.protocol import CausalLM
 
 
 class GenerationMixin:
-    """The methods of a model for generation."""
-
-    _can_generate: ClassVar[bool] = False
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Whether the class has a language-model head: gptrio's, or any with the base class `GenerationMixin`."""
-        return cls._can_generate or any(
-            GenerationMixin in base.__bases__
-            for base in cls.__mro__
-            if base.__module__ != "gptrio.models.base.pretrained"
-        )
+    """The methods of a model with a language-model head."""
 
     @overload
     def generate(
@@ -61,11 +46,6 @@ class GenerationMixin:
 
     def generate(self, inputs: Tensor | None = None, *args: Any, **kwargs: Any) -> Any:
         """Continue sequences; see `gptrio.generation.generate.generate` for every argument and error."""
-        if not self.can_generate():
-            raise UnsupportedError(
-                f"{type(self).__name__} has no language-model head, so it cannot generate; load the checkpoint with "
-                "AutoModelForCausalLM"
-            )
         with gc_disabled():  # importing it makes many long-lived objects
             from gptrio.generation.generate import generate
         return generate(cast("CausalLM", self), inputs, *args, **kwargs)
@@ -89,20 +69,6 @@ class GenerationMixin:
 
         ids = {name: getattr(tokenizer, name, None) for name in ("bos_token_id", "pad_token_id")}
         return heal(cast("CausalLM", self), Prompt(input_ids), tokenizer, GenerationConfig(**ids)).ids
-
-    def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
-        """The compiled model, stored until another configuration is passed."""
-        from gptrio.generation.options.schema import CompileConfig
-
-        chosen = compile_config or CompileConfig()
-        kept = self.__dict__.get("_compiled_call")
-        if kept is None or kept[0] != chosen:
-            kept = self.__dict__["_compiled_call"] = (
-                chosen,
-                torch.compile(cast("CausalLM", self).__call__, **chosen.to_dict()),
-            )
-        compiled: Callable[..., Any] = kept[1]
-        return compiled
 
     def compute_transition_scores(self, *args: Any, **kwargs: Any) -> Tensor:
         """Scores of generated tokens; see `gptrio.generation.outputs.compute_transition_scores`."""

@@ -11,6 +11,7 @@ from gptrio.cache import Cache
 from gptrio.errors import InputError
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.models.base import inputs
+from gptrio.models.base.generation_mixin import GenerationMixin
 from gptrio.models.base.language_loss import language_loss
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
@@ -64,10 +65,9 @@ class HeadModel(PreTrainedModel):
     "encoder_hidden_states encoder_attention_mask labels use_cache output_attentions output_hidden_states return_dict "
     "logits_to_keep **loss_kwargs"
 )
-class CausalLMHead(HeadModel):
+class CausalLMHead(HeadModel, GenerationMixin):
     """Predicts the next token with a linear layer, tied to the token table if the configuration says so."""
 
-    _can_generate = True
     generation_config: GenerationConfig
 
     def build_head(self) -> None:

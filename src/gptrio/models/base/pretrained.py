@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import config_for
 from gptrio.config.auto_models import check_auto_class
-from gptrio.errors import OptionError
+from gptrio.errors import AbsentMethodError, OptionError
 from gptrio.generation.options.config import GenerationConfig
+from gptrio.generation.options.schema import CompileConfig
 from gptrio.kernels.packing import release_packs
 from gptrio.memory import gc_disabled
 from gptrio.models.base.adapters import AdaptersMixin, load_with_adapter
@@ -42,7 +43,6 @@ class PreTrainedModel(
     MaskingMixin,
     LossMixin,
     FlagsMixin,
-    GenerationMixin,
     Pushable,
 ):
     """Base of all models.
@@ -72,6 +72,20 @@ class PreTrainedModel(
         self.loss_type = loss_type_of(type(self).__name__)
         self.warnings_issued: dict[str, bool] = {}
         self.generation_config = GenerationConfig.from_model_config(config) if self.can_generate() else None
+
+    def __getattr__(self, name: str) -> Any:
+        """Find a part or parameter; `generate` of a model without a language-model head is an AbsentMethodError."""
+        if name == "generate":
+            raise AbsentMethodError(
+                f"{type(self).__name__!r} object has no attribute 'generate', as it has no language-model head; load "
+                "the checkpoint with AutoModelForCausalLM"
+            )
+        return super().__getattr__(name)
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Whether the class has a language-model head: gptrio's, or any with the base class `GenerationMixin`."""
+        return issubclass(cls, GenerationMixin)
 
     # building -------------------------------------------------------------------------------------------------------
 
@@ -266,6 +280,18 @@ class PreTrainedModel(
         if isinstance(attn_implementation, dict):
             attn_implementation = attn_implementation.get("", self.attn_implementation)
         self.config._attn_implementation = check_implementation(attn_implementation)
+
+    def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
+        """The compiled model, stored until another configuration is passed."""
+        chosen = compile_config or CompileConfig()
+        kept = self.__dict__.get("_compiled_call")
+        if kept is None or kept[0] != chosen:
+            kept = self.__dict__["_compiled_call"] = (
+                chosen,
+                torch.compile(self.__call__, **chosen.to_dict()),
+            )
+        compiled: Callable[..., Any] = kept[1]
+        return compiled
 
     def train(self: Model, mode: bool = True) -> Model:
         """Switch between training and evaluation; packed copies of the weights are freed for training."""
