@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from gptrio.cli.app import run
-from gptrio.cli.train import parse_columns
+from gptrio.cli.train import parse_columns, plan
 from gptrio.errors import OptionError
 from gptrio.testing import tiny_config
 from gptrio.testing.tiny import byte_tokenizer
+from gptrio.training.recipe import Recipe, Run
+from tests.unit.training.processes import run_ranks
 
 
 @pytest.fixture(scope="module")
@@ -166,12 +173,48 @@ def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, cap
     assert "holds checkpoints of a run; go on with --resume" in capsys.readouterr().err
 
 
-def test_several_processes_are_sent_to_a_script(model: str, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setenv("RANK", "0")
+def test_the_plan_counts_the_rows_of_all_processes(model: str, tmp_path: Path, monkeypatch: Any) -> None:
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text", "label": 1}] * 21)
+    recipe = Recipe(model, Path(data), tmp_path / "out", task="classify", batch=2, accumulate=2, epochs=2)
+    assert (Run(recipe).updates, Run(recipe).rows) == (12, 4)
+    monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
-    assert run(["train", model, data, "--out", str(tmp_path / "out")]) == 1
-    assert "runs in one process, not in 2; let torchrun start a script with Trainer" in capsys.readouterr().err
+    shared = Run(recipe)
+    assert (shared.updates, shared.rows) == (6, 8)  # eleven batches, of which rank 0 has six
+    assert "processes  2, each with the whole model; rows are divided among them" in plan(shared)
+
+
+@pytest.mark.long  # two processes
+def test_two_processes_train_as_one_does_and_the_first_prints(model: str, tmp_path: Path) -> None:
+    model = str(shutil.copytree(model, tmp_path / "model"))
+    config = json.loads(Path(model, "config.json").read_text())
+    without = {name: 0.0 for name in config if name.endswith(("pdrop", "dropout"))}  # each rank drops other values
+    Path(model, "config.json").write_text(json.dumps({**config, **without}))
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "abc"[n % 3] * (1 + n % 5), "label": n % 3} for n in range(21)])
+    options = ["train", model, data, "--task", "classify", "--eval", data, "--lr", "1e-3", "--batch", "2"]
+    options += ["--epochs", "2"]
+    first, second = run_ranks(command_line, [*options, "--out", str(tmp_path / "two")])
+    assert first[0] == second[0] == 0
+    assert "updates    12 of 4 rows" in first[1] and "loss.svg" in first[1] and "of 12: loss" in first[2]
+    assert second[1] == "" and "loss" not in second[2]
+    alone = command_line([*options, "--out", str(tmp_path / "one"), "--accumulate", "2"])
+    assert alone[0] == 0
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("two", "one")]
+    for one, other in zip(*(state["log_history"] for state in states), strict=True):
+        for name in {"loss", "eval_loss", "grad_norm", "learning_rate", "step"} & set(other):
+            assert one[name] == pytest.approx(other[name], rel=1e-4, abs=1.01e-4), name
+    weights = [load_file(tmp_path / name / "model.safetensors") for name in ("two", "one")]
+    for name, value in weights[1].items():
+        np.testing.assert_allclose(weights[0][name], value, rtol=0, atol=1e-4, err_msg=name)
+    again = run_ranks(command_line, [*options, "--out", str(tmp_path / "two"), "--resume"])
+    assert again[0][0] == again[1][0] == 0 and again[1][1] == ""
+
+
+def command_line(arguments: list[str]) -> tuple[int, str, str]:
+    """The status of a command, and what it printed on standard output and error."""
+    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as error:
+        status = run(arguments)
+    return status, out.getvalue(), error.getvalue()
 
 
 def test_columns_are_parsed() -> None:

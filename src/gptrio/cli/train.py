@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +12,7 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.text import is_unicode, print_json
-from gptrio.errors import OptionError, UnsupportedError, counted
+from gptrio.errors import OptionError, counted
 
 if TYPE_CHECKING:
     from gptrio.training.recipe import Run
@@ -61,12 +61,14 @@ def train(
     gptrio train gpt2 spam.tsv --task classify --column label=1,text=2 --eval held_out.tsv --out ./spam
 
     gptrio train EleutherAI/pythia-160m stories.jsonl --lora 8 --pack --out ./adapter
+
+    torchrun --nproc-per-node 4 -m gptrio train gpt2-xl stories.jsonl --out ./model
     """
     with report_errors(context, verbose):
+        from gptrio.training import ranks
         from gptrio.training.recipe import Recipe, Run
 
         check_folder(out, resume)
-        check_processes()
         run = Run(
             Recipe(
                 model=model, data=data, out=out, task=task, columns=parse_columns(column), evaluation=evaluation,
@@ -74,9 +76,13 @@ def train(
                 lora=lora, pack=pack, bf16=bf16, seed=seed,
             )
         )  # fmt: skip
-        if not as_json:
+        is_first = ranks.launched()[0] == 0
+        if is_first and not as_json:
             print(*plan(run), sep="\n", flush=True)
-        metrics, history = fit(run, resume)
+        metrics, history = fit(run, resume, is_first)
+        ranks.leave()
+        if not is_first:
+            return
         (out / CURVE).write_text(_svg(history, run), encoding="utf-8")
         if as_json:
             print_json({"out": str(out), "metrics": metrics, "log_history": history})
@@ -99,20 +105,6 @@ def parse_columns(column: str | None) -> dict[str, str]:
     return {name.strip(): found.strip() for name, _, found in pairs}
 
 
-def check_processes() -> None:
-    """Refuse several processes, in each of which the plan would be another than it says.
-
-    Raises:
-        UnsupportedError: a launcher has started this.
-    """
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ and processes != "1":
-        raise UnsupportedError(
-            f"gptrio train runs in one process, not in {processes}; let torchrun start a script with Trainer, such as "
-            "that of docs/many-devices.md"
-        )
-
-
 def check_folder(out: Path, resume: bool) -> None:
     """Refuse a folder that holds another run, unless that one is to go on.
 
@@ -133,31 +125,40 @@ def plan(run: Run) -> list[str]:
     trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
     every = sum(weight.numel() for weight in parameters)
     memory = (16 * trained + 4 * (every - trained)) / 1e9  # weight, gradient and two moments; 4 bytes each
-    rows = recipe.accumulate * recipe.batch
     share = "all" if trained == every else f"{trained:,} (LoRA of rank {recipe.lora})"
     lines = [
         ("model", f"{recipe.model}, {every:,} parameters, of which {share} are trained"),
         ("task", recipe.task + (f", {counted(len(run.task.labels), 'label')}" if run.task.labels else "")),
         ("data", f"{counted(run.train_examples, 'example')}, {counted(len(run.train_rows), 'row')} of at most "
                  f"{run.task.context} tokens, {counted(run.tokens, 'token')}"),
-        ("updates", f"{run.updates:,} of {rows} rows, learning rate up to {run.learning_rate:g}"),
+        ("updates", f"{run.updates:,} of {run.rows} rows, learning rate up to {run.learning_rate:g}"),
         ("precision", "bfloat16 over float32 weights" if recipe.bf16 else "float32"),
         ("memory", f"{memory:.2f} GB for weights, gradients and AdamW, and activations"),
         ("folder", str(recipe.out)),
     ]  # fmt: skip
+    if run.processes > 1:
+        lines.insert(-1, ("processes", f"{run.processes}, each with the whole model; rows are divided among them"))
     if run.eval_rows is not None:
         lines.insert(3, ("evaluation", counted(len(run.eval_rows), "row")))
     return [f"{name:<11}{text}" for name, text in lines]
 
 
-def fit(run: Run, resume: bool) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Train, save the model, the best one if there is a file to evaluate on; return its metrics and the log."""
+def fit(run: Run, resume: bool, is_shown: bool = True) -> tuple[dict[str, float], list[dict[str, Any]]]:
+    """Train, save the model, the best one if there is a file to evaluate on.
+
+    Args:
+        run: the model and its rows.
+        resume: go on from the last checkpoint.
+        is_shown: show how far the run is.
+
+    Returns:
+        Metrics and the log.
+    """
     from gptrio.training.run_progress import RunProgress
 
-    rows = run.recipe.batch * run.recipe.accumulate
-    progress = RunProgress(run.updates, run.tokens / len(run.train_rows) * rows)
-    trainer = run.trainer([progress])
-    with progress:
+    progress = RunProgress(run.updates, run.tokens / len(run.train_rows) * run.rows)
+    trainer = run.trainer([progress] if is_shown else [])
+    with progress if is_shown else nullcontext():
         metrics = dict(trainer.train(resume_from_checkpoint=resume or None).metrics)
     trainer.save_model()
     trainer.save_state()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -13,6 +14,13 @@ from gptrio.errors import CheckpointError, ProcessLostError
 from gptrio.training.arrays import PADDING, mapped
 
 Value = TypeVar("Value")
+
+
+def launched() -> tuple[int, int]:
+    """Number of this process, and of all, as a launcher tells them before the processes know each other."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def world_size() -> int:
@@ -28,6 +36,12 @@ def rank() -> int:
 def is_first() -> bool:
     """Whether this process is rank 0."""
     return rank() == 0
+
+
+def leave() -> None:
+    """End the group of the processes, of which torch warns where a program ends without it."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def from_first(value: Value) -> Value:

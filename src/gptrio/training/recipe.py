@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import GptrioWarning, OptionError, UnknownNameError, nearest
+from gptrio.training import ranks
 from gptrio.training.files import Example, read_examples
 from gptrio.training.tasks import TASKS, LanguageModeling, Row, Task
 
@@ -78,6 +79,7 @@ class Run:
         train_rows, eval_rows: of the two files; the second None without one.
         train_examples: how many examples the first file holds.
         eval_examples: of the second file; empty without one.
+        processes: that a launcher has started for the run.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -95,7 +97,7 @@ class Run:
         examples = read_examples(recipe.data, columns)
         config = AutoConfig.from_pretrained(recipe.model)
         options: dict[str, Any] = {"add_prefix_space": True} if recipe.task == "tokens" else {}
-        self.recipe = recipe
+        self.recipe, self.processes = recipe, ranks.launched()[1]
         self.tokenizer = AutoTokenizer.from_pretrained(recipe.model, **options)
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token  # masked wherever a row is padded
@@ -181,8 +183,13 @@ class Run:
         recipe = self.recipe
         if recipe.steps is not None:
             return recipe.steps
-        batches = math.ceil(len(self.train_rows) / recipe.batch)
+        batches = math.ceil(math.ceil(len(self.train_rows) / recipe.batch) / self.processes)
         return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulate))
+
+    @property
+    def rows(self) -> int:
+        """Rows of an update, of all processes."""
+        return self.recipe.batch * self.recipe.accumulate * self.processes
 
     @property
     def learning_rate(self) -> float:
