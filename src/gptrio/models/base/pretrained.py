@@ -78,7 +78,8 @@ class PreTrainedModel(
         if name == "generate":
             raise AbsentMethodError(
                 f"{type(self).__name__!r} object has no attribute 'generate', as it has no language-model head; load "
-                "the checkpoint with AutoModelForCausalLM"
+                "the checkpoint with AutoModelForCausalLM; a class of your own with a head "
+                "derives from GenerationMixin"
             )
         return super().__getattr__(name)
 
