@@ -46,7 +46,7 @@ def seeing(library: Any, seen: list[Any]) -> type:
             of_trainer += " is_fsdp_enabled is_tp_enabled is_model_parallel hp_name deepspeed neftune_noise_alpha"
             of_state = "global_step max_steps num_train_epochs train_batch_size epoch logging_steps"
             of_state += " num_input_tokens_seen is_hyper_param_search"
-            of_gradients = "sync_gradients num_steps in_dataloader"
+            of_gradients = "sync_gradients num_steps in_dataloader plugin_kwargs"
             places = (self.accelerator, of_accelerator), (self, of_trainer), (self.state, of_state)
             places += (
                 (self.accelerator.gradient_state, of_gradients),

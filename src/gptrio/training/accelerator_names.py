@@ -26,7 +26,7 @@ class GradientState:
 
     Attributes:
         sync_gradients: the batch is the last one of its update.
-        plugin_kwargs: settings of accumulation; the trainer accumulates by itself, so that there are none.
+        plugin_kwargs: settings of `accumulate`; the trainer accumulates by itself.
         active: loaders that are being read, an inner one last.
     """
 
@@ -34,7 +34,7 @@ class GradientState:
 
     def __init__(self) -> None:
         self.sync_gradients = True
-        self.plugin_kwargs: dict[str, Any] = {}
+        self.plugin_kwargs: dict[str, Any] = {"num_steps": 1}
         self.active: list[Any] = []
 
     def _set_sync_gradients(self, sync_gradients: bool) -> None:
@@ -43,7 +43,7 @@ class GradientState:
     @property
     def num_steps(self) -> int:
         """Batches of an update that `accumulate` counts."""
-        return int(self.plugin_kwargs.get("num_steps", 1))
+        return int(self.plugin_kwargs["num_steps"])
 
     @property
     def active_dataloader(self) -> Any:
