@@ -327,6 +327,7 @@ def test_a_checkpoint_that_a_callback_or_a_method_changes_is_gone_on_from(tmp_pa
             def _save_checkpoint(self, model, trial, names=names):
                 folder = os.path.join(self._get_output_dir(trial=trial), f"checkpoint-{self.state.global_step}")
                 os.makedirs(folder, exist_ok=True)
+                (tmp_path / os.path.join(folder, "before.txt")).write_text("x")
                 super()._save_checkpoint(model, trial)
                 (tmp_path / os.path.join(folder, "after.txt")).write_text("x")
 

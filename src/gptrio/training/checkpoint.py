@@ -30,6 +30,8 @@ def write_checkpoint(
 ) -> None:
     """Write a checkpoint so that it is there as a whole or not at all; one of the same name is replaced.
 
+    Files in a folder of that name that is no checkpoint become part of it.
+
     With several ranks of torch.distributed, each calls this, and writes files of its own into the same folder.
 
     Args:
@@ -70,12 +72,25 @@ def _flush_all(folder: Path) -> None:
 
 
 def _complete(temporary: Path, target: Path, facts: Mapping[str, Any]) -> None:
+    _take_in(target, temporary)
     write_manifest(temporary, facts)
     for folder in sorted((path for path in temporary.rglob("*") if path.is_dir()), reverse=True):
         flush_to_disk(folder)
     for folder in (temporary, temporary.parent):
         flush_to_disk(folder)
     _publish(temporary, target)
+
+
+def _take_in(target: Path, temporary: Path) -> None:
+    """Copy what a caller has put into a folder that is no checkpoint yet, such as weights of a part of its own."""
+    if not target.is_dir() or any((target / name).exists() for name in (MANIFEST, "trainer_state.json")):
+        return
+    for name in files_of(target):
+        copy = temporary / name
+        if not copy.exists():
+            os.makedirs(copy.parent, exist_ok=True)
+            shutil.copy2(target / name, copy)
+            flush_to_disk(copy)
 
 
 def _publish(temporary: Path, target: Path) -> None:

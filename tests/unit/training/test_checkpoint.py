@@ -88,6 +88,22 @@ def test_changes_on_purpose_are_accepted_and_damage_after_them_is_found(tmp_path
         verify_checkpoint(folder)
 
 
+def test_files_that_are_put_into_the_folder_before_become_part_of_the_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-1"
+    for name, content in {"own/part.bin": b"own", "model.safetensors": b"older"}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    checkpoints(tmp_path, 1)
+    verify_checkpoint(folder)
+    assert (folder / "own" / "part.bin").read_bytes() == b"own"
+    assert (folder / "model.safetensors").read_bytes() == CONTENT["model.safetensors"]
+    (folder / "own" / "part.bin").unlink()
+    with pytest.raises(CheckpointFormatError, match=r"own/part.bin is missing"):
+        verify_checkpoint(folder)
+    checkpoints(tmp_path, 1)
+    assert not (folder / "own").exists()  # a checkpoint is replaced as a whole
+
+
 def test_weights_that_were_written_in_another_form_are_taken_as_they_are(tmp_path: Path) -> None:
     checkpoints(tmp_path, 1)
     folder = tmp_path / "checkpoint-1"
