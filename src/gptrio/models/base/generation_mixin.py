@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
+import torch
 from torch import Tensor
 
 from gptrio.memory import gc_disabled
@@ -93,7 +94,7 @@ class GenerationMixin:
             attention_mask: (B, S), or None.
             inputs_embeds: (B, T, C) for a first step from embeddings.
             cache_position: (T,) positions of the new tokens, or None.
-            kwargs: returned unchanged.
+            kwargs: returned; with a cache, `position_ids` and `token_type_ids` (B, S) are cut to the new tokens.
         """
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         if cache_position is not None and past_key_values is not None:
@@ -105,6 +106,9 @@ class GenerationMixin:
         length = inputs_embeds.shape[1] if first and inputs_embeds is not None else new
         if attention_mask is not None and attention_mask.dim() == 2 and kwargs.get("position_ids") is None:
             arguments["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        for name in ("position_ids", "token_type_ids"):
+            if past_key_values is not None and isinstance(kwargs.get(name), Tensor):
+                kwargs[name] = kwargs[name][:, -length:]
         return {
             **kwargs,
             **arguments,
@@ -112,3 +116,34 @@ class GenerationMixin:
             "attention_mask": attention_mask,
             "cache_position": cache_position,
         }
+
+    def _update_model_kwargs_for_generation(
+        self,
+        outputs: Any,
+        model_kwargs: dict[str, Any],
+        is_encoder_decoder: bool = False,
+        num_new_tokens: int = 1,
+    ) -> dict[str, Any]:
+        """Arguments of `prepare_inputs_for_generation` for the next step of a decoding loop of one's own.
+
+        `generate` does not call it.
+
+        Args:
+            outputs: of the forward.
+            model_kwargs: of this step, changed in place: the mask and token types grow by a column.
+            is_encoder_decoder: False for all models here.
+            num_new_tokens: by which `cache_position` moves on.
+        """
+        if getattr(outputs, "past_key_values", None) is not None:
+            model_kwargs["past_key_values"] = outputs.past_key_values
+        if model_kwargs.get("token_type_ids") is not None:
+            types = model_kwargs["token_type_ids"]
+            model_kwargs["token_type_ids"] = torch.cat([types, types[:, -1:]], dim=-1)
+        if model_kwargs.get("attention_mask") is not None:
+            mask = model_kwargs["attention_mask"]
+            model_kwargs["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
+        positions = model_kwargs["cache_position"]
+        new = positions[-1:] + torch.arange(1, num_new_tokens + 1, dtype=positions.dtype, device=positions.device)
+        uses_cache = model_kwargs.get("use_cache", True)
+        model_kwargs["cache_position"] = new[-1:] if uses_cache else torch.cat([positions, new])
+        return model_kwargs
