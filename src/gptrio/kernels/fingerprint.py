@@ -1,10 +1,14 @@
 """Numbers that show whether a tensor still has exactly the same bytes.
 
-Every byte counts, and so does its position: memory is read as rows of 1,024 signed bytes, and each row is multiplied by
-a random matrix of 8 columns without zeros. These integers, in order, are the fingerprint. One changed byte is always
-seen. Edits of several bytes of a row go unseen if all 8 columns cancel, with a chance of about 126 ** -8 = 2 ** -56.
+Every byte counts, and so does its position: memory is read as rows of 1,024 bytes, and each row is multiplied by random
+numbers without zeros. These integers, in order, are the fingerprint. One changed value is always seen. How rows are
+multiplied depends on the processor, so that it takes as long as reading the memory does, or little longer:
 
-The product of integers takes as long as reading the memory does, on processors with instructions for it.
+- as signed bytes by a matrix of 8 columns, if there are instructions for it. Edits of several bytes of a row go unseen
+  if all 8 columns cancel, with a chance of about 126 ** -8 = 2 ** -56;
+- as words of 64 bits by odd numbers, and their upper halves by others, both modulo 2 ** 64. The upper halves are there
+  for edits of the upmost bits, whose products have few bits left. Edits of several words of a row go unseen if both
+  sums cancel, with a chance of 2 ** -32 at most.
 """
 
 from __future__ import annotations
@@ -15,16 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gptrio.kernels.operators import has_operators
+from gptrio.kernels.operators import has_int8_products
 
 _ROW = 1 << 10  # bytes
+_WORD = 8  # bytes
 _COLUMNS = 8
 _LARGEST = 63  # multiplier: a sum of two products with bytes fits into 16 bits, which some processors add in
-_AT_ONCE = 1 << 14  # rows that are converted to floats at a time if there is no integer product
+_AT_ONCE = 1 << 9  # rows whose upper halves are taken at a time, so that they stay in the cache
 
 
 def fingerprint(tensor: Tensor) -> Tensor:
-    """(n, 8) int32 for the bytes of a tensor on the CPU, in the order of memory where nothing lies between them.
+    """(n, 8) int32 or (n, 2) int64 for the bytes of a tensor on the CPU, in memory's order if nothing lies between.
 
     Args:
         tensor: of any shape and dtype.
@@ -35,30 +40,39 @@ def fingerprint(tensor: Tensor) -> Tensor:
     data = tensor.contiguous().reshape(-1).view(torch.int8)
     whole = data.shape[0] // _ROW * _ROW
     rest = pad(data[whole:], (0, whole + _ROW - data.shape[0]))
-    return torch.cat([_product(data[:whole].view(-1, _ROW)), _product(rest[None])])
+    product = _product_of_bytes if has_int8_products() else _product_of_words
+    return torch.cat([product(data[:whole].view(-1, _ROW)), product(rest[None])])
 
 
-def _product(rows: Tensor) -> Tensor:
-    """(n, 8) int32 of rows (n, 1024) of bytes; floats of 32 bits hold the sums exactly."""
+def _product_of_bytes(rows: Tensor) -> Tensor:
+    """(n, 8) int32 of rows (n, 1024) of bytes."""
     if rows.shape[0] == 0:
         return rows.new_empty(0, _COLUMNS, dtype=torch.int32)
-    if _has_integer_product():
-        return torch._int_mm(rows, _multipliers(torch.int8))
-    parts = (rows[start : start + _AT_ONCE] for start in range(0, rows.shape[0], _AT_ONCE))
-    return torch.cat([part.float() @ _multipliers(torch.float32) for part in parts]).int()
+    return torch._int_mm(rows, _byte_multipliers())
+
+
+def _product_of_words(rows: Tensor) -> Tensor:
+    """(n, 2) int64 of rows (n, 1024) of bytes."""
+    aligned = rows.clone() if rows.storage_offset() % _WORD else rows
+    whole, upper = _word_multipliers()
+    parts = aligned.view(torch.int64).split(_AT_ONCE)
+    return torch.cat([torch.stack([part.mv(whole), (part >> 32).mv(upper)], dim=1) for part in parts])
 
 
 @functools.cache
-def _has_integer_product() -> bool:
-    """Whether torch multiplies bytes by the processor's own instructions."""
-    return has_operators(("_int_mm",)) and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-
-
-@functools.cache
-def _multipliers(dtype: torch.dtype) -> Tensor:
-    """(1024, 8) random integers from -63 to 63 without 0, the same in every process."""
+def _byte_multipliers() -> Tensor:
+    """(1024, 8) random int8 from -63 to 63 without 0, the same in every process."""
     with torch.inference_mode(False):
         generator, shape = torch.Generator("cpu").manual_seed(0), (_ROW, _COLUMNS)
         sizes = torch.randint(1, _LARGEST + 1, shape, generator=generator, dtype=torch.int8, device="cpu")
         signs = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8, device="cpu") * 2 - 1
-        return (sizes * signs).to(dtype)
+        return sizes * signs
+
+
+@functools.cache
+def _word_multipliers() -> Tensor:
+    """(2, 128) random odd int64, the same in every process."""
+    with torch.inference_mode(False):
+        generator, least = torch.Generator("cpu").manual_seed(0), torch.iinfo(torch.int64).min
+        shape = (2, _ROW // _WORD)
+        return torch.randint(least, -(least + 1), shape, generator=generator, dtype=torch.int64, device="cpu") | 1

@@ -1,6 +1,8 @@
-"""Which of torch's private operators exist in the installed version."""
+"""Which of torch's private operators exist in the installed version, and which are fast on this processor."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 
@@ -15,6 +17,17 @@ def has_operators(names: tuple[str, ...]) -> bool:
         names: dotted, as they follow "torch.".
     """
     return all(_has(name) for name in names)
+
+
+@functools.cache
+def has_int8_products() -> bool:
+    """Whether torch multiplies int8 matrices by the processor's instructions for sums of four products (VNNI).
+
+    Without them oneDNN multiplies number by number, thirty times slower than floats are multiplied, or in pairs whose
+    sums saturate.
+    """
+    supported = getattr(torch.cpu, "_is_vnni_supported", None)
+    return supported is not None and bool(supported()) and has_operators(("_int_mm",))
 
 
 def _has(name: str) -> bool:

@@ -1,7 +1,8 @@
 """How a product with a weight of 8 or 4 bits is computed; `formats` describes the codes.
 
 int8: on the CPU the rows of x are quantized to int8 too, each with its own scale: one row runs through fbgemm on packed
-codes, more rows as a matrix product of integers.
+codes, more rows as a matrix product of integers if the processor has instructions for it; if not, few rows run one by
+one, and for more the weight is dequantized part by part.
 int4: few rows run in bfloat16 on packed codes, if this version of torch can; for more rows, and otherwise, the weight
 is dequantized part by part, to bfloat16 if the processor multiplies it.
 Many rows of either: if the processor has tiles for bfloat16 (AMX), dequantizing the weight to bfloat16 costs less than
@@ -21,7 +22,7 @@ from torch.nn import functional as F
 
 from gptrio.kernels.formats import dequantize_int4, dequantize_int8, unpack_int4
 from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product
-from gptrio.kernels.operators import INT4_ROWS, has_operators
+from gptrio.kernels.operators import INT4_ROWS, has_int8_products, has_operators
 from gptrio.kernels.packing import find
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call is faster than dequantizing
@@ -32,7 +33,7 @@ _TILED_ROWS = {8: 384, 4: _INT4_ROWS + 1}  # bits -> least rows for which bfloat
 _STEP = 1 << 18  # elements that are dequantized in one step for tiles, so that they stay in the cache
 _BLOCK = 1 << 24  # elements of a dequantized weight that are multiplied at a time by tiles
 _STEP_DTYPE = {8: torch.float32, 4: torch.bfloat16}  # bits -> dtype by way of which bfloat16 is reached fastest
-_LOOPED_ROWS = 16  # most rows that run one by one through fbgemm, if no other int8 product is exact
+_LOOPED_ROWS = 16  # most rows that run one by one through fbgemm, without the processor's int8 products
 _DEQUANTIZE = {8: dequantize_int8, 4: dequantize_int4}
 
 
@@ -72,17 +73,6 @@ def has_bfloat16_tiles() -> bool:
 
 
 @functools.cache
-def int8_matrix_products_are_exact() -> bool:
-    """Whether torch multiplies int8 matrices without overflow: without VNNI, sums of two products may saturate."""
-    left = torch.full((32, 256), 127, dtype=torch.int8, device="cpu")
-    right = torch.full((64, 256), -127, dtype=torch.int8, device="cpu")
-    try:
-        return bool((torch._int_mm(left, right.t()) == -127 * 127 * 256).all())
-    except (AttributeError, RuntimeError):
-        return False
-
-
-@functools.cache
 def one_row_range() -> int:
     """Bits of an activation in the one-row int8 call that cannot overflow: 8 or 7; 0 if there is no such call."""
     if "fbgemm" not in torch.backends.quantized.supported_engines:
@@ -109,10 +99,10 @@ def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tens
     """The product (rows, out), in any floating-point dtype."""
     if bits == 4 and len(rows) <= _INT4_ROWS and has_operators(INT4_ROWS):
         return _int4_rows(rows, codes, scale)
-    if bits == 8 and len(rows) > 1 and int8_matrix_products_are_exact():
+    if bits == 8 and len(rows) > 1 and has_int8_products():
         return _int8_matrix_product(rows.float(), codes, scale)
     if bits == 8 and len(rows) <= _LOOPED_ROWS and one_row_range():
-        return torch.cat([_int8_row(row, codes, scale) for row in torch.split(rows.float(), 1)])
+        return _int8_rows(rows.float(), codes, scale)
     return _product_by_parts(rows, codes, scale, bits)
 
 
@@ -143,10 +133,12 @@ def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> 
     return out
 
 
-def _int8_row(row: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+def _int8_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
+    """Each row by itself, as fbgemm takes one scale for all; NaN and infinity, which it loses, are added."""
     pack = find(codes, "fbgemm", lambda: (_fbgemm_pack(codes, scale), codes.nbytes), (scale,))
-    out: Tensor = torch.ops.quantized.linear_dynamic(row, pack, one_row_range() == 7)
-    return out
+    few_bits = one_row_range() == 7
+    outs = [torch.ops.quantized.linear_dynamic(row, pack, few_bits) for row in torch.split(rows, 1)]
+    return torch.cat(outs).add_((rows * 0).sum(dim=1, keepdim=True))
 
 
 def _fbgemm_pack(codes: Tensor, scale: Tensor) -> Any:

@@ -7,7 +7,8 @@ import torch
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, NOT_INSTALLED, check_numba, is_installed, one_line
 from gptrio.kernels.cpu_decode.compilation import status
 from gptrio.kernels.linear import can_pack_cached, mkl_is_fast
-from gptrio.kernels.quantized import has_bfloat16_tiles, int8_matrix_products_are_exact, one_row_range
+from gptrio.kernels.operators import has_int8_products
+from gptrio.kernels.quantized import has_bfloat16_tiles, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _PLAIN = "torch on weights dequantized to the dtype of x"
@@ -23,8 +24,7 @@ def kernel_report() -> dict[str, str]:
         report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
     tiles = "; many: bfloat16 tiles on dequantized weights" if has_bfloat16_tiles() else ""
-    exact = int8_matrix_products_are_exact()
-    more_rows = "torch's int8 product" if exact else f"{_PLAIN}, as int8 products overflow without VNNI"
+    more_rows = "torch's int8 product" if has_int8_products() else f"{_PLAIN}, as the processor has no VNNI"
     report["int8"] = (f"{one_row}; more rows: {more_rows}" if one_row else more_rows) + tiles
     report["int4"] = f"few rows: torch's int4 call in bfloat16; more rows: {_PLAIN}" + tiles
     return report

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from operator import mul
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gptrio.kernels.fingerprint import _multipliers as multipliers
-from gptrio.kernels.fingerprint import fingerprint
+from gptrio.kernels.fingerprint import _byte_multipliers, _word_multipliers, fingerprint
 
 SIZES = [1, 2, 3, 7, 8, 9, 12, 13, 1023, 1024, 8191, 8192, 8196, 8200, 30_001]
+
+
+@pytest.fixture(params=[True, False], ids=["bytes", "words"], autouse=True)
+def _way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, on every processor."""
+    monkeypatch.setattr("gptrio.kernels.fingerprint.has_int8_products", lambda: request.param)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -89,18 +96,39 @@ def test_a_default_device_or_dtype_changes_nothing() -> None:
     assert after.is_cpu and torch.equal(after, before)
 
 
+@pytest.mark.parametrize("count", [2, 4, 128])
+@pytest.mark.parametrize("bit", [0, 7, 15, 31, 32, 47, 62, 63])
+def test_an_even_number_of_equal_edits_is_seen(count: int, bit: int) -> None:
+    """Such as other signs of every second number: the upmost bits of words, whose sum is what it was."""
+    words = torch.randint(-(2**62), 2**62, (3, 128))
+    before = fingerprint(words)
+    words[:, torch.randperm(128)[:count]] ^= -(2**63) if bit == 63 else 1 << bit
+    assert not torch.equal(fingerprint(words), before)
+
+
+@pytest.mark.parametrize("start", range(8))
+def test_a_tensor_may_begin_between_words(start: int) -> None:
+    data = torch.randint(0, 256, (5000,), dtype=torch.uint8)
+    assert torch.equal(fingerprint(data[start:]), fingerprint(data[start:].clone()))
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("low", [-128, 127, 0])
-def test_without_a_product_of_integers_it_is_the_same(size: int, low: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also of the largest bytes there are, whose products must not be cut off."""
+def test_no_product_is_cut_off(size: int, low: int) -> None:
+    """Also of the largest bytes there are."""
     high = 128 if low == 0 else low + 1
     data = torch.randint(low, high, (size,), dtype=torch.int8)
-    found = fingerprint(data)
-    exact = pad(data.long(), (0, -size % 1024)).view(-1, 1024) @ multipliers(torch.int64)
-    assert torch.equal(found[: len(exact)].long(), exact)
-    monkeypatch.setattr("gptrio.kernels.fingerprint._has_integer_product", lambda: False)
-    assert torch.equal(fingerprint(data), found)
+    rows = pad(data, (0, -size % 1024)).view(-1, 1024)
+    found = fingerprint(data)[: len(rows)]
+    if found.dtype == torch.int32:
+        assert torch.equal(found.long(), rows.long() @ _byte_multipliers().long())
+        return
+    whole, upper = _word_multipliers().tolist()
+    for row, sums in zip(rows.view(torch.int64).tolist(), found.tolist(), strict=True):
+        exact = sum(map(mul, row, whole)), sum(map(mul, (word >> 32 for word in row), upper))
+        assert [value % 2**64 for value in exact] == [value % 2**64 for value in sums]
 
 
-def test_no_multiplier_is_0_or_too_large() -> None:
-    assert multipliers(torch.int8).abs().unique().tolist() == list(range(1, 64))
+def test_no_multiplier_is_0_too_large_or_even() -> None:
+    assert _byte_multipliers().abs().unique().tolist() == list(range(1, 64))
+    assert bool((_word_multipliers() & 1).all()) and _word_multipliers().unique().numel() == 256

@@ -91,7 +91,7 @@ def test_product_is_near_the_one_with_dequantized_weights(dtype: torch.dtype, bi
 @pytest.mark.parametrize("part", [1, 1000, 1 << 19])
 def test_products_by_parts_are_whole(dtype: torch.dtype, bits: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """As processors run them that multiply neither int8 nor bfloat16 matrices."""
-    monkeypatch.setattr(quantized, "int8_matrix_products_are_exact", lambda: False)
+    monkeypatch.setattr(quantized, "has_int8_products", lambda: False)
     monkeypatch.setattr(quantized, "can_pack_cached", lambda dtype: False)
     monkeypatch.setattr(quantized, "_PART", part)
     packed, scale, back = codes(bits, torch.randn(131, 256) * 0.05)
@@ -159,15 +159,20 @@ def test_changed_codes_or_scales_are_packed_anew(bits: int) -> None:
     assert key not in _packs
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("rows", [1, 2, 20, 40])
+@pytest.mark.parametrize("has_products", [True, False])
 @pytest.mark.parametrize("bits", [8, 4])
-@pytest.mark.parametrize("rows", [2, 20, 40])
-def test_nan_spoils_its_row_alone(bits: int, rows: int) -> None:
+def test_nan_and_infinity_spoil_their_row_alone(
+    bits: int, has_products: bool, rows: int, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantized, "has_int8_products", lambda: has_products)
     packed, scale, _ = codes(bits, torch.randn(64, 128))
     x = torch.randn(rows, 128)
-    x[1, 100] = float("nan")
+    x[-1, 100] = float(value)
     with torch.no_grad():
         got = quantized_linear(x, packed, scale, None, bits=bits)
-    assert got[1].isnan().all() and got[0].isfinite().all()
+    assert not got[-1].isfinite().any() and got[:-1].isfinite().all()
 
 
 @pytest.mark.parametrize("bits", [8, 4])

@@ -13,10 +13,10 @@ def test_every_kind_of_weight_is_told() -> None:
 
 def test_missing_means_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "can_pack_cached", lambda dtype: False)
-    monkeypatch.setattr(report, "int8_matrix_products_are_exact", lambda: False)
+    monkeypatch.setattr(report, "has_int8_products", lambda: False)
     monkeypatch.setattr(report, "one_row_range", lambda: 0)
     told = report.kernel_report()
-    assert "cannot pack" in told["bfloat16"] and "without VNNI" in told["int8"] and "fbgemm" not in told["int8"]
+    assert "cannot pack" in told["bfloat16"] and "no VNNI" in told["int8"] and "fbgemm" not in told["int8"]
 
 
 @pytest.mark.parametrize("installed", [True, False])
