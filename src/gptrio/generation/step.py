@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from gptrio.generation.inputs import ModelInputs
@@ -18,7 +19,7 @@ from gptrio.generation.runners.eager import EagerRunner
 from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import NotYet
-from gptrio.kernels.linear import packing_disabled
+from gptrio.kernels.linear import mkl_is_fast, packing_disabled
 from gptrio.kernels.threads import yielding_to
 from gptrio.nn.fast_call import for_the_caller, hook_reason, is_dispatch_skipped
 
@@ -105,7 +106,7 @@ class DecodeRunner:
         self._has_prompt, copies = True, self._copies
         chunk = None if self.cache is None or self._eager.prepare else self._inputs.config.prefill_chunk_size
         step = step._replace(ids=step.ids[::copies], new_ids=step.new_ids[::copies])
-        with nullcontext() if self._pending is None else packing_disabled():
+        with packing_disabled() if self._is_unpacked(len(step.ids) * copies) else nullcontext():
             while chunk is not None and step.end - step.start > chunk:
                 new_ids, later_ids = step.new_ids[:, :chunk], step.new_ids[:, chunk:]
                 end = step.start + chunk
@@ -118,6 +119,12 @@ class DecodeRunner:
             for name in ("logits", "attentions", "hidden_states"):
                 setattr(output, name, _repeated(getattr(output, name, None), copies))
         return output
+
+    def _is_unpacked(self, rows: int) -> bool:
+        """Whether no step after the prompt uses packs: those of a runner, and of one row through MKL."""
+        if self._pending is not None:
+            return True
+        return rows == 1 and self.model.dtype is torch.float32 and mkl_is_fast(rows)
 
     def on_one_thread(self) -> AbstractContextManager[None]:
         """A context for torch operations between compiled steps, whose threads need the processors."""

@@ -55,7 +55,7 @@ def _product_of_words(rows: Tensor) -> Tensor:
     """(n, 2) int64 of rows (n, 1024) of bytes."""
     aligned = rows.clone() if rows.storage_offset() % _WORD else rows
     whole, upper = _word_multipliers()
-    parts = aligned.view(torch.int64).split(_AT_ONCE)
+    parts = torch.split(aligned.view(torch.int64), _AT_ONCE)
     return torch.cat([torch.stack([part.mv(whole), (part >> 32).mv(upper)], dim=1) for part in parts])
 
 

@@ -124,7 +124,7 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
     """The product of plain tensors without autograd."""
     rows = x.numel() // x.shape[-1]
     plain = weight.t() if transposed else weight
-    torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast()
+    torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast(rows)
     if rows and not (torch_is_fast and rows == 1) and can_pack_cached(weight.dtype):
         pack = find_pack(weight, transposed, _may_pack.get())
         if pack is not None or not torch_is_fast:
@@ -135,15 +135,19 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
 can_pack_cached = functools.cache(can_pack)
 
 
-@functools.cache
-def mkl_is_fast() -> bool:
-    """Whether torch's float32 products are those of MKL on an Intel processor.
+def mkl_is_fast(rows: int) -> bool:
+    """Whether torch's float32 products of so many rows are MKL's, and as fast as oneDNN's.
 
-    There, one row takes the time of reading the weight, and many rows less than oneDNN takes without a pack. On other
-    processors MKL runs at half of oneDNN's rate.
+    One row takes the time of reading the weight on any processor. Many rows take less than with oneDNN without a pack
+    on Intel's, and twice as long on others.
     """
+    return torch._C.has_mkl and (rows == 1 or _is_intel())
+
+
+@functools.cache
+def _is_intel() -> bool:
     try:
-        return torch._C.has_mkl and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
 

@@ -20,7 +20,7 @@ def kernel_report() -> dict[str, str]:
     for dtype, name in _NAMES.items():
         packed = can_pack_cached(dtype)
         report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
-    if mkl_is_fast():
+    if mkl_is_fast(rows=1):
         report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
     tiles = "; many: bfloat16 tiles on dequantized weights" if has_bfloat16_tiles() else ""
