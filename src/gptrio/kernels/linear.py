@@ -2,7 +2,7 @@
 
 Outside `packed_inference`, and whenever gradients, tracing, compilation, autocast, subclasses or wrapped tensors are in
 play, it is torch's own call, and its numbers are torch's. Inside, it runs through oneDNN on a packed copy of the weight
-(see `packing`).
+(see `packing`), or in float32 where the processor has no products of 16 bits.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN leaves a core idle
+_WIDENED_ROWS = 4  # least rows for which emulated products of a weight (out, in) cost more than widening it
+_PART = 1 << 19  # elements of a weight that are widened at a time
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
@@ -124,6 +126,8 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
     """The product of plain tensors without autograd."""
     rows = x.numel() // x.shape[-1]
     plain = weight.t() if transposed else weight
+    if (transposed or rows >= _WIDENED_ROWS) and is_emulated(weight.dtype):
+        return activate_(_widened_product(x, plain, bias), activation)
     torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast(rows)
     if rows and not (torch_is_fast and rows == 1) and can_pack_cached(weight.dtype):
         pack = find_pack(weight, transposed, _may_pack.get())
@@ -133,6 +137,21 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
 
 
 can_pack_cached = functools.cache(can_pack)
+
+
+def is_emulated(dtype: torch.dtype) -> bool:
+    """Whether weights have 16 bits and the processor has no products of them: torch computes number by number."""
+    return dtype.itemsize == 2 and not can_pack_cached(dtype)
+
+
+def _widened_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product in float32, rounded once, with as many rows of the weight at a time as stay in the cache."""
+    rows, step = x.reshape(-1, x.shape[-1]).float(), max(1, _PART // x.shape[-1])
+    out = x.new_empty(len(rows), len(weight))
+    for start in range(0, len(weight), step):
+        part = slice(start, start + step)
+        out[:, part] = F.linear(rows, weight[part].float(), None if bias is None else bias[part].float())
+    return out.view(*x.shape[:-1], len(weight))
 
 
 def mkl_is_fast(rows: int) -> bool:

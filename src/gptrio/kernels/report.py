@@ -11,6 +11,12 @@ from gptrio.kernels.operators import has_int8_products
 from gptrio.kernels.quantized import has_bfloat16_tiles, one_row_range
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_EMULATED = "in float32 on weights widened part by part, as oneDNN has no products of this type here"
+_UNPACKED = {
+    torch.float32: "torch, as oneDNN cannot pack this type here",
+    torch.bfloat16: _EMULATED,
+    torch.float16: _EMULATED,
+}
 _PLAIN = "torch on weights dequantized to the dtype of x"
 
 
@@ -18,8 +24,7 @@ def kernel_report() -> dict[str, str]:
     """For each kind of weight, the calls that inference uses."""
     report = {}
     for dtype, name in _NAMES.items():
-        packed = can_pack_cached(dtype)
-        report[name] = "oneDNN on a packed copy" if packed else "torch, as oneDNN cannot pack this type here"
+        report[name] = "oneDNN on a packed copy" if can_pack_cached(dtype) else _UNPACKED[dtype]
     if mkl_is_fast(rows=1):
         report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
