@@ -49,8 +49,8 @@ class Intents(FromTexts):
     collator = "DataCollatorWithPadding"
     kind = TextClassification
     settings: ClassVar[dict[str, Any]] = {
-        "learning_rate": 5e-4,
-        "num_train_epochs": 5,
+        "learning_rate": 3e-4,
+        "num_train_epochs": 3,
         "per_device_train_batch_size": 32,
     }
 
@@ -68,7 +68,7 @@ class IntentsByAdapter(Intents):
     """The same by LoRA of rank 16 on every linear layer of the blocks; the head is trained as a whole."""
 
     lora = 16
-    settings: ClassVar[dict[str, Any]] = {**Intents.settings, "learning_rate": 2e-3, "num_train_epochs": 3}
+    settings: ClassVar[dict[str, Any]] = {**Intents.settings, "learning_rate": 2e-3}
 
     def figures(self, trainer: Any, folder: Path) -> dict[str, float]:
         """Also the largest differences of logits: merged, and of the saved adapter over Transformers' model."""
