@@ -6,7 +6,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from gptrio.generation.inputs import ModelInputs
@@ -19,7 +18,7 @@ from gptrio.generation.runners.eager import EagerRunner
 from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode.compilation import NotYet
-from gptrio.kernels.linear import mkl_is_fast, packing_disabled
+from gptrio.kernels.linear import needs_no_pack, packing_disabled
 from gptrio.kernels.threads import yielding_to
 from gptrio.nn.fast_call import for_the_caller, hook_reason, is_dispatch_skipped
 
@@ -122,9 +121,7 @@ class DecodeRunner:
 
     def _is_unpacked(self, rows: int) -> bool:
         """Whether no step after the prompt uses packs: those of a runner, and of one row through MKL."""
-        if self._pending is not None:
-            return True
-        return rows == 1 and self.model.dtype is torch.float32 and mkl_is_fast(rows)
+        return self._pending is not None or needs_no_pack(rows, self.model.dtype)
 
     def on_one_thread(self) -> AbstractContextManager[None]:
         """A context for torch operations between compiled steps, whose threads need the processors."""

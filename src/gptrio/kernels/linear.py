@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -33,7 +33,7 @@ Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN leaves a core idle
 _WIDENED_ROWS = 4  # least rows for which emulated products of a weight (out, in) cost more than widening it
-_PART = 1 << 19  # elements of a weight that are widened at a time
+_PART = 1 << 19  # elements of a weight that are converted at a time
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
@@ -127,9 +127,10 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
     rows = x.numel() // x.shape[-1]
     plain = weight.t() if transposed else weight
     if (transposed or rows >= _WIDENED_ROWS) and is_emulated(weight.dtype):
-        return activate_(_widened_product(x, plain, bias), activation)
-    torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast(rows)
-    if rows and not (torch_is_fast and rows == 1) and can_pack_cached(weight.dtype):
+        out = product_by_parts(x, len(plain), lambda part: plain[part].float(), torch.float32, bias)
+        return activate_(out, activation)
+    torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast()
+    if rows and not needs_no_pack(rows, weight.dtype) and can_pack_cached(weight.dtype):
         pack = find_pack(weight, transposed, _may_pack.get())
         if pack is not None or not torch_is_fast:
             return fused_product(x, plain if pack is None else pack, bias, activation)
@@ -144,29 +145,42 @@ def is_emulated(dtype: torch.dtype) -> bool:
     return dtype.itemsize == 2 and not can_pack_cached(dtype)
 
 
-def _widened_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The product in float32, rounded once, with as many rows of the weight at a time as stay in the cache."""
-    rows, step = x.reshape(-1, x.shape[-1]).float(), max(1, _PART // x.shape[-1])
-    out = x.new_empty(len(rows), len(weight))
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        out[:, part] = F.linear(rows, weight[part].float(), None if bias is None else bias[part].float())
-    return out.view(*x.shape[:-1], len(weight))
+def product_by_parts(
+    x: Tensor, outputs: int, weight_of: Callable[[slice], Tensor], dtype: torch.dtype, bias: Tensor | None = None
+) -> Tensor:
+    """`x @ W.T + bias` in another dtype, rounded once, converting as many rows of W at a time as stay in the cache.
 
+    Args:
+        x: (..., in).
+        outputs: rows of W.
+        weight_of: some rows of W in `dtype`.
+        dtype: to multiply in.
+        bias: (outputs,) or None.
 
-def mkl_is_fast(rows: int) -> bool:
-    """Whether torch's float32 products of so many rows are MKL's, and as fast as oneDNN's.
-
-    One row takes the time of reading the weight on any processor. Many rows take less than with oneDNN without a pack
-    on Intel's, and twice as long on others.
+    Returns:
+        (..., outputs) of x's dtype.
     """
-    return torch._C.has_mkl and (rows == 1 or _is_intel())
+    rows, step = x.reshape(-1, x.shape[-1]).to(dtype), max(1, _PART // x.shape[-1])
+    out = x.new_empty(len(rows), outputs)
+    for start in range(0, outputs, step):
+        part = slice(start, start + step)
+        out[:, part] = F.linear(rows, weight_of(part), None if bias is None else bias[part].to(dtype))
+    return out.view(*x.shape[:-1], outputs)
+
+
+def needs_no_pack(rows: int, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies so many rows as fast as oneDNN with a pack: one through MKL reads the weight once."""
+    return rows == 1 and dtype is torch.float32 and torch._C.has_mkl
 
 
 @functools.cache
-def _is_intel() -> bool:
+def mkl_is_fast() -> bool:
+    """Whether torch's float32 products are those of MKL on an Intel processor.
+
+    There, many rows take less time than with oneDNN without a pack. On other processors MKL runs at half of its rate.
+    """
     try:
-        return "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        return torch._C.has_mkl and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return False
 

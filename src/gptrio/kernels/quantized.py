@@ -21,14 +21,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.kernels.formats import dequantize_int4, dequantize_int8, unpack_int4
-from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product
+from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product, product_by_parts
 from gptrio.kernels.operators import INT4_ROWS, has_int8_products, has_operators
 from gptrio.kernels.packing import find
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call is faster than dequantizing
 _INT4_OUTPUTS = 16  # the packed int4 call needs a multiple of this number of outputs
 _INT4_BLOCK = 64  # most outputs that it packs together
-_PART = 1 << 19  # elements of a weight that are dequantized at a time
+_PACKED = 1 << 19  # elements of a weight that are packed at a time
 _TILED_ROWS = {8: 384, 4: _INT4_ROWS + 1}  # bits -> least rows for which bfloat16 tiles are the fastest
 _STEP = 1 << 18  # elements that are dequantized in one step for tiles, so that they stay in the cache
 _BLOCK = 1 << 24  # elements of a dequantized weight that are multiplied at a time by tiles
@@ -103,7 +103,8 @@ def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tens
         return _int8_matrix_product(rows.float(), codes, scale)
     if bits == 8 and len(rows) <= _LOOPED_ROWS and one_row_range():
         return _int8_rows(rows.float(), codes, scale)
-    return _product_by_parts(rows, codes, scale, bits)
+    dtype = torch.bfloat16 if bits == 4 and can_pack_cached(torch.bfloat16) else rows.dtype
+    return product_by_parts(rows, len(codes), lambda part: _DEQUANTIZE[bits](codes[part], scale[part], dtype), dtype)
 
 
 def _tiled_product(
@@ -120,17 +121,6 @@ def _tiled_product(
             out.copy_(_DEQUANTIZE[bits](few, steps, _STEP_DTYPE[bits]))
         outs.append(fused_product(x, weight, part, activation))
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=1)
-
-
-def _product_by_parts(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tensor:
-    """Dequantize as many rows of the weight at a time as stay in the processor's cache."""
-    dtype = torch.bfloat16 if bits == 4 and can_pack_cached(torch.bfloat16) else rows.dtype
-    step = max(1, _PART // rows.shape[1])
-    x, out = rows.to(dtype), rows.new_empty(len(rows), len(codes))
-    for start in range(0, len(codes), step):
-        part = slice(start, start + step)
-        out[:, part] = F.linear(x, _DEQUANTIZE[bits](codes[part], scale[part], dtype))
-    return out
 
 
 def _int8_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
@@ -170,7 +160,7 @@ def _int4_rows(rows: Tensor, codes: Tensor, scale: Tensor) -> Tensor:
 def _int4_pack(codes: Tensor, scale: Tensor) -> tuple[tuple[Tensor, Tensor], int]:
     """Codes and scales in torch's layout, and their size; made part by part, since each code takes 4 bytes at first."""
     missing = -len(codes) % _INT4_OUTPUTS
-    step = max(1, _PART // (codes.shape[1] * _INT4_BLOCK)) * _INT4_BLOCK
+    step = max(1, _PACKED // (codes.shape[1] * _INT4_BLOCK)) * _INT4_BLOCK
     packed = codes.new_empty(len(codes) + missing, codes.shape[1])
     for out, part in zip(torch.split(packed, step), torch.split(codes, step), strict=True):
         whole = F.pad(unpack_int4(part), (0, 0, 0, len(out) - len(part)))

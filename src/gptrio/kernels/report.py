@@ -6,7 +6,7 @@ import torch
 
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, NOT_INSTALLED, check_numba, is_installed, one_line
 from gptrio.kernels.cpu_decode.compilation import status
-from gptrio.kernels.linear import can_pack_cached, mkl_is_fast
+from gptrio.kernels.linear import can_pack_cached, needs_no_pack
 from gptrio.kernels.operators import has_int8_products
 from gptrio.kernels.quantized import has_bfloat16_tiles, one_row_range
 
@@ -25,7 +25,7 @@ def kernel_report() -> dict[str, str]:
     report = {}
     for dtype, name in _NAMES.items():
         report[name] = "oneDNN on a packed copy" if can_pack_cached(dtype) else _UNPACKED[dtype]
-    if mkl_is_fast(rows=1):
+    if needs_no_pack(1, torch.float32):
         report["float32"] = f"one row: MKL on the weight itself; more rows: {report['float32']}"
     one_row = f"one row: fbgemm with {one_row_range()}-bit activations" if one_row_range() else ""
     tiles = "; many: bfloat16 tiles on dequantized weights" if has_bfloat16_tiles() else ""

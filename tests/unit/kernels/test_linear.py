@@ -144,7 +144,7 @@ def test_plain_forward_keeps_torchs_numbers() -> None:
 
 @pytest.mark.parametrize("fast", [True, False])
 def test_one_float32_row_is_packed_only_where_torch_is_slow(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernel, "mkl_is_fast", lambda rows: fast)
+    monkeypatch.setattr(kernel, "needs_no_pack", lambda rows, dtype: fast)
     module, x = layer(256, 320, torch.float32, False), torch.randn(1, 256)
     with torch.no_grad(), packed_inference(module):
         assert_close(module(x), exact(module, x))
@@ -156,7 +156,7 @@ def test_one_float32_row_is_packed_only_where_torch_is_slow(fast: bool, monkeypa
 def test_float32_rows_without_a_pack_go_where_they_are_fastest(
     fast: bool, transposed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernel, "mkl_is_fast", lambda rows: fast)
+    monkeypatch.setattr(kernel, "mkl_is_fast", lambda: fast)
     products, real = [], kernel.fused_product
     monkeypatch.setattr(kernel, "fused_product", lambda *given: products.append(1) or real(*given))
     module, x = layer(256, 320, torch.float32, transposed), torch.randn(40, 256)
