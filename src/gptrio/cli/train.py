@@ -120,10 +120,10 @@ def check_folder(out: Path, resume: bool) -> None:
 
 def plan(run: Run) -> list[str]:
     """What is going to happen, in lines."""
+    from gptrio.training.nested import get_model_param_count
+
     recipe = run.recipe
-    parameters = list(run.model.parameters())
-    trained = sum(weight.numel() for weight in parameters if weight.requires_grad)
-    every = sum(weight.numel() for weight in parameters)
+    every, trained = get_model_param_count(run.model), get_model_param_count(run.model, trainable_only=True)
     memory = (16 * trained + 4 * (every - trained)) / 1e9  # weight, gradient and two moments; 4 bytes each
     share = "all" if trained == every else f"{trained:,} (LoRA of rank {recipe.lora})"
     lines = [

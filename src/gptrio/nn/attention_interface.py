@@ -77,14 +77,9 @@ def eager_attention_forward(
     """
     from gptrio.nn.attention import eager  # which imports this module
 
-    options = module.options()._replace(dropout=dropout)
-    queries, keys = query.shape[2], key.shape[2]
-    causal = not getattr(module, "is_cross_attention", False)
-    mask = AttentionMask(queries, keys, query.device, query_start=keys - queries, causal=causal)
-    mask.custom = None if attention_mask is None else attention_mask[..., :keys]
-    out, weights = eager(
-        query, key, value, mask, options if scaling is None else options._replace(scale=scaling), head_mask
-    )
+    mask, options = _described(module, query, key, dropout, scaling)
+    mask.custom = None if attention_mask is None else attention_mask[..., : key.shape[2]]
+    out, weights = eager(query, key, value, mask, options, head_mask)
     return out.transpose(1, 2), weights
 
 
@@ -150,14 +145,20 @@ def flash_attention_forward(
         is_causal: unused, as the layer says whether it is causal.
         kwargs: `head_mask`, and what else layers pass, unused.
     """
+    mask, options = _described(module, query, key, dropout, scaling)
+    mask.window, mask.attention_mask = sliding_window, None if attention_mask is None else attention_mask.bool()
+    return flash.flash(query, key, value, mask, options, kwargs.get("head_mask"))[0].transpose(1, 2), None
+
+
+def _described(
+    module: Any, query: Tensor, key: Tensor, dropout: float, scaling: float | None
+) -> tuple[AttentionMask, Any]:
+    """The mask of the last queries of all keys, but for padding, and how the layer attends."""
     queries, keys = query.shape[2], key.shape[2]
     causal = not getattr(module, "is_cross_attention", False)
-    real = None if attention_mask is None else attention_mask.bool()
-    mask = AttentionMask(queries, keys, query.device, keys - queries, causal=causal, window=sliding_window)
-    mask.attention_mask = real
     options = module.options()._replace(dropout=dropout)
-    options = options if scaling is None else options._replace(scale=scaling)
-    return flash.flash(query, key, value, mask, options, kwargs.get("head_mask"))[0].transpose(1, 2), None
+    mask = AttentionMask(queries, keys, query.device, query_start=keys - queries, causal=causal)
+    return mask, options if scaling is None else options._replace(scale=scaling)
 
 
 _OWN = (sdpa_attention_forward, flash_attention_forward)
@@ -185,6 +186,11 @@ def registered_function(name: str) -> Function | None:
     """The function that a user has registered under a name; None for a back end of this package."""
     function = None if name == "eager" else ALL_ATTENTION_FUNCTIONS.get(name)
     return None if function in _OWN else function
+
+
+def registered_reason(name: str) -> str | None:
+    """Why attention of this name has no fast path: it is a registered function; None for a back end of this package."""
+    return None if registered_function(name) is None else f"attention is the registered function {name!r}"
 
 
 def call_registered(

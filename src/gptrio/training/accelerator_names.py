@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptrio.training.arrays import with_parts
+
 
 class DistributedType(str, Enum):
     """How a run is divided; equal to accelerate's of the same name."""
@@ -188,7 +190,7 @@ class AcceleratorNames:
 
     def _part(self, inputs: Any, is_padded: bool) -> Any:
         if isinstance(inputs, Mapping):
-            return type(inputs)({name: self._part(value, is_padded) for name, value in inputs.items()})  # type: ignore[call-arg]  # as every mapping takes
+            return with_parts(lambda value: self._part(value, is_padded), inputs)
         size, rest = divmod(len(inputs), self.num_processes)
         start = size * self.process_index + min(self.process_index, rest)
         count = size + (self.process_index < rest)

@@ -13,12 +13,11 @@ PADDING = -100  # between rows of different lengths
 
 
 def mapped(function: Callable[[Any], Any], values: Any) -> Any:
-    """The same structure with a function applied to every leaf."""
-    if isinstance(values, (list, tuple)):
-        parts = [mapped(function, value) for value in values]
-        return type(values)(*parts) if hasattr(values, "_fields") else type(values)(parts)
+    """The same structure, mappings as dictionaries, with a function applied to every leaf."""
     if isinstance(values, Mapping):
         return {name: mapped(function, value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return with_parts(lambda value: mapped(function, value), values)
     return function(values)
 
 
@@ -91,11 +90,19 @@ def concatenated(parts: Sequence[Any]) -> Any:
         return {name: concatenated([part[name] for part in parts]) for name in first}
     if isinstance(first, (list, tuple)):
         return type(first)(concatenated(column) for column in zip(*parts, strict=True))
-    arrays = [np.atleast_1d(part) for part in parts]
-    if arrays[0].ndim == 1 or len({array.shape[1] for array in arrays}) == 1:
-        return np.concatenate(arrays)
-    shape = (sum(map(len, arrays)), max(array.shape[1] for array in arrays), *arrays[0].shape[2:])
-    result, start = np.full(shape, PADDING, arrays[0].dtype), 0
+    return joined(parts)
+
+
+def joined(parts: Sequence[Any], padding: int = PADDING) -> Any:
+    """Tensors, or arrays, joined along rows; the second axis is padded to the longest."""
+    library: Any = torch if isinstance(parts[0], Tensor) else np
+    arrays = [library.atleast_1d(part) for part in parts]
+    first = arrays[0]
+    if first.ndim == 1 or len({array.shape[1] for array in arrays}) == 1:
+        return library.concatenate(arrays)
+    shape = (sum(map(len, arrays)), max(array.shape[1] for array in arrays), *first.shape[2:])
+    result = first.new_full(shape, padding) if library is torch else np.full(shape, padding, first.dtype)
+    start = 0
     for array in arrays:
         result[start : start + len(array), : array.shape[1]] = array
         start += len(array)

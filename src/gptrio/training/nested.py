@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from gptrio.errors import InputTypeError
-from gptrio.training.arrays import PADDING, as_arrays, plain, rows_of, with_parts
+from gptrio.training.arrays import PADDING, as_arrays, joined, plain, rows_of, with_parts
 
 find_batch_size = rows_of
 denumpify_detensorize = plain
@@ -44,27 +43,15 @@ def nested_concat(tensors: Any, new_tensors: Any, padding_index: int = PADDING) 
     if not both_are_tensors and type(tensors) is not type(new_tensors):
         raise InputTypeError(f"a {type(tensors).__name__} and a {type(new_tensors).__name__} cannot be joined")
     if isinstance(tensors, Mapping):
-        joined = {name: nested_concat(value, new_tensors[name], padding_index) for name, value in tensors.items()}
-        return joined if type(tensors) is dict else type(tensors)(joined)  # type: ignore[call-arg]  # of BatchEncoding and the like
+        made = {name: nested_concat(value, new_tensors[name], padding_index) for name, value in tensors.items()}
+        return made if type(tensors) is dict else type(tensors)(made)  # type: ignore[call-arg]  # of BatchEncoding and the like
     if isinstance(tensors, (tuple, list)):
         return type(tensors)(
             nested_concat(one, other, padding_index) for one, other in zip(tensors, new_tensors, strict=False)
         )
     if not isinstance(tensors, (Tensor, np.ndarray)):
         raise InputTypeError(f"a {type(tensors).__name__} cannot be joined; tensors and arrays can")
-    return _joined(tensors, new_tensors, padding_index)
-
-
-def _joined(one: Any, other: Any, padding: int) -> Any:
-    library: Any = torch if isinstance(one, Tensor) else np
-    one, other = library.atleast_1d(one), library.atleast_1d(other)
-    if one.ndim == 1 or one.shape[1] == other.shape[1]:
-        return library.concatenate((one, other))
-    shape = (one.shape[0] + other.shape[0], max(one.shape[1], other.shape[1]), *one.shape[2:])
-    made = one.new_full(shape, padding) if library is torch else np.full(shape, padding, one.dtype)
-    made[: one.shape[0], : one.shape[1]] = one
-    made[one.shape[0] :, : other.shape[1]] = other
-    return made
+    return joined((tensors, new_tensors), padding_index)
 
 
 class EvalLoopContainer:

@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import OptionError
+from gptrio.training.nested import get_model_param_count
 from gptrio.training.optimizers import (
     get_decay_parameter_names,
     keep_embeddings_wide,
@@ -69,7 +70,7 @@ class OptimizingMixin(TrainerParts):
 
     def get_num_trainable_parameters(self) -> int:
         """Number of the values that are trained."""
-        return sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return get_model_param_count(self.model, trainable_only=True)
 
     def get_learning_rates(self) -> list[float]:
         """The learning rate of each group of parameters.

@@ -68,11 +68,9 @@ def load_upstream_state(
         else:
             _load(folder / name, target, content)
     name = "rng_state.pth" if ranks.world_size() == 1 else f"rng_state_{ranks.rank()}.pth"
-    if not with_random:
-        pass
-    elif (folder / name).is_file():
+    if with_random and (folder / name).is_file():
         _restore_random_states(folder / name)
-    else:
+    elif with_random:
         missing.append(name)
     if missing:
         warn(f"{folder} has no {', '.join(missing)}: what they would hold begins anew, as in a new run")

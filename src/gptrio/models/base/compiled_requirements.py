@@ -18,7 +18,7 @@ from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
-from gptrio.nn.attention_interface import registered_function
+from gptrio.nn.attention_interface import registered_reason
 from gptrio.nn.blocks import DROPOUTS, BlockSpec
 from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import LowRankUpdate, WeightView, active_adapters, is_known_linear, is_lora, weight_view
@@ -60,9 +60,7 @@ def _no_autocast(model: PreTrainedModel) -> Problems:
 
 
 def _own_attention(model: PreTrainedModel) -> Problems:
-    name = model.attn_implementation
-    if registered_function(name) is not None:
-        yield f"attention is the registered function {name!r}"
+    yield from filter(None, [registered_reason(model.attn_implementation)])
 
 
 def _no_hooks(model: PreTrainedModel) -> Problems:
