@@ -2,7 +2,7 @@
 
 int8: on the CPU the rows of x are quantized to int8 too, each with its own scale: one row runs through fbgemm on packed
 codes, more rows as a matrix product of integers if the processor has instructions for it; if not, few rows run one by
-one, and for more the weight is dequantized part by part.
+one, and for more the weight is dequantized part by part, to float32 where products of x's dtype are emulated.
 int4: few rows run in bfloat16 on packed codes, if this version of torch can; for more rows, and otherwise, the weight
 is dequantized part by part, to bfloat16 if the processor multiplies it.
 Many rows of either: if the processor has tiles for bfloat16 (AMX), dequantizing the weight to bfloat16 costs less than
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.kernels.formats import dequantize_int4, dequantize_int8, unpack_int4
-from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product, product_by_parts
+from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product, is_emulated, product_by_parts
 from gptrio.kernels.operators import INT4_ROWS, has_int8_products, has_operators
 from gptrio.kernels.packing import find
 
@@ -103,7 +103,9 @@ def _fast_product(rows: Tensor, codes: Tensor, scale: Tensor, bits: int) -> Tens
         return _int8_matrix_product(rows.float(), codes, scale)
     if bits == 8 and len(rows) <= _LOOPED_ROWS and one_row_range():
         return _int8_rows(rows.float(), codes, scale)
-    dtype = torch.bfloat16 if bits == 4 and can_pack_cached(torch.bfloat16) else rows.dtype
+    dtype = torch.float32 if is_emulated(rows.dtype) else rows.dtype
+    if bits == 4 and can_pack_cached(torch.bfloat16):
+        dtype = torch.bfloat16
     return product_by_parts(rows, len(codes), lambda part: _DEQUANTIZE[bits](codes[part], scale[part], dtype), dtype)
 
 
