@@ -17,7 +17,7 @@ _UNPACKED = {
     torch.bfloat16: _EMULATED,
     torch.float16: _EMULATED,
 }
-_PLAIN = "torch on weights dequantized to the dtype of x"
+_PLAIN = "torch on weights dequantized to the dtype of x, or to float32 where that is emulated"
 
 
 def kernel_report() -> dict[str, str]:
