@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import gptrio as library
 from gptrio.cli.app import run
 from gptrio.errors import CheckpointError
 from gptrio.interop.convert import convert
+from gptrio.interop.folders import move_folder
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
 from tests.cases import first
 from tests.integration.test_command_line import gptrio, in_process
@@ -190,6 +193,45 @@ def test_only_files_that_are_replaced_are_removed(tmp_path):
     left = {path.name for path in (tmp_path / "in").glob("*.safetensors*")}
     assert left == {"model.safetensors", "model.fp16.safetensors"}
     assert torch.isfinite(logits(tmp_path / "in")).all()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a privilege")
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_an_error_at_any_file_leaves_the_old_model_whole(error, tmp_path, monkeypatch):
+    built().save_pretrained(tmp_path / "in", max_shard_size="40KB")
+    (tmp_path / "in" / "chat_template.jinja").write_text("new")
+    target, moved, replace = tmp_path / "out", [], Path.replace
+    built("gpt_neox").save_pretrained(target)
+    (target / "chat_template.jinja").symlink_to("../nowhere")
+    (target / "notes.txt").write_text("mine")
+    before = contents(target)
+
+    def fail_once(path: Path, place: Path) -> None:
+        moved.append(place.name)
+        if len(moved) == last:
+            raise error
+        replace(path, place)
+
+    monkeypatch.setattr(Path, "replace", fail_once)
+    for last in range(1, 100):
+        moved.clear()
+        shutil.copytree(tmp_path / "in", tmp_path / f"{last}")
+        try:
+            move_folder(tmp_path / f"{last}", target)
+        except error:
+            assert contents(target) == before
+        else:
+            break
+    names = {path.name for path in (tmp_path / "in").iterdir()}
+    assert len(names) > 4 and last == len(moved) + 1 == len(names) + len(before)
+    assert contents(target) == contents(tmp_path / "in") | {"notes.txt": b"mine"}
+    assert (moved[0], moved[-1]) == ("config.json", "config.json"), "a process that is killed leaves no mixture of two"
+
+
+def contents(folder: Path) -> dict[str, bytes | str]:
+    """The files of a folder, and where links lead."""
+    files = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return {path.name: os.readlink(path) if path.is_symlink() else path.read_bytes() for path in files}
 
 
 def test_a_new_folder_has_the_permissions_of_one(tmp_path):

@@ -86,7 +86,8 @@ def save_shards(
             temporary = replaced_at_the_end.enter_context(replace_file(folder / name))
             write_file(temporary, {key: tensors[shared.get(key, key)] for key in keys})
             written.append(folder / name)
-    remove_stale(folder, base, variant, keep={path.name for path in written})
+    for path in stale_files(folder, base, variant, keep={path.name for path in written}):
+        path.unlink()
     return written
 
 
@@ -130,14 +131,12 @@ def _index_text(tensors: Mapping[str, Array], shards: Mapping[str, list[str]]) -
     return json.dumps(index, indent=2, sort_keys=True) + "\n"
 
 
-def remove_stale(folder: Path, base: str, variant: str | None, keep: set[str]) -> None:
-    """Remove files of earlier saves of a kind and variant, such as "model.safetensors", other than those to keep."""
+def stale_files(folder: Path, base: str, variant: str | None, keep: set[str]) -> list[Path]:
+    """Files of earlier saves of a kind and variant, such as "model.safetensors", other than those to keep."""
     stem, _, extension = map(re.escape, variant_name(base, variant).rpartition("."))
     index = re.escape(variant_name(f"{base}.index.json", variant))
     old = re.compile(rf"{stem}(-\d{{5}}-of-\d{{5}})?\.{extension}|{index}")
-    for path in folder.iterdir():
-        if old.fullmatch(path.name) and path.name not in keep:
-            path.unlink()
+    return [path for path in folder.iterdir() if old.fullmatch(path.name) and path.name not in keep]
 
 
 def warn_if_shadowed(folder: str | os.PathLike[str], base: str, kind: str, variant: str | None = None) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gptrio.checkpoint.shards import remove_stale
+from gptrio.checkpoint.shards import stale_files
 from gptrio.errors import CheckpointError, CheckpointNotFoundError
-from gptrio.hub import HubOptions
-from gptrio.utils.file_names import SAFE_WEIGHTS_NAME
+from gptrio.hub import HubOptions, flush_to_disk
+from gptrio.utils.file_names import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 _COPIED = (
     *("tokenizer_config.json", "tokenizer.json", "vocab.json", "merges.txt", "special_tokens_map.json"),
@@ -31,7 +32,8 @@ def check_target(target: Path, overwrite: bool) -> None:
 @contextmanager
 def folder_beside(target: Path) -> Iterator[Path]:
     """Yield a new folder on the file system of the target, which is removed at the end if it has not been moved."""
-    parent = next(folder for folder in target.absolute().parents if folder.exists())
+    # in a target that exists: it may be where a file system is mounted, or lie in a folder that is read-only
+    parent = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
     try:
         place = tempfile.TemporaryDirectory(dir=parent, prefix=f".{target.name}.")
     except OSError as error:
@@ -56,16 +58,39 @@ def copy_tokenizer(name: str, folder: Path, is_required: bool) -> None:
 
 
 def move_folder(folder: Path, target: Path) -> list[Path]:
-    """Move a folder to its place: as a whole to a new one, else file by file, weights that are replaced removed."""
+    """Move a folder to its place: as a whole to a new one; else its files, in place of those of the target's model."""
     names = sorted(path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
-    if target.is_dir() and any(target.iterdir()):
-        for name in names:
-            (target / name).parent.mkdir(exist_ok=True)
-            (folder / name).replace(target / name)
-        remove_stale(target, SAFE_WEIGHTS_NAME, None, keep={name.name for name in names})
+    for path in (*(folder / name for name in names), folder):
+        flush_to_disk(path)
+    if target.is_dir():
+        _exchange(folder, target, names)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            target.rmdir()
         folder.replace(target)
+    flush_to_disk(target.parent)
     return [target / name for name in names]
+
+
+def _exchange(folder: Path, target: Path, names: list[Path]) -> None:
+    """Move files into a folder; its weights and files of the same names go, and on an error or Ctrl-C come back.
+
+    Until all is done these wait in a hidden folder. The configuration leaves first and comes last: what a process that
+    is killed has left is no model, rather than the weights of one with the configuration of another.
+    """
+    stale = [Path(path.name) for path in stale_files(target, SAFE_WEIGHTS_NAME, None, keep=set())]
+    old = {name for name in (*names, *stale) if os.path.lexists(target / name)}
+    aside = Path(tempfile.mkdtemp(dir=target, prefix=".replaced."))
+    moves = [(target / name, aside / name) for name in sorted(old, key=lambda name: name.name != CONFIG_NAME)]
+    moves += [(folder / name, target / name) for name in sorted(names, key=lambda name: name.name == CONFIG_NAME)]
+    try:
+        for source, place in moves:
+            place.parent.mkdir(exist_ok=True)
+            source.replace(place)
+        flush_to_disk(target)
+    except BaseException:
+        for source, place in reversed(moves):
+            if os.path.lexists(place) and not os.path.lexists(source):
+                place.replace(source)
+        shutil.rmtree(aside)
+        raise
+    shutil.rmtree(aside)
