@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import InputError, warn
@@ -11,6 +11,33 @@ from gptrio.training.state import TrainerControl, TrainerState
 
 if TYPE_CHECKING:
     from gptrio.training.arguments import TrainingArguments
+
+
+def _event(name: str, *unset: str, payload: str | None = None) -> Callable[..., TrainerControl]:
+    """A method that calls an event of every callback, after it has unset switches of the control.
+
+    Args:
+        name: of the event.
+        unset: the switches whose request the event answers.
+        payload: name by which callbacks get the method's fourth argument.
+    """
+
+    def method(
+        self: CallbackHandler,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        *given: Any,
+        **kwargs: Any,
+    ) -> TrainerControl:
+        for switch in unset:
+            setattr(control, switch, False)
+        if payload is not None:
+            kwargs.setdefault(payload, given[0] if given else None)
+        return self.call_event(name, args, state, control, **kwargs)
+
+    method.__name__, method.__doc__ = name, getattr(TrainerCallback, name).__doc__
+    return method
 
 
 class CallbackHandler(TrainerCallback):
@@ -94,98 +121,18 @@ class CallbackHandler(TrainerCallback):
             control = control if result is None else result
         return control
 
-    def on_init_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """The trainer is built."""
-        return self.call_event("on_init_end", args, state, control, **kwargs)
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Training begins."""
-        control.should_training_stop = False
-        return self.call_event("on_train_begin", args, state, control, **kwargs)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Training has ended."""
-        return self.call_event("on_train_end", args, state, control, **kwargs)
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """An epoch begins."""
-        control.should_epoch_stop = False
-        return self.call_event("on_epoch_begin", args, state, control, **kwargs)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """An epoch has ended."""
-        return self.call_event("on_epoch_end", args, state, control, **kwargs)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """An update begins; it may take several batches."""
-        control.should_log = control.should_evaluate = control.should_save = False
-        return self.call_event("on_step_begin", args, state, control, **kwargs)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Gradients are clipped, and the optimizer has not used them yet."""
-        return self.call_event("on_pre_optimizer_step", args, state, control, **kwargs)
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """The optimizer has used the gradients, which are still there."""
-        return self.call_event("on_optimizer_step", args, state, control, **kwargs)
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """A batch that is not the last one of its update is done."""
-        return self.call_event("on_substep_end", args, state, control, **kwargs)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """An update is done."""
-        return self.call_event("on_step_end", args, state, control, **kwargs)
-
-    def on_evaluate(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
-    ) -> TrainerControl:
-        """An evaluation has ended; `metrics` are its figures."""
-        control.should_evaluate = False
-        return self.call_event("on_evaluate", args, state, control, metrics=metrics, **kwargs)
-
-    def on_predict(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **kwargs: Any
-    ) -> TrainerControl:
-        """A prediction has ended; `metrics` are its figures."""
-        return self.call_event("on_predict", args, state, control, metrics=metrics, **kwargs)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """A checkpoint is saved."""
-        control.should_save = False
-        return self.call_event("on_save", args, state, control, **kwargs)
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
-    ) -> TrainerControl:
-        """`logs` were logged."""
-        control.should_log = False
-        return self.call_event("on_log", args, state, control, logs=logs, **kwargs)
-
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """A batch of an evaluation or prediction is done."""
-        return self.call_event("on_prediction_step", args, state, control, **kwargs)
+    on_init_end = _event("on_init_end")
+    on_train_begin = _event("on_train_begin", "should_training_stop")
+    on_train_end = _event("on_train_end")
+    on_epoch_begin = _event("on_epoch_begin", "should_epoch_stop")
+    on_epoch_end = _event("on_epoch_end")
+    on_step_begin = _event("on_step_begin", "should_log", "should_evaluate", "should_save")
+    on_pre_optimizer_step = _event("on_pre_optimizer_step")
+    on_optimizer_step = _event("on_optimizer_step")
+    on_substep_end = _event("on_substep_end")
+    on_step_end = _event("on_step_end")
+    on_evaluate = _event("on_evaluate", "should_evaluate", payload="metrics")
+    on_predict = _event("on_predict", payload="metrics")
+    on_save = _event("on_save", "should_save")
+    on_log = _event("on_log", "should_log", payload="logs")
+    on_prediction_step = _event("on_prediction_step")
