@@ -1,8 +1,8 @@
 """What scripts import from `transformers.trainer_pt_utils`: samplers, parameters, nested tensors."""
 
 from gptrio.training.accelerator_config import AcceleratorConfig as AcceleratorConfig
+from gptrio.training.arrays import EvalLoopContainer as EvalLoopContainer
 from gptrio.training.losses import LabelSmoother as LabelSmoother
-from gptrio.training.nested import EvalLoopContainer as EvalLoopContainer
 from gptrio.training.nested import find_batch_size as find_batch_size
 from gptrio.training.nested import get_model_param_count as get_model_param_count
 from gptrio.training.nested import nested_concat as nested_concat

@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from gptrio.errors import InputTypeError
+
 PADDING = -100  # between rows of different lengths
+_NESTED = (Mapping, tuple, list)
 
 
 def mapped(function: Callable[[Any], Any], values: Any) -> Any:
-    """The same structure, mappings as dictionaries, with a function applied to every leaf."""
-    if isinstance(values, Mapping):
-        return {name: mapped(function, value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
+    """The same structure, with a function applied to every leaf."""
+    if isinstance(values, _NESTED):
         return with_parts(lambda value: mapped(function, value), values)
     return function(values)
+
+
+def leaves(values: Any) -> Iterator[Any]:
+    """What a structure holds, in order."""
+    if isinstance(values, _NESTED):
+        for value in values.values() if isinstance(values, Mapping) else values:
+            yield from leaves(value)
+    else:
+        yield values
 
 
 def with_parts(function: Callable[[Any], Any], values: Any) -> Any:
     """A mapping, tuple or list of the same class, with a function applied to each of its parts."""
     if isinstance(values, Mapping):
-        parts = {name: function(value) for name, value in values.items()}
-        return parts if type(values) is dict else type(values)(parts)  # type: ignore[call-arg]  # of BatchEncoding and the like
-    made = [function(value) for value in values]
-    return type(values)(*made) if hasattr(values, "_fields") else type(values)(made)
+        return _alike(values, {name: function(value) for name, value in values.items()})
+    return _alike(values, [function(value) for value in values])
+
+
+def _alike(values: Any, parts: dict[str, Any] | list[Any]) -> Any:
+    """The parts in a structure of the class of another; `BatchEncoding` and the like take a dictionary."""
+    return type(values)(*parts) if hasattr(type(values), "_fields") else type(values)(parts)
 
 
 def moved(values: Any, device: torch.device, non_blocking: bool = False) -> Any:
     """The same structure with every tensor on a device."""
-    if isinstance(values, (Mapping, tuple, list)):
-        return with_parts(lambda value: moved(value, device, non_blocking), values)
-    return values.to(device, non_blocking=non_blocking) if isinstance(values, Tensor) else values
+
+    def placed(value: Any) -> Any:
+        return value.to(device, non_blocking=non_blocking) if isinstance(value, Tensor) else value
+
+    return mapped(placed, values)
 
 
 def detached(values: Any) -> Any:
@@ -55,42 +70,41 @@ def _as_array(value: Any) -> Any:
 
 
 def plain(values: Any) -> Any:
-    """Python numbers of scalars, for JSON."""
-    return mapped(_plain, values)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.numel() == 1):
-        return value.item()
-    return value
+    """Python numbers of scalars, for JSON; mappings become dictionaries."""
+    if isinstance(values, Mapping):
+        return {name: plain(value) for name, value in values.items()}
+    if isinstance(values, (list, tuple)):
+        return with_parts(plain, values)
+    is_scalar = isinstance(values, np.generic) or (isinstance(values, Tensor) and values.numel() == 1)
+    return values.item() if is_scalar else values
 
 
 def rows_of(values: Any) -> int | None:
     """Rows of the first tensor or array in a structure; None if there is none."""
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, (list, tuple)):
-        return next((rows for rows in map(rows_of, values) if rows is not None), None)
-    return int(values.shape[0]) if isinstance(values, (Tensor, np.ndarray)) and values.ndim > 0 else None
+    arrays = (leaf for leaf in leaves(values) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0)
+    return next((int(array.shape[0]) for array in arrays), None)
 
 
 def bytes_of(values: Any) -> int:
     """Bytes of all tensors of a structure."""
-    if isinstance(values, Mapping):
-        values = list(values.values())
-    if isinstance(values, (list, tuple)):
-        return sum(map(bytes_of, values))
-    return values.numel() * values.element_size() if isinstance(values, Tensor) else 0
+    return sum(leaf.numel() * leaf.element_size() for leaf in leaves(values) if isinstance(leaf, Tensor))
 
 
-def concatenated(parts: Sequence[Any]) -> Any:
-    """Arrays of the same structure, joined along rows; the second axis is padded to the longest with -100."""
+def concatenated(parts: Sequence[Any], padding: int = PADDING) -> Any:
+    """Tensors or arrays in structures alike, joined along rows; the second axis is padded to the longest.
+
+    Raises:
+        InputTypeError: the structures differ.
+    """
     first = parts[0]
+    for part in parts[1:]:
+        if type(part) is not type(first) and not (isinstance(first, Tensor) and isinstance(part, Tensor)):
+            raise InputTypeError(f"a {type(first).__name__} and a {type(part).__name__} cannot be joined")
     if isinstance(first, Mapping):
-        return {name: concatenated([part[name] for part in parts]) for name in first}
+        return _alike(first, {name: concatenated([part[name] for part in parts], padding) for name in first})
     if isinstance(first, (list, tuple)):
-        return type(first)(concatenated(column) for column in zip(*parts, strict=True))
-    return joined(parts)
+        return _alike(first, [concatenated(column, padding) for column in zip(*parts, strict=True)])
+    return joined(parts, padding)
 
 
 def joined(parts: Sequence[Any], padding: int = PADDING) -> Any:
@@ -109,28 +123,29 @@ def joined(parts: Sequence[Any], padding: int = PADDING) -> Any:
     return result
 
 
-class Rows:
+class EvalLoopContainer:
     """Collects what a loop over batches returns.
 
     Args:
-        is_joined: whether the result is one structure of arrays; else it is a list with one for each batch.
+        do_nested_concat: whether the result is one structure of arrays; else it is a list with one for each batch.
+        padding_index: fills shorter rows up.
     """
 
-    def __init__(self, is_joined: bool = True) -> None:
-        self.is_joined = is_joined
+    def __init__(self, do_nested_concat: bool = True, padding_index: int = PADDING) -> None:
+        self.do_nested_concat, self.padding_index = do_nested_concat, padding_index
         self.parts: list[Any] = []
 
-    def add(self, values: Any) -> None:
+    def add(self, tensors: Any) -> None:
         """Keep what a batch returned, where it is."""
-        self.parts.append(values)
+        self.parts.append(tensors)
 
-    def to_arrays(self) -> None:
+    def to_cpu_and_numpy(self) -> None:
         """Move what is kept to numpy arrays."""
         self.parts = [as_arrays(part) for part in self.parts]
 
-    def result(self) -> Any:
-        """All rows; None if nothing was kept."""
-        self.to_arrays()
+    def get_arrays(self) -> Any:
+        """Everything as arrays; None if nothing was kept."""
+        self.to_cpu_and_numpy()
         if not self.parts:
             return None
-        return concatenated(self.parts) if self.is_joined else self.parts
+        return concatenated(self.parts, self.padding_index) if self.do_nested_concat else self.parts

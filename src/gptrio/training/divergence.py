@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gptrio.errors import DivergenceError, warn
 from gptrio.training import ranks
+from gptrio.training.arrays import leaves
 
 
 class DivergenceWatch:
@@ -118,7 +119,7 @@ def _watched(model: nn.Module) -> Iterator[list[str]]:
 
     def watch(name: str) -> Callable[..., None]:
         def look(module: nn.Module, _: Any, output: Any) -> None:
-            for tensor in _tensors(output):
+            for tensor in filter(torch.is_tensor, leaves(output)):
                 if not _is_finite(tensor):
                     found.append(f"the output of {name} ({type(module).__name__}), {_describe(tensor)}")
                 elif tensor.requires_grad:
@@ -186,14 +187,3 @@ def _describe(tensor: Tensor) -> str:
 
 def _is_finite(tensor: Tensor) -> bool:
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)

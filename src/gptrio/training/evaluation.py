@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gptrio.errors import warn
 from gptrio.training import ranks
-from gptrio.training.arrays import Rows, bytes_of, detached, mapped, plain, rows_of
+from gptrio.training.arrays import EvalLoopContainer, bytes_of, detached, mapped, plain, rows_of
 from gptrio.training.order import has_length
 from gptrio.training.parts import TrainerParts
 from gptrio.training.results import EvalLoopOutput, EvalPrediction, PredictionOutput, speed_metrics
@@ -123,7 +123,7 @@ class EvaluationMixin(TrainerParts):
                 metrics = self._metrics_of_batch(part, inputs, is_last) or metrics
             elif args.eval_accumulation_steps is not None and (step + 1) % args.eval_accumulation_steps == 0:
                 kept.to_arrays()
-        result = {name: each.result() for name, each in kept.rows.items()}
+        result = {name: each.get_arrays() for name, each in kept.rows.items()}
         if self.compute_metrics is not None and not args.batch_eval_metrics and kept.has_pairs(result):
             metrics = self.compute_metrics(self._eval_prediction(result, result["inputs"]))
         named = self._named(plain(metrics or {}), result["losses"], metric_key_prefix)
@@ -244,7 +244,8 @@ class _Kept:
     """What an evaluation keeps of its batches: `rows` of losses, predictions, labels and inputs."""
 
     def __init__(self, args: Any, is_prediction: bool) -> None:
-        self.rows = {name: Rows(args.eval_do_concat_batches) for name in ("losses", "predictions", "labels", "inputs")}
+        names = ("losses", "predictions", "labels", "inputs")
+        self.rows = {name: EvalLoopContainer(args.eval_do_concat_batches) for name in names}
         self.keeps_predictions = is_prediction or not args.batch_eval_metrics
 
     def add(self, part: dict[str, Any]) -> None:
@@ -254,7 +255,7 @@ class _Kept:
 
     def to_arrays(self) -> None:
         for each in self.rows.values():
-            each.to_arrays()
+            each.to_cpu_and_numpy()
 
     @staticmethod
     def has_pairs(result: dict[str, Any]) -> bool:
