@@ -145,11 +145,21 @@ class OptimizerNames(ExplicitEnum):
 
 _O = OptimizerNames
 TORCH_OPTIMIZERS = frozenset({_O.ADAMW_TORCH, _O.ADAMW_TORCH_FUSED, _O.SGD, _O.ADAGRAD, _O.RMSPROP, _O.ADAFACTOR})
-BITSANDBYTES_OPTIMIZERS = frozenset(
-    {
-        *(_O.ADAMW_BNB, _O.ADAMW_8BIT, _O.PAGED_ADAMW, _O.PAGED_ADAMW_8BIT),
-        *(_O.RMSPROP_BNB, _O.RMSPROP_8BIT, _O.RMSPROP_32BIT),
-        *(_O.LION, _O.LION_8BIT, _O.PAGED_LION, _O.PAGED_LION_8BIT),
-        *(_O.ADEMAMIX, _O.ADEMAMIX_8BIT, _O.PAGED_ADEMAMIX, _O.PAGED_ADEMAMIX_8BIT),
-    }
-)
+BITSANDBYTES = {  # class of bitsandbytes, and bits of its states
+    "adamw_bnb_8bit": ("AdamW", 8),
+    "adamw_8bit": ("AdamW", 8),
+    "paged_adamw_32bit": ("AdamW", 32),
+    "paged_adamw_8bit": ("AdamW", 8),
+    "lion_32bit": ("Lion", 32),
+    "lion_8bit": ("Lion", 8),
+    "paged_lion_32bit": ("Lion", 32),
+    "paged_lion_8bit": ("Lion", 8),
+    "ademamix": ("AdEMAMix", 32),
+    "ademamix_8bit": ("AdEMAMix", 8),
+    "paged_ademamix_32bit": ("AdEMAMix", 32),
+    "paged_ademamix_8bit": ("AdEMAMix", 8),
+    "rmsprop_bnb": ("RMSprop", 32),
+    "rmsprop_bnb_32bit": ("RMSprop", 32),
+    "rmsprop_bnb_8bit": ("RMSprop", 8),
+}
+BITSANDBYTES_OPTIMIZERS = frozenset(map(OptimizerNames, BITSANDBYTES))

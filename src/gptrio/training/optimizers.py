@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from gptrio.errors import OptionError, UnsupportedError, import_optional, nearest
 from gptrio.training.adafactor import Adafactor
+from gptrio.training.enums import BITSANDBYTES
 
 _NOT_DECAYED = re.compile(r"bias|layernorm|rmsnorm|(?:^|\.)norm(?:$|\.)|_norm(?:$|\.)")
 _TORCH: dict[str, type[Optimizer]] = {
@@ -22,25 +23,6 @@ _TORCH: dict[str, type[Optimizer]] = {
     "adagrad": torch.optim.Adagrad,
     "rmsprop": torch.optim.RMSprop,
 }
-_BITSANDBYTES = {
-    "adamw_bnb_8bit": ("AdamW", 8),
-    "adamw_8bit": ("AdamW", 8),
-    "paged_adamw_32bit": ("AdamW", 32),
-    "paged_adamw_8bit": ("AdamW", 8),
-    "lion_32bit": ("Lion", 32),
-    "lion_8bit": ("Lion", 8),
-    "paged_lion_32bit": ("Lion", 32),
-    "paged_lion_8bit": ("Lion", 8),
-    "ademamix": ("AdEMAMix", 32),
-    "ademamix_8bit": ("AdEMAMix", 8),
-    "paged_ademamix_32bit": ("AdEMAMix", 32),
-    "paged_ademamix_8bit": ("AdEMAMix", 8),
-    "rmsprop_bnb": ("RMSprop", 32),
-    "rmsprop_bnb_32bit": ("RMSprop", 32),
-    "rmsprop_bnb_8bit": ("RMSprop", 8),
-}
-
-
 ALL_LAYERNORM_LAYERS: list[type[nn.Module]] = [nn.LayerNorm]  # whose weights do not decay
 
 
@@ -81,8 +63,8 @@ def optimizer_class(args: Any) -> tuple[Callable[..., Optimizer], dict[str, Any]
     name = str(getattr(args.optim, "value", args.optim))
     given = parse_options(args.optim_args)
     adam = {"betas": (args.adam_beta1, args.adam_beta2), "eps": args.adam_epsilon}
-    if name in _BITSANDBYTES:
-        class_name, bits = _BITSANDBYTES[name]
+    if name in BITSANDBYTES:
+        class_name, bits = BITSANDBYTES[name]
         library = import_optional(
             "bitsandbytes", f"optim={name!r} needs bitsandbytes; pip install bitsandbytes, or use adamw_torch"
         )
@@ -92,7 +74,7 @@ def optimizer_class(args: Any) -> tuple[Callable[..., Optimizer], dict[str, Any]
         return getattr(library.optim, class_name), options
     if name not in _TORCH:
         raise UnsupportedError(
-            f"optim={name!r} is not available; {nearest(name, [*_TORCH, *_BITSANDBYTES]) or 'use adamw_torch'}, or "
+            f"optim={name!r} is not available; {nearest(name, [*_TORCH, *BITSANDBYTES]) or 'use adamw_torch'}, or "
             "pass an optimizer of your own: Trainer(optimizers=(optimizer, None))"
         )
     own = {"scale_parameter": False, "relative_step": False} if name == "adafactor" else {}
