@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -11,14 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from gptrio.errors import OptionError, warn
-from gptrio.kernels.differentiable import bfloat16_instructions
+from gptrio.errors import OptionError
 from gptrio.training.accelerator_names import AcceleratorNames
 from gptrio.training.arrays import moved
 from gptrio.training.loaders import prepared
 from gptrio.training.parts import unwrap_model
-
-_log = logging.getLogger(__name__)
 
 
 class SingleProcess(AcceleratorNames):
@@ -42,8 +38,6 @@ class SingleProcess(AcceleratorNames):
         super().__init__()
         if dtype == torch.float16 and device.type == "cpu":
             raise OptionError("fp16=True needs a GPU; use bf16=True on a processor")
-        if dtype == torch.bfloat16 and device.type == "cpu":
-            _tell_of_bfloat16()
         self.device, self.dtype = device, dtype
         self.scaler = torch.amp.GradScaler(device.type) if dtype == torch.float16 else None
         self.optimizer_step_was_skipped = False
@@ -120,13 +114,3 @@ class SingleProcess(AcceleratorNames):
 
     def wait_for_everyone(self) -> None:
         """Return, as nobody else is there."""
-
-
-def _tell_of_bfloat16() -> None:
-    found = bfloat16_instructions()
-    if "AMX" in found:
-        _log.info("bf16: this processor multiplies bfloat16 matrices in tiles (AMX)")
-    elif found:
-        _log.info("bf16: this processor has products of bfloat16 vectors (AVX512-BF16)")
-    else:
-        warn("this processor has no bfloat16 products (AMX, AVX512-BF16), so that bf16=True takes the time of float32")
