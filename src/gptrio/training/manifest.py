@@ -16,7 +16,7 @@ import torch
 
 from gptrio import __version__
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, GptrioError, warn
-from gptrio.hub import flush_to_disk, read_json, write_text
+from gptrio.hub import flush_to_disk, read_json, sha256_of, write_text
 from gptrio.training.upstream import verify_upstream_checkpoint
 from gptrio.utils.file_names import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
@@ -171,15 +171,7 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _file_digest(path)}
-
-
-def _file_digest(path: Path) -> str:
-    digest, buffer = hashlib.sha256(), bytearray(1 << 20)
-    with open(path, "rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(memoryview(buffer)[:count])
-    return digest.hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _fault(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
@@ -191,7 +183,7 @@ def _fault(folder: Path, name: str, entry: Mapping[str, Any]) -> str | None:
         size = path.stat().st_size
         if size != entry["bytes"]:
             return f"has {size:,} bytes; {entry['bytes']:,} were written{_WAY_OUT}"
-        return None if _file_digest(path) == entry["sha256"] else f"has other bytes than were written{_WAY_OUT}"
+        return None if sha256_of(path) == entry["sha256"] else f"has other bytes than were written{_WAY_OUT}"
     except FileNotFoundError:
         return "is missing"
     except OSError as error:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 
-from gptrio.hub import write_text
+from gptrio.hub import sha256_of, write_text
 
 MANIFEST = "gptrio_manifest.json"
 _ORBAX_METADATA = "_METADATA"
-_CHUNK = 1 << 20
 
 
 def write_manifest(folder: Path) -> None:
@@ -19,7 +17,7 @@ def write_manifest(folder: Path) -> None:
     Args:
         folder: complete, apart from this file; not yet under its final name, so that a crash leaves both or neither.
     """
-    files = {path.relative_to(folder).as_posix(): [path.stat().st_size, _sha256(path)] for path in _files(folder)}
+    files = {path.relative_to(folder).as_posix(): [path.stat().st_size, sha256_of(path)] for path in _files(folder)}
     write_text(folder / MANIFEST, json.dumps(files))
 
 
@@ -48,18 +46,10 @@ def damage(folder: Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size} bytes of {size}"
-        if _sha256(path) != sha256:
+        if sha256_of(path) != sha256:
             return f"the SHA-256 of {name} is not that of what was written"
     return None
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
