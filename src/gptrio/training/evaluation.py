@@ -123,6 +123,7 @@ class EvaluationMixin(TrainerParts):
                 metrics = self._metrics_of_batch(part, inputs, is_last) or metrics
             elif args.eval_accumulation_steps is not None and (step + 1) % args.eval_accumulation_steps == 0:
                 kept.to_arrays()
+        self.gather_function = self.accelerator.gather_for_metrics  # what a subclass sets is for one evaluation
         result = {name: each.get_arrays() for name, each in kept.rows.items()}
         if self.compute_metrics is not None and not args.batch_eval_metrics and kept.has_pairs(result):
             metrics = self.compute_metrics(self._eval_prediction(result, result["inputs"]))
@@ -197,10 +198,7 @@ class EvaluationMixin(TrainerParts):
         gathered = {"losses": loss, "predictions": logits, "labels": labels, "inputs": shown}
         if is_repeated:
             gathered = mapped(lambda value: value[:0] if isinstance(value, Tensor) else value, gathered)
-        return {
-            name: None if value is None else self.accelerator.gather_for_metrics(value)
-            for name, value in gathered.items()
-        }
+        return {name: None if value is None else self.gather_function(value) for name, value in gathered.items()}
 
     def _metrics_of_batch(self, part: dict[str, Any], inputs: Any, is_last: bool) -> dict[str, Any] | None:
         if self.compute_metrics is None or part["predictions"] is None or part["labels"] is None:

@@ -31,7 +31,7 @@ def gather(model: nn.Module, optimizer: Any) -> dict[str, Any]:
     return {"class": _class_name(optimizer), "groups": groups, "state": by_name}
 
 
-def restore(folder: Path, model: nn.Module, optimizer: Any, saved: Mapping[str, Any] | None) -> None:
+def restore(folder: Path, model: nn.Module, optimizer: Any, saved: Mapping[str, Any]) -> None:
     """Restore an optimizer from a state of `gather`.
 
     Args:
@@ -40,10 +40,8 @@ def restore(folder: Path, model: nn.Module, optimizer: Any, saved: Mapping[str, 
         saved: the state.
 
     Raises:
-        CheckpointError: the state is missing, or of another optimizer or other parameters.
+        CheckpointError: the state is of another optimizer or other parameters.
     """
-    if saved is None:
-        raise CheckpointError(f"{folder} has no state of an optimizer; train from its model as from a new one")
     if saved["class"] != _class_name(optimizer):
         raise CheckpointError(
             f"{folder} has the state of {saved['class']}, but this run trains with {_class_name(optimizer)}; choose "

@@ -32,7 +32,8 @@ class TrainerParts:
         model_wrapped: what the forward pass calls: the model, or what wraps it.
         optimizer, lr_scheduler: None until training begins, unless they were given.
         state, control: where the run is, and what is to happen next.
-        accelerator: accelerate's `Accelerator`, or a `SingleProcess`.
+        accelerator: the device, number formats and processes; the names are those of accelerate's `Accelerator`.
+        gather_function: puts the rows of all processes together; what a subclass sets is for the next evaluation.
         is_in_train: whether `train` is running.
         label_names: inputs that are labels.
         label_smoother: the loss of label smoothing, or None.
@@ -49,6 +50,7 @@ class TrainerParts:
     control: TrainerControl
     callback_handler: CallbackHandler
     accelerator: Any
+    gather_function: Callable[[Any], Any]
     processing_class: Any
     data_collator: Callable[[list[Any]], Any]
     train_dataset: Any
@@ -120,6 +122,9 @@ class TrainerParts:
     _checkpoint_to_resume: Callable[..., Any]
     _load_from_checkpoint: Callable[..., Any]
     _load_state: Callable[..., Any]
+    _load_optimizer_and_scheduler: Callable[..., None]
+    _load_scaler: Callable[..., None]
+    create_accelerator_and_postprocess: Callable[[], None]
     _load_best_model: Callable[..., Any]
     _determine_best_metric: Callable[..., Any]
     _accept_changes: Callable[[], None]

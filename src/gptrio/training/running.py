@@ -191,6 +191,9 @@ class RunningMixin(TrainerParts):
         self._resumed_random, self._epoch_random = None, None
         if checkpoint is not None:
             self._load_state(checkpoint, loader, plan.updates_per_epoch)
+        else:  # as Transformers does, for subclasses that begin with a state of their own
+            self._load_optimizer_and_scheduler(None)
+            self._load_scaler(None)
         handler = self.callback_handler
         handler.model, handler.optimizer, handler.lr_scheduler = self.model, self.optimizer, self.lr_scheduler
         handler.train_dataloader = loader

@@ -15,8 +15,8 @@ from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from gptrio.training.loaders import sampler_of
 from gptrio.training.manifest import MANIFEST, accept_changes, stamps_of, verify_checkpoint, warn_of_changes
 from gptrio.training.order import has_length
-from gptrio.training.parts import TrainerParts
-from gptrio.training.snapshot import Position, load_snapshot, save_snapshot
+from gptrio.training.saved_state import SavedStateMixin
+from gptrio.training.snapshot import Position
 from gptrio.training.state import ExportableState, TrainerControl, TrainerState, states_by_class
 from gptrio.training.weights import restore_weights, save_weights
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 TRAINER_STATE_NAME = "trainer_state.json"
 
 
-class SavingMixin(TrainerParts):
+class SavingMixin(SavedStateMixin):
     """Files of a run; each method can be overridden."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -107,16 +107,7 @@ class SavingMixin(TrainerParts):
                 "last_logged": self._globalstep_last_logged,
                 "epoch_random": self._epoch_random,
             }
-            save_snapshot(
-                folder,
-                model=self.model,
-                optimizer=self.optimizer,
-                scheduler=self.lr_scheduler,
-                scaler=getattr(self.accelerator, "scaler", None),
-                position=self._position,
-                extra=extra,
-                is_writer=self.args.should_save,
-            )
+            self._save_snapshot(folder, extra)
         if self.args.should_save:
             self.state.save_to_json(folder / TRAINER_STATE_NAME)
 
@@ -200,35 +191,6 @@ class SavingMixin(TrainerParts):
         if sampler is not None:
             sampler.seed = self._position.seed
         _log.info(f"resuming from {folder}: update {self.state.global_step}, {self._position}")
-
-    def _load_snapshot(self, folder: str) -> tuple[Position | None, dict[str, Any]]:
-        """Restore what `load_snapshot` does, by the two methods below where a subclass has its own."""
-        has_optimizer = type(self)._load_optimizer_and_scheduler is SavingMixin._load_optimizer_and_scheduler
-        has_random = type(self)._load_rng_state is SavingMixin._load_rng_state
-        result = load_snapshot(
-            Path(folder),
-            model=self.model,
-            optimizer=self.optimizer if has_optimizer else None,
-            scheduler=self.lr_scheduler if has_optimizer else None,
-            scaler=getattr(self.accelerator, "scaler", None),
-            with_random=has_random,
-        )
-        if not has_optimizer:
-            self._load_optimizer_and_scheduler(folder)
-        if not has_random:
-            self._load_rng_state(folder)
-        return result
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Restore the optimizer and the schedule alone; None leaves them as they are."""
-        if checkpoint is not None:
-            parts = {"optimizer": self.optimizer, "scheduler": self.lr_scheduler, "scaler": None}
-            load_snapshot(Path(checkpoint), model=self.model, with_random=False, **parts)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """Restore the random generators alone; None leaves them as they are."""
-        if checkpoint is not None:
-            load_snapshot(Path(checkpoint), model=self.model, optimizer=None, scheduler=None, scaler=None)
 
     def compare_trainer_and_checkpoint_args(self, training_args: Any, trainer_state: TrainerState) -> None:
         """Say which numbers of steps are those of a checkpoint, as they are part of its state, not of the arguments."""

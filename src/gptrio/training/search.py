@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from gptrio.errors import InputError, UnsupportedError, import_optional, nearest, warn
 from gptrio.training.enums import HPSearchBackend
 from gptrio.training.parts import TrainerParts
-from gptrio.training.processes import make_accelerator
 from gptrio.training.run_folder import RunFolder
 
 _log = logging.getLogger(__name__)
@@ -148,7 +147,7 @@ class SearchMixin(TrainerParts):
             before = getattr(self.args, name)
             setattr(self.args, name, value if before is None else type(before)(value))
         _log.info(f"trial {trial.number}: {trial.params}")
-        self.accelerator = make_accelerator(self.args)
+        self.create_accelerator_and_postprocess()
 
     def _enter_trial_folder(self, trial: Any) -> None:
         """Set the folder of a trial's checkpoints, whose name may depend on all that was chosen for it."""

@@ -75,6 +75,7 @@ def save_snapshot(
     position: Position,
     extra: Mapping[str, Any],
     is_writer: bool | None = None,
+    with_random: bool = True,
 ) -> None:
     """Write the state of a run into a folder; each rank calls this.
 
@@ -85,13 +86,15 @@ def save_snapshot(
         position: place in the data.
         extra: states of callbacks, sums of losses and the like: numbers, text, tensors, lists and dictionaries.
         is_writer: whether this rank writes what belongs to all: rank 0 by default, or one on each machine.
+        with_random: write the states of the random generators.
 
     Raises:
         CheckpointError: a state holds an object that is none of these; the message names it.
     """
+    generators = random_states.gather() if with_random else {}
     if not ranks.is_first():
         tensors: dict[str, torch.Tensor] = {}
-        own = encode({"random": random_states.gather(), "extra": dict(extra)}, "state", tensors)
+        own = encode({"random": generators, "extra": dict(extra)}, "state", tensors)
         if optimizer is not None and is_sharded(model):  # the rows of this rank, under the names of rank 0's
             encode(optimizer_states.gather(model, optimizer), "optimizer", tensors)
         save_file(tensors, folder / rank_file(ranks.rank()), {"format": "pt", "state": json.dumps(own)})
@@ -102,7 +105,7 @@ def save_snapshot(
         "optimizer": None if optimizer is None else optimizer_states.gather(model, optimizer),
         "scheduler": None if scheduler is None else scheduler.state_dict(),
         "scaler": None if scaler is None else scaler.state_dict(),
-        "random": random_states.gather(),
+        "random": generators,
         "extra": dict(extra),
     }
     tensors = {}
@@ -129,9 +132,9 @@ def load_snapshot(
         CheckpointFormatError: the files are damaged.
         CheckpointError: they are of another model, optimizer or schedule.
     """
+    objects = {"optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
     if not (folder / STATE_JSON).is_file():
-        objects = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "scaler": scaler}
-        upstream.load_upstream_state(folder, **objects, with_random=with_random)
+        upstream.load_upstream_state(folder, model=model, **objects, with_random=with_random)
         return None, {}
     content = read_json(folder / STATE_JSON)
     tensors = _read_tensors(folder / STATE_TENSORS)
@@ -139,27 +142,24 @@ def load_snapshot(
         position = Position(**content["position"])
         files = [folder / rank_file(rank) for rank in range(position.world_size)]
         state = {name: decode(value, tensors, partial(SavedRows, files=files)) for name, value in content.items()}
-        if optimizer is not None:
+        unsaved = {name: target for name, target in objects.items() if target is not None and state[name] is None}
+        if optimizer is not None and "optimizer" not in unsaved:
             optimizer_states.restore(folder, model, optimizer, state["optimizer"])
-        _restore(folder, "scheduler", scheduler, state["scheduler"])
-        _restore(folder, "scaler", scaler, state["scaler"])
+        for name in ("scheduler", "scaler"):
+            if objects[name] is not None and name not in unsaved:
+                objects[name].load_state_dict(state[name])
         own = state if ranks.is_first() else _state_of_rank(folder, position)
         if with_random:
             random_states.restore(own.get("random", {}))
+        with_random = with_random and not state["random"]
+        if unsaved or with_random:  # a subclass has left them out, or written files of its own
+            given = {**dict.fromkeys(objects), **unsaved}
+            upstream.load_upstream_state(folder, model=model, **given, with_random=with_random)
     except GptrioError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointFormatError(f"the training state in {folder} does not fit this run: {error}") from error
     return position, own.get("extra", state["extra"])
-
-
-def _restore(folder: Path, what: str, target: Any, saved: Any) -> None:
-    if target is None:
-        return
-    if saved is None:
-        warn(f"{folder} has no state of a {what}; it begins anew")
-        return
-    target.load_state_dict(saved)
 
 
 def rank_file(rank: int) -> str:

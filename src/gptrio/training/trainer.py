@@ -44,7 +44,7 @@ from gptrio.training.running import RunningMixin
 from gptrio.training.saving import SavingMixin
 from gptrio.training.search import SearchMixin
 from gptrio.training.state import TrainerControl, TrainerState
-from gptrio.training.trainer_checks import check_model, check_trainer, take_accumulation
+from gptrio.training.trainer_checks import check_accelerator, check_model, check_trainer, take_accumulation
 from gptrio.training.trainer_names import NamesMixin
 from gptrio.utils.logging import set_verbosity
 from gptrio.utils.seed import enable_full_determinism, set_seed
@@ -129,15 +129,22 @@ class Trainer(
         enable_full_determinism(args.seed) if args.full_determinism else set_seed(args.seed)  # before a model is made
         if args.log_level != "passive" or not args.should_log:
             set_verbosity(args.get_process_log_level())
-        self.accelerator = make_accelerator(args)
+        self.model, self.is_in_train = model, False
+        self.create_accelerator_and_postprocess()
         args.output_dir = ranks.from_first(args.output_dir)  # one named by the time differs from rank to rank
         self._set_model(self.call_model_init() if model is None else model)
         self._begin(callbacks or [])
         self._memory.stop("init")
 
+    def create_accelerator_and_postprocess(self) -> None:
+        """Make the accelerator, before the model is placed; a search does it for each trial."""
+        self.accelerator = make_accelerator(self.args)
+        self.gather_function = self.accelerator.gather_for_metrics
+
     def _set_model(self, model: Any) -> None:
         """Move a model to the device and note what its forward takes."""
         check_model(model)
+        check_accelerator(self.accelerator)
         self.model = self.model_wrapped = model
         is_placed = self.place_model_on_device and not self.accelerator.is_sharded  # which moves part after part
         if is_placed and not (self._is_cast_for_evaluation() and not self.args.do_train):

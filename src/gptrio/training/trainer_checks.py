@@ -11,6 +11,7 @@ from gptrio.training import ranks
 from gptrio.training.enums import IntervalStrategy, SaveStrategy
 from gptrio.training.loaders import is_divided
 from gptrio.training.order import has_length, is_streamed
+from gptrio.training.precision import SingleProcess
 from gptrio.training.sharding import check_sharding
 
 _WITHOUT_HEAD = re.compile(r"(GPT2|GPTNeo|GPTNeoX)Model")
@@ -150,4 +151,19 @@ def check_model(model: Any) -> None:
         raise InputError(
             f"the weights of this {name} are quantized and cannot be trained; add an adapter to it, or load it without "
             "quantization"
+        )
+
+
+def check_accelerator(accelerator: Any) -> None:
+    """Refuse an accelerator of accelerate, whose loaders and wrapped models the training does not use.
+
+    Raises:
+        UnsupportedError: it is not the trainer's own.
+    """
+    if not isinstance(accelerator, SingleProcess):
+        kind = f"{type(accelerator).__module__}.{type(accelerator).__name__}"
+        raise UnsupportedError(
+            f"self.accelerator is {kind}, but the Trainer runs with the one that "
+            "super().create_accelerator_and_postprocess() makes; call that, and pass fsdp, bf16 and the like to "
+            "TrainingArguments"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from typing import Any
 
 from gptrio.errors import OptionError
@@ -33,12 +32,6 @@ class NamesMixin(TrainerParts):
     def use_cpu_amp(self) -> bool:
         """Whether matrix products have another format than the weights, on a processor."""
         return bool(self.accelerator.native_amp and self.accelerator.device.type == "cpu")
-
-    @property
-    def gather_function(self) -> Callable[[Any], Any]:
-        """Puts the rows of all processes together."""
-        gather: Callable[[Any], Any] = self.accelerator.gather_for_metrics
-        return gather
 
     def get_tp_size(self) -> int:
         """Processes that share each layer: 1."""

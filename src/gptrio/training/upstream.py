@@ -1,4 +1,4 @@
-"""Checkpoint folders of Transformers' Trainer: whether one is whole, and its training state.
+"""Checkpoint folders of Transformers' Trainer: whether one is whole, its training state, and states in its files.
 
 `optimizer.pt`, `scheduler.pt`, `scaler.pt` and `rng_state.pth` are pickles; the restricted loader reads them, and runs
 no code. `training_args.bin` would need classes of Transformers, and is never read.
@@ -6,22 +6,27 @@ no code. `training_args.bin` would need classes of Transformers, and is never re
 
 from __future__ import annotations
 
+import os
+import random
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from gptrio.checkpoint.random_state_files import read_random_states
 from gptrio.checkpoint.reader import SafetensorsFile
 from gptrio.checkpoint.torch_files import read_torch_content
-from gptrio.errors import CheckpointFormatError, GptrioError, warn
+from gptrio.errors import CheckpointFormatError, GptrioError, UnsupportedError, warn
 from gptrio.hub import read_json
 from gptrio.training import optimizer_states, random_states, ranks
+from gptrio.training.sharding import is_sharded
 
 _LAST_FILE = "trainer_state.json"  # of a save
+_FILES = {"optimizer": "optimizer.pt", "scheduler": "scheduler.pt", "scaler": "scaler.pt"}
 _PICKLES = (".pt", ".pth", ".bin")
 _NEVER_READ = "training_args.bin"
 
@@ -56,7 +61,7 @@ def load_upstream_state(
         CheckpointError: a state is of another model, optimizer or schedule.
     """
     missing = []
-    for name, target in ("optimizer.pt", optimizer), ("scheduler.pt", scheduler), ("scaler.pt", scaler):
+    for name, target in zip(_FILES.values(), (optimizer, scheduler, scaler), strict=True):
         if target is None:
             continue
         if not (folder / name).is_file():
@@ -67,13 +72,49 @@ def load_upstream_state(
             optimizer_states.load(folder, model, optimizer, content)
         else:
             _load(folder / name, target, content)
-    name = "rng_state.pth" if ranks.world_size() == 1 else f"rng_state_{ranks.rank()}.pth"
+    name = _random_file()
     if with_random and (folder / name).is_file():
         _restore_random_states(folder / name)
     elif with_random:
         missing.append(name)
     if missing:
         warn(f"{folder} has no {', '.join(missing)}: what they would hold begins anew, as in a new run")
+
+
+def save_states(folder: Path, model: nn.Module, is_writer: bool, **objects: Any) -> None:
+    """Write states into a folder as Transformers' Trainer does.
+
+    Args:
+        folder: made if need be.
+        model: that is trained.
+        is_writer: whether this rank writes.
+        objects: by name: "optimizer", "scheduler", "scaler"; each with its `state_dict`.
+
+    Raises:
+        UnsupportedError: the weights are divided, and so the optimizer's state is.
+    """
+    if "optimizer" in objects and is_sharded(model):
+        raise UnsupportedError(
+            f"{folder}: the optimizer's state is divided among the processes, which only a checkpoint of the Trainer "
+            "holds; call super()._save_checkpoint(model, trial)"
+        )
+    if is_writer:
+        os.makedirs(folder, exist_ok=True)
+        for name, each in objects.items():
+            torch.save(each.state_dict(), folder / _FILES[name])
+
+
+def save_random_states(folder: Path) -> None:
+    """Write the states of this rank's random generators into a folder as Transformers' Trainer does."""
+    states = {"python": random.getstate(), "numpy": np.random.get_state(), "cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state() if ranks.world_size() == 1 else torch.cuda.get_rng_state_all()
+    os.makedirs(folder, exist_ok=True)
+    torch.save(states, folder / _random_file())
+
+
+def _random_file() -> str:
+    return "rng_state.pth" if ranks.world_size() == 1 else f"rng_state_{ranks.rank()}.pth"
 
 
 def _read_state(path: Path) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from gptrio import GptrioWarning, Trainer, TrainerCallback
-from gptrio.training import checkpoint, saving
+from gptrio.training import checkpoint, saved_state
 from tests.unit.training.rank_runs import LM, as_bytes, rows_for, trainer_of
 
 
@@ -129,8 +129,8 @@ class Blocked(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any = None) -> None:
         if self.state.global_step == 2 and self.place:
-            places = {"files": (saving, "save_snapshot"), "name": (checkpoint, "_publish")}
-            module, name = places.get(self.place, (saving, "save_snapshot"))
+            places = {"files": (saved_state, "save_snapshot"), "name": (checkpoint, "_publish")}
+            module, name = places.get(self.place, (saved_state, "save_snapshot"))
             if self.place in places or self.args.process_index == 1:
                 setattr(module, name, self._wait)
         super()._save_checkpoint(model, trial)
