@@ -50,8 +50,6 @@ def test_dictionaries_and_files_are_equal(name: str, values: dict[str, Any], tmp
     ours, theirs = both(name)
     mine, reference = ours(**values), theirs(**values)
     full = reference.to_dict()
-    for tensorflow_only in ("tf_legacy_loss", "use_bfloat16"):
-        del full[tensorflow_only]
     assert mine.to_dict() == full
     assert mine.to_json_string() == reference.to_json_string()
     for key in full:
@@ -72,6 +70,41 @@ def test_files_open_in_the_other_library(name: str, values: dict[str, Any], tmp_
     assert (type(auto), auto) == (ours, mine)
     reference.to_json_file(tmp_path / "full.json", use_diff=False)
     assert ours.from_pretrained(tmp_path / "full.json").to_diff_dict().items() >= mine.to_diff_dict().items()
+
+
+LOADED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "generation": {"max_length": 33, "top_k": 7, "do_sample": True, "bad_words_ids": [[1]], "forced_eos_token_id": 3},
+    "labels": {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}, "finetuning_task": "abc"},
+    "number of labels": {"num_labels": 4, "problem_type": "multi_label_classification", "architectures": ["X"]},
+    "dtype": {"dtype": "bfloat16", "output_attentions": True, "pruned_heads": {1: [0]}, "own": {"nested": [1, None]}},
+    "tensorflow": {"use_bfloat16": True, "tf_legacy_loss": True},
+}
+
+
+@NAMES
+@pytest.mark.parametrize("values", LOADED.values(), ids=LOADED)
+def test_loaded_configurations_are_equal(name: str, values: dict[str, Any], tmp_path: Path) -> None:
+    libraries, folders = (transformers, gptrio), [tmp_path / "theirs", tmp_path / "ours", tmp_path / "older"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of options of generate, from both
+        for library, folder in zip(libraries, folders, strict=False):
+            getattr(library, name)(**values).save_pretrained(folder)
+        assert (folders[0] / "config.json").read_text() == (folders[1] / "config.json").read_text()
+        older = json.loads((folders[0] / "config.json").read_text()) | {"transformers_version": "4.10.2"}
+        older["torch_dtype"] = older.pop("dtype", "float16")
+        folders[2].mkdir()
+        (folders[2] / "config.json").write_text(json.dumps(older))
+        for folder in folders:
+            theirs, ours = (library.AutoConfig.from_pretrained(folder) for library in libraries)
+            assert ours.to_dict() == theirs.to_dict()
+            assert ours.to_diff_dict() == theirs.to_diff_dict()
+            for use_diff in (True, False):
+                assert ours.to_json_string(use_diff) == theirs.to_json_string(use_diff)
+            for library, config in zip(libraries, (theirs, ours), strict=True):
+                config.save_pretrained(tmp_path / library.__name__)
+            texts = [(tmp_path / library.__name__ / "config.json").read_text() for library in libraries]
+            assert texts[1] == texts[0]
 
 
 @NAMES

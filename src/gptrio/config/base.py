@@ -49,8 +49,8 @@ class PretrainedConfig(SerializableConfig):
         attn_implementation: "eager", "sdpa", "flash_attention_2" or a name in `AttentionInterface`, which models
             check when they are built; not saved.
         name_or_path: where the configuration came from; not saved.
-        tokenizer_class, prefix, finetuning_task, task_specific_params, chunk_size_feed_forward, tie_encoder_decoder:
-            kept because some checkpoints have them.
+        tokenizer_class, prefix, finetuning_task, task_specific_params, chunk_size_feed_forward, tie_encoder_decoder,
+            tf_legacy_loss, use_bfloat16: kept because some checkpoints have them.
 
     Raises:
         ConfigError: a value is impossible; the message names field, value and what is accepted.
@@ -87,6 +87,8 @@ class PretrainedConfig(SerializableConfig):
     eos_token_id: int | Sequence[int] | None = token_id(None)
     sep_token_id: int | None = token_id(None)
     decoder_start_token_id: int | None = token_id(None)
+    tf_legacy_loss: bool = flag(False)
+    use_bfloat16: bool = flag(False)
 
     def __init__(self, /, *args: Any, **kwargs: Any) -> None:
         """Set every field from the arguments or its default, keep unknown keywords, and validate."""

@@ -137,6 +137,8 @@ class SerializableConfig(GenerationKeys, Pushable):
         values, kwargs = cls.get_config_dict(pretrained_model_name_or_path, **kwargs)
         config, unused = cls.from_dict(values, return_unused_kwargs=True, **kwargs)
         config.name_or_path = pretrained_model_name_or_path
+        if cls._is_of_another_family(values.get("model_type")):
+            warn(f"{cls.__name__} is for model_type={cls.model_type!r}, but the file has {values['model_type']!r}")
         return (config, unused) if return_unused_kwargs else config
 
     @classmethod
@@ -224,13 +226,26 @@ class SerializableConfig(GenerationKeys, Pushable):
                 raise ConfigError(f"{cls.__name__}: {both} disagree; give one of them")
             if value is not None or name not in renamed:
                 renamed[name] = value
-        model_type = renamed.pop("model_type", None) or cls.model_type
-        if cls.model_type and model_type not in [getattr(base, "model_type", "") for base in cls.__mro__]:
+        cls._check_model_type(renamed.pop("model_type", None))
+        return renamed
+
+    @classmethod
+    def _check_model_type(cls, model_type: str | None) -> None:
+        """Refuse the configuration of another family, but not in a class of a family that gptrio does not have."""
+        is_of_gptrio = any(base.__module__.startswith("gptrio.") and base.model_type for base in _bases(cls))
+        if is_of_gptrio and cls._is_of_another_family(model_type):
             raise ConfigError(
                 f"{cls.__name__} is for model_type={cls.model_type!r}, but the configuration has {model_type!r}; "
                 "use that family's class or AutoConfig"
             )
-        return renamed
+
+    @classmethod
+    def _is_of_another_family(cls, model_type: str | None) -> bool:
+        return bool(cls.model_type and model_type) and model_type not in [base.model_type for base in _bases(cls)]
+
+
+def _bases(cls: type[SerializableConfig]) -> list[type[SerializableConfig]]:
+    return [base for base in cls.__mro__ if issubclass(base, SerializableConfig)]
 
 
 def _plain(value: Any) -> Any:

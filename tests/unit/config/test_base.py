@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -134,7 +135,7 @@ def test_pruned_heads_get_integer_keys() -> None:
     assert GPT2Config.from_dict({"pruned_heads": {"0": [1, 2]}}).pruned_heads == {0: [1, 2]}
 
 
-def test_plain_subclass_with_its_own_constructor() -> None:
+def test_plain_subclass_with_its_own_constructor(tmp_path: Path) -> None:
     class Custom(PretrainedConfig):
         model_type = "custom"
         attribute_map: ClassVar[dict[str, str]] = {"hidden_size": "width"}
@@ -146,6 +147,12 @@ def test_plain_subclass_with_its_own_constructor() -> None:
     config = Custom(width=5, pad_token_id=1, note="n")
     assert (config.hidden_size, config.pad_token_id, config.note) == (5, 1, "n")
     assert Custom.from_dict(config.to_dict()) == config
+    stored = GPT2Config(bos_token_id=3, n_embd=12).to_dict()
+    config = Custom(**stored)
+    assert (config.bos_token_id, config.n_embd, config.to_dict()["model_type"]) == (3, 12, "custom")
+    GPT2Config(bos_token_id=3).save_pretrained(tmp_path)
+    with pytest.warns(GptrioWarning, match="Custom is for model_type='custom', but the file has 'gpt2'"):
+        assert Custom.from_pretrained(tmp_path).bos_token_id == 3
 
 
 def test_import_is_light() -> None:
