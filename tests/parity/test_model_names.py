@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import pickle
+import warnings
 from typing import Any
 
 import pytest
@@ -367,3 +368,31 @@ def test_padding_without_a_mask_is_warned_of(class_name: str) -> None:
     ours.warn_if_padding_and_no_attention_mask(ids, torch.ones_like(ids))
     with pytest.warns(gptrio.errors.GptrioWarning, match="no attention_mask"):
         ours.warn_if_padding_and_no_attention_mask(ids, None)
+
+
+def test_a_head_without_the_mixin_is_told_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    theirs: list[str] = []
+    monkeypatch.setattr(transformers.modeling_utils.logger, "warning", theirs.append)
+    found = []
+    for library in (transformers, gptrio):
+
+        class Preparing:
+            def prepare_inputs_for_generation(self, input_ids, **kwargs):
+                return {"input_ids": input_ids}
+
+        class Head(Preparing, library.GPT2PreTrainedModel):
+            pass
+
+        class Mixed(Head, library.GenerationMixin):
+            pass
+
+        class Own(Preparing, library.GPT2LMHeadModel):
+            pass
+
+        with warnings.catch_warnings(record=True) as ours:
+            warnings.simplefilter("always")
+            found.append([kind.can_generate() for kind in (Mixed, Own, library.GPT2PreTrainedModel, Head)])
+    assert found[1] == found[0] == [True, True, False, False]
+    assert len(theirs) == len(ours) == 1
+    for text in (theirs[0], str(ours[0].message)):
+        assert text.startswith("Head ") and "prepare_inputs_for_generation" in text and "GenerationMixin" in text

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gptrio.config import PretrainedConfig
 from gptrio.config.auto import config_for
 from gptrio.config.auto_models import check_auto_class
-from gptrio.errors import AbsentMethodError, OptionError
+from gptrio.errors import AbsentMethodError, OptionError, warn
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.generation.options.schema import CompileConfig
 from gptrio.kernels.packing import release_packs
@@ -85,8 +85,18 @@ class PreTrainedModel(
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Whether the class has a language-model head: gptrio's, or any with the base class `GenerationMixin`."""
-        return issubclass(cls, GenerationMixin)
+        """Whether the class has a language-model head: gptrio's, or any with the base class `GenerationMixin`.
+
+        Warns of a class that prepares inputs for `generate`, as heads did before Transformers 4.50, without that base.
+        """
+        if issubclass(cls, GenerationMixin):
+            return True
+        if hasattr(cls, "prepare_inputs_for_generation"):
+            warn(
+                f"{cls.__name__} has prepare_inputs_for_generation, but does not derive from GenerationMixin, and so "
+                f"it cannot generate; write class {cls.__name__}(PreTrainedModel, GenerationMixin)"
+            )
+        return False
 
     # building -------------------------------------------------------------------------------------------------------
 
