@@ -209,12 +209,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """The known name that is most like an unknown one, as a question for a message; "" if none is like it."""
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6, before: str = "") -> str:
+    """The known name most like an unknown one, as a question after the text `before`; "" if none is like it."""
     from difflib import get_close_matches
 
     near = get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"did you mean {near[0]!r}?" if near else ""
+    return f"{before}did you mean {near[0]!r}?" if near else ""
 
 
 def import_optional(module: str, message: str) -> Any:

@@ -179,5 +179,4 @@ def as_list(ids: Any) -> list[Any]:
 
 def unknown_option(name: str, known: Iterable[str], owner: str) -> OptionError:
     """Return the error for an option that does not exist; it names the nearest one that does."""
-    hint = nearest(name, known)
-    return OptionError(f"{owner} has no option {name!r}{hint and '; '}{hint}")
+    return OptionError(f"{owner} has no option {name!r}{nearest(name, known, before='; ')}")

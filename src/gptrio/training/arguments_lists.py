@@ -90,6 +90,5 @@ def known_optimizer(name: str | OptimizerNames) -> OptimizerNames:
         raise UnsupportedError(
             f"optim={text!r} is not built in; pass optimizers=(optimizer, scheduler) to Trainer, or use one of {names}"
         )
-    hint = nearest(str(text), built)
-    hint = hint and f"; {hint}"
+    hint = nearest(str(text), built, before="; ")
     raise UnknownNameError(f"optim={text!r} is not an optimizer; expected one of {names}{hint}")

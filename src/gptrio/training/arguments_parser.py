@@ -123,7 +123,8 @@ class HfArgumentParser(ArgumentParser):
             return (*outputs, remaining)
         if remaining:
             known = [option for action in self._actions for option in action.option_strings]
-            raise OptionError(f"no option takes {' '.join(remaining)}" + _hint(remaining[0].split("=")[0], known))
+            hint = nearest(remaining[0].split("=")[0], known, before="; ")
+            raise OptionError(f"no option takes {' '.join(remaining)}{hint}")
         return tuple(outputs)
 
     def parse_dict(self, args: dict[str, Any], allow_extra_keys: bool = False) -> tuple[Any, ...]:
@@ -139,7 +140,8 @@ class HfArgumentParser(ArgumentParser):
         known = {name for kind in self.dataclass_types for name in _names(kind)}
         extra = sorted(args.keys() - known)
         if extra and not allow_extra_keys:
-            raise OptionError(f"no field is named {', '.join(map(repr, extra))}" + _hint(extra[0], known))
+            hint = nearest(extra[0], known, before="; ")
+            raise OptionError(f"no field is named {', '.join(map(repr, extra))}{hint}")
         return tuple(_taken(kind, dict(args)) for kind in self.dataclass_types)
 
     def parse_json_file(self, json_file: str | os.PathLike[str], allow_extra_keys: bool = False) -> tuple[Any, ...]:
@@ -188,11 +190,6 @@ def _names(kind: Any) -> list[str]:
 def _taken(kind: Any, values: dict[str, Any]) -> Any:
     """An object of a dataclass from its values, which are taken out of those of all."""
     return kind(**{name: values.pop(name) for name in _names(kind) if name in values})
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    found = nearest(name, known)
-    return found and f"; {found}"
 
 
 def _split_files(flag: str, words: list[str]) -> tuple[list[Path], list[str]]:

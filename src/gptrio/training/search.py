@@ -141,8 +141,8 @@ class SearchMixin(TrainerParts):
             return
         for name, value in self.hp_space(trial).items():
             if not hasattr(self.args, name):
-                hint = nearest(name, vars(self.args))
-                warn(f"the search chooses {name!r}, which is no argument of training" + (f"; {hint}" if hint else ""))
+                hint = nearest(name, vars(self.args), before="; ")
+                warn(f"the search chooses {name!r}, which is no argument of training{hint}")
                 continue
             before = getattr(self.args, name)
             setattr(self.args, name, value if before is None else type(before)(value))

@@ -14,10 +14,8 @@ class ExplicitEnum(str, Enum):
     @classmethod
     def _missing_(cls, value: object) -> NoReturn:
         known = [str(member.value) for member in cls]
-        hint = nearest(str(value), known)
-        raise UnknownNameError(
-            f"{value!r} is not a valid {cls.__name__}; expected one of {', '.join(known)}" + (hint and f"; {hint}")
-        )
+        hint = nearest(str(value), known, before="; ")
+        raise UnknownNameError(f"{value!r} is not a valid {cls.__name__}; expected one of {', '.join(known)}{hint}")
 
 
 class PaddingStrategy(ExplicitEnum):
