@@ -116,12 +116,8 @@ def row_of(outputs: Any, index: int) -> Any:
         fields = {name: row_of(value, index) for name, value in outputs.items() if name != "past_key_values"}
         return type(outputs)(**fields)
     if isinstance(outputs, Mapping):
-        return {name: _entry(value, index) for name, value in outputs.items() if name != "past_key_values"}
-    return outputs[index]
-
-
-def _entry(value: Any, index: int) -> Any:
-    return value if value is None else row_of(value, index)
+        return {name: row_of(value, index) for name, value in outputs.items() if name != "past_key_values"}
+    return None if outputs is None else outputs[index]
 
 
 def without_padding(output: Any, length: int, names: Iterable[str], padded_length: int, padding_side: str) -> Any:

@@ -18,9 +18,6 @@ class FeatureExtractionPipeline(Pipeline):
         torch.Size([1, 3, 384])
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
     _load_tokenizer = True
     _batches_by_length = True
     _outputs_by_token = ("last_hidden_state", "logits")

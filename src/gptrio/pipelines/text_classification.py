@@ -21,9 +21,6 @@ class TextClassificationPipeline(Pipeline):
         [{'label': 'POSITIVE', 'score': 0.99}]
     """
 
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
     _load_tokenizer = True
     _batches_by_length = True
 

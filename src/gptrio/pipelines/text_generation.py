@@ -55,9 +55,6 @@ class TextGenerationPipeline(Pipeline):
     """
 
     _pipeline_calls_generate = True
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
     _load_tokenizer = True
     _batches_by_length = True
     _max_rows = 64

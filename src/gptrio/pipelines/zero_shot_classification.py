@@ -54,9 +54,6 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
     """
 
     _args_parser = ZeroShotClassificationArgumentHandler()
-    _load_processor = False
-    _load_image_processor = False
-    _load_feature_extractor = False
     _load_tokenizer = True
     _batches_by_length = True
 
