@@ -134,10 +134,14 @@ Piece = TypeVar("Piece")
 
 
 class _QueueIterator(Generic[Piece]):
-    """Iterates over what another thread puts into `text_queue`, up to None."""
+    """Lets one iterate over what a streamer, the next base of a class, puts into `text_queue`, up to None."""
 
-    text_queue: Queue[Piece | None]
-    timeout: float | None
+    def __init__(
+        self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt, **decode_kwargs)  # type: ignore[call-arg]  # of the streamer
+        self.text_queue: Queue[Piece | None] = Queue()
+        self.timeout = timeout
 
     def __iter__(self) -> Self:
         return self
@@ -159,13 +163,6 @@ class TextIteratorStreamer(_QueueIterator[str], TextStreamer):
         timeout: seconds to wait for a piece before `queue.Empty` is raised; for ever by default.
         **decode_kwargs: arguments for `tokenizer.decode`.
     """
-
-    def __init__(
-        self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue = Queue()
-        self.timeout = timeout
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Queue text, and the mark of the end."""
@@ -283,13 +280,6 @@ class BatchTextIteratorStreamer(_QueueIterator[tuple[int, str]], BatchTextStream
         timeout: seconds to wait for a piece before `queue.Empty` is raised; for ever by default.
         **decode_kwargs: arguments for `tokenizer.decode`.
     """
-
-    def __init__(
-        self, tokenizer: Tokenizer, skip_prompt: bool = False, timeout: float | None = None, **decode_kwargs: Any
-    ) -> None:
-        super().__init__(tokenizer, skip_prompt, **decode_kwargs)
-        self.text_queue = Queue()
-        self.timeout = timeout
 
     def on_row_text(self, row: int, text: str, row_end: bool = False) -> None:
         """Queue the row's text."""
