@@ -205,9 +205,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends well, and is deleted if it fails.
 
-    Its bytes are on the disk before it gets its name, so that a power cut leaves the old file or the new one.
+    Its bytes are on the disk before it gets its name, so that a power cut leaves the old file or the new one. A pipe
+    or a device, such as /dev/stdout, is not replaced but written to: its own path is yielded.
     """
     target = Path(path)
+    if is_stream(target):
+        yield target
+        return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -216,6 +220,11 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         flush_to_disk(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is that of a pipe or a device, or a link to one."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def flush_to_disk(path: str | os.PathLike[str]) -> None:

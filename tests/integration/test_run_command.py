@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import ast
 import csv
+import io
 import json
 import os
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import transformers
+from transformers.commands.run import RunCommand
+from transformers.pipelines import PipelineDataFormat as ReferenceFormat
 
+import gptrio as library
 from gptrio import pipeline
-from gptrio.testing import byte_tokenizer
+from gptrio.testing import byte_tokenizer, tiny_config
 from tests.contract.families import FAMILIES
 from tests.integration.test_command_line import gptrio, in_process
+from tests.parity.pipelines import assert_alike
 
 SHORT = ("--max-new-tokens", "3", "--greedy")
 PROMPTS = ["import os", "def main("]
@@ -96,6 +106,58 @@ def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
     assert set(ast.literal_eval(piped.stdout)[0]) == {"answer", "score", "start", "end"}
 
 
+CLASSIFIER = "ForSequenceClassification"
+TASKS = {  # task -> class, fields of its configuration, arguments of the call
+    "text-generation": ("LMHeadModel", {}, {"max_new_tokens": 3, "do_sample": False}),
+    "feature-extraction": ("Model", {}, {}),
+    "sentiment-analysis": (CLASSIFIER, {"num_labels": 2}, {"top_k": 2}),
+    "zero-shot-classification": (
+        CLASSIFIER,
+        {"id2label": {0: "no", 1: "entailment"}},
+        {"candidate_labels": ["a", "b"]},
+    ),
+    "ner": ("ForTokenClassification", {"id2label": {0: "O", 1: "B-A", 2: "I-A"}}, {"aggregation_strategy": "simple"}),
+    "question-answering": ("ForQuestionAnswering", {}, {"top_k": 2}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in Transformers
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_gives_what_the_command_of_transformers_writes(task, tmp_path, monkeypatch):
+    kind, fields, arguments = TASKS[task]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    config = tiny_config("gpt2", initializer_range=0.3, pad_token_id=0, **fields)
+    getattr(library, f"GPT2{kind}")(config).save_pretrained("model")
+    byte_tokenizer().save_pretrained("model")
+    columns = "question=q,context=c" if task == "question-answering" else "c"
+    rows = [{"q": "who?", "c": 'Größe, "a"\nb'}, {"q": "wo?", "c": "x\u2028y"}]
+    Path("in.json").write_text(json.dumps(rows), encoding="utf-8")
+    with open("in.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["q", "c"])
+        writer.writeheader()
+        writer.writerows(rows)
+    expected: list[Any] = []
+    reader = ReferenceFormat.from_str("json", None, "in.json", columns)
+    reader.save = expected.extend
+    reference = partial(transformers.pipeline(task, "model"), **arguments)
+    reference.binary_output = False
+    RunCommand(reference, reader).run()
+
+    command = ("run", "--task", task, "--model", "model", "--column", columns)
+    command += tuple(f"{name}={json.dumps(value)}" for name, value in arguments.items())
+    done = in_process(*command, "--input", "in.json", "--output", "out.json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    printed = in_process(*command, "--input", "-", "--format", "csv", "--json", input=Path("in.csv").read_text("utf-8"))
+    for text in (Path("out.json").read_text(encoding="utf-8"), printed.stdout):
+        assert_alike(json.loads(text), expected)
+    as_csv = in_process(*command, "--input", "in.csv")
+    if task == "feature-extraction":
+        assert as_csv.returncode == 2 and "write JSON" in as_csv.stderr
+    else:
+        assert next(csv.DictReader(io.StringIO(as_csv.stdout))).keys() == expected[0].keys()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -107,7 +169,7 @@ def test_several_columns_are_arguments_of_the_pipeline(tmp_path, reader):
         (("max_new_tokens=x",), "--max-new-tokens x has the wrong type; expected a whole number or none"),
         (("do_sample=maybe",), "do_sample='maybe' has the wrong type; expected true or false"),
         (("-n", "3", "max_new_tokens=4"), "is given twice, as an option and as name=value"),
-        (("--format", "csv", "--column", "txt"), "no value in column 'txt'; did you mean 'text'? pass --column"),
+        (("--format", "csv", "--column", "txt"), "no column 'txt'; did you mean 'text'? pass --column"),
         (("--greedy", "--temperature", "0.5"), "--greedy always takes the likeliest token"),
         (("--task", "feature-extraction", "--greedy"), "have no effect on task 'feature-extraction'"),
         (("top_kk=3",), "did you mean 'top_k'"),

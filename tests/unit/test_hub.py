@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from gptrio import hub
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, UnsafeCheckpointError
-from gptrio.hub import HubOptions, local_folder, read_json, replace_file
+from gptrio.hub import HubOptions, local_folder, read_json, replace_file, write_text
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -126,3 +127,17 @@ def test_replace_file_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -
         raise RuntimeError
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(tmp_path / "link", "größer")
+        assert os.read(reader, 100) == "größer".encode()
+    finally:
+        os.close(reader)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe"]

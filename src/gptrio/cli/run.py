@@ -91,8 +91,8 @@ def run(
         path = input_path(input)
         kind = infer_format(path) if format == "infer" else format
         from gptrio import PipelineDataFormat, pipeline
+        from gptrio.pipelines.formats import NO_COLUMNS, check_paths, results
         from gptrio.pipelines.formats import as_json as to_json
-        from gptrio.pipelines.formats import check_paths, results
 
         check_paths(path, output, overwrite)
         number = int(device) if device.lstrip("-").isdigit() else None
@@ -104,8 +104,11 @@ def run(
                 "leave them out"
             )
         reader = PipelineDataFormat.from_str(kind, output, path, column or built.default_input_names, overwrite)
+        is_one_list = as_json and output is None
+        if built.task == "feature-extraction" and reader.written == "csv" and not is_one_list:
+            raise OptionError(NO_COLUMNS)  # before all is computed
         found = results(built, reader, **generation, **given)
-        if as_json and output is None:
+        if is_one_list:
             print(to_json(found, not is_unicode(sys.stdout)), flush=True)
         else:
             reader.save(found)

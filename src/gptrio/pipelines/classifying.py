@@ -1,4 +1,4 @@
-"""What pipelines over classifiers of sequences share: the call of the model, scores, labels."""
+"""What pipelines over classifiers share: the length of a text, the call of the model, scores."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import InputError
+from gptrio.generation.options.max_length import positions
 from gptrio.models.base.heads import SequenceClassificationHead
 from gptrio.nn.fast_call import hook_reason
+from gptrio.tokenization.options import LARGE_INTEGER
 
 
 class ClassificationFunction(str, enum.Enum):
@@ -26,6 +28,13 @@ class ClassificationFunction(str, enum.Enum):
         if self is ClassificationFunction.NONE:
             return logits
         return logits.sigmoid() if self is ClassificationFunction.SIGMOID else logits.softmax(-1)
+
+
+def most_tokens(tokenizer: Any, model: Any) -> int | None:
+    """Most tokens of a text: of the tokenizer, or of the model if that has fewer positions; None without limit."""
+    limit = tokenizer.model_max_length
+    limits = [limit if limit and 0 < limit <= LARGE_INTEGER else None, positions(model)]
+    return min((int(given) for given in limits if given is not None), default=None)
 
 
 def check_has_tokens(row: Any, text: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import os
@@ -14,8 +15,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from gptrio.errors import FileOptionError, OptionError, UnknownNameError, nearest
-from gptrio.hub import write_text
+from gptrio.hub import is_stream, write_text
 from gptrio.utils.text import decode_text
+
+_LONGEST_FIELD = 2**31 - 1  # of CSV, in characters; the most that Python takes on every system
+NO_COLUMNS = "the results of this task are lists of numbers, which CSV has no columns for; write JSON"
 
 
 class PipelineDataFormat(ABC):
@@ -56,8 +60,13 @@ class PipelineDataFormat(ABC):
 
     def save(self, data: Any) -> None:
         """Write results, a list of dictionaries, in the format that the output's name ends in, else in the input's."""
+        self._write(_WRITERS[self.written](data))
+
+    @property
+    def written(self) -> str:
+        """The format of results: "json", "jsonl" or "csv"."""
         end = (self.output_path or "").rpartition(".")[2]
-        self._write(_WRITERS.get(end, _WRITERS[self._written])(data))
+        return end if end in _WRITERS else self._written
 
     def save_binary(self, data: Any) -> str:
         """Pickle results beside the output's path, and return the path of that file."""
@@ -93,7 +102,7 @@ class PipelineDataFormat(ABC):
     def _write(self, text: str) -> None:
         """Write the output file, or standard output."""
         if self.output_path is None:
-            print(text, end="" if text.endswith("\n") else "\n")
+            print(text, end="\n" if text and not text.endswith("\n") else "")
         else:
             write_text(self.output_path, text)
 
@@ -117,16 +126,19 @@ class PipelineDataFormat(ABC):
             raise OptionError(
                 f"record {number} of {self._name} is a {type(record).__name__}; expected an object with columns"
             )
-        if not name and len(record) == 1:
-            return next(iter(record.values()))
-        if record.get(name) is None:
-            known = sorted(map(str, record))
-            what = f"no value in column {name!r}" if name else "several columns"
-            hint = nearest(name, known) or ""
-            raise OptionError(
-                f"record {number} of {self._name} has {what}; {hint + ' ' if hint else ''}"
-                f"pass column=, of {', '.join(known)}"
+        known = [column for column in record if column is not None]  # None holds what a line of CSV has too much
+        if not name and len(known) == 1:
+            name = known[0]
+        if name not in known:
+            what = f"no column {name!r}" if name else "several columns" if known else "no columns"
+            hint = (
+                f"{nearest(name, known)} pass column=, of {', '.join(sorted(known))}".lstrip()
+                if known
+                else "give it one"
             )
+            raise OptionError(f"record {number} of {self._name} has {what}; {hint}")
+        if record[name] is None:
+            raise OptionError(f"record {number} of {self._name} has no value in column {name!r}; give it one")
         return record[name]
 
 
@@ -137,7 +149,14 @@ class CsvPipelineDataFormat(PipelineDataFormat):
 
     def __iter__(self) -> Iterator[Any]:
         """The inputs, a line each."""
-        return self._inputs(list(csv.DictReader(io.StringIO(self._text(), newline=""))))
+        before = csv.field_size_limit(_LONGEST_FIELD)
+        try:
+            records = list(csv.DictReader(io.StringIO(self._text(), newline="")))
+        except csv.Error as error:
+            raise OptionError(f"{self._name} is not CSV: {error}") from error
+        finally:
+            csv.field_size_limit(before)
+        return self._inputs(records)
 
 
 class JsonPipelineDataFormat(PipelineDataFormat):
@@ -149,7 +168,7 @@ class JsonPipelineDataFormat(PipelineDataFormat):
         super().__init__(output_path, input_path, column, overwrite)
         try:
             self._entries = self._parse(self._text())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if isinstance(error, OptionError):
                 raise
             raise OptionError(f"{self._name} is not JSON: {error}") from error
@@ -217,17 +236,19 @@ def check_paths(input_path: str | None, output_path: str | None, overwrite: bool
     Raises:
         FileOptionError: one of them is not so.
     """
-    if output_path is not None and not overwrite and os.path.exists(output_path):
+    if input_path is not None and (os.path.isdir(input_path) or not os.path.exists(input_path)):
+        raise FileOptionError(f"input {input_path!r} is not a file; check its path")
+    if output_path is None or is_stream(output_path):
+        return
+    if not overwrite and os.path.isfile(output_path):
         raise FileOptionError(f"output {output_path!r} already exists; pass overwrite=True to replace it")
-    folder = os.path.dirname(output_path or "") or os.curdir
+    folder = os.path.dirname(output_path) or os.curdir
     if not os.path.isdir(folder):
         raise FileOptionError(f"output {output_path!r} lies in no folder that exists; make {folder!r} first")
-    if output_path is not None and os.path.isdir(output_path):
+    if os.path.isdir(output_path):
         raise FileOptionError(f"output {output_path!r} is a folder; give a file")
-    if output_path is not None and not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK):
         raise FileOptionError(f"output {output_path!r} lies in a folder that may not be written to; give another one")
-    if input_path is not None and not os.path.isfile(input_path):
-        raise FileOptionError(f"input {input_path!r} is not a file; check its path")
 
 
 def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any]:
@@ -237,8 +258,12 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
         pipe: the pipeline; inputs of several columns are arguments of a call each.
         reader: gives the inputs.
         arguments: further arguments of every call.
+
+    Raises:
+        OptionError: the columns are not those of the pipeline's inputs.
     """
     if reader.is_multi_columns:
+        _check_arguments(pipe, {**arguments, **{argument: None for argument, _ in reader.column}})
         outputs = (pipe(**{**arguments, **entry}) for entry in reader)
     else:
         outputs = iter(pipe(list(reader), **arguments))
@@ -246,6 +271,14 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
     for output in outputs:
         found.extend([output] if isinstance(output, dict) else output)
     return found
+
+
+def _check_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
+    """Raise OptionError unless a pipeline has all of its inputs among the arguments of a call."""
+    parameters = inspect.signature(pipe).parameters.values()
+    needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    if missing := [name for name in needed if name not in arguments]:
+        raise OptionError(f"the pipeline reads {missing[0]!r}, which is none of the columns; pass one column only")
 
 
 def as_json(data: Any, ensure_ascii: bool = False) -> str:
@@ -264,7 +297,7 @@ def _as_csv(data: Any) -> str:
         OptionError: they have no names for columns.
     """
     if not all(isinstance(record, dict) for record in data):
-        raise OptionError("the results of this task are lists of numbers, which CSV has no columns for; write JSON")
+        raise OptionError(NO_COLUMNS)
     names = dict.fromkeys(name for record in data for name in record)
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(names), lineterminator="\n")

@@ -10,14 +10,13 @@ import torch
 from torch.utils.data import Dataset
 
 from gptrio.errors import InputError, OptionError, UnknownNameError, warn
-from gptrio.generation.options.max_length import positions
 from gptrio.pipelines.base import ArgumentHandler, ChunkPipeline, Parameters, without_none
 from gptrio.pipelines.batching import Row
+from gptrio.pipelines.classifying import most_tokens
 from gptrio.pipelines.entities import BY_WORD, AggregationStrategy, Entity, EntityMixin
 from gptrio.pipelines.results import is_column
 from gptrio.pipelines.spans import Span, join_words
 from gptrio.tokenization.encoding import short
-from gptrio.tokenization.options import LARGE_INTEGER
 
 
 class _Placed(NamedTuple):
@@ -113,7 +112,7 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
             )
         if stride is None:
             return
-        limit = self._longest()
+        limit = most_tokens(self.tokenizer, self.model)
         if limit is None or not 0 <= stride < limit:
             raise OptionError(f"stride={stride} must be from 0 to less than the most tokens of a text, {limit}")
         if strategy == AggregationStrategy.NONE:
@@ -146,12 +145,6 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
             texts = [_Placed(*pair) for pair in zip(texts, offsets, strict=True)]
         return super().__call__(texts[0] if isinstance(inputs, str) else texts, **kwargs)
 
-    def _longest(self) -> int | None:
-        """Most tokens of a text: of the tokenizer, or of the model if that has fewer positions; None without limit."""
-        limit = self.tokenizer.model_max_length
-        limits = [limit if limit and 0 < limit <= LARGE_INTEGER else None, positions(self.model)]
-        return min((int(given) for given in limits if given is not None), default=None)
-
     def preprocess(
         self,
         sentence: Any,
@@ -165,7 +158,7 @@ class TokenClassificationPipeline(EntityMixin, ChunkPipeline):
             sentence, offset_mapping = sentence
         _check_text(sentence, is_split_into_words, self.tokenizer.is_fast)
         text, words = join_words(sentence, delimiter) if is_split_into_words else (sentence, [])
-        limit = self._longest()
+        limit = most_tokens(self.tokenizer, self.model)
         encoded = self.tokenizer(
             [sentence],
             is_split_into_words=is_split_into_words,

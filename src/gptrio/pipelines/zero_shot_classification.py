@@ -10,7 +10,7 @@ import torch
 
 from gptrio.errors import InputError, InputTypeError, OptionError, TokenizationError
 from gptrio.pipelines.base import ArgumentHandler, ChunkPipeline, Parameters
-from gptrio.pipelines.classifying import classifier_logits
+from gptrio.pipelines.classifying import classifier_logits, most_tokens
 from gptrio.tokenization.encoding import short
 from gptrio.utils import logging
 
@@ -127,8 +127,10 @@ class ZeroShotClassificationPipeline(ChunkPipeline):
 
     def _encode(self, text: str, hypothesis: str) -> Any:
         """A pair, of whose text the end is cut if both are too long for the model."""
+        limit = most_tokens(self.tokenizer, self.model)
+        cut = {} if limit is None else {"truncation": "only_first", "max_length": limit}
         try:
-            return self.tokenizer(text, hypothesis, return_tensors="pt", truncation="only_first")
+            return self.tokenizer(text, hypothesis, return_tensors="pt", **cut)
         except TokenizationError:  # the text is too short to be cut
             return self.tokenizer(text, hypothesis, return_tensors="pt")
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import stat
+import sys
 
 import numpy
 import pytest
@@ -68,6 +71,11 @@ def test_lines_of_a_pipe_are_what_transformers_reads(monkeypatch, column, text):
     assert list(PipelineDataFormat.from_str("pipe", None, None, column)) == reference
 
 
+def test_a_field_of_csv_may_be_long(files):
+    (files / "long.csv").write_text("text\n" + "x" * 200_000, encoding="utf-8")
+    assert [len(text) for text in PipelineDataFormat.from_str("csv", None, str(files / "long.csv"), None)] == [200_000]
+
+
 def test_a_tab_within_a_single_column_is_text(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("if x:\ty\n"))
     assert list(PipelineDataFormat.from_str("pipe", None, None, None)) == ["if x:\ty\n"]
@@ -96,6 +104,8 @@ def test_results_follow_each_other_and_numbers_of_numpy_are_numbers(files):
     ]  # fmt: skip
     pairs = PipelineDataFormat.from_str("json", None, str(files / "in.json"), "q,text")
     assert results(lambda q, text: {"q": q}, pairs) == [{"q": "who?"}, {"q": "why?"}]
+    with pytest.raises(OptionError, match="reads 'inputs', which is none of the columns"):
+        results(lambda inputs, **options: {}, pairs)
     assert as_json([{"score": numpy.float32(0.5)}]) == '[{"score": 0.5}]'
 
 
@@ -113,8 +123,13 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
 @pytest.mark.parametrize(
     ("kind", "content", "column", "message"),
     [
-        ("json", '[{"text": "a"}]', "txt", "no value in column 'txt'; did you mean 'text'"),
-        ("csv", "a,b\n1,2\n", None, "several columns"),
+        ("json", '[{"text": "a"}]', "txt", "no column 'txt'; did you mean 'text'"),
+        ("csv", "a,b\n1,2\n", None, "several columns; pass column=, of a, b"),
+        ("csv", "a,b\n1,2\n3\n", "b", "record 2 .* has no value in column 'b'"),
+        ("csv", "a,b\n1,2,3\n", "c", "no column 'c'; pass column=, of a, b"),
+        ("json", '[{"text": null}]', None, "no value in column 'text'"),
+        ("json", "[{}]", None, "record 1 .* has no columns"),
+        ("json", "[" * 100_000, "text", "is not JSON: .*recursion"),
         ("json", "{}", "text", "holds a dict; expected a list"),
         ("json", "[", "text", "is not JSON"),
         ("jsonl", '{"text": "a"}\n{', "text", "is not JSON"),
@@ -130,6 +145,21 @@ def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, 
         PipelineDataFormat.from_str(kind, None, str(tmp_path / "nowhere"), column)
     with pytest.raises(OptionError, match="expected one of"):
         PipelineDataFormat.from_str("xml", None, None, None)
+
+
+@pytest.mark.parametrize(("kind", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "")])
+def test_no_results_are_no_lines(files, capsys, kind, text):
+    (files / "none").write_text("[]" if kind == "json" else "", encoding="utf-8")
+    reader = PipelineDataFormat.from_str(kind, None, str(files / "none"), None)
+    reader.save(list(reader))
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no device files")
+def test_pipes_and_devices_are_no_files_that_exist_already():
+    check_paths("/dev/null", "/dev/null", overwrite=False)
+    PipelineDataFormat.from_str("pipe", "/dev/null", "/dev/null", None).save([])
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
 
 
 def test_an_output_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path, monkeypatch):
