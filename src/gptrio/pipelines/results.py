@@ -68,9 +68,6 @@ class Results(PipelineIterator):
     def __iter__(self) -> Results:
         return self
 
-    def __next__(self) -> Any:
-        return next(self.iterator)
-
 
 def part_of(report: Report, before: float, size: float) -> Report:
     """The report of a part that begins at `before` and has a length of `size`."""
