@@ -1,6 +1,7 @@
 """What scripts import from `transformers.trainer_utils`: results, strategies, seeds, the last checkpoint."""
 
 from gptrio.training.arguments_process import is_main_process as is_main_process
+from gptrio.training.arrays import denumpify_detensorize as denumpify_detensorize
 from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR as PREFIX_CHECKPOINT_DIR
 from gptrio.training.checkpoint import get_last_checkpoint as get_last_checkpoint
 from gptrio.training.enums import EvaluationStrategy as EvaluationStrategy
@@ -10,7 +11,6 @@ from gptrio.training.enums import HubStrategy as HubStrategy
 from gptrio.training.enums import IntervalStrategy as IntervalStrategy
 from gptrio.training.enums import SaveStrategy as SaveStrategy
 from gptrio.training.enums import SchedulerType as SchedulerType
-from gptrio.training.nested import denumpify_detensorize as denumpify_detensorize
 from gptrio.training.order import has_length as has_length
 from gptrio.training.preparing import neftune_post_forward_hook as neftune_post_forward_hook
 from gptrio.training.results import EvalLoopOutput as EvalLoopOutput

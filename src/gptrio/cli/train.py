@@ -120,7 +120,7 @@ def check_folder(out: Path, resume: bool) -> None:
 
 def plan(run: Run) -> list[str]:
     """What is going to happen, in lines."""
-    from gptrio.training.nested import get_model_param_count
+    from gptrio.training.parts import get_model_param_count
 
     recipe = run.recipe
     every, trained = get_model_param_count(run.model), get_model_param_count(run.model, trainable_only=True)

@@ -1,4 +1,7 @@
-"""Nested tuples and mappings of tensors or arrays, as models return them: detached, concatenated, made numpy arrays."""
+"""Nested tuples and mappings of tensors or arrays, as models return them: detached, joined, made numpy arrays.
+
+What Transformers has too, for evaluation loops of one's own, has its names.
+"""
 
 from __future__ import annotations
 
@@ -52,14 +55,14 @@ def moved(values: Any, device: torch.device, non_blocking: bool = False) -> Any:
     return mapped(placed, values)
 
 
-def detached(values: Any) -> Any:
+def nested_detach(tensors: Any) -> Any:
     """The tensors without their history."""
-    return mapped(lambda value: value.detach() if isinstance(value, Tensor) else value, values)
+    return mapped(lambda value: value.detach() if isinstance(value, Tensor) else value, tensors)
 
 
-def as_arrays(values: Any) -> Any:
+def nested_numpify(tensors: Any) -> Any:
     """Numpy arrays of the tensors; bfloat16, which numpy lacks, becomes float32."""
-    return mapped(_as_array, values)
+    return mapped(_as_array, tensors)
 
 
 def _as_array(value: Any) -> Any:
@@ -69,19 +72,19 @@ def _as_array(value: Any) -> Any:
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def plain(values: Any) -> Any:
+def denumpify_detensorize(metrics: Any) -> Any:
     """Python numbers of scalars, for JSON; mappings become dictionaries."""
-    if isinstance(values, Mapping):
-        return {name: plain(value) for name, value in values.items()}
-    if isinstance(values, (list, tuple)):
-        return with_parts(plain, values)
-    is_scalar = isinstance(values, np.generic) or (isinstance(values, Tensor) and values.numel() == 1)
-    return values.item() if is_scalar else values
+    if isinstance(metrics, Mapping):
+        return {name: denumpify_detensorize(value) for name, value in metrics.items()}
+    if isinstance(metrics, (list, tuple)):
+        return with_parts(denumpify_detensorize, metrics)
+    is_scalar = isinstance(metrics, np.generic) or (isinstance(metrics, Tensor) and metrics.numel() == 1)
+    return metrics.item() if is_scalar else metrics
 
 
-def rows_of(values: Any) -> int | None:
+def find_batch_size(tensors: Any) -> int | None:
     """Rows of the first tensor or array in a structure; None if there is none."""
-    arrays = (leaf for leaf in leaves(values) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0)
+    arrays = (leaf for leaf in leaves(tensors) if isinstance(leaf, (Tensor, np.ndarray)) and leaf.ndim > 0)
     return next((int(array.shape[0]) for array in arrays), None)
 
 
@@ -104,10 +107,10 @@ def concatenated(parts: Sequence[Any], padding: int = PADDING) -> Any:
         return _alike(first, {name: concatenated([part[name] for part in parts], padding) for name in first})
     if isinstance(first, (list, tuple)):
         return _alike(first, [concatenated(column, padding) for column in zip(*parts, strict=True)])
-    return joined(parts, padding)
+    return _joined(parts, padding)
 
 
-def joined(parts: Sequence[Any], padding: int = PADDING) -> Any:
+def _joined(parts: Sequence[Any], padding: int) -> Any:
     """Tensors, or arrays, joined along rows; the second axis is padded to the longest."""
     library: Any = torch if isinstance(parts[0], Tensor) else np
     arrays = [library.atleast_1d(part) for part in parts]
@@ -121,6 +124,23 @@ def joined(parts: Sequence[Any], padding: int = PADDING) -> Any:
         result[start : start + len(array), : array.shape[1]] = array
         start += len(array)
     return result
+
+
+def nested_concat(tensors: Any, new_tensors: Any, padding_index: int = PADDING) -> Any:
+    """Tensors or arrays of two structures alike, joined along rows.
+
+    Args:
+        tensors: the first rows.
+        new_tensors: those that follow.
+        padding_index: fills the second axis of the shorter up.
+
+    Raises:
+        InputTypeError: leaves are neither tensors nor arrays, or the structures differ.
+    """
+    for leaf in leaves((tensors, new_tensors)):
+        if not isinstance(leaf, (Tensor, np.ndarray)):
+            raise InputTypeError(f"a {type(leaf).__name__} cannot be joined; tensors and arrays can")
+    return concatenated((tensors, new_tensors), padding_index)
 
 
 class EvalLoopContainer:
@@ -141,7 +161,7 @@ class EvalLoopContainer:
 
     def to_cpu_and_numpy(self) -> None:
         """Move what is kept to numpy arrays."""
-        self.parts = [as_arrays(part) for part in self.parts]
+        self.parts = [nested_numpify(part) for part in self.parts]
 
     def get_arrays(self) -> Any:
         """Everything as arrays; None if nothing was kept."""

@@ -14,7 +14,14 @@ from torch import Tensor
 
 from gptrio.errors import warn
 from gptrio.training import ranks
-from gptrio.training.arrays import EvalLoopContainer, bytes_of, detached, mapped, plain, rows_of
+from gptrio.training.arrays import (
+    EvalLoopContainer,
+    bytes_of,
+    denumpify_detensorize,
+    find_batch_size,
+    mapped,
+    nested_detach,
+)
 from gptrio.training.order import has_length
 from gptrio.training.parts import TrainerParts
 from gptrio.training.results import EvalLoopOutput, EvalPrediction, PredictionOutput, speed_metrics
@@ -113,7 +120,7 @@ class EvaluationMixin(TrainerParts):
         kept = _Kept(args, is_prediction=description == "Prediction")
         metrics, rows = None, 0
         for step, (inputs, is_last, is_repeated) in enumerate(_in_step(dataloader)):
-            rows += 0 if is_repeated else rows_of(inputs) or 0
+            rows += 0 if is_repeated else find_batch_size(inputs) or 0
             part = self._evaluate_batch(model, inputs, loss_only, ignore_keys, is_repeated)
             if step == 0 and kept.keeps_predictions and has_length(dataloader):
                 _warn_of_size(bytes_of(part["predictions"]) * len(dataloader))
@@ -127,7 +134,7 @@ class EvaluationMixin(TrainerParts):
         result = {name: each.get_arrays() for name, each in kept.rows.items()}
         if self.compute_metrics is not None and not args.batch_eval_metrics and kept.has_pairs(result):
             metrics = self.compute_metrics(self._eval_prediction(result, result["inputs"]))
-        named = self._named(plain(metrics or {}), result["losses"], metric_key_prefix)
+        named = self._named(denumpify_detensorize(metrics or {}), result["losses"], metric_key_prefix)
         samples = self._samples(dataloader, int(ranks.total(rows)))
         return EvalLoopOutput(result["predictions"], result["labels"], named, samples)
 
@@ -152,7 +159,7 @@ class EvaluationMixin(TrainerParts):
             ignore_keys = [] if config is None else getattr(config, "keys_to_ignore_at_inference", ["past_key_values"])
         labels: Any = None
         if has_loss:  # taken first, as a loss may take them out of the inputs
-            labels = detached(tuple(inputs.get(name) for name in self.label_names))
+            labels = nested_detach(tuple(inputs.get(name) for name in self.label_names))
             labels = labels[0] if len(labels) == 1 else labels
         loss = None
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -194,7 +201,7 @@ class EvaluationMixin(TrainerParts):
         if logits is not None and self.preprocess_logits_for_metrics is not None:
             logits = self.preprocess_logits_for_metrics(logits, labels)
         if loss is not None:
-            loss = loss.repeat(rows_of(inputs) or self.args.eval_batch_size)
+            loss = loss.repeat(find_batch_size(inputs) or self.args.eval_batch_size)
         gathered = {"losses": loss, "predictions": logits, "labels": labels, "inputs": shown}
         if is_repeated:
             gathered = mapped(lambda value: value[:0] if isinstance(value, Tensor) else value, gathered)
@@ -268,7 +275,7 @@ def _logits(outputs: Any, ignored: list[str], has_loss: bool) -> Any:
         logits: Any = tuple(value for name, value in outputs.items() if name not in left_out)
     else:
         logits = outputs[1:] if has_loss else outputs
-    logits = detached(logits)
+    logits = nested_detach(logits)
     return logits[0] if not isinstance(logits, Tensor) and len(logits) == 1 else logits
 
 

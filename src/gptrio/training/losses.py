@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.training import ranks
-from gptrio.training.arrays import rows_of
+from gptrio.training.arrays import find_batch_size
 
 
 @dataclass
@@ -77,7 +77,7 @@ def batch_weights(
         return [1.0]
     real = batches[: len(batches) - repeated]
     counts = [label_count(batch, is_shifted) for batch in real]
-    sizes = [rows_of(batch) if count is None else int(count) for batch, count in zip(real, counts, strict=True)]
+    sizes = [find_batch_size(batch) if count is None else int(count) for batch, count in zip(real, counts, strict=True)]
     if None in sizes:
         sizes = [1] * len(real)
     total, processes = sum(size or 0 for size in sizes), 1

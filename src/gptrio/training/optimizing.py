@@ -8,14 +8,13 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gptrio.errors import OptionError
-from gptrio.training.nested import get_model_param_count
 from gptrio.training.optimizers import (
     get_decay_parameter_names,
     keep_embeddings_wide,
     optimizer_class,
     parameter_groups,
 )
-from gptrio.training.parts import TrainerParts
+from gptrio.training.parts import TrainerParts, get_model_param_count
 from gptrio.training.schedules import get_scheduler
 
 

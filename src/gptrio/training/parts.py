@@ -162,3 +162,8 @@ def unwrap_model(model: Any, recursive: bool = False) -> Any:
     """
     inner = getattr(model, "_orig_mod", getattr(model, "module", model))
     return model if inner is model or not isinstance(inner, nn.Module) else unwrap_model(inner)
+
+
+def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int:
+    """Number of the values of a model, or of those that are trained."""
+    return sum(each.numel() for each in model.parameters() if each.requires_grad or not trainable_only)

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from gptrio.errors import OptionError
-from gptrio.training.arrays import as_arrays
+from gptrio.training.arrays import nested_numpify
 from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, sorted_checkpoints
 from gptrio.training.parts import TrainerParts
 from gptrio.training.preparing import neftune_post_forward_hook
@@ -58,7 +58,7 @@ class NamesMixin(TrainerParts):
 
     def _gather_and_numpify(self, tensors: Any, name: str | None = None) -> Any:
         """Numpy arrays of the rows of all processes."""
-        return as_arrays(self._nested_gather(tensors))
+        return nested_numpify(self._nested_gather(tensors))
 
     def _sorted_checkpoints(
         self, output_dir: Any = None, checkpoint_prefix: str = PREFIX_CHECKPOINT_DIR, use_mtime: bool = False
