@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from gptrio.downloads import COMMIT, download, list_folder
 from gptrio.errors import (
+    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     GptrioError,
@@ -164,6 +165,18 @@ def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:
     if name.removeprefix(_PACKAGED_PREFIX) in packaged:
         return _ASSETS / name.removeprefix(_PACKAGED_PREFIX)
     raise CheckpointNotFoundError(f"no packaged model {name!r}; there are: {', '.join(packaged) or 'none'}")
+
+
+def folder_to_write(path: str | os.PathLike[str], purpose: str) -> Path:
+    """A path at which a folder is, or can be made.
+
+    Raises:
+        CheckpointError: a file is there; the message ends with what the folder is expected to do.
+    """
+    folder = Path(path)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; expected a folder {purpose}")
+    return folder
 
 
 def read_json(path: str | os.PathLike[str], error_class: type[GptrioError] = CheckpointFormatError) -> dict[str, Any]:

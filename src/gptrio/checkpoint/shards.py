@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from gptrio.checkpoint.locate import variant_name
-from gptrio.errors import CheckpointError, OptionError, warn
-from gptrio.hub import replace_file
+from gptrio.errors import OptionError, warn
+from gptrio.hub import folder_to_write, replace_file
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -67,9 +67,7 @@ def save_shards(
         CheckpointError: the folder is a file.
         OptionError: `max_shard_size` cannot be read.
     """
-    folder, shared = Path(folder), shared or {}
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; expected a folder to save weights into")
+    folder, shared = folder_to_write(folder, "to save weights into"), shared or {}
     shards = _name_shards(_split(tensors, parse_size(max_shard_size)), base, variant)
     shards = {
         file: [*keys, *(also for also, first in shared.items() if first in keys)] for file, keys in shards.items()

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, overload
 
 from gptrio.config import labels
 from gptrio.config.generation_keys import GenerationKeys
-from gptrio.errors import CheckpointError, CheckpointFormatError, ConfigError, UnsupportedError, warn
-from gptrio.hub import HubOptions, commit_of, read_json, refuse_code, write_text
+from gptrio.errors import CheckpointFormatError, ConfigError, UnsupportedError, warn
+from gptrio.hub import HubOptions, commit_of, folder_to_write, read_json, refuse_code, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import CONFIG_NAME
 from gptrio.utils.versions import API_VERSION, versioned_file
@@ -186,9 +186,7 @@ class SerializableConfig(GenerationKeys, Pushable):
             push_to_hub: push what is new in it, to the repository `repo_id` or one named like the folder.
             kwargs: `repo_id`, and options of `push_to_hub`.
         """
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; expected a folder to save {CONFIG_NAME} into")
+        folder = folder_to_write(save_directory, f"to save {CONFIG_NAME} into")
         if misplaced := self._get_non_default_generation_parameters():
             given = ", ".join(f"{name}={value!r}" for name, value in misplaced.items())
             warn(f"{given} in {CONFIG_NAME} are options of generate; they belong on a GenerationConfig, or in its file")

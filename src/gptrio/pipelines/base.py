@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from operator import length_hint
-from pathlib import Path
 from types import GeneratorType
 from typing import Any, ClassVar
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from gptrio.errors import CheckpointError, InputError
+from gptrio.errors import InputError
 from gptrio.errors import PipelineException as PipelineException
 from gptrio.generation.options.config import GenerationConfig
+from gptrio.hub import folder_to_write
 from gptrio.kernels.linear import packed_inference
 from gptrio.pipelines.batching import Row, by_length, collate, in_order, length_of, row_of, without_padding
 from gptrio.pipelines.devices import choose_device, on_device
@@ -352,8 +352,7 @@ class Pipeline(ABC, Pushable):
         Raises:
             CheckpointError: there is a file in the folder's place.
         """
-        if Path(save_directory).is_file():
-            raise CheckpointError(f"{save_directory} is a file; expected a folder to save the pipeline in")
+        folder_to_write(save_directory, "to save the pipeline in")
         upload = Upload.of_save(save_directory, kwargs) if push_to_hub else None
         self.model.save_pretrained(save_directory, safe_serialization=safe_serialization, **kwargs)
         if self.tokenizer is not None:

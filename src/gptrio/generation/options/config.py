@@ -7,11 +7,10 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from gptrio.config.fields import as_list, unknown_option
-from gptrio.errors import CheckpointError, OptionError, nearest, warn
+from gptrio.errors import OptionError, nearest, warn
 from gptrio.generation.options.schema import (
     CALL_ARGUMENTS,
     GenerationMode,
@@ -22,7 +21,7 @@ from gptrio.generation.options.schema import (
     ignored_options,
     option_types,
 )
-from gptrio.hub import HubOptions, commit_of, read_json, write_text
+from gptrio.hub import HubOptions, commit_of, folder_to_write, read_json, write_text
 from gptrio.uploads import Pushable, Upload
 from gptrio.utils.file_names import GENERATION_CONFIG_NAME
 from gptrio.utils.versions import API_VERSION
@@ -284,9 +283,7 @@ class GenerationConfig(GenerationOptions, Pushable):
             CheckpointError: the folder is a file.
         """
         self.validate(strict=True)
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; expected a folder to write {GENERATION_CONFIG_NAME} to")
+        folder = folder_to_write(save_directory, f"to write {GENERATION_CONFIG_NAME} to")
         folder.mkdir(parents=True, exist_ok=True)
         upload = Upload.of_save(folder, kwargs) if push_to_hub else None
         self.to_json_file(folder / (config_file_name or GENERATION_CONFIG_NAME))

@@ -10,7 +10,8 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp
 
-from gptrio.errors import CheckpointError, CheckpointFormatError
+from gptrio.errors import CheckpointFormatError
+from gptrio.hub import folder_to_write
 from gptrio.jax.training.manifest import damage, write_manifest
 from gptrio.jax.training.step import TrainState
 
@@ -51,9 +52,7 @@ class TrainCheckpoints:
     """
 
     def __init__(self, folder: str | os.PathLike[str], keep: int = 2) -> None:
-        self.folder = Path(folder).absolute()
-        if self.folder.is_file():
-            raise CheckpointError(f"{self.folder} is a file; expected a folder for training states")
+        self.folder = folder_to_write(Path(folder).absolute(), "for training states")
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=_Handler())
 

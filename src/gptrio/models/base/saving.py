@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from gptrio.checkpoint.write import save_state_dict
-from gptrio.errors import CheckpointError, warn
+from gptrio.errors import warn
+from gptrio.hub import folder_to_write
 from gptrio.models.base.adapters import save_adapter
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.uploads import Upload
@@ -53,9 +54,7 @@ def save_model(
     Raises:
         CheckpointError: the folder is a file, or cannot be written to.
     """
-    folder = Path(save_directory)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; expected a folder to save a model into")
+    folder = folder_to_write(save_directory, "to save a model into")
     if not is_main_process:
         return
     if not model._hf_peft_config_loaded:

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import Array
 
 from gptrio.checkpoint.shards import save_shards, warn_if_shadowed
-from gptrio.errors import CheckpointError
+from gptrio.hub import folder_to_write
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel, Params
 from gptrio.uploads import Upload
 from gptrio.utils.file_names import FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME
@@ -47,9 +47,7 @@ def save_model(
         CheckpointError: the folder is a file, or cannot be written to.
         OptionError: `max_shard_size` cannot be read.
     """
-    folder = Path(save_directory)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; expected a folder to save a model into")
+    folder = folder_to_write(save_directory, "to save a model into")
     if token is not None:
         kwargs["token"] = token
     upload = Upload.of_save(folder, kwargs) if push_to_hub else None
