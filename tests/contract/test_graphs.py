@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from gptrio import DynamicCache, StaticCache
-from gptrio.testing import assert_close
+from gptrio import DynamicCache, GPT2LMHeadModel, GPTNeoConfig, StaticCache
+from gptrio.testing import assert_close, tiny_config
 from tests.cases import first
 from tests.contract.families import Family, tokens
 from tests.reference import assert_same_gradients, padded, positions_of
@@ -154,3 +154,33 @@ def test_exported_graph_serves_all_lengths(family: Family, strict: bool, attn_im
     for rows, length in ((1, 2), (3, 7), (2, 8), (2, 9), (1, 40), (5, 64)):
         ids = tokens(rows, length)
         assert_close(exported(input_ids=ids, **options)[0], model(input_ids=ids).logits)
+
+
+def test_exported_step_serves_all_pasts() -> None:
+    """A `ShapesCollection` names dynamic dimensions by the identity of keys and values."""
+    model, ids = GPT2LMHeadModel(tiny_config("gpt2")).eval().requires_grad_(False), tokens(1, 4)
+    cache = model(input_ids=ids, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    assert all(layer.keys is layer.keys and layer.get_states()[1] is layer.values for layer in cache.layers)
+    sizes, length = torch.export.ShapesCollection(), torch.export.Dim("length", max=40)
+    for layer in cache.layers:
+        sizes[layer.keys] = sizes[layer.values] = {2: length}
+    arguments = {"input_ids": ids, "use_cache": True}
+    exported = torch.export.export(model, (), {**arguments, "past_key_values": cache}, dynamic_shapes=sizes).module()
+    actual, expected = cache, copy.deepcopy(cache)
+    for _ in range(2):
+        result, wanted = (
+            run(**arguments, past_key_values=past) for run, past in ((exported, actual), (model, expected))
+        )
+        assert_close(result.logits, wanted.logits)
+        actual, expected = result.past_key_values, wanted.past_key_values
+    assert actual.get_seq_length() == expected.get_seq_length() == 12
+
+
+def test_mapped_window_keeps_what_it_dropped() -> None:
+    cache = DynamicCache(config=GPTNeoConfig(num_layers=1, attention_types=[[["local"], 1]], window_size=4))
+    for length in (90, 3):
+        cache.update(torch.ones(1, 1, length, 2), torch.ones(1, 1, length, 2), 0)
+    leaves, spec = torch.utils._pytree.tree_flatten(cache)
+    again = torch.utils._pytree.tree_unflatten(leaves, spec)
+    assert again.get_seq_length() == cache.get_seq_length() == 93
+    assert again.layers[0].get_mask_sizes(1) == cache.layers[0].get_mask_sizes(1) == (4, 90)

@@ -45,7 +45,7 @@ class DynamicLayer(CacheLayer):
     def keys(self) -> Tensor | None:
         """(B, H, S, D), or None before the first update."""
         self._shared_out = True
-        return None if self._keys is None else self._keys[:, :, : self._stored]
+        return None if self._keys is None else self._filled(self._keys)
 
     @keys.setter
     def keys(self, keys: Tensor | None) -> None:
@@ -56,12 +56,16 @@ class DynamicLayer(CacheLayer):
     def values(self) -> Tensor | None:
         """(B, H, S, D), or None before the first update."""
         self._shared_out = True
-        return None if self._values is None else self._values[:, :, : self._stored]
+        return None if self._values is None else self._filled(self._values)
 
     @values.setter
     def values(self, values: Tensor | None) -> None:
         """Replace the values by (B, H, S, D), which sets the length to S; keys of the same length must be set too."""
         self._values = self._adopt(values)
+
+    def _filled(self, buffer: Tensor) -> Tensor:
+        """The stored positions; a buffer without spare capacity itself, so that it can be told by its identity."""
+        return buffer if buffer.shape[-2] == self._stored else buffer[:, :, : self._stored]
 
     def _adopt(self, states: Tensor | None) -> Tensor | None:
         """Set length and ownership for states of the caller, whose tensor is never written; return what to store."""
@@ -218,10 +222,10 @@ class DynamicSlidingWindowLayer(DynamicLayer):
     def __init__(self, window: int) -> None:
         super().__init__()
         self.window = window
-        self._dropped = 0  # positions that are no longer stored
+        self.dropped = 0  # positions that are no longer stored
 
     def _set_count(self, count: int) -> None:
-        self._dropped = max(self.get_seq_length() - count, 0) if count else 0
+        self.dropped = max(self.get_seq_length() - count, 0) if count else 0
         super()._set_count(count)
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
@@ -236,7 +240,7 @@ class DynamicSlidingWindowLayer(DynamicLayer):
     def _count_to_drop(self, count: int) -> int:
         """Number of oldest positions to drop when `count` are appended: none until the buffer is full."""
         drop = 0 if self._has_capacity(self._stored + count) else max(self._stored - (self.window - 1) - CROP_MARGIN, 0)
-        self._dropped += drop
+        self.dropped += drop
         return drop
 
     def _replace(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -250,11 +254,11 @@ class DynamicSlidingWindowLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         """Number of positions appended so far, dropped ones included."""
-        return self._dropped + self._stored
+        return self.dropped + self._stored
 
     def set_seq_length(self, length: int) -> None:
         """Set the number of positions appended so far; the stored ones become the last of them."""
-        self._dropped = length - self._stored
+        self.dropped = length - self._stored
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them."""
@@ -268,15 +272,15 @@ class DynamicSlidingWindowLayer(DynamicLayer):
             InputError: the shorter past would need positions that have been dropped.
         """
         length = cropped_length(max_length, self.get_seq_length())
-        check_crop(length, self.get_seq_length(), self._dropped, self.window)
+        check_crop(length, self.get_seq_length(), self.dropped, self.window)
         if length == 0:
             self.reset()
-        self._truncate(length - self._dropped)
+        self._truncate(length - self.dropped)
 
     def reset(self) -> None:
         """Remove all positions."""
         super().reset()
-        self._dropped = 0
+        self.dropped = 0
 
 
 _RESERVABLE = (DynamicLayer, DynamicSlidingWindowLayer)  # a subclass may append in another way

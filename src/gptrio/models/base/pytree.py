@@ -57,10 +57,10 @@ def _unflatten(kind: type[ModelOutput], values: Iterable[Any], names: list[str])
 
 
 def _flatten_cache(cache: DynamicCache) -> tuple[list[Any], list[Any]]:
-    """Keys and values of every layer, or two None; and for each layer its window and length if it has a window."""
+    """Keys and values of every layer, or two None; and the window of each, if it has one, and how many it dropped."""
     pairs = [layer.get_states() or (None, None) for layer in cache.layers]
     windows = [
-        (layer.window, layer.get_seq_length()) if isinstance(layer, DynamicSlidingWindowLayer) else None
+        (layer.window, layer.dropped) if isinstance(layer, DynamicSlidingWindowLayer) else None
         for layer in cache.layers
     ]
     return [states for pair in pairs for states in pair], windows
@@ -78,6 +78,6 @@ def _unflatten_cache(states: Iterable[Any], windows: list[Any]) -> DynamicCache:
         if keys is not None:
             layer.set_states(keys, values)
         if isinstance(layer, DynamicSlidingWindowLayer):
-            layer.set_seq_length(window[1])
+            layer.dropped = window[1]
         cache.layers.append(layer)
     return cache
