@@ -77,6 +77,19 @@ def test_a_cell_that_registers_classes_may_run_again(library: Any) -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
+def test_tables_register_classes(library: Any) -> None:
+    config_class, model_class, slow, fast = definitions(library)
+    library.CONFIG_MAPPING.register("note", config_class)
+    library.MODEL_FOR_CAUSAL_LM_MAPPING.register(config_class, model_class)
+    library.TOKENIZER_MAPPING.register(config_class, (slow, fast))
+    assert type(library.AutoConfig.for_model("note")) is config_class
+    assert library.MODEL_FOR_CAUSAL_LM_MAPPING[config_class] is model_class
+    assert library.TOKENIZER_MAPPING[config_class] == (slow, fast)
+    with pytest.raises(ValueError, match=r"already|exist_ok"):
+        library.CONFIG_MAPPING.register("gpt2", library.GPT2Config)
+
+
+@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.__name__)
 def test_classes_of_the_library_are_replaced_only_on_request(library: Any) -> None:
     @contextmanager
     def refused() -> Iterator[None]:

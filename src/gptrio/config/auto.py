@@ -15,7 +15,17 @@ from gptrio.foreign import CONFIGURATION, content_of, is_foreign
 OWN_CONFIGS: dict[str, type[PretrainedConfig]] = {
     cls.model_type: cls for cls in (GPT2Config, GPTNeoConfig, GPTNeoXConfig)
 }
-CONFIG_MAPPING = dict(OWN_CONFIGS)  # and those registered
+
+
+class ConfigMapping(dict[str, type[PretrainedConfig]]):
+    """The configuration class of each model type; those registered are included."""
+
+    def register(self, key: str, value: type[PretrainedConfig], exist_ok: bool = False) -> None:
+        """Add a configuration class; see `AutoConfig.register`."""
+        AutoConfig.register(key, value, exist_ok)
+
+
+CONFIG_MAPPING = ConfigMapping(OWN_CONFIGS)
 CONFIG_MAPPING_NAMES = {model_type: own.__name__ for model_type, own in OWN_CONFIGS.items()}
 
 OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # those of Transformers' back ends that gptrio has
