@@ -86,6 +86,14 @@ def no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_collected_twice() -> Iterator[None]:
+    """What a file leaves behind, such as compiled code, is not searched for garbage again: that takes a second."""
+    yield
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def seeds() -> None:
     """The same random numbers in every test, whatever ran before it."""
@@ -94,12 +102,6 @@ def seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-
-
-@pytest.fixture
-def no_garbage_collection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Collect no garbage when it is asked for: both Trainers ask often, and it takes a second among all these tests."""
-    monkeypatch.setattr(gc, "collect", lambda *_: 0)
 
 
 @pytest.fixture(scope="session")

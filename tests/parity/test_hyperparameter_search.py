@@ -16,7 +16,6 @@ from gptrio.trainer_utils import HPSearchBackend
 from tests.cases import first
 
 optuna = pytest.importorskip("optuna")
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 SETTINGS: dict[str, Any] = {
     "per_device_train_batch_size": 2,
     "max_steps": 3,

@@ -14,8 +14,6 @@ import gptrio
 from tests.parity.test_trainer_subclasses import LIBRARIES, module_of
 from tests.training_pair import arguments, pair_of
 
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
-
 
 class Stream(IterableDataset):
     def __init__(self, rows: int) -> None:

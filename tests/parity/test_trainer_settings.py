@@ -17,7 +17,6 @@ from tests.training_pair import arguments, trainers
 
 LIBRARIES = (gptrio, transformers)
 CLASS = "GPT2LMHeadModel"
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 
 def test_figures_of_memory_have_the_references_names():

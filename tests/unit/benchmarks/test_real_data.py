@@ -40,7 +40,7 @@ def losses(trainer: Any) -> list[float]:
     ]
 
 
-@pytest.mark.parametrize("name", first(NAMES, 4))
+@pytest.mark.parametrize("name", first(NAMES, 3))
 def test_updates_on_real_rows_equal_the_reference_s(
     name: str, reference_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

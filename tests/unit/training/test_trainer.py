@@ -129,7 +129,6 @@ def test_a_signal_saves_before_it_ends_the_run_and_the_run_goes_on_as_if_nothing
     assert_same_weights(resumed.model, whole.model, 0.0)
 
 
-@pytest.mark.usefixtures("no_garbage_collection")
 def test_a_batch_that_does_not_fit_into_memory_shrinks_until_it_does():
     sizes = []
 
