@@ -44,6 +44,19 @@ print(code.is_ready())
 """
 
 
+ENDLESS = """
+from gptrio.kernels.cpu_decode import compilation
+def prepare(folder, may_compile):
+    while True:
+        pass
+compilation._prepare, compilation._MOST_SECONDS = prepare, 1
+try:
+    compilation.compile_quietly()
+except TimeoutError:
+    print(compilation.status())
+"""
+
+
 class Prepared:
     """In place of compiling and loading: what was asked for, and an error if there is to be one."""
 
@@ -145,6 +158,12 @@ def test_of_two_processes_one_compiles(tmp_path, patience):
     assert (tmp_path / "calls").read_text() == "x"
     if patience == "patient":
         assert printed == ["True", "True"]
+
+
+def test_compiling_without_end_is_ended_and_remembered(tmp_path):
+    environment = os.environ | {"NUMBA_CACHE_DIR": os.fspath(tmp_path), "GPTRIO_COMPILE": "background"}
+    result = subprocess.run([sys.executable, "-c", ENDLESS], env=environment, capture_output=True, text=True, timeout=120)
+    assert result.stdout == "could not be compiled: compiling took more than 1 s of processor time\n", result.stderr
 
 
 def test_a_process_that_dies_is_started_twice_then_remembered(prepared, started, caplog):

@@ -19,6 +19,7 @@ import logging
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -37,6 +38,7 @@ RETRY_SECONDS = 3600.0  # after a failure, until the next attempt
 UNUSED_DAYS = 30  # after which code of other sources, versions or processors is removed
 LOOK_SECONDS = 0.2  # between two looks whether the code is there
 FEW_STEPS = 128  # save less than the 0.7 s that loading takes: 2 ms a step of a small model, 4 to 7 of GPT-2 124M
+_MOST_SECONDS = 1200  # of processor time for compiling, which takes half a minute on most machines
 _MOST_STARTS = 2  # of a compiling process, by one process that decodes
 
 _PROGRAM = """
@@ -292,8 +294,21 @@ def compile_quietly() -> None:
     os.nice(19)
     with suppress(OSError):  # Linux may share the processors among sessions first, whose priority is this
         Path("/proc/self/autogroup").write_text("19", encoding="utf-8")
+    _limit_processor_time()
     check_numba()
     CompiledCode().compile(is_patient=False)
+
+
+def _limit_processor_time() -> None:
+    """Raise TimeoutError in this process once it has run for longer than any processor should compile."""
+    import resource
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"compiling took more than {_MOST_SECONDS} s of processor time")
+
+    signal.signal(signal.SIGXCPU, give_up)
+    with suppress(ValueError, OSError):  # a lower limit holds already
+        resource.setrlimit(resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS + 60))  # code may not return; then the end
 
 
 def keep_code_in(folder: Path, function: Any, may_compile: bool) -> None:
