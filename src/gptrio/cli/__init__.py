@@ -13,7 +13,7 @@ def main() -> None:
     """
     try:
         from gptrio.cli.app import run
-        from gptrio.cli.keyboard import end_stuck_process
+        from gptrio.utils.ctrl_c import end_stuck_process
 
         end_stuck_process()
         code = run(sys.argv[1:])

@@ -1,12 +1,9 @@
-"""A keyboard: messages of several lines, their history, and Ctrl-C."""
+"""A keyboard: messages of several lines, their history, and Ctrl-C that ends an answer."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
-import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,38 +40,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def end_stuck_process(grace: float = 3.0) -> None:
-    """From now on, let Ctrl-C end the process also while compiled code keeps Python from raising KeyboardInterrupt.
-
-    Tokenizing a text of many megabytes, for one, takes a minute. A thread looks whether the main one has moved since
-    Ctrl-C was pressed. Where a program handles Ctrl-C itself, and on Windows, nothing changes.
-
-    Args:
-        grace: seconds that the main thread has to move, before the process ends with 130.
-    """
-    if os.name == "nt":  # whose pipes can block
-        return
-    pressed, wake = os.pipe()
-    os.set_blocking(wake, False)
-    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-    threading.Thread(target=_end_where_stuck, args=(pressed, grace), daemon=True).start()
-
-
-def _end_where_stuck(pressed: int, grace: float) -> None:
-    while number := os.read(pressed, 1):
-        if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            before = _place()
-            time.sleep(grace)
-            if _place() == before:
-                os._exit(130)
-
-
-def _place() -> tuple[object, int]:
-    """Where the main thread is."""
-    frame = sys._current_frames()[threading.main_thread().ident or 0]
-    return frame, frame.f_lasti
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from types import FrameType, TracebackType
 from typing import Any
 
 from gptrio.errors import warn
+from gptrio.utils.ctrl_c import raise_interrupt
 
-_DEFAULTS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+_DEFAULTS = {signal.SIGINT: (signal.default_int_handler, raise_interrupt), signal.SIGTERM: (signal.SIG_DFL,)}
 
 
 class Interruption:
@@ -29,8 +30,8 @@ class Interruption:
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number, default in _DEFAULTS.items():
-                if signal.getsignal(number) == default:
+            for number, defaults in _DEFAULTS.items():
+                if signal.getsignal(number) in defaults:
                     self._before[number] = signal.signal(number, self._note)
         return self
 

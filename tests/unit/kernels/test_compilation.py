@@ -162,7 +162,9 @@ def test_of_two_processes_one_compiles(tmp_path, patience):
 
 def test_compiling_without_end_is_ended_and_remembered(tmp_path):
     environment = os.environ | {"NUMBA_CACHE_DIR": os.fspath(tmp_path), "GPTRIO_COMPILE": "background"}
-    result = subprocess.run([sys.executable, "-c", ENDLESS], env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-c", ENDLESS], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert result.stdout == "could not be compiled: compiling took more than 1 s of processor time\n", result.stderr
 
 

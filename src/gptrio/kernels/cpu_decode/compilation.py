@@ -308,7 +308,7 @@ def _limit_processor_time() -> None:
 
     signal.signal(signal.SIGXCPU, give_up)
     with suppress(ValueError, OSError):  # a lower limit holds already
-        resource.setrlimit(resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS + 60))  # code may not return; then the end
+        resource.setrlimit(resource.RLIMIT_CPU, (_MOST_SECONDS, _MOST_SECONDS + 60))  # the end, if no code returns
 
 
 def keep_code_in(folder: Path, function: Any, may_compile: bool) -> None:

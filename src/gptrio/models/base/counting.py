@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import nn
@@ -24,17 +24,13 @@ class CountingMixin(nn.Module):
             only_trainable: leave out those without gradient.
             exclude_embeddings: leave out tables of tokens and positions.
         """
-        tables = {id(m.weight) for m in self.modules() if _is_table(m)} if exclude_embeddings else set()
-        counted = ((p, _size(p)) for p in self.parameters() if p.requires_grad or not only_trainable)
-        codes = () if only_trainable else self._codes()
-        return sum({id(tensor): size for tensor, size in (*counted, *codes) if id(tensor) not in tables}.values())
-
-    def _codes(self) -> Iterator[tuple[Any, int]]:
-        """The codes of layers and tables that gptrio has quantized, and how many weights they stand for."""
-        for module in self.modules():
-            if _has_codes(module):
-                layer: Any = module
-                yield layer.weight, layer.out_features * layer.in_features
+        modules = list(self.modules())  # looked for once, as each training step counts
+        tables = {id(m.weight) for m in modules if _is_table(m)} if exclude_embeddings else set()
+        parameters = (p for m in modules for p in m._parameters.values() if p is not None)
+        sizes = {id(p): _size(p) for p in parameters if p.requires_grad or not only_trainable}
+        layers: list[Any] = [] if only_trainable else [m for m in modules if _has_codes(m)]
+        sizes |= {id(layer.weight): layer.out_features * layer.in_features for layer in layers}
+        return sum(size for key, size in sizes.items() if key not in tables)
 
     def get_memory_footprint(self, return_buffers: bool = True) -> int:
         """Bytes of parameters, and of buffers if `return_buffers`."""

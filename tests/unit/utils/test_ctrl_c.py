@@ -1,0 +1,60 @@
+"""Ctrl-C: it ends a process also while compiled code does not return, and leaves one alone that handles it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there, Ctrl-C waits for compiled code")
+
+BEGIN = """
+import hashlib, os, signal, sys, threading, time
+from gptrio.utils.ctrl_c import end_stuck_process
+signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
+end_stuck_process(0.3)
+def press():
+    for _ in range(int(sys.argv[1])):
+        os.kill(os.getpid(), signal.SIGINT)
+start = time.monotonic()
+threading.Timer(0.5, press).start()
+"""
+NEVER = "hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)"
+HANDLED = """
+try:
+    time.sleep(60)
+except KeyboardInterrupt:
+    for _ in range(20):
+        time.sleep(0.05)
+    print("cleaned up")
+"""
+TWICE = """
+seen = 0
+while seen < 2 and time.monotonic() < start + 2:
+    try:  # nearly always in compiled code, so that one interrupt mostly answers both signals
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 3 * 10**4)
+    except KeyboardInterrupt:
+        seen += 1
+print("cleaned up" if seen else "not interrupted")
+"""
+OWN = """
+signal.signal(signal.SIGINT, lambda *_: None)
+hashlib.pbkdf2_hmac("sha256", b"", b"", 3 * 10**6)
+print("done")
+"""
+
+
+@pytest.mark.parametrize(
+    ("program", "presses", "code", "output"),
+    [
+        pytest.param(NEVER, 1, 130, "", id="stuck"),
+        pytest.param(HANDLED, 1, 0, "cleaned up\n", id="handled"),
+        pytest.param(TWICE, 2, 0, "cleaned up\n", id="twice"),
+        pytest.param(OWN, 1, 0, "done\n", id="own-handler"),
+    ],
+)
+def test_ctrl_c_ends_a_process_that_compiled_code_holds(program: str, presses: int, code: int, output: str) -> None:
+    command = [sys.executable, "-c", BEGIN + program, str(presses)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
