@@ -11,6 +11,7 @@ import accelerate
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file
 
 import gptrio
 from tests.training_pair import arguments, assert_same_history, assert_same_weights, collate, pair_of, rows_for
@@ -93,9 +94,15 @@ def leaving_out(library: Any, seen: list[Any]) -> type:
 
 
 def copied(library: Any, seen: list[Any]) -> type:
-    """Has the reference's own `_save_checkpoint`, as trainers of adapters and projectors do."""
+    """Has the reference's own methods with changes, as trainers of adapters and projectors do."""
 
     class Trainer(library.Trainer):
+        def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+            state = load_file(os.path.join(resume_from_checkpoint, "model.safetensors"))
+            found = self.model.load_state_dict(state, strict=False)
+            self._issue_warnings_after_load(found)
+            seen.append((found.missing_keys, found.unexpected_keys))
+
         def _save_checkpoint(self, model, trial):
             run_dir = self._get_output_dir(trial=trial)
             output_dir = os.path.join(run_dir, f"checkpoint-{self.state.global_step}")
@@ -131,6 +138,7 @@ def test_a_run_is_resumed_alike(make: Any, tmp_path: Path, recwarn: pytest.Warni
     told = [str(each.message) for each in recwarn if issubclass(each.category, gptrio.GptrioWarning)]
     missing = "optimizer.pt, scheduler.pt, rng_state.pth: what they would hold begins anew"
     assert [missing in text for text in told if "begins anew" in text] == [True] * (make is leaving_out)
+    assert not [text for text in told if "the checkpoint lacks" in text]
     if make is not copied:
         manifest = json.loads((tmp_path / "gptrio" / "checkpoint-4" / "manifest.json").read_text())
         own = {adding: {"more.pt"}, in_own_files: {"own.pt"}, leaving_out: set()}
@@ -150,6 +158,19 @@ def test_files_of_a_copied_method_open_in_the_reference(tmp_path: Path) -> None:
         found.append(again)
     assert_same_history(found[1].state.log_history[:-1], found[0].state.log_history[:-1])
     assert_same_weights(found[1].model, found[0].model)
+
+
+def test_keys_that_a_load_did_not_match_are_named() -> None:
+    trainer = gptrio.Trainer(pair_of("GPT2LMHeadModel")[1], arguments(gptrio))
+    state = trainer.model.state_dict()
+    del state["lm_head.weight"], state["transformer.ln_f.bias"]
+    found = trainer.model.load_state_dict({**state, "more": torch.ones(1)}, strict=False)
+    with pytest.warns(gptrio.GptrioWarning) as told:
+        trainer._issue_warnings_after_load(found)
+    assert [str(each.message) for each in told] == [
+        "the checkpoint lacks transformer.ln_f.bias",
+        "the checkpoint has, unlike the model, more",
+    ]
 
 
 def test_the_accelerator_can_be_made_and_its_rows_gathered_by_a_subclass() -> None:

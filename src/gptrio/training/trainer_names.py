@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gptrio.errors import OptionError
+from gptrio.errors import OptionError, warn
 from gptrio.training.arrays import nested_numpify
 from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, sorted_checkpoints
 from gptrio.training.parts import TrainerParts
@@ -55,6 +55,18 @@ class NamesMixin(TrainerParts):
         self.neftune_hook_handle.remove()
         self.neftune_hook_handle = None
         del self.accelerator.unwrap_model(model).get_input_embeddings().neftune_noise_alpha
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Warn of keys that a load that is not strict missed or did not expect; tied weights are not missed."""
+        model = self.accelerator.unwrap_model(self.model)
+        is_tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+        tied = (is_tied and getattr(model, "_tied_weights_keys", None)) or ()
+        missing = [name for name in load_result.missing_keys if name not in tied]
+        for names, what in (missing, "lacks"), (load_result.unexpected_keys, "has, unlike the model,"):
+            if names:
+                warn(f"the checkpoint {what} {', '.join(names)}")
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
 
     def _gather_and_numpify(self, tensors: Any, name: str | None = None) -> Any:
         """Numpy arrays of the rows of all processes."""
