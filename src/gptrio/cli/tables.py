@@ -19,20 +19,33 @@ def print_table(rows: Iterable[Sequence[Cell]], right: Iterable[int] = ()) -> No
         right: columns that are aligned to the right.
     """
     table, to_right = list(rows), set(right)
-    widths = [max(cell_len(text) for text, _ in column) for column in zip(*table, strict=True)]
+    sizes = [[_cells(text) for text, _ in row] for row in table]
+    widths = [max(column) for column in zip(*sizes, strict=True)]
     console = Console(soft_wrap=True, highlight=False)
-    for row in table:
-        pieces = []
+    codes = {style: _codes(console, style) for style in {style for row in table for _, style in row}}
+    for row, own in zip(table, sizes, strict=True):
+        shown, line = "", ""
         for i, (text, style) in enumerate(row):
-            gap = " " * (widths[i] - cell_len(text))
-            left, after = (gap, "") if i in to_right else ("", gap)
-            pieces += [(left, ""), (text, style), (after + "  ", "")]
-        while not pieces[-1][0].strip():
-            pieces.pop()
-        if console.color_system is None:  # rich takes ten times as long for the same lines
-            print("".join(text for text, _ in pieces))
-        else:
-            console.print(Text.assemble(*pieces))
+            before, behind = codes[style] if text else ("", "")
+            gap = " " * (widths[i] - own[i])
+            shown += f"{gap}{before}{text}{behind}" if i in to_right else f"{before}{text}{behind}"
+            if text.strip():
+                line = shown  # without blank cells at the end
+            shown += "  " if i in to_right else gap + "  "
+        print(line)
+
+
+def _cells(text: str) -> int:
+    """How many columns of a terminal a text takes; rich takes ten times as long for a plain one."""
+    return len(text) if text.isascii() and text.isprintable() else cell_len(text)
+
+
+def _codes(console: Console, style: str) -> tuple[str, str]:
+    """What a console writes before and after a text in a style; rich takes ten times as long for each text again."""
+    with console.capture() as captured:
+        console.print(Text("x", style), end="")
+    before, _, behind = captured.get().partition("x")
+    return before, behind
 
 
 def print_facts(facts: Iterable[tuple[str, str]]) -> None:
