@@ -17,7 +17,6 @@ import gptrio
 from tests.training_pair import arguments, assert_same_history, assert_same_weights, collate, pair_of, rows_for
 
 LIBRARIES = (transformers, gptrio)
-pytestmark = pytest.mark.usefixtures("no_garbage_collection")
 
 
 def adding(library: Any, seen: list[Any]) -> type:
