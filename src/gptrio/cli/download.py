@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def download(
     context: typer.Context,
-    name: Annotated[str, typer.Argument(help="Hub name of a model.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="Hub name of a model.", show_default=False, callback=options.no_file)],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit.", show_default="the main branch")] = None,
     as_json: options.Json = False,
     verbose: options.Verbose = False,

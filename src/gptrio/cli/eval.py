@@ -20,7 +20,7 @@ from gptrio.utils.text import decode_text
 
 def eval(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a model.", show_default=False)],
+    model: options.ModelArgument,
     tasks: Annotated[
         str,
         typer.Option(

@@ -21,7 +21,7 @@ Weights = Literal["float32", "bfloat16", "int8", "int4"]
 
 def verify(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a language model.")] = DEFAULT_MODEL,
+    model: options.ModelArgument = DEFAULT_MODEL,
     weights: Annotated[Weights | None, typer.Option(help="Try this kind of weights only.", show_default=False)] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     as_json: options.Json = False,

@@ -8,7 +8,7 @@ from typing import Any
 
 from gptrio.config.auto import OWN_CONFIGS
 from gptrio.errors import CheckpointNotFoundError, TokenizationError, UnsupportedError
-from gptrio.hub import HubOptions, refuse_code
+from gptrio.hub import HubOptions, local_folder, refuse_code
 from gptrio.tokenization.base import PreTrainedTokenizerBase
 from gptrio.tokenization.fast import PreTrainedTokenizerFast
 from gptrio.tokenization.files import GENERIC_CLASSES, TOKENIZER_CONFIG_FILE
@@ -131,6 +131,8 @@ def _named_classes(
         model, hub = _read(name_or_path, "config.json", hub) if config is None else (config.to_dict(), hub)
         name = model.get("tokenizer_class")
         if name is None and not model.get("model_type"):
+            if config is None and local_folder(name_or_path) is None:
+                hub.locate(name_or_path, "config.json")  # a cache without the model is told so, with the way out
             raise CheckpointNotFoundError(
                 f"no tokenizer found for {str(name_or_path)!r}: expected a tokenizer_config.json with tokenizer_class "
                 "or a config.json with model_type; or call the tokenizer's own class"

@@ -94,6 +94,9 @@ MODEL_COMMANDS = (
     ["run", "--input", "x.csv", "-m"],
     ["tokenize", "x", "-m"],
     ["info"],
+    ["verify"],
+    ["download"],
+    ["eval", "--tasks", "x"],
 )
 
 

@@ -241,6 +241,12 @@ def test_auto_refuses_other_families_by_name(tmp_path, files, message):
         AutoTokenizer.from_pretrained(tmp_path)
 
 
+def test_auto_says_that_the_cache_lacks_a_model_where_no_hub_may_be_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointNotFoundError, match=r"config.json of 'no/model' .* not in the hub cache and HF_HUB_"):
+        AutoTokenizer.from_pretrained("no/model", cache_dir=tmp_path)
+
+
 def test_auto_needs_something_that_names_the_class(gpt2_folder):
     with pytest.raises(CheckpointNotFoundError, match="no tokenizer found for"):
         AutoTokenizer.from_pretrained(gpt2_folder)
