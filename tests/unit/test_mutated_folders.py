@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def test_mutated_folders_end_in_our_errors_or_work() -> None:
-    cases = os.environ.get("GPTRIO_FUZZ_FOLDERS", "50")
+    cases = os.environ.get("GPTRIO_FUZZ_FOLDERS", "30")
     program = Path(__file__).with_name("mutated_folders.py")
     done = subprocess.run([sys.executable, program, cases, "0"], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1]) == []
