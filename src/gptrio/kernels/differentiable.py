@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gptrio.kernels.recompute import Recipe, is_plain_autograd, recipe_of
 
-MIN_WEIGHTS, MIN_ROWS = 1 << 16, 16  # with fewer, a call in Python takes as long as it saves
+MIN_WEIGHTS, MIN_ROWS = 1 << 16, 16  # with fewer in float32, a call in Python takes as long as it saves
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -65,19 +65,21 @@ def is_widened(*tensors: Tensor | None) -> bool:
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
-    """Whether `linear` takes a call and gains by it: plain tensors on a CPU, large enough, some with gradients."""
+    """Whether `linear` takes a call and gains by it: plain tensors on a CPU, some with gradients, large or emulated."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
-    return (
+    is_plain = (
         is_plain_autograd()
-        and weight.numel() >= MIN_WEIGHTS
         and x.dim() > 0
+        and x.numel() > 0
         and x.shape[-1] == weight.shape[0 if transposed else -1]
-        and x.numel() >= MIN_ROWS * x.shape[-1]
         and all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype in _DTYPES for t in tensors)
         and any(t.requires_grad for t in tensors)
         and (torch.is_autocast_enabled("cpu") or all(t.dtype is x.dtype for t in tensors))
-        and (result_dtype(x) is torch.float32 or is_widened(*tensors))
     )
+    if not is_plain or is_widened(*tensors):
+        return is_plain
+    is_large = weight.numel() >= MIN_WEIGHTS and x.numel() >= MIN_ROWS * x.shape[-1]
+    return is_large and result_dtype(x) is torch.float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
-MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good
+MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good if not emulated
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN leaves a core idle
 _WIDENED_ROWS = 4  # least rows for which emulated products of a weight (out, in) cost more than widening it
 _PART = 1 << 19  # elements of a weight that are converted at a time
@@ -112,8 +112,10 @@ def linear(
     Returns:
         (..., out).
     """
-    may_be_packed = not is_dynamo_compiling() and _fast.get() and weight.numel() >= MIN_ELEMENTS
-    if may_be_packed and _eligible(x, weight, bias):
+    may_gain = (
+        not is_dynamo_compiling() and _fast.get() and (weight.numel() >= MIN_ELEMENTS or is_emulated(weight.dtype))
+    )
+    if may_gain and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
     if differentiable.supports(x, weight, bias, transposed):
         out = differentiable.linear(x, weight, bias, transposed)

@@ -125,6 +125,17 @@ def test_bfloat16_is_rounded_once(
         assert_near(mine, its, (1e-6 if is_autocast else 2**-8) if is_emulated else 2**-5)
 
 
+@EMULATED
+def test_small_products_are_widened_where_they_are_emulated(
+    is_emulated: bool, calls: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: is_emulated)
+    layer, x = Linear(48, 5).bfloat16(), torch.randn(2, 48, dtype=torch.bfloat16, requires_grad=True)
+    out = layer(x)
+    assert bool(calls) is is_emulated
+    assert_near(out, exact(x, layer), 2**-8 if is_emulated else 2**-6)
+
+
 def kept_shapes(run: Callable[[], Tensor]) -> list[tuple[int, ...]]:
     """Shapes of the tensors that a backward pass of a result keeps, without the weights; shared ones count once."""
     kept: dict[int, Tensor] = {}

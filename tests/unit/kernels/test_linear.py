@@ -184,6 +184,16 @@ def test_emulated_products_are_rounded_once(
     assert bool(((got.double() - want).abs() <= nearest).all())
 
 
+def test_small_products_are_widened_where_they_are_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], kernel.product_by_parts
+    monkeypatch.setattr(kernel, "can_pack_cached", lambda dtype: False)
+    monkeypatch.setattr(kernel, "product_by_parts", lambda *given: calls.append(1) or real(*given))
+    module, x = layer(32, 8, torch.bfloat16, False), torch.randn(40, 32).bfloat16()
+    with torch.no_grad(), packed_inference(module):
+        got = module(x)
+    assert calls and bool(((got.double() - exact(module, x)).abs() <= 2**-8 * exact(module, x).abs() + 1e-5).all())
+
+
 def test_gradients_never_meet_a_pack() -> None:
     module, x = layer(256, 320, torch.float32, False), torch.randn(40, 256, requires_grad=True)
     with packed_inference(module):
