@@ -263,7 +263,7 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
         OptionError: the columns are not those of the pipeline's inputs.
     """
     if reader.is_multi_columns:
-        _check_arguments(pipe, {**arguments, **{argument: None for argument, _ in reader.column}})
+        _check_arguments(pipe, {*arguments, *(argument for argument, _ in reader.column)})
         outputs = (pipe(**{**arguments, **entry}) for entry in reader)
     else:
         outputs = iter(pipe(list(reader), **arguments))
@@ -273,8 +273,8 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
     return found
 
 
-def _check_arguments(pipe: Any, arguments: dict[str, Any]) -> None:
-    """Raise OptionError unless a pipeline has all of its inputs among the arguments of a call."""
+def _check_arguments(pipe: Any, arguments: set[str]) -> None:
+    """Raise OptionError unless a pipeline has all of its inputs among the names of a call's arguments."""
     parameters = inspect.signature(pipe).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     if missing := [name for name in needed if name not in arguments]:
