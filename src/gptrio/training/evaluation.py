@@ -22,15 +22,17 @@ from gptrio.training.arrays import (
     mapped,
     nested_detach,
 )
+from gptrio.training.computing import ComputingMixin
+from gptrio.training.loading import LoadingMixin
+from gptrio.training.metrics import MetricsMixin
 from gptrio.training.order import has_length
-from gptrio.training.parts import TrainerParts
 from gptrio.training.results import EvalLoopOutput, EvalPrediction, PredictionOutput, speed_metrics
 
 _log = logging.getLogger(__name__)
 _MUCH = 2**30  # bytes of predictions above which keeping them is worth a warning
 
 
-class EvaluationMixin(TrainerParts):
+class EvaluationMixin(LoadingMixin, ComputingMixin, MetricsMixin):
     """Evaluation; each method can be overridden."""
 
     def evaluate(

@@ -9,7 +9,6 @@ from torch import nn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from torch import Tensor
@@ -94,50 +93,16 @@ class TrainerParts:
     _has_own_loss: bool
     _is_prepared: bool
 
-    # methods that one part has and others call
-    compute_loss: Callable[..., Any]
-    compute_loss_context_manager: Callable[..., AbstractContextManager[Any]]
-    _computes_loss_alone: Callable[..., bool]
-    _prepare_input: Callable[..., Any]
-    _prepare_inputs: Callable[..., Any]
+    # methods that parts call before they are defined, in `Trainer` or in a part that builds on the caller
     _wrap_model: Callable[..., Any]
-    get_eval_dataloader: Callable[..., Any]
-    get_test_dataloader: Callable[..., Any]
-    log: Callable[..., None]
-    num_examples: Callable[..., int]
-    save_model: Callable[..., None]
-    push_to_hub: Callable[..., Any]
-    _push_from_checkpoint: Callable[..., None]
-    create_optimizer_and_scheduler: Callable[..., Any]
-    get_num_trainable_parameters: Callable[..., Any]
-    get_train_dataloader: Callable[..., Any]
-    num_tokens: Callable[..., Any]
-    train: Callable[..., Any]
-    evaluate: Callable[..., Any]
-    call_model_init: Callable[..., Any]
-    _set_model: Callable[..., Any]
-    _align_special_tokens: Callable[..., Any]
     _is_cast_for_evaluation: Callable[..., Any]
     _move_model_to_device: Callable[..., Any]
-    _checkpoint_to_resume: Callable[..., Any]
-    _load_from_checkpoint: Callable[..., Any]
-    _load_state: Callable[..., Any]
-    _load_optimizer_and_scheduler: Callable[..., None]
-    _load_scaler: Callable[..., None]
+    _set_model: Callable[..., Any]
+    _align_special_tokens: Callable[..., Any]
+    call_model_init: Callable[..., Any]
     create_accelerator_and_postprocess: Callable[[], None]
-    _load_best_model: Callable[..., Any]
-    _determine_best_metric: Callable[..., Any]
-    _accept_changes: Callable[[], None]
-    _save_checkpoint: Callable[..., Any]
-    _get_output_dir: Callable[..., str]
-    _hp_search_setup: Callable[..., None]
-    _enter_trial_folder: Callable[..., None]
-    _report_to_hp_search: Callable[..., None]
-    _stateful: Callable[..., Any]
-    store_flos: Callable[..., Any]
-    _nested_gather: Callable[..., Any]
-    _finish_current_push: Callable[..., Any]
-    _get_learning_rate: Callable[..., Any]
+    save_model: Callable[..., None]
+    train: Callable[..., Any]
 
     def is_local_process_zero(self) -> bool:
         """Whether this is the first process of its machine."""

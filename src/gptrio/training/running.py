@@ -7,7 +7,6 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,20 +19,22 @@ from gptrio.training.enums import SaveStrategy
 from gptrio.training.interruption import Interruption
 from gptrio.training.loaders import sampler_of
 from gptrio.training.loop import Plan, TrainingLoop
+from gptrio.training.optimizing import OptimizingMixin
 from gptrio.training.order import has_length
-from gptrio.training.parts import TrainerParts
 from gptrio.training.preparing import find_executable_batch_size
 from gptrio.training.results import TrainOutput, speed_metrics
 from gptrio.training.saving import TRAINER_STATE_NAME, metric_name
+from gptrio.training.search import SearchMixin
 from gptrio.training.snapshot import Position
 from gptrio.training.state import TrainerState
 from gptrio.training.trainer_checks import check_ranks
+from gptrio.training.trainer_names import NamesMixin
 from gptrio.utils.seed import enable_full_determinism, set_seed
 
 _log = logging.getLogger(__name__)
 
 
-class RunningMixin(TrainerParts):
+class RunningMixin(OptimizingMixin, SearchMixin, NamesMixin):
     """`train` and what it is made of; each method can be overridden.
 
     Attributes:
@@ -42,10 +43,6 @@ class RunningMixin(TrainerParts):
     """
 
     stop_after_divergence: int | None = None
-
-    model_init: Callable[..., Any] | None
-    _activate_neftune: Callable[..., Any]
-    _deactivate_neftune: Callable[..., Any]
 
     def train(
         self,

@@ -15,6 +15,7 @@ from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from gptrio.training.loaders import sampler_of
 from gptrio.training.manifest import MANIFEST, accept_changes, stamps_of, verify_checkpoint, warn_of_changes
 from gptrio.training.order import has_length
+from gptrio.training.publishing import PublishingMixin
 from gptrio.training.saved_state import SavedStateMixin
 from gptrio.training.snapshot import Position
 from gptrio.training.state import ExportableState, TrainerControl, TrainerState, states_by_class
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 TRAINER_STATE_NAME = "trainer_state.json"
 
 
-class SavingMixin(SavedStateMixin):
+class SavingMixin(SavedStateMixin, PublishingMixin):
     """Files of a run; each method can be overridden."""
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

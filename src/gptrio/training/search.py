@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from gptrio.errors import InputError, UnsupportedError, import_optional, nearest, warn
 from gptrio.training.enums import HPSearchBackend
-from gptrio.training.parts import TrainerParts
+from gptrio.training.evaluation import EvaluationMixin
 from gptrio.training.run_folder import RunFolder
+from gptrio.training.saving import SavingMixin
 
 _log = logging.getLogger(__name__)
 _NO_METRIC = ("_runtime", "_per_second", "_compilation_time")
@@ -49,7 +50,7 @@ def default_hp_space_optuna(trial: Any) -> dict[str, float]:
     }
 
 
-class SearchMixin(TrainerParts):
+class SearchMixin(EvaluationMixin, SavingMixin):
     """`hyperparameter_search`, and what `train` does for one of its trials.
 
     Attributes:

@@ -18,7 +18,6 @@ from gptrio.training.callback_handler import CallbackHandler
 from gptrio.training.callbacks import DefaultFlowCallback
 from gptrio.training.collators import DataCollatorWithPadding, default_data_collator
 from gptrio.training.computing import (
-    ComputingMixin,
     accepts_loss_kwargs,
     can_return_loss,
     find_labels,
@@ -26,44 +25,25 @@ from gptrio.training.computing import (
     has_own_loss,
     predicts_next_tokens,
 )
-from gptrio.training.evaluation import EvaluationMixin
 from gptrio.training.interruption import Interruption
-from gptrio.training.loading import LoadingMixin
 from gptrio.training.losses import LabelSmoother
 from gptrio.training.memory_metrics import MemoryMetrics
-from gptrio.training.metrics import MetricsMixin
-from gptrio.training.optimizing import OptimizingMixin
 from gptrio.training.parts import innermost
 from gptrio.training.preparing import align_special_tokens
 from gptrio.training.processes import make_accelerator
 from gptrio.training.progress import PrinterCallback, ProgressCallback
-from gptrio.training.publishing import PublishingMixin
 from gptrio.training.reporting import get_reporting_integration_callbacks
 from gptrio.training.run_folder import RunFolder
 from gptrio.training.running import RunningMixin
-from gptrio.training.saving import SavingMixin
-from gptrio.training.search import SearchMixin
 from gptrio.training.state import TrainerControl, TrainerState
 from gptrio.training.trainer_checks import check_accelerator, check_model, check_trainer, take_accumulation
-from gptrio.training.trainer_names import NamesMixin
 from gptrio.utils.logging import set_verbosity
 from gptrio.utils.seed import enable_full_determinism, set_seed
 
 _log = logging.getLogger(__name__)
 
 
-class Trainer(
-    RunningMixin,
-    OptimizingMixin,
-    LoadingMixin,
-    ComputingMixin,
-    EvaluationMixin,
-    SavingMixin,
-    SearchMixin,
-    PublishingMixin,
-    MetricsMixin,
-    NamesMixin,
-):
+class Trainer(RunningMixin):
     """Trains, evaluates and saves a model.
 
     Every method that is not private can be overridden, and is called where Transformers 4.56 calls it.

@@ -8,11 +8,11 @@ from typing import Any
 from gptrio.errors import OptionError, warn
 from gptrio.training.arrays import nested_numpify
 from gptrio.training.checkpoint import PREFIX_CHECKPOINT_DIR, sorted_checkpoints
-from gptrio.training.parts import TrainerParts
+from gptrio.training.evaluation import EvaluationMixin
 from gptrio.training.preparing import neftune_post_forward_hook
 
 
-class NamesMixin(TrainerParts):
+class NamesMixin(EvaluationMixin):
     """Switches of what there is not here, and steps that can be taken by themselves.
 
     Attributes:
