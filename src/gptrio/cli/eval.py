@@ -74,7 +74,7 @@ def eval(
         if as_json:
             print_json({"model": model, "revisions": found})
         else:
-            print(table(found))
+            show(found)
 
 
 def read_tasks(tasks: str, include: list[Path]) -> tuple[list[str], dict[str, str], list[str]]:
@@ -124,14 +124,11 @@ def numbers(metrics: dict[str, Any]) -> dict[str, float]:
     }
 
 
-def table(found: dict[str, dict[str, dict[str, float]]]) -> str:
-    """A line for each task and metric, a column for each revision."""
+def show(found: dict[str, dict[str, dict[str, float]]]) -> None:
+    """Print a line for each task and metric, with a column for each revision."""
+    from gptrio.cli.tables import print_table
+
     keys = list(dict.fromkeys((task, name) for tasks in found.values() for task in tasks for name in tasks[task]))
     rows = [("task", "metric", *found)]
     rows += [(task, name, *(f"{tasks[task][name]:.4f}" for tasks in found.values())) for task, name in keys]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for task, name, *values in rows:
-        cells = [f"{value:>{width}}" for value, width in zip(values, widths[2:], strict=True)]
-        lines.append("  ".join([f"{task:<{widths[0]}}", f"{name:<{widths[1]}}", *cells]))
-    return "\n".join(lines)
+    print_table([[(text, "") for text in row] for row in rows], right=range(2, len(rows[0])))

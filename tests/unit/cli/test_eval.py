@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from gptrio.cli.app import run
-from gptrio.cli.eval import numbers, read_tasks, table
+from gptrio.cli.eval import numbers, read_tasks, show
 from gptrio.errors import OptionError
 
 
@@ -57,10 +57,11 @@ def test_bars_of_other_libraries_are_silent_without_a_terminal(error):
     assert (done.stdout, done.stderr) == ("[1, 2]\n", "")
 
 
-def test_a_table_has_a_line_for_each_metric_and_a_column_for_each_revision():
+def test_a_table_has_a_line_for_each_metric_and_a_column_for_each_revision(capsys):
     metrics = {"alias": "x", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc,strict": 0.25, "sample_len": 4}
     assert numbers(metrics) == {"acc": 0.5, "acc,strict": 0.25}
-    shown = table({"step1": {"task": {"acc": 0.5}}, "main": {"task": {"acc": 12.25}}}).splitlines()
+    show({"step1": {"task": {"acc": 0.5}}, "main": {"task": {"acc": 12.25}}})
+    shown = capsys.readouterr().out.splitlines()
     assert [line.split() for line in shown] == [
         ["task", "metric", "step1", "main"],
         ["task", "acc", "0.5000", "12.2500"],
