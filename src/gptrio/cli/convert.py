@@ -19,8 +19,8 @@ def convert(
     context: typer.Context,
     source: Annotated[str, typer.Argument(help="Folder or hub name, or a nanoGPT or minGPT file.", show_default=False)],
     target: Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 500MB.")] = "5GB",
+    overwrite: options.Overwrite = False,
+    max_shard_size: options.MaxShardSize = "5GB",
     heads: Annotated[
         int | None, typer.Option(min=1, help="Attention heads of a minGPT model.", show_default="as the files say")
     ] = None,

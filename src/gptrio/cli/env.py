@@ -26,7 +26,7 @@ def env(
     compile_now: Annotated[
         bool, typer.Option("--compile", help="Compile the decoding step for this processor first, and wait for it.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Show the traceback of an error.")] = False,
+    verbose: options.Verbose = False,
 ) -> None:
     """Show versions, processor and devices, for bug reports."""
     from gptrio.cli.tables import print_facts

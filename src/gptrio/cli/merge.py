@@ -18,8 +18,8 @@ def merge(
     model: options.ModelArgument,
     adapter: Annotated[str, typer.Argument(help="Folder or hub name of an adapter of PEFT.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to write.", show_default=False)],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")] = False,
-    max_shard_size: Annotated[str, typer.Option(help="Largest file, such as 500MB.")] = "5GB",
+    overwrite: options.Overwrite = False,
+    max_shard_size: options.MaxShardSize = "5GB",
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:

@@ -40,6 +40,8 @@ QuantizeOption = Annotated[
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ...", show_default="a GPU if there is one")]
 Attention = Annotated[str | None, typer.Option(help="eager or sdpa.", show_default="sdpa")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that is not empty.")]
+MaxShardSize = Annotated[str, typer.Option(help="Largest file, such as 500MB.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show tracebacks of errors.")]
 

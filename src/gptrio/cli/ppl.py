@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,9 +17,7 @@ from gptrio.errors import counted
 
 def ppl(
     context: typer.Context,
-    file: Annotated[
-        Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
-    ] = None,
+    file: scoring.TextFile = None,
     model: options.Model = DEFAULT_MODEL,
     stride: Annotated[
         int | None,

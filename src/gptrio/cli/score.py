@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
 def score(
     context: typer.Context,
-    file: Annotated[
-        Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
-    ] = None,
+    file: scoring.TextFile = None,
     model: options.Model = DEFAULT_MODEL,
     after: Annotated[
         str | None, typer.Option("--context", help="What precedes the text without being scored.", show_default=False)

@@ -27,6 +27,9 @@ def in_folder(file: Path | None) -> Path | None:
     return file
 
 
+TextFile = Annotated[
+    Path | None, typer.Argument(help="Text to score; - or nothing reads standard input.", show_default=False)
+]
 Html = Annotated[
     Path | None,
     typer.Option(
