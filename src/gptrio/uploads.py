@@ -175,51 +175,6 @@ class Pushable:
             return upload.finish(self, commit_message, commit_description, revision, create_pr)
 
 
-def create_repository(name: str, token: str | bool | None = None, private: bool | None = None) -> str:
-    """Make a model repository of the hub, unless it is there, and return its id, "user/name"."""
-    from huggingface_hub import HfApi
-
-    repo_id: str = HfApi(token=token).create_repo(name, private=private, exist_ok=True).repo_id
-    return repo_id
-
-
-def upload_folder(
-    folder: str | os.PathLike[str],
-    repo_id: str,
-    commit_message: str | None = None,
-    token: str | bool | None = None,
-    revision: str | None = None,
-    ignore_patterns: list[str] | None = None,
-    path_in_repo: str | None = None,
-    is_awaited: bool = True,
-) -> Any:
-    """Upload a folder's files to a repository.
-
-    Args:
-        folder: with the files.
-        repo_id: "user/name".
-        commit_message, token, revision: see `Pushable.push_to_hub`.
-        ignore_patterns: files that are left out.
-        path_in_repo: folder of the repository; its root by default.
-        is_awaited: return when the upload is done.
-
-    Returns:
-        The commit's address; if it is not awaited, a future of it.
-    """
-    from huggingface_hub import HfApi
-
-    upload: Any = HfApi(token=token).upload_folder  # typed by whether it is awaited
-    return upload(
-        repo_id=repo_id,
-        folder_path=os.fspath(folder),
-        path_in_repo=path_in_repo,
-        commit_message=commit_message,
-        revision=revision,
-        ignore_patterns=ignore_patterns,
-        run_as_future=not is_awaited,
-    )
-
-
 def _times(folder: Path) -> dict[str, int]:
     """When each file and folder in a folder was last changed."""
     return {entry.name: entry.stat().st_mtime_ns for entry in folder.iterdir()}

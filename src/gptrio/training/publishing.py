@@ -10,7 +10,6 @@ from typing import Any
 from gptrio.training.enums import HubStrategy, SaveStrategy
 from gptrio.training.model_card import write_model_card
 from gptrio.training.parts import TrainerParts
-from gptrio.uploads import create_repository, upload_folder
 
 _log = logging.getLogger(__name__)
 _IGNORED = ["_*", ".*", "checkpoint-*"]
@@ -26,8 +25,11 @@ class PublishingMixin(TrainerParts):
         """Make the repository, unless it is there: `args.hub_model_id`, or one named like the output folder."""
         if not self.is_world_process_zero():
             return
+        from huggingface_hub import HfApi
+
         name = self.args.hub_model_id or Path(self.args.output_dir).absolute().name
-        self.hub_model_id = create_repository(name, token or self.args.hub_token, self.args.hub_private_repo)
+        api = HfApi(token=token or self.args.hub_token)
+        self.hub_model_id = api.create_repo(name, private=self.args.hub_private_repo, exist_ok=True).repo_id
         self._pushes = []
 
     def create_model_card(
@@ -111,8 +113,18 @@ class PublishingMixin(TrainerParts):
         is_awaited: bool = False,
         path: str | None = None,
     ) -> Any:
-        return upload_folder(
-            folder, str(self.hub_model_id), message, token, revision, _IGNORED, path, is_awaited=is_awaited
+        """Upload a folder; returns the commit's address, or a future of it if it is not awaited."""
+        from huggingface_hub import HfApi
+
+        upload: Any = HfApi(token=token).upload_folder  # typed by whether it is awaited
+        return upload(
+            repo_id=self.hub_model_id,
+            folder_path=folder,
+            path_in_repo=path,
+            commit_message=message,
+            revision=revision,
+            ignore_patterns=_IGNORED,
+            run_as_future=not is_awaited,
         )
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:

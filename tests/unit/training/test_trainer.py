@@ -224,16 +224,27 @@ def test_models_metrics_and_state_are_written_and_read_again(tmp_path, capsys):
 
 def test_a_push_uploads_the_folder_without_its_checkpoints(tmp_path, monkeypatch):
     calls = []
-    place = "gptrio.training.publishing"
-    monkeypatch.setattr(f"{place}.create_repository", lambda *args: calls.append(args) or "me/tiny")
-    monkeypatch.setattr(f"{place}.upload_folder", lambda *args, **kwargs: calls.append((args, kwargs)) or "address")
+
+    class Api:
+        def __init__(self, token=None):
+            pass
+
+        def create_repo(self, *args, **options):
+            calls.append((args, options))
+            return SimpleNamespace(repo_id="me/tiny")
+
+        def upload_folder(self, **options):
+            calls.append(options)
+            return "address"
+
+    monkeypatch.setattr("huggingface_hub.HfApi", Api)
     trainer = trainer_of(output_dir=str(tmp_path), max_steps=1, hub_model_id="me/tiny")
     trainer.train()
     assert trainer.push_to_hub("done") == "address"
-    assert calls[0] == ("me/tiny", None, None)
-    (folder, repository, message, _, _, ignored, _), options = calls[1]
-    assert (Path(folder), repository, message, options) == (tmp_path, "me/tiny", "done", {"is_awaited": True})
-    assert "checkpoint-*" in ignored
+    assert calls[0] == (("me/tiny",), {"private": None, "exist_ok": True})
+    names = ("folder_path", "repo_id", "commit_message", "run_as_future")
+    assert [calls[1][name] for name in names] == [str(tmp_path), "me/tiny", "done", False]
+    assert "checkpoint-*" in calls[1]["ignore_patterns"]
     assert {"README.md", "config.json", "model.safetensors"} <= {path.name for path in tmp_path.iterdir()}
 
 
