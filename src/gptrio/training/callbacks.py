@@ -28,67 +28,56 @@ class TrainerCallback:
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """The trainer is built."""
-        return None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """Training begins."""
-        return None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """Training has ended."""
-        return None
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """An epoch begins."""
-        return None
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """An epoch has ended."""
-        return None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """An update begins; it may take several batches."""
-        return None
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """Gradients are clipped, and the optimizer has not used them yet."""
-        return None
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """The optimizer has used the gradients, which are still there."""
-        return None
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """A batch that is not the last one of its update is done."""
-        return None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """An update is done."""
-        return None
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """An evaluation has ended; `metrics` are its figures."""
-        return None
 
     def on_predict(
         self,
@@ -99,21 +88,17 @@ class TrainerCallback:
         **kwargs: Any,
     ) -> Decision:
         """A prediction has ended; `metrics` are its figures."""
-        return None
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Decision:
         """A checkpoint is saved."""
-        return None
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> Decision:
         """`logs` were logged."""
-        return None
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> Decision:
         """A batch of an evaluation or prediction is done."""
-        return None
 
 
 class DefaultFlowCallback(TrainerCallback):
