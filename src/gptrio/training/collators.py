@@ -236,8 +236,8 @@ class DataCollatorForTokenClassification(_Padding, DataCollatorMixin):
 
 
 @dataclass
-class DataCollatorForSeq2Seq(_Padding):
-    """Pads the inputs, and the labels to their own longest row.
+class DataCollatorForSeq2Seq(_Padding, DataCollatorMixin):
+    """Pads the inputs, and the labels to their own longest row; `labels` is None if no example has any.
 
     Args:
         tokenizer: pads.
@@ -255,14 +255,7 @@ class DataCollatorForSeq2Seq(_Padding):
     label_pad_token_id: int = IGNORE
     return_tensors: str = "pt"
 
-    def __call__(self, features: list[Any], return_tensors: str | None = None) -> Batch:
-        """Make a batch; `labels` is None if no example has any.
-
-        Args:
-            features: encodings, with or without `labels` (or `label`).
-            return_tensors: "pt" or "np"; the collator's own setting by default.
-        """
-        kind = known_kind(self.return_tensors if return_tensors is None else return_tensors)
+    def _collate(self, features: list[Any], kind: str) -> Batch:
         inputs, labels, _ = _split_labels(features)
         batch = self._pad(inputs, kind)
         batch["labels"] = None
