@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -172,14 +172,9 @@ def _state_of_rank(folder: Path, position: Position) -> Any:
     path = folder / rank_file(ranks.rank())
     if ranks.rank() >= position.world_size:
         return {}
-    return decode(json.loads(_metadata(path)["state"]), _read_tensors(path))
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    from safetensors import safe_open
-
     with safe_open(path, "pt") as file:
-        return dict(file.metadata())
+        state = json.loads(file.metadata()["state"])
+    return decode(state, _read_tensors(path))
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
