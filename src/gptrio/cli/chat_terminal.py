@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import print_error
-from gptrio.cli.keyboard import history, history_file, interruptible, never, read_message
+from gptrio.cli.keyboard import history, history_file, interruptible, read_message
 from gptrio.cli.text import input_bytes, print_json
 from gptrio.errors import FileOptionError, GptrioError, InputError, OptionError, counted, import_optional, nearest
 from gptrio.hub import write_text
@@ -105,7 +106,7 @@ class ChatTerminal:
         """Answer a message; Ctrl-C ends the answer, and a second one drops it with the message."""
         show = self._show_in_colour if self.is_interactive else str if self._as_json else self._show
         try:
-            with interruptible() if self.is_interactive else never() as is_interrupted:
+            with interruptible() if self.is_interactive else nullcontext(lambda: False) as is_interrupted:
                 answer = self.session.answer(text, show, is_interrupted)
         except KeyboardInterrupt:
             if not self.is_interactive:

@@ -68,6 +68,7 @@ def software() -> dict[str, str]:
 def hardware() -> dict[str, str]:
     """Processor, its vector instructions as torch uses them, the kernels in use and why, threads and GPUs."""
     import torch
+    from huggingface_hub import constants
 
     from gptrio.kernels.report import decoding_report, kernel_report
 
@@ -80,7 +81,7 @@ def hardware() -> dict[str, str]:
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "gpus": ", ".join(devices) or "none",
-        "hub cache": str(cache_folder()),
+        "hub cache": constants.HF_HUB_CACHE,
     }
 
 
@@ -92,10 +93,3 @@ def processor_name() -> str:
         if names:
             return names[0]
     return platform.processor() or platform.machine()
-
-
-def cache_folder() -> str:
-    """Folder in which huggingface_hub caches files."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_CACHE

@@ -194,7 +194,11 @@ def run(
         **options,
     )  # (N, T + new)
     start = output.shape[1] - max(number for _, number in ends.values())  # T, less than the prompt if that was cut
-    rows = [describe(output[row, start:].tolist(), *ends[row], tokenizer, decoding) for row in range(len(output))]
+    rows = []
+    for row, ids in enumerate(output[:, start:].tolist()):  # new tokens and padding
+        reason, number = ends[row]
+        text = tokenizer.decode(ids[:number], **decoding)
+        rows.append({"text": text, "tokens": number, "finish_reason": reason.api_name})
     if stream and beams > 1:  # the tokens of a beam are final only at the end
         print(*(prompt + row["text"] for row in rows), sep="\n")
     return rows
@@ -223,11 +227,3 @@ def fitting_limit(positions: int | None, length: int, limit: int) -> int:
         "overflow='truncate_left' drops the first tokens of the prompt"
     )
     return free
-
-
-def describe(
-    ids: list[int], reason: FinishReason, number: int, tokenizer: Any, decoding: dict[str, Any]
-) -> dict[str, Any]:
-    """Return text, number of tokens and finish reason of one row of new tokens and padding."""
-    text = tokenizer.decode(ids[:number], **decoding)
-    return {"text": text, "tokens": number, "finish_reason": reason.api_name}

@@ -42,12 +42,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextmanager
-def never() -> Iterator[Callable[[], bool]]:
-    """Yield a function that is never true."""
-    yield lambda: False
-
-
 def history_file() -> Path:
     """File with the lines of earlier chats, in the user's cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gptrio" / "chat_history"

@@ -66,6 +66,7 @@ def train(
     """
     with report_errors(context, verbose):
         from gptrio.training import ranks
+        from gptrio.training.curve import draw_svg
         from gptrio.training.recipe import Recipe, Run
 
         check_folder(out, resume)
@@ -83,7 +84,7 @@ def train(
         ranks.leave()
         if not is_first:
             return
-        (out / CURVE).write_text(_svg(history, run), encoding="utf-8")
+        (out / CURVE).write_text(draw_svg(history, f"{model} on {data.name}"), encoding="utf-8")
         if as_json:
             print_json({"out": str(out), "metrics": metrics, "log_history": history})
             return
@@ -171,12 +172,6 @@ def _evaluation(state: TrainerState) -> dict[str, float]:
     best = [entry for entry in evaluations if entry["step"] == state.best_global_step]
     found = (best or evaluations[-1:] or [{}])[0]
     return {name: value for name, value in found.items() if name.startswith("eval_")}
-
-
-def _svg(history: list[dict[str, Any]], run: Run) -> str:
-    from gptrio.training.curve import draw_svg
-
-    return draw_svg(history, f"{run.recipe.model} on {run.recipe.data.name}")
 
 
 def summary(run: Run, metrics: dict[str, float], history: list[dict[str, Any]]) -> list[str]:
