@@ -119,22 +119,28 @@ class EvaluationMixin(LoadingMixin, ComputingMixin, MetricsMixin):
         loss_only = args.prediction_loss_only if prediction_loss_only is None else prediction_loss_only
         _log.info(f"***** Running {description} *****, batches of {args.eval_batch_size}")
         self.callback_handler.eval_dataloader = dataloader
-        kept = _Kept(args, is_prediction=description == "Prediction")
+        keeps_all = description == "Prediction" or not args.batch_eval_metrics  # or else the losses alone
+        names = ("losses", "predictions", "labels", "inputs")
+        kept = {name: EvalLoopContainer(args.eval_do_concat_batches) for name in names}
         metrics, rows = None, 0
         for step, (inputs, is_last, is_repeated) in enumerate(_in_step(dataloader)):
             rows += 0 if is_repeated else find_batch_size(inputs) or 0
             part = self._evaluate_batch(model, inputs, loss_only, ignore_keys, is_repeated)
-            if step == 0 and kept.keeps_predictions and has_length(dataloader):
+            if step == 0 and keeps_all and has_length(dataloader):
                 _warn_of_size(bytes_of(part["predictions"]) * len(dataloader))
-            kept.add(part)
+            for name, values in part.items():
+                if values is not None and (keeps_all or name == "losses"):
+                    kept[name].add(values)
             self.control = self.callback_handler.on_prediction_step(args, self.state, self.control)
             if args.batch_eval_metrics:
                 metrics = self._metrics_of_batch(part, inputs, is_last) or metrics
             elif args.eval_accumulation_steps is not None and (step + 1) % args.eval_accumulation_steps == 0:
-                kept.to_arrays()
+                for each in kept.values():
+                    each.to_cpu_and_numpy()
         self.gather_function = self.accelerator.gather_for_metrics  # what a subclass sets is for one evaluation
-        result = {name: each.get_arrays() for name, each in kept.rows.items()}
-        if self.compute_metrics is not None and not args.batch_eval_metrics and kept.has_pairs(result):
+        result = {name: each.get_arrays() for name, each in kept.items()}
+        has_pairs = result["predictions"] is not None and result["labels"] is not None
+        if self.compute_metrics is not None and not args.batch_eval_metrics and has_pairs:
             metrics = self.compute_metrics(self._eval_prediction(result, result["inputs"]))
         named = self._named(denumpify_detensorize(metrics or {}), result["losses"], metric_key_prefix)
         samples = self._samples(dataloader, int(ranks.total(rows)))
@@ -245,29 +251,6 @@ class EvaluationMixin(LoadingMixin, ComputingMixin, MetricsMixin):
     def _nested_gather(self, tensors: Any, name: str | None = None) -> Any:
         """The tensors of all processes, one after another."""
         return None if tensors is None else self.accelerator.gather(tensors)
-
-
-class _Kept:
-    """What an evaluation keeps of its batches: `rows` of losses, predictions, labels and inputs."""
-
-    def __init__(self, args: Any, is_prediction: bool) -> None:
-        names = ("losses", "predictions", "labels", "inputs")
-        self.rows = {name: EvalLoopContainer(args.eval_do_concat_batches) for name in names}
-        self.keeps_predictions = is_prediction or not args.batch_eval_metrics
-
-    def add(self, part: dict[str, Any]) -> None:
-        for name, values in part.items():
-            if values is not None and (name == "losses" or self.keeps_predictions):
-                self.rows[name].add(values)
-
-    def to_arrays(self) -> None:
-        for each in self.rows.values():
-            each.to_cpu_and_numpy()
-
-    @staticmethod
-    def has_pairs(result: dict[str, Any]) -> bool:
-        """Whether there is something to compare."""
-        return result["predictions"] is not None and result["labels"] is not None
 
 
 def _logits(outputs: Any, ignored: list[str], has_loss: bool) -> Any:
