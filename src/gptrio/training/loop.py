@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -209,7 +209,7 @@ class TrainingLoop:
         trainer, args, accelerator = self.trainer, self.trainer.args, self.trainer.accelerator
         accelerator.sync_gradients = is_last
         inputs = accelerator.place(inputs)
-        with _sync_at_end(accelerator, self.model, is_last):
+        with nullcontext() if is_last else accelerator.no_sync(self.model):  # ranks sum gradients at the last batch
             loss: Tensor = trainer.training_step(self.model, inputs, items)
         logged = loss
         if args.logging_nan_inf_filter and not torch.isfinite(loss):
@@ -273,8 +273,3 @@ class TrainingLoop:
             self.start_time,
             learning_rate=self.learning_rate,
         )
-
-
-def _sync_at_end(accelerator: Any, model: Any, is_last: bool) -> AbstractContextManager[Any]:
-    """Between processes, gradients are summed in the last batch of an update alone."""
-    return nullcontext() if is_last else accelerator.no_sync(model)
