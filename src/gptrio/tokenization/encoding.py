@@ -60,14 +60,11 @@ class EncodingMixin(SpecialTokensMixin):
         options = by_name(CALL_ORDER, args, options)
         if text is None and text_target is None:
             raise TokenizationError("nothing to encode: give text or text_target")
-        encodings = None if text is None else self._call_one(text, text_pair, options)
-        if text_target is None:
-            assert encodings is not None
-            return encodings
-        targets = self._call_one(text_target, text_pair_target, options)
-        if encodings is None:
-            return targets
-        encodings["labels"] = targets["input_ids"]
+        if text is None:
+            return self._call_one(text_target, text_pair_target, options)
+        encodings = self._call_one(text, text_pair, options)
+        if text_target is not None:
+            encodings["labels"] = self._call_one(text_target, text_pair_target, options)["input_ids"]
         return encodings
 
     def _call_one(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
