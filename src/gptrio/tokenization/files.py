@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,14 +78,15 @@ def load_tokenizer(cls: type[AnyTokenizer], name_or_path: PathLike, kwargs: dict
 
 def _take_extra_special_tokens(settings: dict[str, Any]) -> None:
     """Move extra special tokens that are a list, as in Transformers 5, to the additional special tokens."""
-    extra = settings.get("extra_special_tokens")
-    if isinstance(extra, list):
-        del settings["extra_special_tokens"]
-        known = settings.get("additional_special_tokens") or []
-        settings["additional_special_tokens"] = [
-            *known,
-            *(token for token in map(_special, extra) if token not in known),
-        ]
+    if isinstance(settings.get("extra_special_tokens"), list):
+        _add_special(settings, settings.pop("extra_special_tokens"))
+
+
+def _add_special(settings: dict[str, Any], tokens: Iterable[Any]) -> None:
+    """Add tokens to the additional special ones, unless they are among them."""
+    known = list(settings.get("additional_special_tokens") or [])
+    new = [token for token in map(_special, tokens) if token not in known]
+    settings["additional_special_tokens"] = known + new
 
 
 def _find_path(hub: HubOptions, name_or_path: PathLike, file: str) -> str | None:
@@ -141,8 +142,7 @@ def _take_special_tokens_map(path: Path | None, settings: dict[str, Any], kwargs
         if kwargs.get(name):
             continue
         if name == "additional_special_tokens":
-            known = list(settings.get(name) or [])
-            settings[name] = known + [token for token in map(_special, value) if token not in known]
+            _add_special(settings, value)
         else:
             settings[name] = _special(value)
 
