@@ -88,8 +88,18 @@ class AutoModelBase:
 
     @classmethod
     def from_config(cls, config: PretrainedConfig, **kwargs: Any) -> Any:
-        """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`."""
+        """Build a model with new weights; `dtype`, `torch_dtype` and `attn_implementation` as in `from_pretrained`.
+
+        Raises:
+            ConfigError: `config` is no configuration, such as the name of one.
+            UnsupportedError: as `from_pretrained`.
+        """
         config = as_own_config(config)
+        if not isinstance(config, PretrainedConfig):
+            raise ConfigError(
+                f"config={config!r} is a {type(config).__name__}, not a configuration; pass "
+                f"AutoConfig.from_pretrained(name), or load weights with {cls.__name__}.from_pretrained(name)"
+            )
         refuse_code(kwargs.pop("trust_remote_code", None), vars(config), type(config).__name__)
         model_class: Any = cls._class_for(type(config))
         return model_class._from_config(config, **kwargs)

@@ -151,6 +151,10 @@ class GPT2PreTrainedModel(PreTrainedModel):
     computed_buffers = WEIGHT_NAMES.computed_buffers
 
 
+@positional_order(
+    "input_ids past_key_values cache_position attention_mask token_type_ids position_ids head_mask inputs_embeds "
+    "encoder_hidden_states encoder_attention_mask use_cache output_attentions output_hidden_states return_dict **kwargs"
+)
 class GPT2Model(LearnedPositionBackbone, GPT2PreTrainedModel):
     """The GPT-2 backbone: hidden states without a head."""
 
@@ -256,8 +260,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             logits (B, choices, T, V), mc_logits (B, choices), the losses whose labels were given, and what the backbone
             returned.
         """
-        loss_kwargs = loss_kwargs or {}
-        inputs.only_loss_options(loss_kwargs)
+        loss_kwargs = inputs.loss_options(loss_kwargs)
         out = self.base_model(**backbone_inputs, return_dict=True)
         logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)

@@ -156,7 +156,7 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
 
 @positional_order(
     "input_ids attention_mask position_ids head_mask inputs_embeds past_key_values use_cache output_attentions "
-    "output_hidden_states cache_position return_dict"
+    "output_hidden_states cache_position return_dict **kwargs"
 )
 class GPTNeoXModel(Backbone, GPTNeoXPreTrainedModel):
     """The GPT-NeoX backbone: hidden states without a head."""

@@ -80,8 +80,6 @@ def cases() -> dict[str, tuple[dict[str, Any], str]]:
         ),
         "labels of other length": ({"labels": IDS[:, :4]}, "8 labels do not fit logits"),
         "labels with fewer logits": ({"labels": IDS, "logits_to_keep": 2}, "10 labels do not fit logits"),
-        "misspelt argument": ({"atention_mask": ones(2, 5)}, "forward does not know atention_mask"),
-        "several misspelt arguments": ({"b_": 1, "a_": 2}, "does not know a_, b_"),
     }
 
 

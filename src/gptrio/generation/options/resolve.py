@@ -45,6 +45,8 @@ def merge_config(
         _fill(config, base, use_model_defaults)
     reset_sampling(config, kwargs)
     arguments = config.update(**kwargs)
+    if accepted is None:
+        arguments.pop("labels", None)  # of a training batch that was passed whole: no loss is computed
     names = _forward_arguments(cast(Hashable, type(model))) if accepted is None else accepted
     for name in arguments:
         if name not in names:

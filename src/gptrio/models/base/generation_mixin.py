@@ -109,6 +109,7 @@ class GenerationMixin:
         for name in ("position_ids", "token_type_ids"):
             if past_key_values is not None and isinstance(kwargs.get(name), Tensor):
                 kwargs[name] = kwargs[name][:, -length:]
+        kwargs.pop("labels", None)  # of a batch that was passed whole
         return {
             **kwargs,
             **arguments,

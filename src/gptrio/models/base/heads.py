@@ -109,9 +109,7 @@ class CausalLMHead(HeadModel, GenerationMixin):
         Returns:
             logits (B, T, V), loss if labels were given, and what the backbone returned.
         """
-        loss_kwargs = loss_kwargs or {}
-        if self._loss_function is None:
-            inputs.only_loss_options(loss_kwargs)
+        loss_kwargs = inputs.loss_options(loss_kwargs) if self._loss_function is None else loss_kwargs or {}
         if packed and segment_ids is None:
             segment_ids = inputs.segments_by_position(backbone_inputs.get("position_ids"))
         packing = {} if segment_ids is None else {"segment_ids": segment_ids}

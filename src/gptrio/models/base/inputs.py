@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -41,11 +41,24 @@ def one_of_ids_and_embeddings(input_ids: Tensor | None, inputs_embeds: Tensor | 
         )
 
 
-def only_loss_options(options: Iterable[str]) -> None:
-    """Raise InputError for a keyword that the loss does not take: a misspelt argument is not to pass unseen."""
-    unknown = sorted(set(options) - LOSS_OPTIONS - _OF_GENERATE)
+def loss_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Those of a forward's other keywords that the loss takes.
+
+    The rest is left out, with a warning.
+    """
+    given = dict(options or {})
+    unknown = given.keys() - LOSS_OPTIONS - _OF_GENERATE
     if unknown:
-        raise InputError(f"forward does not know {', '.join(unknown)}; expected its documented arguments")
+        warn_of_unknown(unknown)
+    return {name: value for name, value in given.items() if name not in unknown}
+
+
+def warn_of_unknown(names: Iterable[str]) -> None:
+    """Warn of keywords that a forward leaves out, as Transformers does silently.
+
+    Columns of a batch that no model takes rely on that; but a misspelt argument is not to pass unseen.
+    """
+    warn(f"forward does not know {', '.join(sorted(names))}, and leaves that out; see its documented arguments")
 
 
 def rows_of(ids: Tensor, rows: int, length: int, name: str) -> Tensor:

@@ -41,8 +41,8 @@ def load_model(
     *model_args: Any,
     config: PretrainedConfig | str | os.PathLike[str] | None = None,
     state_dict: Mapping[str, Tensor] | None = None,
-    dtype: torch.dtype | str | None = None,
-    torch_dtype: torch.dtype | str | None = None,
+    dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
+    torch_dtype: torch.dtype | str | Mapping[str, torch.dtype | str] | None = None,
     device_map: DeviceMap | None = None,
     attn_implementation: str | None = None,
     use_safetensors: bool | None = None,
@@ -68,6 +68,7 @@ def load_model(
         config: configuration, or where to read it; from the folder of the weights if None.
         state_dict: tensors to load instead of files.
         dtype: type of the weights, or "auto" for that of the checkpoint; float32 (torch's default type) if None.
+            A dictionary is read at the key "", as none of these models has parts that have types of their own.
         torch_dtype: older name of `dtype`.
         device_map: a device, "auto", or {name of a module: device}.
         attn_implementation: "eager", "sdpa", "flash_attention_2" or a name in `AttentionInterface`.
@@ -220,8 +221,12 @@ def _open(
     return open_checkpoint(name_or_path, names=names, use_safetensors=use_safetensors, variant=variant, options=options)
 
 
-def _weight_dtype(dtype: torch.dtype | str | None, config: PretrainedConfig, source: TensorSource) -> torch.dtype:
+def _weight_dtype(
+    dtype: torch.dtype | str | Mapping[str, Any] | None, config: PretrainedConfig, source: TensorSource
+) -> torch.dtype:
     """Type of the weights; "auto" is the configuration's, or else that of the first floating-point tensor."""
+    if isinstance(dtype, Mapping):  # by part of a model of several; "" is all else, and None float32
+        dtype = torch.float32 if dtype.get("") is None else dtype[""]
     if dtype is None:
         return torch.get_default_dtype()
     if dtype == "auto":

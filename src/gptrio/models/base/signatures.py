@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
+from gptrio.models.base.inputs import warn_of_unknown
+
 if TYPE_CHECKING:
     from gptrio.cache.protocol import Cache, LegacyCache
 
@@ -50,7 +52,7 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
 
     Args:
         order: names of the arguments. `**name` at the end accepts other keywords: the forward that the class defines
-            gets them as a dictionary `name`.
+            gets them as a dictionary `name`, or they are left out with a warning if it has no such argument.
     """
     names = tuple(name for name in order.split() if not name.startswith("**"))
 
@@ -59,7 +61,8 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
         known = _parameters(cls.forward, order)
         rest = [name for name, parameter in known.items() if parameter.kind is parameter.VAR_KEYWORD]
         accepted = frozenset(known) - {"self", *rest}
-        is_head = "backbone_inputs" in inspect.signature(shared).parameters
+        taken = inspect.signature(shared).parameters
+        is_head, takes_rest = "backbone_inputs" in taken, not taken.keys().isdisjoint(rest)
         handed_on = [name for name in BackboneInputs.__annotations__ if is_head and name in accepted]
 
         @functools.wraps(shared)
@@ -74,10 +77,15 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
             if others and not rest:
                 raise TypeError(f"{type(self).__name__}.forward() got an unexpected keyword argument {others[0]!r}")
             if others:
-                kwargs[rest[0]] = {name: kwargs.pop(name) for name in others}
+                options = {name: kwargs.pop(name) for name in others}
+                if takes_rest:
+                    kwargs[rest[0]] = options
+                else:
+                    warn_of_unknown(others)
             backbone_inputs = {name: kwargs.pop(name, None) for name in handed_on}  # all, in one order, for hooks
             return shared(self, **backbone_inputs, **kwargs)
 
+        del forward.__wrapped__  # accelerate puts the innermost function of a forward in its place
         shown = [known[name] for name in ("self", *names, *rest)]
         returned = inspect.signature(cls.forward).return_annotation
         forward.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]  # read by inspect
