@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -153,7 +152,7 @@ class LoadingMixin(TrainerParts):
         """
         if not self.args.remove_unused_columns:
             return dataset
-        unused = self._signature().unused(dataset.column_names, description)
+        unused = self._unused_columns(description)(dataset.column_names)
         return dataset.remove_columns(unused) if unused else dataset
 
     def _get_collator_with_removed_columns(
@@ -162,44 +161,29 @@ class LoadingMixin(TrainerParts):
         """A collator that drops what the model does not take from rows that are mappings."""
         if not self.args.remove_unused_columns:
             return data_collator
-        return _WithoutColumns(data_collator, partial(self._signature().unused, description=description))
+        return _WithoutColumns(data_collator, self._unused_columns(description))
 
-    def _signature(self) -> _Signature:
+    def _unused_columns(self, description: str | None) -> Callable[[Iterable[str]], list[str]]:
+        """A function that tells which columns the model does not take; knows no more of it, as workers get it too."""
         self._set_signature_columns_if_needed()
         main_input = getattr(self.model, "main_input_name", "input_ids")
-        return _Signature(type(self.model).__name__, self._signature_columns or [], main_input)
+        return partial(_unused, type(self.model).__name__, self._signature_columns or [], main_input, description)
 
 
-@dataclass
-class _Signature:
-    """What a model takes; knows no more of it, as it is sent to workers.
-
-    Attributes:
-        model_name: class of the model.
-        taken: names of its arguments.
-        main_input: the one that has to be there.
-    """
-
-    model_name: str
-    taken: list[str]
-    main_input: str
-
-    def unused(self, columns: Iterable[str], description: str | None) -> list[str]:
-        """The columns that the model does not take; logs them."""
-        columns = list(columns)
-        unused = [name for name in columns if name not in self.taken]
-        if self.main_input in self.taken and not {self.main_input, "inputs_embeds"} & set(columns):
-            raise InputError(
-                f"the {description or 'data'} set has no column {self.main_input!r}; it has "
-                f"{', '.join(columns) or 'none'}. Tokenize it first, or set remove_unused_columns=False if your "
-                "data_collator does so"
-            )
-        if unused:
-            _log.info(
-                f"{description} set: {', '.join(unused)} are not arguments of {self.model_name}.forward, and are left "
-                "out"
-            )
-        return unused
+def _unused(
+    model_name: str, taken: list[str], main_input: str, description: str | None, columns: Iterable[str]
+) -> list[str]:
+    """The columns that are not among the arguments of a model, which are logged; one of these has to be there."""
+    columns = list(columns)
+    unused = [name for name in columns if name not in taken]
+    if main_input in taken and not {main_input, "inputs_embeds"} & set(columns):
+        raise InputError(
+            f"the {description or 'data'} set has no column {main_input!r}; it has {', '.join(columns) or 'none'}. "
+            "Tokenize it first, or set remove_unused_columns=False if your data_collator does so"
+        )
+    if unused:
+        _log.info(f"{description} set: {', '.join(unused)} are not arguments of {model_name}.forward, and are left out")
+    return unused
 
 
 class _WithoutColumns:
