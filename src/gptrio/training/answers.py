@@ -7,10 +7,12 @@ import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from gptrio.tokenization.batch_encoding import BatchEncoding
 
 Span = tuple[int, int]
 LONGEST = 128  # tokens of an answer
@@ -29,15 +31,7 @@ class Piece:
     offsets: Sequence[Span | None]
 
 
-class _Batch(Protocol):
-    """What a fast tokenizer returns for texts that are split into several rows."""
-
-    def __getitem__(self, name: str) -> Any: ...
-
-    def sequence_ids(self, batch_index: int = 0) -> list[int | None]: ...
-
-
-def pieces_of(encoded: _Batch) -> list[Piece]:
+def pieces_of(encoded: BatchEncoding) -> list[Piece]:
     """The pieces of pairs of a question and a context, encoded with offsets and `return_overflowing_tokens=True`."""
     pieces = []
     for row, example in enumerate(encoded["overflow_to_sample_mapping"]):
