@@ -63,7 +63,7 @@ def beam_search(state: GenerationState) -> Tensor | GenerateBeamDecoderOnlyOutpu
     config, record = state.config, OutputRecorder(state.config)
     count, prompt = config.num_beams, state.ids.shape[1]
     fill = _fill(state)
-    running, ended = _start(state, fill), _start(state, fill)
+    running, ended = _start(state), _start(state)
     ended.scores.fill_(BEAM_PENALTY)
     running.scores[:, 1:] = BEAM_PENALTY  # the beams of a prompt are still equal: continue the first only
     improvable = running.finished.new_ones(state.num_prompts, 1)
@@ -107,7 +107,7 @@ def _fill(state: GenerationState) -> int:
     return state.pad or ends[0]
 
 
-def _start(state: GenerationState, fill: int) -> Beams:
+def _start(state: GenerationState) -> Beams:
     ids = state.ids.view(state.num_prompts, state.config.num_beams, -1)
     shape = ids.shape[:2]
     none = torch.zeros(shape, dtype=torch.bool, device=ids.device)
