@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +19,6 @@ def save_state_dict(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     variant: str | None = None,
-    metadata: Mapping[str, str] | None = None,
 ) -> list[Path]:
     """Write tensors into a folder as one file, or as shards with an index.
 
@@ -34,7 +32,6 @@ def save_state_dict(
         max_shard_size: bytes, or text such as "500MB"; one tensor is never split.
         safe_serialization: write safetensors rather than a torch file.
         variant: middle part of the file names, such as "fp16".
-        metadata: entries for the header of a safetensors file; {"format": "pt"} when None.
 
     Returns:
         The files written, the index included.
@@ -45,10 +42,7 @@ def save_state_dict(
     """
     tensors, shared = _unique_tensors(state_dict)
     if safe_serialization:
-        header = dict(metadata or {"format": "pt"})
-        return save_shards(
-            tensors, folder, SAFE_WEIGHTS_NAME, partial(_write_safetensors, header), max_shard_size, variant
-        )
+        return save_shards(tensors, folder, SAFE_WEIGHTS_NAME, _write_safetensors, max_shard_size, variant)
     written = save_shards(tensors, folder, WEIGHTS_NAME, _write_torch_file, max_shard_size, variant, shared)
     warn_if_shadowed(folder, SAFE_WEIGHTS_NAME, "torch", variant)
     return written
@@ -84,7 +78,7 @@ def _write_torch_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     torch.save({name: stored[id(tensor)] for name, tensor in tensors.items()}, path)
 
 
-def _write_safetensors(metadata: dict[str, str], path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     from safetensors.torch import save_file
 
@@ -94,7 +88,7 @@ def _write_safetensors(metadata: dict[str, str], path: Path, tensors: Mapping[st
             plain[name] = plain[name].clone()
         else:
             end = plain[name].data_ptr() + plain[name].nbytes
-    save_file(plain, path, metadata)
+    save_file(plain, path, {"format": "pt"})
 
 
 def _without_surroundings(tensor: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from gptrio.generation.options.resolve import merge_config
 from gptrio.generation.options.schema import GenerationMode
 from gptrio.generation.outputs import GenerateOutput
 from gptrio.generation.processors.base import Processor
-from gptrio.generation.prompt import build_prompt, keeping
+from gptrio.generation.prompt import build_prompt, keep_last
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.runners.select import direct_calls
 from gptrio.generation.sampling import Generators
@@ -187,7 +187,7 @@ def _run_own_loop(loop: Callable[..., Any], state: GenerationState) -> Any:
         "attention_mask": state.ids.new_ones(state.ids.shape[0], length) if mask is None else mask.long(),
         "past_key_values": state.step.cache,
         "use_cache": state.step.cache is not None,
-        **keeping(state.model, 1),
+        **keep_last(state.model),
         "inputs_embeds": prompt.embeds,
         "position_ids": prompt.position_ids,
         "token_type_ids": prompt.token_type_ids,

@@ -102,10 +102,10 @@ class Prompt:
         return replace(self, moved=None, **rest)
 
 
-def keeping(model: CausalLM, count: int) -> dict[str, int]:
-    """Return `logits_to_keep=count` as a dictionary, which is empty if the model's forward does not take it."""
+def keep_last(model: CausalLM) -> dict[str, int]:
+    """Return `logits_to_keep=1` as a dictionary, which is empty if the model's forward does not take it."""
     own = model.__dict__.get("forward")
-    return {"logits_to_keep": count} if _takes_logits_to_keep(own or type(model).forward) else {}
+    return {"logits_to_keep": 1} if _takes_logits_to_keep(own or type(model).forward) else {}
 
 
 @functools.lru_cache(maxsize=64)

@@ -191,7 +191,6 @@ class ConfidenceCriteria(StoppingCriteria):
 def build_stopping(
     config: GenerationConfig,
     *,
-    max_length: int | None = None,
     stopping_criteria: Iterable[Criterion] = (),
     tokenizer: Tokenizer | None = None,
     max_position_embeddings: int | None = None,
@@ -200,7 +199,6 @@ def build_stopping(
 
     Args:
         config: the options.
-        max_length: most tokens of a row, prompt included; `config.max_length` by default.
         stopping_criteria: the caller's own; one of a built-in class replaces the one built here.
         tokenizer: needed for stop strings.
         max_position_embeddings: see `MaxLengthCriteria`.
@@ -209,9 +207,8 @@ def build_stopping(
         OptionError: stop strings without a tokenizer.
     """
     built: list[Criterion] = []
-    limit = config.max_length if max_length is None else max_length
-    if limit is not None:
-        built.append(MaxLengthCriteria(limit, max_position_embeddings))
+    if config.max_length is not None:
+        built.append(MaxLengthCriteria(config.max_length, max_position_embeddings))
     if config.max_time is not None:
         built.append(MaxTimeCriteria(config.max_time))
     if config.stop_strings is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from gptrio.config.fields import as_list
 from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig
-from gptrio.generation.prompt import Prompt, keeping
+from gptrio.generation.prompt import Prompt, keep_last
 from gptrio.generation.protocol import CausalLM
 
 BONUS = 1.0  # added to the score of the original token
@@ -57,7 +57,7 @@ def _healed(
     context = before or bos
     if len(longer) < 2 or not context:
         return tokens
-    output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keeping(model, 1))
+    output = model(input_ids=torch.tensor([context], device=model.device), use_cache=False, **keep_last(model))
     scores = output.logits[0, -1].float()
     scores[last] += BONUS
     choices = torch.tensor(longer, device=scores.device)

@@ -55,7 +55,6 @@ def test_options_build_their_criteria(tokenizer):
     assert names == [
         "MaxLengthCriteria", "MaxTimeCriteria", "StopStringCriteria", "EosTokenCriteria", "ConfidenceCriteria",
     ]  # fmt: skip
-    assert build_stopping(config, tokenizer=tokenizer, max_length=7).max_length == 7
 
 
 def test_own_criterion_takes_the_place_of_a_built_one():

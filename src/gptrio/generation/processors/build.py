@@ -18,7 +18,6 @@ def build_processors(
     *,
     prompt_length: int,
     vocab_size: int,
-    max_length: int | None = None,
     device: str | torch.device = "cpu",
     prompt_ids: torch.Tensor | None = None,
     prefix_allowed_tokens_fn: Callable[[int, torch.Tensor], list[int]] | None = None,
@@ -33,7 +32,6 @@ def build_processors(
         config: the options.
         prompt_length: tokens of the (padded) prompt.
         vocab_size: V, for watermarks.
-        max_length: most tokens of a row, prompt included; `config.max_length` by default.
         device: device on which the random tables of watermarks are drawn.
         prompt_ids: (B, T) the prompts, for options that depend on them alone.
         prefix_allowed_tokens_fn: see `PrefixConstrainedLogitsProcessor`.
@@ -56,7 +54,7 @@ def build_processors(
         )
     built.extend(_penalties(config, prompt_ids))
     built.extend(_lengths(config, prompt_length, prefix_allowed_tokens_fn))
-    built.extend(_forced(config, prompt_length, config.max_length if max_length is None else max_length))
+    built.extend(_forced(config, prompt_length, config.max_length))
     built = LogitsProcessorList(merge(built, logits_processor, "logits_processor"))
     if config.do_sample:
         built.extend(_truncations(config))

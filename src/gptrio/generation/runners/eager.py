@@ -7,7 +7,7 @@ from typing import Any
 
 from gptrio.cache.transformers import as_own_cache
 from gptrio.generation.inputs import ModelInputs
-from gptrio.generation.prompt import keeping
+from gptrio.generation.prompt import keep_last
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.runners.protocol import Logits, Step
 from gptrio.nn.fast_call import is_written_in
@@ -27,7 +27,7 @@ class EagerRunner:
         self.prepare = own_preparation(model)
         self._model, self._inputs = model, inputs
         self._next_logits = model.next_logits if has_next_logits else None
-        self._keeps = bool(keeping(model, 1))  # else the model gives the logits of all positions
+        self._keeps = bool(keep_last(model))  # else the model gives the logits of all positions
 
     def supports(self, step: Step) -> bool:
         """Whether this can run a step: always."""

@@ -18,7 +18,7 @@ from gptrio.errors import OptionError
 from gptrio.generation.options.config import GenerationConfig, eos_ids
 from gptrio.generation.options.max_length import context_length, last_column
 from gptrio.generation.processors.base import TokenIds
-from gptrio.generation.prompt import Prompt, keeping
+from gptrio.generation.prompt import Prompt, keep_last
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.sampling import Generators, draw
 from gptrio.generation.step import DecodeRunner
@@ -269,7 +269,7 @@ class TextDraft:
         device = self._model.device
         for _ in range(number if before else 0):
             unread = torch.tensor([written[self._cache.get_seq_length() :]], device=device)
-            logits = self._model(unread, past_key_values=self._cache, use_cache=True, **keeping(self._model, 1)).logits
+            logits = self._model(unread, past_key_values=self._cache, use_cache=True, **keep_last(self._model)).logits
             self._read = list(written)
             written.append(int(logits[0, -1].argmax()))
         return written[len(before) :]

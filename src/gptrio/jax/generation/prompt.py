@@ -77,7 +77,7 @@ def build_prompt(input_ids: Any, attention_mask: Any, config: Any) -> Prompt:
     """
     is_traced = any(isinstance(array, jax.core.Tracer) for array in (input_ids, attention_mask))
     xp: ModuleType = jnp if is_traced else np
-    ids = inputs.as_ids(input_ids, "input_ids", xp)
+    ids = inputs.as_ids(input_ids, xp)
     inputs.check_ids(ids, config)
     mask = xp.ones(ids.shape, bool) if attention_mask is None else xp.asarray(attention_mask) != 0
     if mask.shape != ids.shape:

@@ -174,7 +174,7 @@ def _as_arrays(batch: Batch, model: FlaxCausalLM, accumulate: int) -> dict[str, 
     unknown = sorted(set(batch) - set(_KEYS))
     if unknown or "input_ids" not in batch:
         raise InputError(f"a batch has {', '.join(batch) or 'nothing'}; expected input_ids, and perhaps {_KEYS[1:]}")
-    ids = inputs.as_ids(batch["input_ids"], "input_ids")
+    ids = inputs.as_ids(batch["input_ids"])
     inputs.check_ids(batch["input_ids"], model.config)
     rows = ids.shape[0]
     if rows % accumulate:

@@ -18,11 +18,11 @@ from gptrio.config import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError, warn
 
 
-def as_ids(values: Any, name: str, array_module: ModuleType = jnp) -> Any:
+def as_ids(values: Any, array_module: ModuleType = jnp) -> Any:
     """(B, T) int32 of integers, of JAX or of numpy; raises InputError for another shape."""
     array = array_module.asarray(values)
     if array.ndim != 2 or not array.shape[1]:
-        raise InputError(f"{name} has shape {array.shape}; expected (batch, at least one token)")
+        raise InputError(f"input_ids has shape {array.shape}; expected (batch, at least one token)")
     return array.astype(np.int32)
 
 

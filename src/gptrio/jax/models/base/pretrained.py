@@ -195,7 +195,7 @@ class FlaxPreTrainedModel(FlaxGenerationMixin, Pushable):
         Raises:
             InputError: shapes do not fit each other, or the cache is full.
         """
-        config, ids = self.config, inputs.as_ids(input_ids, "input_ids")
+        config, ids = self.config, inputs.as_ids(input_ids)
         inputs.check_ids(input_ids, config)
         mask = None if attention_mask is None else jnp.asarray(attention_mask)
         if mask is not None:
