@@ -26,7 +26,7 @@ import torch
 from _limits import Weights
 from _results import print_table, save
 from _training import SHAPES, batches, collate, learned_tokens, work
-from gptrio.kernels.differentiable import is_bfloat16_emulated
+from gptrio.kernels.widened import has_no_instructions
 from machine import rate
 
 TRAINERS = ("transformers.Trainer", "gptrio.Trainer")
@@ -145,7 +145,7 @@ def main() -> None:
         work(settings)
         return
     torch.set_num_threads(given.threads)
-    dtypes = ("float32",) if is_bfloat16_emulated() else ("float32", "bfloat16")
+    dtypes = ("float32",) if has_no_instructions(torch.bfloat16) else ("float32", "bfloat16")
     rates, results = {name: rate(name) for name in dtypes}, {}
     print("products of this machine, GFLOP/s:", *(f"{name} {value:.0f}" for name, value in rates.items()), flush=True)
     for name in given.cells:

@@ -1,24 +1,22 @@
 """Linear layers under autograd on a CPU: with less kept for the backward pass, and no emulated products.
 
-- A processor without instructions for bfloat16 emulates its products, many times slower than those of float32. There,
-  operands are widened, multiplied in float32, and results rounded once, which is never less exact. Under autocast the
+- Where products of 16 bits are emulated, they are `widened`, and those of the gradients as well. Under autocast the
   weights are not rounded at all, nor are their gradients.
 - An input that can be computed again (`recompute`) is not kept.
 """
 
 from __future__ import annotations
 
-import functools
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from gptrio.kernels import widened
 from gptrio.kernels.recompute import Recipe, is_plain_autograd, recipe_of
 
 MIN_WEIGHTS, MIN_ROWS = 1 << 16, 16  # with fewer in float32, a call in Python takes as long as it saves
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class _Call(NamedTuple):
@@ -35,35 +33,6 @@ class _Call(NamedTuple):
     recipe: Recipe | None
 
 
-def bfloat16_instructions() -> list[str]:
-    """The instructions by which this processor multiplies bfloat16, of AMX (tiles) and AVX512-BF16 (vectors)."""
-    tests = {"AMX": "_is_amx_tile_supported", "AVX512-BF16": "_is_avx512_bf16_supported"}
-    return [name for name, test in tests.items() if getattr(torch.cpu, test, lambda: False)()]
-
-
-@functools.cache
-def is_bfloat16_emulated() -> bool:
-    """Whether this processor has no products of bfloat16."""
-    return not bfloat16_instructions()
-
-
-def result_dtype(x: Tensor) -> torch.dtype:
-    """Dtype of a linear layer's result for an input on the CPU: that of autocast, if it is on."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-def is_widened(*tensors: Tensor | None) -> bool:
-    """Whether a bfloat16 result of these tensors is to be computed in float32: under autograd, where it is emulated."""
-    given = [x for x in tensors if x is not None]
-    return (
-        all(type(x) in (Tensor, nn.Parameter) and x.is_cpu and x.dtype in _DTYPES for x in given)
-        and result_dtype(given[0]) is torch.bfloat16
-        and is_bfloat16_emulated()
-        and any(x.requires_grad for x in given)
-        and is_plain_autograd()
-    )
-
-
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
     """Whether `linear` takes a call and gains by it: plain tensors on a CPU, some with gradients, large or emulated."""
     tensors = (x, weight) if bias is None else (x, weight, bias)
@@ -76,10 +45,10 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -
         and any(t.requires_grad for t in tensors)
         and (torch.is_autocast_enabled("cpu") or all(t.dtype is x.dtype for t in tensors))
     )
-    if not is_plain or is_widened(*tensors):
+    if not is_plain or widened.is_widened(*tensors):
         return is_plain
     is_large = weight.numel() >= MIN_WEIGHTS and x.numel() >= MIN_ROWS * x.shape[-1]
-    return is_large and result_dtype(x) is torch.float32
+    return is_large and widened.result_dtype(x) is torch.float32
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> Tensor:
@@ -94,7 +63,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> 
     Returns:
         (..., out) in the dtype of autocast, if it is on, or of x.
     """
-    call = _Call(transposed, result_dtype(x), recipe_of(x))
+    call = _Call(transposed, widened.result_dtype(x), recipe_of(x))
     with torch.autocast("cpu", enabled=False):
         return cast(Tensor, _Linear.apply(x, weight, bias, call))  # type: ignore[no-untyped-call]  # torch's
 
@@ -111,8 +80,7 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             inputs = (x,) if call.recipe is None else call.recipe.inputs
         ctx.save_for_backward(weight, *inputs)
-        out = F.linear(_rows(x), _out_in(weight, call), None if bias is None else bias.float())
-        return out.to(call.dtype).view(*x.shape[:-1], -1)
+        return widened.linear(x, weight.t() if call.transposed else weight, bias, call.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:

@@ -1,8 +1,8 @@
 """The one matrix product that every linear layer ends in.
 
 Outside `packed_inference`, and whenever gradients, tracing, compilation, autocast, subclasses or wrapped tensors are in
-play, it is torch's own call, and its numbers are torch's. Inside, it runs through oneDNN on a packed copy of the weight
-(see `packing`), or in float32 where the processor has no products of 16 bits.
+play, it is torch's own call, and its numbers are torch's, but where torch emulates (`widened`). Inside, it runs through
+oneDNN on a packed copy of the weight (see `packing`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 from torch.nn import functional as F
 
-from gptrio.kernels import cpu_prefill, differentiable
+from gptrio.kernels import cpu_prefill, differentiable, widened
 from gptrio.kernels.cpu_decode.compilation import unready_reason
-from gptrio.kernels.packing import can_pack, comparing_once, drop_stale_packs, find_pack
+from gptrio.kernels.packing import comparing_once, drop_stale_packs, find_pack
+from gptrio.kernels.widened import can_pack_cached, is_emulated
 
 if TYPE_CHECKING:
     from gptrio.kernels.cpu_prefill.calls import PrefillKernels
@@ -32,8 +33,6 @@ Activation = Literal["none", "relu", "gelu_tanh", "gelu_erf"]
 
 MIN_ELEMENTS = 1 << 16  # smaller weights stay in the processor's cache, where torch's call is as good if not emulated
 _LEAST_ROWS, _MOST_ROWS, _NARROW = 640, 1408, 1024  # bfloat16 rows and outputs between which oneDNN leaves a core idle
-_WIDENED_ROWS = 4  # least rows for which emulated products of a weight (out, in) cost more than widening it
-_PART = 1 << 19  # elements of a weight that are converted at a time
 _GELU = {"gelu_tanh": "tanh", "gelu_erf": "none"}  # torch's and oneDNN's names
 _fast: ContextVar[bool] = ContextVar("gptrio_packed_inference", default=False)
 _may_compile: ContextVar[bool] = ContextVar("gptrio_may_compile", default=True)
@@ -112,15 +111,16 @@ def linear(
     Returns:
         (..., out).
     """
-    may_gain = (
-        not is_dynamo_compiling() and _fast.get() and (weight.numel() >= MIN_ELEMENTS or is_emulated(weight.dtype))
-    )
-    if may_gain and _eligible(x, weight, bias):
+    is_large = weight.numel() >= MIN_ELEMENTS and not is_emulated(weight.dtype)
+    if is_large and not is_dynamo_compiling() and _fast.get() and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
+    plain = weight.t() if transposed else weight
     if differentiable.supports(x, weight, bias, transposed):
         out = differentiable.linear(x, weight, bias, transposed)
+    elif widened.gains(x, weight, bias, transposed):
+        return activate_(widened.linear(x, plain, bias, widened.result_dtype(x)), activation)
     else:
-        out = F.linear(x, weight.t() if transposed else weight, bias)
+        out = F.linear(x, plain, bias)
     return activate(out, activation)
 
 
@@ -128,46 +128,12 @@ def _inference(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool,
     """The product of plain tensors without autograd."""
     rows = x.numel() // x.shape[-1]
     plain = weight.t() if transposed else weight
-    if (transposed or rows >= _WIDENED_ROWS) and is_emulated(weight.dtype):
-        out = product_by_parts(x, len(plain), lambda part: plain[part].float(), torch.float32, bias)
-        return activate_(out, activation)
     torch_is_fast = weight.dtype is torch.float32 and mkl_is_fast()
     if rows and not needs_no_pack(rows, weight.dtype) and can_pack_cached(weight.dtype):
         pack = find_pack(weight, transposed, _may_pack.get())
         if pack is not None or not torch_is_fast:
             return fused_product(x, plain if pack is None else pack, bias, activation)
     return activate_(F.linear(x, plain, bias), activation)
-
-
-can_pack_cached = functools.cache(can_pack)
-
-
-def is_emulated(dtype: torch.dtype) -> bool:
-    """Whether weights have 16 bits and the processor has no products of them: torch computes number by number."""
-    return dtype.itemsize == 2 and not can_pack_cached(dtype)
-
-
-def product_by_parts(
-    x: Tensor, outputs: int, weight_of: Callable[[slice], Tensor], dtype: torch.dtype, bias: Tensor | None = None
-) -> Tensor:
-    """`x @ W.T + bias` in another dtype, rounded once, converting as many rows of W at a time as stay in the cache.
-
-    Args:
-        x: (..., in).
-        outputs: rows of W.
-        weight_of: some rows of W in `dtype`.
-        dtype: to multiply in.
-        bias: (outputs,) or None.
-
-    Returns:
-        (..., outputs) of x's dtype.
-    """
-    rows, step = x.reshape(-1, x.shape[-1]).to(dtype), max(1, _PART // x.shape[-1])
-    out = x.new_empty(len(rows), outputs)
-    for start in range(0, outputs, step):
-        part = slice(start, start + step)
-        out[:, part] = F.linear(rows, weight_of(part), None if bias is None else bias[part].to(dtype))
-    return out.view(*x.shape[:-1], outputs)
 
 
 def needs_no_pack(rows: int, dtype: torch.dtype) -> bool:

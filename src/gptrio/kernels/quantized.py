@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.kernels.formats import dequantize_int4, dequantize_int8, unpack_int4
-from gptrio.kernels.linear import activate, activate_, can_pack_cached, fused_product, is_emulated, product_by_parts
+from gptrio.kernels.linear import activate, activate_, fused_product
 from gptrio.kernels.operators import INT4_ROWS, has_int8_products, has_operators
 from gptrio.kernels.packing import find
+from gptrio.kernels.widened import can_pack_cached, is_emulated, product_by_parts
 
 _INT4_ROWS = 32  # most rows for which the packed int4 call is faster than dequantizing
 _INT4_OUTPUTS = 16  # the packed int4 call needs a multiple of this number of outputs

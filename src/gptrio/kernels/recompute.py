@@ -56,12 +56,16 @@ def is_untransformed() -> bool:
     )
 
 
+def is_watched() -> bool:
+    """Whether something traces, transforms or watches operations; autograd alone does not count."""
+    return bool(
+        not is_untransformed()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 def is_plain_autograd() -> bool:
     """Whether operations run as they are called, recorded by autograd alone: nothing traces or watches them."""
-    return (
-        is_untransformed()
-        and torch.is_grad_enabled()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._len_torch_function_stack()
-        and torch.autograd.forward_ad._current_level < 0
-    )
+    return torch.is_grad_enabled() and not is_watched()

@@ -6,9 +6,10 @@ import torch
 
 from gptrio.kernels.cpu_decode import MAX_ROWS, MAX_ROWS_AMX, NOT_INSTALLED, check_numba, is_installed, one_line
 from gptrio.kernels.cpu_decode.compilation import status
-from gptrio.kernels.linear import can_pack_cached, needs_no_pack
+from gptrio.kernels.linear import needs_no_pack
 from gptrio.kernels.operators import has_int8_products
 from gptrio.kernels.quantized import has_bfloat16_tiles, one_row_range
+from gptrio.kernels.widened import can_pack_cached
 
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _EMULATED = "in float32 on weights widened part by part, as oneDNN has no products of this type here"

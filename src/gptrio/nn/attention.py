@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
-from gptrio.kernels.differentiable import is_widened
 from gptrio.kernels.linear import prefill_kernels
+from gptrio.kernels.widened import is_widened, matmul, result_dtype
 from gptrio.nn import block_attention, flash, sliding_window
 from gptrio.nn.attention_interface import ALL_ATTENTION_FUNCTIONS, call_registered, registered_function
 from gptrio.nn.masks import AttentionMask
@@ -116,7 +116,7 @@ def eager(
 ) -> tuple[Tensor, Tensor]:
     """The formula step by step; the only back end that returns weights."""
     scale = options.scale
-    scores = _float32_scores(q, k, scale) if options.float32_scores else (q @ k.transpose(-1, -2)) * scale
+    scores = _float32_scores(q, k, scale) if options.float32_scores else matmul(q, k.transpose(-1, -2)) * scale
     if not mask.is_unmasked:
         scores = scores + mask.additive(scores.dtype)
     weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(v.dtype)
@@ -126,7 +126,7 @@ def eager(
         weights = F.dropout(weights, options.dropout)
     if head_mask is not None:
         weights = weights * head_mask.to(weights.dtype)
-    return weights @ v, weights
+    return matmul(weights, v), weights
 
 
 def _float32_scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
@@ -139,16 +139,18 @@ def sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels compute scores in float32.
 
-    Training on a CPU runs in blocks of its own (`block_attention`), in float32 where bfloat16 is emulated. Elsewhere,
+    Training on a CPU runs in blocks of its own (`block_attention`), in float32 where 16 bits are emulated. Elsewhere,
     torch drops weights by its slow path.
     """
-    if is_widened(q, k, v):
+    is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if is_trained and is_widened(q, k, v):
+        dtype = result_dtype(q)
         with torch.autocast("cpu", enabled=False):
             out, _ = sdpa(q.float(), k.float(), v.float(), mask, options, head_mask)
-        return out.bfloat16(), None
+        return out.to(dtype), None
     if head_mask is None and block_attention.supports(q, k, v, mask, options.dropout):
         return block_attention.attend(q, k, v, mask, options.scale, options.dropout), None
-    if (q.requires_grad or k.requires_grad or v.requires_grad) and mask.has_fully_padded_rows():
+    if is_trained and mask.has_fully_padded_rows():
         # the backward pass of fused kernels is wrong for fully padded rows: their log-sum-exp underflows
         return eager(q, k, v, mask, options, head_mask)
     bias, causal = None, False

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptrio.kernels.differentiable import is_widened
+from gptrio.kernels.widened import is_widened
 from gptrio.nn.losses import IGNORE, check_count, divided, no_class_error
 
 CHUNK_BYTES = 3 << 25  # most of one chunk's scores: more saves little time, fewer make the products slower
@@ -76,7 +76,7 @@ def linear_cross_entropy(
     count = len(kept_labels) if num_items_in_batch is None else num_items_in_batch
     is_autocast = torch.is_autocast_enabled(device)
     dtype = torch.get_autocast_dtype(device) if is_autocast else torch.promote_types(states.dtype, weight.dtype)
-    if is_widened(states, weight) and dtype is torch.bfloat16:
+    if is_widened(states, weight):
         dtype = torch.float32
     options = LossOptions(label_smoothing, dtype)
     with torch.autocast(device, enabled=False):

@@ -51,7 +51,7 @@ def _check_half_precision(args: TrainingArguments) -> None:
 @functools.cache
 def _report_cpu() -> None:
     """Say once, in the log, whether this CPU multiplies bfloat16 itself."""
-    from gptrio.kernels.differentiable import bfloat16_instructions
+    from gptrio.kernels.widened import bfloat16_instructions
 
     found = bfloat16_instructions()
     if found:

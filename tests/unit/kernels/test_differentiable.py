@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from gptrio.kernels import differentiable, recompute
+from gptrio.kernels import differentiable, recompute, widened
 from gptrio.kernels.linear import linear
 from gptrio.nn.activations import get_activation
 from gptrio.nn.fast_call import LayerNorm
@@ -110,7 +110,7 @@ def test_only_what_is_needed_is_computed_and_kept(transposed: bool, calls: Any) 
 def test_bfloat16_is_rounded_once(
     is_emulated: bool, transposed: bool, is_autocast: bool, calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: is_emulated)
+    monkeypatch.setattr(widened, "has_no_instructions", lambda dtype: is_emulated and dtype.itemsize == 2)
     dtype = torch.float32 if is_autocast else torch.bfloat16
     layer, x = layer_of(transposed, dtype=dtype), torch.randn(ROWS, INNER, dtype=dtype, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=is_autocast):
@@ -129,7 +129,7 @@ def test_bfloat16_is_rounded_once(
 def test_small_products_are_widened_where_they_are_emulated(
     is_emulated: bool, calls: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: is_emulated)
+    monkeypatch.setattr(widened, "has_no_instructions", lambda dtype: is_emulated and dtype.itemsize == 2)
     layer, x = Linear(48, 5).bfloat16(), torch.randn(2, 48, dtype=torch.bfloat16, requires_grad=True)
     out = layer(x)
     assert bool(calls) is is_emulated

@@ -165,35 +165,6 @@ def test_float32_rows_without_a_pack_go_where_they_are_fastest(
     assert bool(products) == (not fast) and packed_bytes(module) == 0
 
 
-@pytest.mark.parametrize("part", [1, 1000, 1 << 19])
-@pytest.mark.parametrize("rows", [0, 1, 3, 4, 40])
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_emulated_products_are_rounded_once(
-    dtype: torch.dtype, transposed: bool, rows: int, part: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On processors without products of 16 bits, whose emulation takes up to sixty times as long as float32."""
-    monkeypatch.setattr(kernel, "can_pack_cached", lambda dtype: False)
-    monkeypatch.setattr(kernel, "_PART", part)
-    module, x = layer(256, 320, dtype, transposed), torch.randn(2, rows, 256).to(dtype)
-    with torch.no_grad(), packed_inference(module):
-        got = module(x)
-    want = exact(module, x)
-    nearest = torch.finfo(dtype).eps / 2 * want.abs() + 1e-5
-    assert got.dtype is dtype and got.shape == want.shape and packed_bytes(module) == 0
-    assert bool(((got.double() - want).abs() <= nearest).all())
-
-
-def test_small_products_are_widened_where_they_are_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, real = [], kernel.product_by_parts
-    monkeypatch.setattr(kernel, "can_pack_cached", lambda dtype: False)
-    monkeypatch.setattr(kernel, "product_by_parts", lambda *given: calls.append(1) or real(*given))
-    module, x = layer(32, 8, torch.bfloat16, False), torch.randn(40, 32).bfloat16()
-    with torch.no_grad(), packed_inference(module):
-        got = module(x)
-    assert calls and bool(((got.double() - exact(module, x)).abs() <= 2**-8 * exact(module, x).abs() + 1e-5).all())
-
-
 def test_gradients_never_meet_a_pack() -> None:
     module, x = layer(256, 320, torch.float32, False), torch.randn(40, 256, requires_grad=True)
     with packed_inference(module):

@@ -93,7 +93,7 @@ def test_products_by_parts_are_whole(dtype: torch.dtype, bits: int, part: int, m
     """As processors run them that multiply neither int8 nor bfloat16 matrices."""
     monkeypatch.setattr(quantized, "has_int8_products", lambda: False)
     monkeypatch.setattr(quantized, "can_pack_cached", lambda dtype: False)
-    monkeypatch.setattr("gptrio.kernels.linear._PART", part)
+    monkeypatch.setattr("gptrio.kernels.widened._PART", part)
     packed, scale, back = codes(bits, torch.randn(131, 256) * 0.05)
     x, bias = torch.randn(40, 256).to(dtype), torch.randn(131).to(dtype)
     with torch.inference_mode():

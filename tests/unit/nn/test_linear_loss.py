@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptrio.errors import InputError, TokenIdError
-from gptrio.kernels import differentiable
+from gptrio.kernels import widened
 from gptrio.nn import linear_loss
 from gptrio.nn.linear_loss import linear_cross_entropy
 from gptrio.nn.losses import token_loss
@@ -119,7 +119,7 @@ def test_gradients_of_gradients_are_those_of_all_scores():
 
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "all bfloat16"])
 def test_bfloat16_products_and_float32_sums(mixed, monkeypatch):
-    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: False)
+    monkeypatch.setattr(widened, "has_no_instructions", lambda dtype: False)
     states, weight, labels = inputs(torch.float32 if mixed else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         actual, expected = linear_cross_entropy(states, weight, labels), whole(states, weight, labels)
@@ -136,7 +136,7 @@ def test_bfloat16_products_and_float32_sums(mixed, monkeypatch):
 
 @pytest.mark.parametrize("mixed", [True, False], ids=["autocast", "all bfloat16"])
 def test_emulated_bfloat16_products_are_in_float32(mixed, monkeypatch):
-    monkeypatch.setattr(differentiable, "is_bfloat16_emulated", lambda: True)
+    monkeypatch.setattr(widened, "has_no_instructions", lambda dtype: dtype is torch.bfloat16)
     states, weight, labels = inputs(torch.float32 if mixed else torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
         actual = linear_cross_entropy(states, weight, labels)
