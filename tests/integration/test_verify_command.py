@@ -17,8 +17,8 @@ from torch.nn.functional import cross_entropy
 
 import gptrio as library
 from gptrio.models import gpt_neox
+from gptrio.nn.packed_context import PackedContext
 from gptrio.quantization import native
-from gptrio.scoring.packed_context import PackedContext
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
 from gptrio.verification import paths
 from gptrio.verification import verify as verification

@@ -14,7 +14,7 @@ from gptrio.errors import InputError, TokenIdError
 from gptrio.kernels.linear import packed_inference, packing_disabled
 from gptrio.models.base.backbone import Backbone
 from gptrio.nn.fast_call import hook_reason, skip_hook_dispatch
-from gptrio.scoring.packed_context import pack_contexts
+from gptrio.scoring.pack_contexts import pack_contexts
 from gptrio.scoring.packing import Pack, Row, pack_rows
 
 Progress = Callable[[int, int], None] | None  # called with the number of rows that are done, and of all

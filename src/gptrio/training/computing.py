@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gptrio.errors import InputError
-from gptrio.models.base.heads import CausalLMHead
+from gptrio.models.base.heads import HeadModel
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.training import ranks
 from gptrio.training.arrays import with_parts
@@ -82,8 +82,8 @@ class ComputingMixin(TrainerParts):
         needs_labels = self.compute_loss_func is not None or (self.label_smoother is not None and not smooths_itself)
         labels = inputs.pop("labels") if needs_labels and "labels" in inputs else None
         options = dict(self._forward_options)
-        if self._has_own_loss and "labels" in inputs:
-            options |= {} if return_outputs else {"logits": False}
+        if "labels" in inputs:
+            options |= {"logits": False} if self._omits_logits and not return_outputs else {}
             options |= {"label_smoothing": self.label_smoother.epsilon} if smooths_itself else {}
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             options["num_items_in_batch"] = num_items_in_batch
@@ -186,11 +186,11 @@ def forward_options(model: Any) -> dict[str, Any]:
     return {"use_cache": False} if "use_cache" in inspect.signature(inner.forward).parameters else {}
 
 
-def has_own_loss(model: Any) -> bool:
-    """Whether a model is a language model of this project, whose forward takes `logits=False` and `label_smoothing`."""
+def has_forward_of(model: Any, *heads: type[HeadModel]) -> bool:
+    """Whether a model's forward is that of one of these heads, which takes more than Transformers' does."""
     inner = innermost(model)
     forward = None if "forward" in vars(inner) else getattr(type(inner).forward, "positional", None)
-    return isinstance(inner, CausalLMHead) and forward is getattr(CausalLMHead.forward, "positional", 0)
+    return any(isinstance(inner, head) and forward is getattr(head.forward, "positional", 0) for head in heads)
 
 
 def accepts_loss_kwargs(model: Any) -> bool:

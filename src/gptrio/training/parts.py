@@ -91,6 +91,7 @@ class TrainerParts:
     _forward_options: dict[str, Any]
     _predicts_next_tokens: bool
     _has_own_loss: bool
+    _omits_logits: bool
     _is_prepared: bool
 
     # methods that parts call before they are defined, in `Trainer` or in a part that builds on the caller

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gptrio.errors import InputError, OptionError, warn
+from gptrio.models.base.heads import CausalLMHead, TokenClassificationHead
 from gptrio.training import ranks
 from gptrio.training.arguments import TrainingArguments
 from gptrio.training.arguments_lists import deprecated
@@ -22,7 +23,7 @@ from gptrio.training.computing import (
     can_return_loss,
     find_labels,
     forward_options,
-    has_own_loss,
+    has_forward_of,
     predicts_next_tokens,
 )
 from gptrio.training.interruption import Interruption
@@ -133,7 +134,8 @@ class Trainer(RunningMixin):
         self.model_accepts_loss_kwargs = accepts_loss_kwargs(inner)
         self._predicts_next_tokens = predicts_next_tokens(inner)
         self._forward_options = forward_options(inner)
-        self._has_own_loss = has_own_loss(inner)
+        self._has_own_loss = has_forward_of(inner, CausalLMHead)
+        self._omits_logits = has_forward_of(inner, CausalLMHead, TokenClassificationHead)
         self._signature_columns = None
         self._is_prepared = False
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import gptrio
-from gptrio.scoring.packed_context import pack_contexts
+from gptrio.scoring.pack_contexts import pack_contexts
 from gptrio.scoring.packing import Row, pack_rows
 from gptrio.testing import tiny_config
 from gptrio.testing.tiny import byte_tokenizer

@@ -18,6 +18,7 @@ from gptrio.nn.blocks import DROPOUTS
 from gptrio.nn.context import LAST_POSITION, AttentionContext, CrossAttention, DenseContext
 from gptrio.nn.fast_call import Embedding
 from gptrio.nn.masks import AttentionMask
+from gptrio.nn.packed_context import PackedContext
 from gptrio.nn.rotary import RotaryTables
 from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
 from gptrio.quantization.native import QuantizedEmbedding
@@ -175,6 +176,22 @@ class Backbone(PreTrainedModel):
             return DenseContext(mask, self.attn_implementation, cache=cache, rotary=rotary, selected=selected)
 
         return self.run_blocks(x, context(length), context(1, LAST_POSITION) if length > 1 else None)
+
+    def forward_real(self, input_ids: Tensor, real: Tensor) -> Tensor:
+        """Hidden states (N, C) of the real tokens of rows, one row after the other: the forward without options.
+
+        Args:
+            input_ids: (B, T) ids inside the vocabulary, with padding after the real tokens alone.
+            real: (B, T) bool, True for the N real tokens.
+
+        Raises:
+            InputError: the model has fewer positions.
+        """
+        rows, length = input_ids.shape
+        positions = self.next_positions(0, length, input_ids.device).expand(rows, -1)
+        x, rotary = self.embed_inputs(input_ids[real].unsqueeze(0), positions[real].unsqueeze(0))
+        lengths = real.sum(-1).tolist()
+        return self.run_blocks(x, PackedContext.of_lengths(lengths, self.attn_implementation, rotary, x.device))[0]
 
     def next_positions(self, past: int, length: int, device: torch.device) -> Tensor:
         """Position ids (1, T) of `length` tokens after `past` others; raises InputError if the model has fewer."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
+from torch.nn import functional as F
 
 from gptrio.cache import Cache
 from gptrio.errors import InputError
@@ -15,9 +17,11 @@ from gptrio.models.base.generation_mixin import GenerationMixin
 from gptrio.models.base.language_loss import language_loss
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
+from gptrio.models.base.unpadded import real_tokens
 from gptrio.nn.linear import Linear
-from gptrio.nn.losses import IGNORE
+from gptrio.nn.losses import IGNORE, shifted_labels
 from gptrio.outputs import (
+    BaseModelOutputWithPast,
     CausalLMOutputWithCrossAttentions,
     CausalLMOutputWithPast,
     ModelOutput,
@@ -112,6 +116,10 @@ class CausalLMHead(HeadModel, GenerationMixin):
         loss_kwargs = inputs.loss_options(loss_kwargs) if self._loss_function is None else loss_kwargs or {}
         if packed and segment_ids is None:
             segment_ids = inputs.segments_by_position(backbone_inputs.get("position_ids"))
+        if not logits and segment_ids is None and logits_to_keep == 0:
+            loss = self._loss_of_real_tokens(labels, loss_kwargs, backbone_inputs)
+            if loss is not None:
+                return self._finish(self._output(BaseModelOutputWithPast(), loss, None), return_dict)
         packing = {} if segment_ids is None else {"segment_ids": segment_ids}
         if labels is not None and segment_ids is not None:
             labels = inputs.without_first_labels(labels, segment_ids, loss_kwargs.get("ignore_index", IGNORE))
@@ -124,10 +132,27 @@ class CausalLMHead(HeadModel, GenerationMixin):
             scores = self.get_output_embeddings()(states)
             if labels is not None or loss_kwargs.get("shift_labels") is not None:
                 loss = self.loss_function(scores, labels, vocab_size=self.config.vocab_size, **loss_kwargs)
+        return self._finish(self._output(out, loss, scores), return_dict)
+
+    def _loss_of_real_tokens(
+        self, labels: Tensor | None, options: dict[str, Any], given: BackboneInputs
+    ) -> Tensor | None:
+        """The loss, if no state of padding counts for it; None where the forward has to find it."""
+        if labels is None or "shift_labels" in options or is_compiling():
+            return None
+        ignore_index = options.get("ignore_index", IGNORE)
+        targets = shifted_labels(labels, ignore_index)
+        real = real_tokens(self, given, targets != ignore_index)
+        if real is None:
+            return None
+        states = self.base_model.forward_real(given["input_ids"], real)
+        return language_loss(self, states, None, {**options, "shift_labels": targets[real]})
+
+    def _output(self, out: Any, loss: Tensor | None, scores: Tensor | None) -> ModelOutput:
         fields = (loss, scores, out.past_key_values, out.hidden_states, out.attentions)
         if not self.has_cross_attention:
-            return self._finish(CausalLMOutputWithPast(*fields), return_dict)
-        return self._finish(CausalLMOutputWithCrossAttentions(*fields, out.cross_attentions), return_dict)
+            return CausalLMOutputWithPast(*fields)
+        return CausalLMOutputWithCrossAttentions(*fields, out.get("cross_attentions"))
 
     def next_logits(self, input_ids: Tensor, cache: Cache) -> Tensor:
         """Scores (B, 1, V) of the token after `input_ids` (B, T); see `Backbone.forward_last`."""
@@ -174,16 +199,31 @@ class SequenceClassificationHead(HeadModel):
         Raises:
             InputError: several rows without a `pad_token_id`, by which the end of each is found.
         """
-        out = self.base_model(**backbone_inputs, return_dict=True)
-        states = out.last_hidden_state
-        last = self._last_tokens(backbone_inputs.get("input_ids"), states.shape[0])
-        scores = self.score(states)  # (B, T, num_labels)
-        logits = scores[torch.arange(states.shape[0], device=states.device), last]  # (B, num_labels)
+        found = self._scores_of_real_tokens(backbone_inputs)
+        if found is not None:
+            (scores, logits), out = found, BaseModelOutputWithPast()
+        else:
+            out = self.base_model(**backbone_inputs, return_dict=True)
+            scores = self.score(out.last_hidden_state)  # (B, T, num_labels)
+            last = self._last_tokens(backbone_inputs.get("input_ids"), len(scores))
+            logits = scores[torch.arange(len(scores), device=scores.device), last]  # (B, num_labels)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=scores, labels=labels, pooled_logits=logits, config=self.config)
         output = SequenceClassifierOutputWithPast(loss, logits, out.past_key_values, out.hidden_states, out.attentions)
         return self._finish(output, return_dict)
+
+    def _scores_of_real_tokens(self, given: BackboneInputs) -> tuple[Tensor, Tensor] | None:
+        """Scores of all real tokens and of the last in each row, where that is all there is to compute."""
+        ids = given.get("input_ids")
+        if ids is None or ids.dim() != 2 or self.config.pad_token_id is None or is_compiling():
+            return None
+        last = F.one_hot(cast(Tensor, self._last_tokens(ids, len(ids))), ids.shape[1]).bool()
+        real = real_tokens(self, given, last)
+        if real is None:
+            return None
+        scores = self.score(self.base_model.forward_real(ids, real))  # (N, num_labels)
+        return scores, scores[last[real]]
 
     def _last_tokens(self, input_ids: Tensor | None, rows: int) -> Tensor | int:
         """Index (B,) of the last token of each row that is not padding."""
@@ -221,22 +261,39 @@ class TokenClassificationHead(HeadModel):
 
     @overridable
     def forward(
-        self, labels: Tensor | None = None, return_dict: bool | None = None, **backbone_inputs: Unpack[BackboneInputs]
+        self,
+        labels: Tensor | None = None,
+        return_dict: bool | None = None,
+        logits: bool = True,
+        **backbone_inputs: Unpack[BackboneInputs],
     ) -> Result:
         """Scores of every label for every token.
 
         Args:
             labels: (B, T) class ids; -100 does not count.
             return_dict: return a `ModelOutput` rather than a tuple.
+            logits: False returns the loss alone, with `logits=None`, for which nothing need compute padding.
             backbone_inputs: see `Backbone.forward`.
 
         Returns:
             logits (B, T, num_labels), loss if labels were given, and what the backbone returned.
         """
-        out = self.base_model(**backbone_inputs, return_dict=True)
-        logits = self.classifier(self.dropout(out.last_hidden_state))
-        loss = None if labels is None else self.loss_function(logits, labels, self.config)
-        return self._finish(TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions), return_dict)
+        found = None if logits else self._states_of_real_tokens(labels, backbone_inputs)
+        out = self.base_model(**backbone_inputs, return_dict=True) if found is None else found
+        scores = self.classifier(self.dropout(out.last_hidden_state))
+        loss = None if labels is None else self.loss_function(scores, labels, self.config)
+        shown = scores if logits else None
+        return self._finish(TokenClassifierOutput(loss, shown, out.hidden_states, out.attentions), return_dict)
+
+    def _states_of_real_tokens(self, labels: Tensor | None, given: BackboneInputs) -> BaseModelOutputWithPast | None:
+        """States (B, T, C) of the real tokens, and zeros, where those are all there is to compute."""
+        if labels is None:
+            raise inputs.missing_labels()
+        real = real_tokens(self, given, labels != IGNORE)
+        if real is None:
+            return None
+        states = self.base_model.forward_real(given["input_ids"], real)
+        return BaseModelOutputWithPast(states.new_zeros(*real.shape, states.shape[-1]).index_put((real,), states))
 
 
 @positional_order(

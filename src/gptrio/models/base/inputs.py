@@ -104,6 +104,11 @@ def written_positions(
     return cache_position
 
 
+def missing_labels() -> InputError:
+    """The error of a call for the loss alone that has no labels."""
+    return InputError("logits=False asks for the loss alone, which needs labels; pass labels, or leave logits=True")
+
+
 def checked_attention_mask(mask: Tensor, rows: int, length: int, exact: bool) -> Tensor | None:
     """(B, positions) bool of a 2D attention mask, or None if every token is real.
 

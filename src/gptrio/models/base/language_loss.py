@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import InputError
 from gptrio.kernels.cpu_decode import Reason
+from gptrio.models.base.inputs import missing_labels
 from gptrio.nn.fast_call import is_watched
 from gptrio.nn.linear import is_known_linear, weight_view
 from gptrio.nn.linear_loss import linear_cross_entropy
@@ -52,7 +52,7 @@ def language_loss(model: CausalLMHead, states: Tensor, labels: Tensor | None, op
         InputError: there are no labels.
     """
     if labels is None and options.get("shift_labels") is None:
-        raise InputError("logits=False asks for the loss alone, which needs labels; pass labels, or leave logits=True")
+        raise missing_labels()
     vocab_size = model.config.vocab_size
     if full_logits_reason(model) is not None:
         logits = model.get_output_embeddings()(states)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor
 
 from gptrio.errors import UnsupportedError
 from gptrio.nn.attention import AttentionOptions, attention
+from gptrio.nn.context import CrossAttention
 from gptrio.nn.masks import AttentionMask
 from gptrio.nn.rotary import RotaryTables
-from gptrio.scoring.packing import Pack, PackedRow
 
 
 @dataclass
@@ -34,8 +35,28 @@ class PackedContext:
     selected: Tensor | None = None
     cache: None = None
     need_weights: bool = False
-    cross: None = None
+    cross: CrossAttention | None = None
     _copies: dict[torch.device, PackedContext] = field(default_factory=dict)
+
+    @classmethod
+    def of_lengths(
+        cls, lengths: list[int], implementation: str, rotary: RotaryTables | None, device: torch.device
+    ) -> PackedContext:
+        """The context of rows of these lengths that share nothing; rows of similar length attend in one call."""
+        starts = list(accumulate(lengths, initial=0))
+        parts, order, offset = list[Part](), [0] * starts[-1], 0
+        left = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+        while left:
+            longest = lengths[left[0]]
+            rows = [row for row in left if 2 * lengths[row] > longest]
+            left = left[len(rows) :]
+            for row in rows:
+                order[starts[row] : starts[row + 1]] = range(offset, offset + lengths[row])
+                offset += longest
+            last = torch.tensor([[starts[row], starts[row + 1] - 1] for row in rows], device=device)
+            places = torch.minimum(last[:, :1] + torch.arange(longest, device=device), last[:, 1:])
+            parts.append(Part(places, places))
+        return cls(parts, torch.tensor(order, device=device), implementation, rotary)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedContext:
         """The same forward for layers on another device; see `DenseContext.to`."""
@@ -83,14 +104,6 @@ class Part(NamedTuple):
     queries: Tensor
     keys: Tensor
 
-    @classmethod
-    def of(cls, rows: list[PackedRow], device: torch.device) -> Part:
-        """Tables of rows with as many shared tokens each, the longest first."""
-        length = len(rows[0].path)
-        paths = [row.path + row.path[-1:] * (length - len(row.path)) for row in rows]
-        keys = torch.tensor(paths, device=device)
-        return cls(keys[:, rows[0].shared :], keys)
-
     def attend(self, q: Tensor, k: Tensor, v: Tensor, options: AttentionOptions, implementation: str) -> Tensor:
         """Results (B * T, H * D) of queries, keys and values (N, H, D)."""
         q, k, v = _gathered(q, self.queries), _gathered(k, self.keys), _gathered(v, self.keys)
@@ -105,36 +118,3 @@ class Part(NamedTuple):
 def _gathered(x: Tensor, places: Tensor) -> Tensor:
     """(N, H, D) and places (B, T) to (B, H, T, D)."""
     return x.index_select(0, places.flatten()).view(*places.shape, *x.shape[1:]).transpose(1, 2)
-
-
-def pack_contexts(
-    pack: Pack, read: Tensor, most_keys: int, implementation: str, rotary: RotaryTables | None
-) -> tuple[PackedContext, PackedContext]:
-    """The contexts of all blocks but the last, and of the last, where only the outputs at `read` (U,) are needed.
-
-    Args:
-        pack: tokens and rows.
-        read: places in the pack.
-        most_keys: keys of one call of attention, padding included, unless a row alone has more.
-        implementation: attention back end.
-        rotary: cosine and sine tables of the tokens, or None.
-    """
-    chunks: list[list[PackedRow]] = []
-    for rows in pack.parts():
-        size = max(most_keys // len(rows[0].path), 1)
-        chunks += [rows[i : i + size] for i in range(0, len(rows), size)]
-    parts = [Part.of(rows, read.device) for rows in chunks]
-    order = torch.tensor(_order(chunks, len(pack.ids)), device=read.device)
-    every = PackedContext(parts, order, implementation, rotary)
-    return every, PackedContext(parts, order[read], implementation, rotary, selected=read)
-
-
-def _order(parts: list[list[PackedRow]], tokens: int) -> list[int]:
-    """Where each of the tokens (N,) lies among the queries of all parts, padding included."""
-    order, offset = [0] * tokens, 0
-    for rows in parts:
-        for row in rows:
-            new = row.path[row.shared :]  # places that follow each other
-            order[new[0] : new[-1] + 1] = range(offset, offset + len(new))
-            offset += len(rows[0].path) - row.shared
-    return order
