@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from functools import partial
 from typing import Any
 
 import torch
@@ -114,18 +115,10 @@ class RunningMixin(OptimizingMixin, SearchMixin, NamesMixin):
             self._load_from_checkpoint(checkpoint)
             saved = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME)).train_batch_size
             self._train_batch_size = self._train_batch_size if saved is None else saved
-
-        def run(batch_size: int) -> TrainOutput:
-            return self._inner_training_loop(
-                batch_size=batch_size,
-                args=self.args,
-                resume_from_checkpoint=checkpoint,
-                trial=trial,
-                ignore_keys_for_eval=ignored,
-            )
-
+        options = {"resume_from_checkpoint": checkpoint, "trial": trial, "ignore_keys_for_eval": ignored}
+        run = partial(self._inner_training_loop, args=self.args, **options)
         if not self.args.auto_find_batch_size:
-            return run(self._train_batch_size)
+            return run(batch_size=self._train_batch_size)
         output: TrainOutput = find_executable_batch_size(run, self._train_batch_size)
         return output
 
@@ -277,10 +270,8 @@ class RunningMixin(OptimizingMixin, SearchMixin, NamesMixin):
         Raises:
             OptionError: neither the length of the data nor `max_steps` is known.
         """
-        batches, is_epoch_based = (
-            ranks.most([len(dataloader)])[0] if has_length(dataloader) else None,
-            args.max_steps < 0,
-        )
+        batches = ranks.most([len(dataloader)])[0] if has_length(dataloader) else None
+        is_epoch_based = args.max_steps < 0
         if not batches:
             if args.max_steps <= 0:
                 raise OptionError(
