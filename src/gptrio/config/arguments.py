@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 from gptrio.errors import OptionError, UnsupportedError
@@ -56,7 +56,13 @@ def check_constructor_takes(cls: type, names: Iterable[str]) -> None:
     """Raise OptionError for arguments of `from_pretrained` that a class's constructor does not take, either."""
     parameters = inspect.signature(cls).parameters
     takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-    unknown = [name for name in sorted(names) if name not in parameters and not takes_all]
+    if not takes_all:
+        refuse_unknown(cls, names, parameters)
+
+
+def refuse_unknown(cls: type, names: Iterable[str], known: Container[str]) -> None:
+    """Raise OptionError for arguments of `from_pretrained` that are not among the known ones."""
+    unknown = [name for name in sorted(names) if name not in known]
     if unknown:
         raise OptionError(
             f"{cls.__name__}.from_pretrained does not know {', '.join(unknown)}; expected its own arguments, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,9 +25,9 @@ from gptrio.checkpoint.pickled_files import TorchFile
 from gptrio.checkpoint.reader import CheckpointReader, MappedFile, SafetensorsFile
 from gptrio.checkpoint.report import LoadReport
 from gptrio.config import PretrainedConfig
-from gptrio.config.arguments import drop_arguments_without_effect
+from gptrio.config.arguments import drop_arguments_without_effect, refuse_unknown
 from gptrio.config.reading import pinned, read_config
-from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, OptionError
+from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.hub import HubOptions
 from gptrio.jax.models.base.pretrained import FlaxPreTrainedModel, Params, ParamsPath
@@ -126,7 +126,8 @@ def load_model(
     options = HubOptions.pop_from(kwargs)
     drop_arguments_without_effect(cls.__name__, kwargs)
     config, arguments = read_config(cls.config_class, config, name_or_path, options, kwargs)
-    _check_arguments(cls, arguments)
+    known = {"input_shape", "seed", *(field.name for field in fields(cls.module_class))} - {"config", "dtype"}
+    refuse_unknown(cls, arguments, known)
     options = pinned(options, config, name_or_path)
     names = (SAFE_WEIGHTS_NAME, WEIGHTS_NAME) if from_pt else (FLAX_WEIGHTS_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME)
     reader = ArrayReader(locate_weights(name_or_path, names=names, options=options))
@@ -196,16 +197,6 @@ def _put(path: ParamsPath, array: np.ndarray[Any, Any]) -> Array:
 
 def _put_on_host(path: ParamsPath, array: np.ndarray[Any, Any]) -> Array:
     return jax.device_put(np.ascontiguousarray(array), jax.local_devices(backend="cpu")[0])
-
-
-def _check_arguments(cls: type[FlaxPreTrainedModel], arguments: Sequence[str] | dict[str, Any]) -> None:
-    known = {"input_shape", "seed", *(field.name for field in fields(cls.module_class))} - {"config", "dtype"}
-    unknown = [name for name in sorted(arguments) if name not in known]
-    if unknown:
-        raise OptionError(
-            f"{cls.__name__}.from_pretrained does not know {', '.join(unknown)}; expected its own arguments, lookup "
-            "options, configuration keys or arguments of the class"
-        )
 
 
 def _read_generation_config(
