@@ -259,6 +259,11 @@ def flush_to_disk(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def files_of(folder: Path) -> list[str]:
+    """Names of all files below a folder, relative to it, with "/"."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal; read in parts, as checkpoints are large."""
     digest, buffer = hashlib.sha256(), bytearray(1 << 20)

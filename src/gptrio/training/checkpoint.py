@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from gptrio.errors import CheckpointError, CheckpointFormatError, ProcessLostError, warn
-from gptrio.hub import flush_to_disk
+from gptrio.hub import files_of, flush_to_disk
 from gptrio.training import ranks
-from gptrio.training.manifest import MANIFEST, files_of, verify_checkpoint, write_manifest
+from gptrio.training.manifest import MANIFEST, verify_checkpoint, write_manifest
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.tmp-(?P<pid>\d+)")

@@ -16,7 +16,7 @@ import torch
 
 from gptrio import __version__
 from gptrio.errors import CheckpointFormatError, CheckpointNotFoundError, GptrioError, warn
-from gptrio.hub import flush_to_disk, read_json, sha256_of, write_text
+from gptrio.hub import files_of, flush_to_disk, read_json, sha256_of, write_text
 from gptrio.training.upstream import verify_upstream_checkpoint
 from gptrio.utils.file_names import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
@@ -73,11 +73,6 @@ def stamps_of(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of the last change of every file."""
     states = {name: (folder / name).stat() for name in files_of(folder)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
-
-
-def files_of(folder: Path) -> list[str]:
-    """Names of all files below a folder, relative to it, with "/"."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def verify_checkpoint(folder: Path) -> None:

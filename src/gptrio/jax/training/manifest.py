@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gptrio.hub import sha256_of, write_text
+from gptrio.hub import files_of, sha256_of, write_text
 
 MANIFEST = "gptrio_manifest.json"
 _ORBAX_METADATA = "_METADATA"
@@ -17,7 +17,7 @@ def write_manifest(folder: Path) -> None:
     Args:
         folder: complete, apart from this file; not yet under its final name, so that a crash leaves both or neither.
     """
-    files = {path.relative_to(folder).as_posix(): [path.stat().st_size, sha256_of(path)] for path in _files(folder)}
+    files = {name: [(folder / name).stat().st_size, sha256_of(folder / name)] for name in files_of(folder)}
     write_text(folder / MANIFEST, json.dumps(files))
 
 
@@ -32,9 +32,7 @@ def damage(folder: Path) -> str | None:
     if not (folder / MANIFEST).exists():
         if not (folder / _ORBAX_METADATA).exists():
             return f"{_ORBAX_METADATA} is missing"
-        return next(
-            (f"{path.relative_to(folder)} is empty" for path in _files(folder) if not path.stat().st_size), None
-        )
+        return next((f"{name} is empty" for name in files_of(folder) if not (folder / name).stat().st_size), None)
     text = (folder / MANIFEST).read_bytes()
     try:
         files = {str(name): (int(size), str(sha256)) for name, (size, sha256) in json.loads(text).items()}
@@ -49,7 +47,3 @@ def damage(folder: Path) -> str | None:
         if sha256_of(path) != sha256:
             return f"the SHA-256 of {name} is not that of what was written"
     return None
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
