@@ -62,6 +62,7 @@ def test_a_model_that_accelerate_has_prepared_is_unwrapped_to_its_own_forward(cl
     _, model = model_pair(class_name)
     ids = token_ids()
     expected = model(ids).logits
+    accelerate.state.AcceleratorState._reset_state(True)  # which a trainer of an earlier test may have set
     accelerator = accelerate.Accelerator(cpu=True, mixed_precision="bf16")
     prepared = accelerator.prepare(model)
     assert not torch.equal(prepared(ids).logits, expected)
