@@ -68,3 +68,4 @@ def test_a_model_that_accelerate_has_prepared_is_unwrapped_to_its_own_forward(cl
     assert not torch.equal(prepared(ids).logits, expected)
     plain = accelerator.unwrap_model(prepared, keep_fp32_wrapper=False)
     assert torch.equal(plain(ids, attention_mask=torch.ones_like(ids)).logits, expected)
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # shared by the tests of a process

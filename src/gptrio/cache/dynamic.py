@@ -343,6 +343,12 @@ class DynamicCache(Cache):
                     f"{length}; if it has a sliding window, pass config=model.config, which has the windows"
                 )
 
+    def lift_windows(self) -> None:
+        """Store all positions in layers that are still empty, for attention that may look beyond a window."""
+        for i, layer in enumerate(self.layers):
+            if type(layer) is DynamicSlidingWindowLayer and not layer.get_seq_length():
+                self.layers[i] = DynamicLayer()
+
     @classmethod
     def from_legacy_cache(
         cls, past_key_values: LegacyCache | None = None, config: PretrainedConfig | None = None

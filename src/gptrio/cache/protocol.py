@@ -220,8 +220,14 @@ class Cache(ExtensibleClass):
         return self.layer(layer_idx).update(key_states, value_states, cache_kwargs)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Number of positions appended so far."""
-        return self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+        """Number of positions appended so far; those of the first layer that holds any where layer 0 holds none.
+
+        Layer 0 stays empty in a model whose first block was removed, or has another part in place of its attention.
+        """
+        length = self.layers[layer_idx].get_seq_length() if layer_idx < len(self.layers) else 0
+        if length or layer_idx:
+            return length
+        return next(filter(None, (layer.get_seq_length() for layer in self.layers[1:])), 0)
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them.

@@ -25,6 +25,7 @@ from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, Linear, keep_inputs, keep_outputs
 from gptrio.nn.losses import next_token_loss, token_loss
+from gptrio.nn.replaced_parts import call_part
 from gptrio.outputs import GPT2DoubleHeadsModelOutput
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class GPT2Attention(MultiHeadAttention):
         self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
         self.resid_dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         if self.is_cross_attention:
             q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values
@@ -128,13 +129,13 @@ class GPT2Block(PreNormBlock):
         self.mlp = GPT2MLP(config.n_inner, config)
         self.mlp.c_proj.init_gain = self.attn.c_proj.init_gain
 
-    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; if needed, weights of both attentions follow."""
-        attended, *weights = self.attn(self.ln_1(x), context)
+        attended, *weights = call_part(self.attn, self.ln_1(x), context)
         x = context.select(x)
         x = x + attended
         if context.cross is not None:
-            attended, cross_weights = self.crossattention(self.ln_cross_attn(x), context)
+            attended, cross_weights = call_part(self.crossattention, self.ln_cross_attn(x), context)
             x = x + attended
             weights.append(cross_weights)
         x = x + self.mlp(self.ln_2(x))

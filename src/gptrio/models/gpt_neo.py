@@ -6,7 +6,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size,
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, Pre
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
+from gptrio.nn.replaced_parts import call_part
 
 
 class GPTNeoSelfAttention(MultiHeadAttention):
@@ -45,7 +46,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.out_proj = Linear(width, width)
         self.resid_dropout = Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
@@ -82,9 +83,9 @@ class GPTNeoAttention(FastCallModule):
         self.attention_type = config.attention_layers[layer_idx]
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
-        return cast("tuple[Tensor, Tensor | None]", self.attention(x, context))
+        return cast("tuple[Tensor, Tensor | None]", call_part(self.attention, x, context))
 
 
 class GPTNeoMLP(MLP):
@@ -115,9 +116,9 @@ class GPTNeoBlock(PreNormBlock):
         self.ln_2 = LayerNorm(width, eps)
         self.mlp = GPTNeoMLP(config.intermediate_size, config)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights, or None, follow."""
-        attended, weights = self.attn(self.ln_1(x), context)
+        attended, weights = call_part(self.attn, self.ln_1(x), context)
         x = context.select(x)
         x = x + attended
         x = x + self.mlp(self.ln_2(x))

@@ -6,7 +6,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `R` rotated dime
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadA
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
+from gptrio.nn.replaced_parts import call_part
 from gptrio.nn.rotary import RotaryEmbedding, RotaryTables, rotate
 
 
@@ -38,7 +39,7 @@ class GPTNeoXAttention(MultiHeadAttention):
         self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
         self.dense = Linear(width, width, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
@@ -126,9 +127,9 @@ class GPTNeoXLayer(Block):
             self.use_parallel_residual,
         )
 
-    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights of attention follow if they are needed."""
-        attended, weights = self.attention(self.input_layernorm(x), context)
+        attended, weights = call_part(self.attention, self.input_layernorm(x), context)
         attended = self.post_attention_dropout(attended)
         x = context.select(x)
         if self.use_parallel_residual:

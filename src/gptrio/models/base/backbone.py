@@ -19,6 +19,7 @@ from gptrio.nn.context import LAST_POSITION, AttentionContext, CrossAttention, D
 from gptrio.nn.fast_call import Embedding
 from gptrio.nn.masks import AttentionMask
 from gptrio.nn.packed_context import PackedContext
+from gptrio.nn.replaced_parts import call_part
 from gptrio.nn.rotary import RotaryTables
 from gptrio.outputs import BaseModelOutputWithPast, BaseModelOutputWithPastAndCrossAttentions
 from gptrio.quantization.native import QuantizedEmbedding
@@ -249,7 +250,7 @@ class Backbone(PreTrainedModel):
             if may_recompute and _is_checkpointed(block):
                 outputs = cast(Any, block)._gradient_checkpointing_func(block, x, context)
             else:
-                outputs = block(x, context)
+                outputs = call_part(block, x, context)
             x = outputs[0]
             if weights is not None:
                 weights.append(outputs[1:])
