@@ -88,6 +88,27 @@ def test_the_loss_and_gradients_are_those_of_the_whole_batch(
     torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
 
 
+@FAMILIES
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.filterwarnings("ignore:the batch is padded on the left")
+def test_padding_on_both_sides(family: str, head: str, calls: list[int]) -> None:
+    model, given = model_of(family, head), batch_of(head)
+    model.config.use_cache = False
+    given["labels"][..., 0] = -100 if head == "language" else 0  # what the padding before it would predict
+    offsets = torch.tensor([0, 33, 20, 17, 0])
+    turned = {
+        name: value
+        if value.dim() < 2
+        else torch.stack([row.roll(int(n)) for row, n in zip(value, offsets, strict=True)])
+        for name, value in given.items()
+    }
+    found, whole = called(model, head, **turned), called(model, head, **turned, **WHOLE)
+    assert calls == [int(LENGTHS.sum())]
+    torch.testing.assert_close(found.loss, whole.loss, rtol=1e-6, atol=1e-6)
+    mine, its = gradients(found.loss, model), gradients(whole.loss, model)
+    torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("head", HEADS)
 def test_with_recomputed_blocks_adapters_and_no_gradients(head: str, calls: list[int]) -> None:
     peft = pytest.importorskip("peft")
@@ -151,13 +172,22 @@ def labels_on_padding(given: dict[str, Tensor]) -> dict[str, Tensor]:
     return {**given, "labels": given["labels"].clamp(min=0)}
 
 
+def with_gaps(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Windows of GPT-Neo count the gaps."""
+    mask = given["attention_mask"].clone()
+    mask[0, 10:12] = 0
+    return {**given, "attention_mask": mask, "labels": given["labels"].masked_fill(mask == 0, -100)}
+
+
 def hardly_padded(given: dict[str, Tensor]) -> dict[str, Tensor]:
     mask = torch.ones_like(given["attention_mask"])
     mask[0, -1] = 0
     return {**given, "input_ids": given["input_ids"] % 256, "attention_mask": mask, "labels": given["input_ids"] % 256}
 
 
-@pytest.mark.parametrize("change", [left_padded, labels_on_padding, hardly_padded], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [left_padded, with_gaps, labels_on_padding, hardly_padded], ids=lambda change: change.__name__
+)
 def test_batches_that_need_padding_or_gain_nothing(change: Any, calls: list[int]) -> None:
     model, given = model_of("gpt_neox", "language"), change(batch_of("language"))
     found = model(**given, logits=False, use_cache=False).loss

@@ -182,13 +182,15 @@ class Backbone(PreTrainedModel):
         """Hidden states (N, C) of the real tokens of rows, one row after the other: the forward without options.
 
         Args:
-            input_ids: (B, T) ids inside the vocabulary, with padding after the real tokens alone.
-            real: (B, T) bool, True for the N real tokens.
+            input_ids: (B, T) ids inside the vocabulary, padding included.
+            real: (B, T) bool, True for the N real tokens, which follow each other in each row.
 
         Raises:
             InputError: the model has fewer positions.
         """
         rows, length = input_ids.shape
+        if not self.positions_are_relative:
+            inputs.warn_of_left_padding(real, None)
         positions = self.next_positions(0, length, input_ids.device).expand(rows, -1)
         x, rotary = self.embed_inputs(input_ids[real].unsqueeze(0), positions[real].unsqueeze(0))
         lengths = real.sum(-1).tolist()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptrio.kernels.recompute import is_untransformed
 from gptrio.models.base.signatures import BackboneInputs
@@ -27,7 +28,7 @@ def real_tokens(head: HeadModel, given: BackboneInputs, read: Tensor | None) -> 
         read: (B, T) bool, True for tokens whose states the head reads; None if it reads all.
 
     Returns:
-        (B, T) bool, True for the first tokens of each row; None if the forward has to run.
+        (B, T) bool, True for tokens that follow each other in each row; None if the forward has to run.
     """
     ids, mask = given.get("input_ids"), given.get("attention_mask")
     if read is None or ids is None or mask is None or not mask.is_cpu or not is_untransformed():
@@ -37,9 +38,9 @@ def real_tokens(head: HeadModel, given: BackboneInputs, read: Tensor | None) -> 
     real = mask != 0
     if real.sum() > _WORTH * real.numel() or not _is_plain_call(head, given) or hook_reason(head) is not None:
         return None
-    is_on_the_right = real[:, 0].all() and not (real[:, 1:] > real[:, :-1]).any()
+    follow_each_other = ((real & ~F.pad(real[:, :-1], (1, 0))).sum(-1) == 1).all()  # one beginning in each row
     is_inside = ids.min() >= 0 and ids.max() < cast(int, head.get_input_embeddings().num_embeddings)
-    return real if is_on_the_right and is_inside and not (read & ~real).any() else None
+    return real if follow_each_other and is_inside and not (read & ~real).any() else None
 
 
 def _is_plain_call(head: HeadModel, given: BackboneInputs) -> bool:
