@@ -7,6 +7,7 @@ weights part by part; a result is never less exact, and has the dtype that it wo
 from __future__ import annotations
 
 import functools
+import platform
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,8 @@ def is_emulated(dtype: torch.dtype) -> bool:
 @functools.cache
 def has_no_instructions(dtype: torch.dtype) -> bool:
     """Whether a dtype has 16 bits and the processor no instructions for it; oneDNN may have a fast way around."""
-    return not bfloat16_instructions() if dtype is torch.bfloat16 else dtype.itemsize == 2 and is_emulated(dtype)
+    is_x86_bfloat16 = dtype is torch.bfloat16 and platform.machine().lower() in ("x86_64", "amd64")
+    return is_emulated(dtype) or (is_x86_bfloat16 and not bfloat16_instructions())
 
 
 def result_dtype(x: Tensor) -> torch.dtype:
