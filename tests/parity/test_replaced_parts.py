@@ -176,6 +176,22 @@ def test_generate_knows_the_length_of_a_model_without_its_first_block(class_name
     assert cache.layers[0].get_seq_length() == 0
 
 
+class Waves(nn.Module):
+    """Sinusoidal positions in place of the table."""
+
+    def forward(self, position_ids: Tensor) -> Tensor:
+        """(B, T) to (B, T, C)."""
+        return torch.sin(position_ids[..., None] * torch.arange(1.0, 33.0) / 9)
+
+
+@pytest.mark.parametrize("class_name", [CAUSAL["GPT2"], CAUSAL["GPTNeo"]])
+def test_positions_may_come_from_a_function(class_name: str) -> None:
+    oracle, ours = model_pair(class_name)
+    for model in (oracle, ours):
+        model.base_model.wpe = Waves()
+    assert_same(ours, oracle)
+
+
 def test_packed_rows_have_no_keywords() -> None:
     with pytest.raises(UnsupportedError, match=r"takes attention_mask, .*, which packed rows do not have"):
         call_part(Written(None, 0, 1.0), torch.zeros(1, 2, 4), object())  # type: ignore[arg-type]  # no DenseContext

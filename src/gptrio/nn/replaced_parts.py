@@ -56,8 +56,8 @@ def _keywords(forward: Callable[..., Any], x: Tensor, context: AttentionContext)
 def _values(names: Sequence[str], x: Tensor, context: AttentionContext) -> dict[str, Any]:
     if names and not isinstance(context, DenseContext):
         raise UnsupportedError(
-            f"a module in place of a part of the model takes {', '.join(names)}, which packed rows do not have; score "
-            "them without packing, or let it hand on **kwargs"
+            f"a module in place of a part of the model takes {', '.join(names)}, which packed rows do not have; let "
+            "its forward take (x, context), or only hand on **kwargs"
         )
     return {name: _ARGUMENTS[name](x, context) for name in names}
 

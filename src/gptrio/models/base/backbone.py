@@ -414,12 +414,12 @@ class LearnedPositionBackbone(Backbone):
 
     @property
     def max_positions(self) -> int:
-        """Rows of the table of positions, which no sequence can exceed."""
-        return self.wpe.num_embeddings
+        """Rows of the table of positions, which no sequence can exceed; the configuration's, of another module."""
+        return int(getattr(self.wpe, "num_embeddings", self.config.max_position_embeddings))
 
     def _check_length(self, length: int) -> None:
-        if length > self.wpe.num_embeddings:
+        if length > self.max_positions:
             raise InputError(
-                f"the sequence has {length} positions, but the model has {self.wpe.num_embeddings}; shorten the input, "
+                f"the sequence has {length} positions, but the model has {self.max_positions}; shorten the input, "
                 "or generate fewer tokens"
             )
