@@ -10,6 +10,8 @@ import transformers
 from torch import nn
 
 import gptrio
+from gptrio.testing import assert_close
+from tests.reference import model_pair, token_ids
 
 SIZES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {
@@ -90,6 +92,29 @@ def test_rotary_modules_tell_their_frequencies(scaling: dict[str, Any] | None) -
 
 def test_what_is_told_cannot_be_set_without_effect() -> None:
     attention = gptrio.GPT2Model(gptrio.GPT2Config(vocab_size=50, **SIZES["GPT2LMHeadModel"])).h[0].attn
-    for name in ("scale_attn_weights", "num_heads", "embed_dim"):
+    for name in ("reorder_and_upcast_attn", "num_heads", "embed_dim"):
         with pytest.raises(AttributeError):
             setattr(attention, name, 0)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "edits"),
+    [
+        ("GPT2LMHeadModel", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
+        ("GPTNeoXForCausalLM", {"scaling": 1.5}),
+    ],
+)
+def test_the_scale_of_a_layer_can_be_set(class_name: str, edits: dict[str, Any]) -> None:
+    oracle, ours = model_pair(class_name, **({"hidden_size": 64} if "NeoX" in class_name else {"n_embd": 64}))
+    ids, options = token_ids(), {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for name, value in edits.items():
+        assert torch.equal(ours.generate(ids, **options), oracle.generate(ids, **options))
+        for model in (oracle, ours):
+            block = model.base_model.h[1] if hasattr(model.base_model, "h") else model.base_model.layers[1]
+            attention = block.attn if hasattr(block, "attn") else block.attention
+            before = model(ids).logits
+            setattr(attention, name, value)
+            assert getattr(attention, name) == value
+            assert not torch.allclose(model(ids).logits, before)
+        assert_close(ours(ids).logits, oracle(ids).logits, 2e-5)
+    assert torch.equal(ours.generate(ids, **options), oracle.generate(ids, **options))

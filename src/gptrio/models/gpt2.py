@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+_DIVISORS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")  # fields of `GPT2Config`
+
+
 class GPT2Attention(MultiHeadAttention):
     """Multi-head attention to the past, or to an encoder's states."""
 
@@ -40,10 +43,8 @@ class GPT2Attention(MultiHeadAttention):
         super().__init__(
             width, config.n_head, layer_idx, dropout=config.attn_pdrop, float32_scores=config.reorder_and_upcast_attn
         )
-        if not config.scale_attn_weights:
-            self.scale = 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            self.scale /= layer_idx + 1
+        self._divides_by = {name: bool(getattr(config, name)) for name in _DIVISORS}
+        self._set_scale()
         self.config = config
         self.is_cross_attention = is_cross_attention
         if is_cross_attention:
@@ -80,11 +81,35 @@ class GPT2Attention(MultiHeadAttention):
         """The linear layer after the heads."""
         return self.c_proj
 
-    # read-only attributes of Transformers' layer; to change them, build the model with another configuration
+    # attributes of Transformers' layer
     embed_dim = property(attrgetter("config.n_embd"), doc="C of the input.")
-    scale_attn_weights = property(attrgetter("config.scale_attn_weights"))  # see `GPT2Config`, as for the next two
-    scale_attn_by_inverse_layer_idx = property(attrgetter("config.scale_attn_by_inverse_layer_idx"))
-    reorder_and_upcast_attn = property(attrgetter("config.reorder_and_upcast_attn"))
+    reorder_and_upcast_attn = property(attrgetter("config.reorder_and_upcast_attn"))  # see `GPT2Config`
+
+    @property
+    def scale_attn_weights(self) -> bool:
+        """Whether scores are divided by the root of the head width; may be set."""
+        return self._divides_by["scale_attn_weights"]
+
+    @scale_attn_weights.setter
+    def scale_attn_weights(self, value: bool) -> None:
+        """Scale scores otherwise."""
+        self._divides_by["scale_attn_weights"] = bool(value)
+        self._set_scale()
+
+    @property
+    def scale_attn_by_inverse_layer_idx(self) -> bool:
+        """Whether scores are divided by the number of the layer, counted from 1; may be set."""
+        return self._divides_by["scale_attn_by_inverse_layer_idx"]
+
+    @scale_attn_by_inverse_layer_idx.setter
+    def scale_attn_by_inverse_layer_idx(self, value: bool) -> None:
+        """Scale scores otherwise."""
+        self._divides_by["scale_attn_by_inverse_layer_idx"] = bool(value)
+        self._set_scale()
+
+    def _set_scale(self) -> None:
+        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
+        self.scale = scale / (self.layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @property
     def split_size(self) -> int:

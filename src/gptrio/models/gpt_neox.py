@@ -50,7 +50,16 @@ class GPTNeoXAttention(MultiHeadAttention):
 
     # read-only attributes of Transformers' layer
     head_size = property(attrgetter("head_dim"), doc="Width of a head.")
-    scaling = property(attrgetter("scale"), doc="Factor of the scores.")
+
+    @property
+    def scaling(self) -> float:
+        """Factor of the scores."""
+        return self.scale
+
+    @scaling.setter
+    def scaling(self, value: float) -> None:
+        """Scale scores by another factor."""
+        self.scale = value
 
     @property
     def rotary_ndims(self) -> int:
