@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 
@@ -12,11 +13,13 @@ def main() -> None:
     out of bounds, 2 an impossible command line, 130 an interruption from the keyboard.
     """
     try:
-        from gptrio.cli.app import run
         from gptrio.utils.ctrl_c import end_stuck_process
 
         end_stuck_process()
+        from gptrio.cli.app import run
+
         code = run(sys.argv[1:])
-    except KeyboardInterrupt:  # while modules are imported
+    except KeyboardInterrupt:
         code = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done, and Python's own end would be killed by it
     sys.exit(code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ BEGIN = """
 import hashlib, os, signal, sys, threading, time
 from gptrio.utils.ctrl_c import end_stuck_process
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
-end_stuck_process(0.3)
+end_stuck_process(float(sys.argv[2]))
 def press():
     for _ in range(int(sys.argv[1])):
         os.kill(os.getpid(), signal.SIGINT)
@@ -44,17 +45,43 @@ hashlib.pbkdf2_hmac("sha256", b"", b"", 3 * 10**6)
 print("done")
 """
 
+IMPORT = """
+from pathlib import Path
+content = "import time\\ntry:\\n    time.sleep(1)\\nexcept KeyboardInterrupt:\\n    print('lost')"
+Path(sys.argv[3], "lossy.py").write_text(content)
+sys.path.insert(0, sys.argv[3])
+try:
+    import lossy
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("cleaned up")
+"""
+CALLBACK = """
+class Lossy:
+    def __del__(self):
+        time.sleep(1)
+try:
+    Lossy()
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("cleaned up")
+"""
+
 
 @pytest.mark.parametrize(
-    ("program", "presses", "code", "output"),
+    ("program", "presses", "grace", "code", "output"),
     [
-        pytest.param(NEVER, 1, 130, "", id="stuck"),
-        pytest.param(HANDLED, 1, 0, "cleaned up\n", id="handled"),
-        pytest.param(TWICE, 2, 0, "cleaned up\n", id="twice"),
-        pytest.param(OWN, 1, 0, "done\n", id="own-handler"),
+        pytest.param(NEVER, 1, 0.3, 130, "", id="stuck"),
+        pytest.param(HANDLED, 1, 0.3, 0, "cleaned up\n", id="handled"),
+        pytest.param(TWICE, 2, 0.3, 0, "cleaned up\n", id="twice"),
+        pytest.param(OWN, 1, 0.3, 0, "done\n", id="own-handler"),
+        pytest.param(IMPORT, 1, 50, 0, "cleaned up\n", id="import"),
+        pytest.param(CALLBACK, 1, 50, 0, "cleaned up\n", id="callback"),
     ],
 )
-def test_ctrl_c_ends_a_process_that_compiled_code_holds(program: str, presses: int, code: int, output: str) -> None:
-    command = [sys.executable, "-c", BEGIN + program, str(presses)]
+def test_ctrl_c_ends_a_process_that_keeps_python_from_raising_it(
+    program: str, presses: int, grace: float, code: int, output: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
