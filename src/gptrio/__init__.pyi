@@ -15,6 +15,7 @@ from gptrio.errors import GptrioWarning as GptrioWarning
 from gptrio.errors import GuardError as GuardError
 from gptrio.errors import HubUnreachableError as HubUnreachableError
 from gptrio.errors import InputError as InputError
+from gptrio.errors import KeyMismatchError as KeyMismatchError
 from gptrio.errors import MissingDependencyError as MissingDependencyError
 from gptrio.errors import OptionError as OptionError
 from gptrio.errors import OptionTypeError as OptionTypeError
@@ -293,6 +294,7 @@ from gptrio.models.auto import AutoModelWithLMHead as AutoModelWithLMHead
 from gptrio.models.base.adapters import enable_peft as enable_peft
 from gptrio.models.base.generation_mixin import GenerationMixin as GenerationMixin
 from gptrio.models.base.pretrained import PreTrainedModel as PreTrainedModel
+from gptrio.models.base.pruning import prune_layer as prune_layer
 from gptrio.models.gpt2 import GPT2DoubleHeadsModel as GPT2DoubleHeadsModel
 from gptrio.models.gpt2 import GPT2ForQuestionAnswering as GPT2ForQuestionAnswering
 from gptrio.models.gpt2 import GPT2ForSequenceClassification as GPT2ForSequenceClassification

@@ -31,6 +31,7 @@ GptrioError
     ├── HubUnreachableError (ConnectionError) the hub does not answer, so that it is unknown whether the file exists
     ├── CheckpointFormatError (ValueError)    truncated, tampered with or malformed
     ├── UnsafeCheckpointError (ValueError)    would run code or leave its folder
+    ├── KeyMismatchError      (RuntimeError)  tensors of other names than the model's
     └── SizeMismatchError     (RuntimeError)  tensors of other shapes than the model's
 
 Each also derives from the built-in type in parentheses, so that code written for the built-in keeps working.
@@ -179,6 +180,10 @@ class CheckpointFormatError(CheckpointError, ValueError):
 
 class UnsafeCheckpointError(CheckpointError, ValueError):
     """A checkpoint would run code or reach outside its folder."""
+
+
+class KeyMismatchError(CheckpointError, RuntimeError):
+    """Tensors of a checkpoint have other names than the model's."""
 
 
 class SizeMismatchError(CheckpointError, RuntimeError):

@@ -38,7 +38,6 @@ ABSENT = {
     "QuantoQuantizedLayer": "quantization by another library; QuantizedCache needs none",
     "apply_chunking_to_forward": "a helper of other families' feed-forward layers",
     "infer_device": "a helper of the reference's examples",
-    "prune_layer": "a helper of prune_heads",
     "PYTORCH_PRETRAINED_BERT_CACHE": "deprecated name of the hub's cache folder",
     "PYTORCH_TRANSFORMERS_CACHE": "deprecated name of the hub's cache folder",
     "TRANSFORMERS_CACHE": "deprecated name of the hub's cache folder",

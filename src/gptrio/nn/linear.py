@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gptrio.kernels.linear import Activation, linear
 from gptrio.kernels.quantized import quantized_linear
 from gptrio.kernels.recompute import remember
+from gptrio.nn.activations import GELUS
 from gptrio.nn.fast_call import FastCallModule, is_dispatch_skipped, is_watched
 
 
@@ -167,8 +168,8 @@ def feed_forward(x: Tensor, up: nn.Module, act: nn.Module, down: nn.Module) -> T
         return cast(Tensor, down(_activated_product(x, weight_view(up), fused)))
     before = up(x)
     hidden = act(before)
-    if type(act) is nn.GELU and not is_watched(act):
-        remember(hidden, partial(F.gelu, approximate=act.approximate), before)
+    if type(act) in GELUS and not is_watched(act):
+        remember(hidden, partial(F.gelu, approximate=cast(nn.GELU, act).approximate), before)
     return cast(Tensor, down(hidden))
 
 
@@ -182,8 +183,8 @@ def _activated_product(x: Tensor, view: WeightView, activation: Activation) -> T
 
 def _fused_name(act: nn.Module) -> Activation:
     """Name of an activation that `linear` can apply itself, or "none"."""
-    if type(act) is nn.GELU:
-        return "gelu_tanh" if act.approximate == "tanh" else "gelu_erf"
+    if type(act) in GELUS:
+        return "gelu_tanh" if cast(nn.GELU, act).approximate == "tanh" else "gelu_erf"
     return "relu" if type(act) is nn.ReLU else "none"
 
 

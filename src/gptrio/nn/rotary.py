@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from gptrio.config.rotary import RotarySettings, longrope_attention, yarn_attention, yarn_ramp
 from gptrio.kernels.recompute import is_untransformed
+
+if TYPE_CHECKING:
+    from gptrio.config.gpt_neox import GPTNeoXConfig
 
 RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
 
@@ -87,6 +92,19 @@ SCALINGS: dict[str, Callable[[RotarySettings, Tensor], Frequencies]] = {
     "llama3": _llama3,
 }
 _BY_LENGTH = ("dynamic", "longrope")
+
+
+def _of_config(
+    compute: Callable[[RotarySettings, Tensor], Frequencies],
+    config: GPTNeoXConfig,
+    device: torch.device | str | None = None,
+    seq_len: int | None = None,
+) -> Frequencies:
+    return compute(RotarySettings.of(config), torch.tensor(seq_len or 1, device=device))
+
+
+# type of scaling -> a function of (config, device, seq_len), as Transformers has it
+ROPE_INIT_FUNCTIONS = {kind: partial(_of_config, compute) for kind, compute in SCALINGS.items()}
 
 
 class RotaryEmbedding(nn.Module):
@@ -165,3 +183,26 @@ def rotate(x: Tensor, tables: RotaryTables) -> Tensor:
         torch.addcmul(second * cos[..., half:], first, sin[..., half:]),
     ]
     return torch.cat([*parts, x[..., 2 * half :]], dim=-1).to(x.dtype)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """(..., R) with its halves exchanged and the new first one negated: each pair turned by a right angle."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([-second, first], dim=-1)
+
+
+def apply_rotary_pos_emb(
+    q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, position_ids: Tensor | None = None, unsqueeze_dim: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Queries and keys with the first R dimensions of each head rotated, in their own dtypes.
+
+    Args:
+        q: (B, H, T, D); for `unsqueeze_dim=2` (B, T, H, D).
+        k: likewise.
+        cos: (B or 1, T, R), from a `RotaryEmbedding`.
+        sin: likewise.
+        position_ids: not read; the tables are those of the positions.
+        unsqueeze_dim: the axis of heads.
+    """
+    tables = cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim)
+    return rotate(q, tables), rotate(k, tables)

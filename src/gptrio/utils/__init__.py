@@ -4,6 +4,7 @@ from gptrio.errors import DocstringParsingException as DocstringParsingException
 from gptrio.errors import TypeHintParsingException as TypeHintParsingException
 from gptrio.outputs import ModelOutput as ModelOutput
 from gptrio.utils import logging as logging
+from gptrio.utils.cached_files import cached_file as cached_file
 from gptrio.utils.choices import ExplicitEnum as ExplicitEnum
 from gptrio.utils.choices import PaddingStrategy as PaddingStrategy
 from gptrio.utils.choices import TensorType as TensorType

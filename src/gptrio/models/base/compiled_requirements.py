@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from gptrio.kernels.cpu_decode import Reason
 from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
+from gptrio.nn.activations import GELUS
 from gptrio.nn.attention_interface import registered_reason
 from gptrio.nn.blocks import DROPOUTS, BlockSpec
 from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
@@ -49,8 +50,8 @@ def first_unmet(model: PreTrainedModel) -> Reason | None:
 
 def activation_of(act: nn.Module) -> int | None:
     """Number of an activation in the compiled step, or None if it has none."""
-    if type(act) is nn.GELU:
-        return tables.GELU_TANH if act.approximate == "tanh" else tables.GELU_ERF
+    if type(act) in GELUS:
+        return tables.GELU_TANH if cast(nn.GELU, act).approximate == "tanh" else tables.GELU_ERF
     return {nn.Identity: tables.NONE, nn.ReLU: tables.RELU, nn.SiLU: tables.SILU}.get(type(act))
 
 

@@ -5,11 +5,14 @@ Modules are drawn in Transformers' order and as often as there, so that one seed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from gptrio.models.base.checkpointing import CheckpointingMixin
 from gptrio.models.base.pruning import prune
@@ -18,6 +21,7 @@ from gptrio.nn.linear import LINEARS
 if TYPE_CHECKING:
     from gptrio.models.base.pretrained import PreTrainedModel
 
+_IS_SKIPPED = ContextVar("is_skipped", default=False)  # nothing is drawn now
 _MARK = "_is_hf_initialized"  # on modules with weights drawn or loaded; other libraries set and read it too
 
 
@@ -38,7 +42,7 @@ class InitialisingMixin(CheckpointingMixin):
         """
         if self.config.pruned_heads:
             prune(self.base_model, self.config.pruned_heads)
-        if not next(self.parameters()).is_meta:
+        if not next(self.parameters()).is_meta and not _IS_SKIPPED.get():
             self.initialize_weights()
         self.tie_weights()
 
@@ -71,6 +75,30 @@ class InitialisingMixin(CheckpointingMixin):
         elif isinstance(module, nn.LayerNorm):
             module.weight.fill_(1.0)
             module.bias.zero_()
+
+
+@contextmanager
+def no_init_weights() -> Iterator[None]:
+    """Draw no weights of what this thread builds in the block; their values are what memory holds."""
+    token = _IS_SKIPPED.set(True)
+    try:
+        with _Undrawn():
+            yield
+    finally:
+        _IS_SKIPPED.reset(token)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors as they are that `torch.nn.init` would draw."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run a function of torch, unless it is one of `torch.nn.init`."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def mark_initialised(module: nn.Module) -> None:
