@@ -46,7 +46,13 @@ from typing import Any
 
 
 class GptrioError(Exception):
-    """Base of every exception of this package."""
+    """Base of every exception of this package.
+
+    Attributes:
+        index: number from 0, among a pipeline's inputs, of the one that the error is of; None if it is of no one.
+    """
+
+    index: int | None = None
 
 
 class ConfigError(GptrioError, ValueError):

@@ -223,7 +223,12 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     if is_stream(target):
-        yield target
+        try:
+            yield target
+        except OSError as error:
+            if error.filename is not None:
+                raise
+            raise _named(error, target) from error
         return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
@@ -231,8 +236,20 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         flush_to_disk(temporary)
         temporary.replace(target)
         flush_to_disk(target.parent)
+    except OSError as error:
+        if error.filename not in (None, str(temporary)):
+            raise
+        kept = "the file is as it was before" if target.exists() else "nothing of it was left"
+        raise _named(error, target, kept) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _named(error: OSError, file: Path, kept: str = "") -> OSError:
+    """The error of writing a file, with its name and what is left of it."""
+    if not error.strerror:
+        return error
+    return type(error)(error.errno, f"{error.strerror}; {kept}" if kept else error.strerror, str(file))
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -130,6 +131,24 @@ def test_replace_file_leaves_the_old_file_when_the_block_fails(tmp_path: Path) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes")
+@pytest.mark.parametrize("old", [None, "old"])
+def test_a_full_disk_names_the_file_and_what_is_left_of_it(tmp_path: Path, old: str | None) -> None:
+    target = tmp_path / "out.json"
+    if old is not None:
+        target.write_text(old, encoding="utf-8")
+    kept = "nothing of it was left" if old is None else "the file is as it was before"
+    with pytest.raises(OSError, match=kept) as caught, replace_file(target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert caught.value.filename == str(target) and caught.value.errno == errno.ENOSPC
+    assert [path.name for path in tmp_path.iterdir()] == ([] if old is None else ["out.json"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is full")
+def test_a_full_device_is_named() -> None:
+    with pytest.raises(OSError, match="/dev/full"):
+        write_text("/dev/full", "text")
+
+
 def test_a_pipe_is_written_to_and_not_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to("pipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def _write_torch_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     plain = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     end = 0
@@ -88,7 +90,13 @@ def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             plain[name] = plain[name].clone()
         else:
             end = plain[name].data_ptr() + plain[name].nbytes
-    save_file(plain, path, {"format": "pt"})
+    try:
+        save_file(plain, path, {"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 def _without_surroundings(tensor: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -83,6 +84,7 @@ def _message(error: Exception, verbose: bool) -> str:
     if isinstance(error, GptrioError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
-        file = None if error.filename is None else f"{error.filename}: "
-        return f"{file or ''}{error.strerror.lower()}{'; check the path and its permissions' if file else ''}"
+        file = "" if error.filename is None else f"{error.filename}: "
+        is_of_path = file and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+        return f"{file}{error.strerror.lower()}{'; check the path and its permissions' if is_of_path else ''}"
     return f"{type(error).__name__}: {error}{'' if verbose else ' (--verbose shows where)'}"

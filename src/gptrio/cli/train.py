@@ -65,6 +65,7 @@ def train(
     torchrun --nproc-per-node 4 -m gptrio train gpt2-xl stories.jsonl --out ./model
     """
     with report_errors(context, verbose):
+        from gptrio.hub import write_text
         from gptrio.training import ranks
         from gptrio.training.curve import draw_svg
         from gptrio.training.recipe import Recipe, Run
@@ -84,7 +85,7 @@ def train(
         ranks.leave()
         if not is_first:
             return
-        (out / CURVE).write_text(draw_svg(history, f"{model} on {data.name}"), encoding="utf-8")
+        write_text(out / CURVE, draw_svg(history, f"{model} on {data.name}"))
         if as_json:
             print_json({"out": str(out), "metrics": metrics, "log_history": history})
             return

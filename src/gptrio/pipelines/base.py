@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from gptrio.errors import InputError
+from gptrio.errors import GptrioError, InputError
 from gptrio.errors import PipelineException as PipelineException
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.hub import folder_to_write
@@ -257,7 +257,13 @@ class Pipeline(ABC, Pushable):
     ) -> list[Any]:
         """Results of inputs that are in memory together; their rows run in any order."""
         preprocess, forward, postprocess = parameters
-        prepared = [self._rows(self.preprocess(item, **preprocess)) for item in inputs]
+        prepared = list[list[Row]]()
+        for item in inputs:
+            try:
+                prepared.append(self._rows(self.preprocess(item, **preprocess)))
+            except GptrioError as error:
+                error.index = len(prepared)
+                raise
         rows = [row for group in prepared for row in group]
         outputs: dict[int, Any] = {}
         with packed_inference(self.model) if len(rows) > 1 and self.device.type == "cpu" else nullcontext():

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptrio.errors import FileOptionError, OptionError, UnknownNameError, nearest
+from gptrio.errors import FileOptionError, GptrioError, OptionError, UnknownNameError, nearest, warn
 from gptrio.hub import is_stream, write_text
 from gptrio.utils.text import decode_text
 
@@ -50,6 +50,7 @@ class PipelineDataFormat(ABC):
         names = column.split(",") if column is not None else [""]
         self.is_multi_columns = len(names) > 1
         self.column: list[Any] = names
+        self._lines: list[int] = []  # of the records, where they begin
         if self.is_multi_columns:
             self.column = [_argument_and_column(name) for name in names]
         check_paths(input_path, output_path, overwrite)
@@ -99,6 +100,11 @@ class PipelineDataFormat(ABC):
     def _name(self) -> str:
         return "standard input" if self.input_path is None else f"input {self.input_path!r}"
 
+    def place(self, index: int) -> str:
+        """Where the record with this number from 0 stands, in words."""
+        line = f" (line {self._lines[index]})" if index < len(self._lines) else ""
+        return f"record {index + 1}{line} of {self._name}"
+
     def _write(self, text: str) -> None:
         """Write the output file, or standard output."""
         if self.output_path is None:
@@ -108,14 +114,14 @@ class PipelineDataFormat(ABC):
 
     def _inputs(self, records: list[Any]) -> Iterator[Any]:
         """The columns of records, in which each name is looked up."""
-        for number, record in enumerate(records, start=1):
+        for index, record in enumerate(records):
             if self.is_multi_columns:
-                yield {argument: self._value(record, name, number) for argument, name in self.column}
+                yield {argument: self._value(record, name, self.place(index)) for argument, name in self.column}
             else:
-                yield self._value(record, self.column[0], number)
+                yield self._value(record, self.column[0], self.place(index))
 
-    def _value(self, record: Any, name: str, number: int) -> Any:
-        """A column of one record; the only one there is if no name was given.
+    def _value(self, record: Any, name: str, place: str) -> Any:
+        """A column of the record at a place; the only one there is if no name was given.
 
         Raises:
             OptionError: there is no such column.
@@ -123,9 +129,7 @@ class PipelineDataFormat(ABC):
         if isinstance(record, str) and not name:
             return record
         if not isinstance(record, dict):
-            raise OptionError(
-                f"record {number} of {self._name} is a {type(record).__name__}; expected an object with columns"
-            )
+            raise OptionError(f"{place} is a {type(record).__name__}; expected an object with columns")
         known = [column for column in record if column is not None]  # None holds what a line of CSV has too much
         if not name and len(known) == 1:
             name = known[0]
@@ -136,9 +140,9 @@ class PipelineDataFormat(ABC):
                 if known
                 else "give it one"
             )
-            raise OptionError(f"record {number} of {self._name} has {what}; {hint}")
+            raise OptionError(f"{place} has {what}; {hint}")
         if record[name] is None:
-            raise OptionError(f"record {number} of {self._name} has no value in column {name!r}; give it one")
+            raise OptionError(f"{place} has no value in column {name!r}; give it one")
         return record[name]
 
 
@@ -151,12 +155,29 @@ class CsvPipelineDataFormat(PipelineDataFormat):
         """The inputs, a line each."""
         before = csv.field_size_limit(_LONGEST_FIELD)
         try:
-            records = list(csv.DictReader(io.StringIO(self._text(), newline="")))
+            reader = csv.DictReader(io.StringIO(self._text(), newline=""))
+            records = self._read(reader)
         except csv.Error as error:
             raise OptionError(f"{self._name} is not CSV: {error}") from error
         finally:
             csv.field_size_limit(before)
         return self._inputs(records)
+
+    def _read(self, reader: csv.DictReader[str]) -> list[dict[str, Any]]:
+        """All records; cells beyond the columns, as unquoted commas make them, are left out with a warning."""
+        records, self._lines = [], []
+        end = 1  # line of the names
+        for record in reader:
+            records.append(record)
+            self._lines.append(end + 1)
+            end = reader.line_num
+            if None in record:
+                names = ", ".join(reader.fieldnames or ())
+                warn(
+                    f"{self.place(len(records) - 1)} has more cells than the columns {names}; what is in them is left "
+                    "out, so put texts with commas in quotes"
+                )
+        return records
 
 
 class JsonPipelineDataFormat(PipelineDataFormat):
@@ -189,7 +210,18 @@ class JsonLinesPipelineDataFormat(JsonPipelineDataFormat):
     _written = "jsonl"
 
     def _parse(self, text: str) -> Any:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
+        entries, self._lines = [], []
+        for number, line in enumerate(text.split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                entries.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise OptionError(
+                    f"line {number} of {self._name} is not JSON: {error.msg} at column {error.colno}"
+                ) from error
+            self._lines.append(number)
+        return entries
 
 
 class PipedPipelineDataFormat(PipelineDataFormat):
@@ -262,15 +294,29 @@ def results(pipe: Any, reader: PipelineDataFormat, **arguments: Any) -> list[Any
     Raises:
         OptionError: the columns are not those of the pipeline's inputs.
     """
-    if reader.is_multi_columns:
-        _check_arguments(pipe, {*arguments, *(argument for argument, _ in reader.column)})
-        outputs = (pipe(**{**arguments, **entry}) for entry in reader)
-    else:
-        outputs = iter(pipe(list(reader), **arguments))
     found: list[Any] = []
-    for output in outputs:
+    for output in _outputs(pipe, reader, arguments):
         found.extend([output] if isinstance(output, dict) else output)
     return found
+
+
+def _outputs(pipe: Any, reader: PipelineDataFormat, arguments: dict[str, Any]) -> Iterator[Any]:
+    """The output for each input; an error that is of one of them names its record."""
+    index = None
+    try:
+        if not reader.is_multi_columns:
+            yield from pipe(list(reader), **arguments)
+            return
+        _check_arguments(pipe, {*arguments, *(argument for argument, _ in reader.column)})
+        entries = list(reader)
+        for done, entry in enumerate(entries):
+            index = done
+            yield pipe(**{**arguments, **entry})
+    except GptrioError as error:
+        index = error.index if index is None else index
+        if index is not None and not isinstance(error, (OptionError, OSError)):
+            error.args = (f"{reader.place(index)}: {error}",)
+        raise
 
 
 def _check_arguments(pipe: Any, arguments: set[str]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from gptrio.errors import GptrioError
 from gptrio.pipelines.pt_utils import PipelineIterator
 from gptrio.utils import logging
 
@@ -57,7 +58,12 @@ class Results(PipelineIterator):
         torch.empty((), dtype=torch.int64).random_()  # as a DataLoader does, for the samples of a seeded program
         with progress(self._count) as report:
             while items := list(islice(inputs, window)):
-                yield from run(items, part_of(report, done, len(items)))
+                try:
+                    found = run(items, part_of(report, done, len(items)))
+                except GptrioError as error:
+                    error.index = None if error.index is None else done + error.index
+                    raise
+                yield from found
                 done += len(items)
 
     def __len__(self) -> int:

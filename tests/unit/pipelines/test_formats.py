@@ -12,8 +12,18 @@ import numpy
 import pytest
 from transformers.pipelines.base import PipelineDataFormat as ReferenceFormat
 
-from gptrio import FileOptionError, OptionError, PipelineDataFormat
+from gptrio import (
+    AutoModel,
+    AutoModelForQuestionAnswering,
+    FileOptionError,
+    GptrioWarning,
+    InputError,
+    OptionError,
+    PipelineDataFormat,
+    pipeline,
+)
 from gptrio.pipelines.formats import as_json, check_paths, results
+from gptrio.testing import byte_tokenizer, tiny_config
 
 RECORDS = [{"q": "who?", "text": "a, b"}, {"q": "why?", "text": "höher\nund"}]
 
@@ -137,6 +147,7 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
         ("pipe", "question only\n", "question,context", "line 1 .* has 1 of 2 columns"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:record 1")
 def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, column, message):
     (tmp_path / "input").write_text(content, encoding="utf-8")
     with pytest.raises(OptionError, match=message):
@@ -145,6 +156,38 @@ def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, 
         PipelineDataFormat.from_str(kind, None, str(tmp_path / "nowhere"), column)
     with pytest.raises(OptionError, match="expected one of"):
         PipelineDataFormat.from_str("xml", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place"),
+    [
+        ("in.json", '[{"text": "a", "q": "b"}, {"text": "", "q": "b"}]', "record 2 of"),
+        ("in.jsonl", '{"text": "a", "q": "b"}\n\n{"text": "", "q": "b"}\n', r"record 2 \(line 3\) of"),
+        ("in.csv", 'text,q\n"a\nb",b\n,b\n', r"record 2 \(line 4\) of"),
+    ],
+)
+@pytest.mark.parametrize("column", ["text", "context=text,question=q"])
+def test_an_input_that_a_pipeline_refuses_is_named(tmp_path, name, content, place, column):
+    (tmp_path / name).write_text(content, encoding="utf-8")
+    reader = PipelineDataFormat.from_str(name.rpartition(".")[2], None, str(tmp_path / name), column)
+    task, auto = (
+        ("feature-extraction", AutoModel) if column == "text" else ("question-answering", AutoModelForQuestionAnswering)
+    )
+    pipe = pipeline(task, model=auto.from_config(tiny_config()), tokenizer=byte_tokenizer())
+    with pytest.raises(InputError, match=f"{place} input '.*': "):
+        results(pipe, reader)
+
+
+def test_a_line_that_is_no_json_and_a_cell_too_much_are_named(tmp_path):
+    (tmp_path / "in.jsonl").write_text('"a"\n{"text":\n', encoding="utf-8")
+    with pytest.raises(OptionError, match=r"line 2 of input '.*' is not JSON: Expecting value at column 9"):
+        PipelineDataFormat.from_str("jsonl", None, str(tmp_path / "in.jsonl"), "text")
+    (tmp_path / "in.csv").write_text("text,q\na,b\nc, d,e\n", encoding="utf-8")
+    reader = PipelineDataFormat.from_str("csv", None, str(tmp_path / "in.csv"), "text")
+    with pytest.warns(
+        GptrioWarning, match=r"record 2 \(line 3\) of input '.*' has more cells than the columns text, q"
+    ):
+        assert list(reader) == ["a", "c"]
 
 
 @pytest.mark.parametrize(("kind", "text"), [("json", "[]\n"), ("jsonl", ""), ("csv", "")])
