@@ -33,7 +33,6 @@ NO_ENDS = model_of(eos_token_id=None)
         ({"max_new_token": 5}, "did you mean 'max_new_tokens'"),
         ({"do_sampel": True}, "did you mean 'do_sample'"),
         ({"strategy": "beam"}, "has no option 'strategy'"),
-        ({"labels": IDS}, "has no option 'labels'"),
         ({"temperature": "hot"}, "wrong type"),
         ({"do_sample": True, "temperature": 0}, "do_sample=False"),
         ({"top_p": 1.5, "do_sample": True}, "out of range"),
