@@ -111,8 +111,8 @@ def linear(
     Returns:
         (..., out).
     """
-    is_large = weight.numel() >= MIN_ELEMENTS and not is_emulated(weight.dtype)
-    if is_large and not is_dynamo_compiling() and _fast.get() and _eligible(x, weight, bias):
+    may_gain = not is_dynamo_compiling() and _fast.get() and weight.numel() >= MIN_ELEMENTS
+    if may_gain and not is_emulated(weight.dtype) and _eligible(x, weight, bias):
         return _inference(x, weight, bias, transposed, activation)
     plain = weight.t() if transposed else weight
     if differentiable.supports(x, weight, bias, transposed):

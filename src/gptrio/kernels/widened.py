@@ -69,6 +69,8 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 def gains(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool) -> bool:
     """Whether `linear` takes a call without gradients: its product is emulated, and takes longer than widening."""
+    if x.dtype is torch.float32 and not torch.is_autocast_enabled("cpu"):  # nearly every call
+        return False
     is_large = transposed or weight.dtype is torch.float32 or x.numel() >= _LEAST_ROWS * x.shape[-1]
     return is_large and x.numel() > 0 and x.shape[-1] == weight.shape[-1 - transposed] and is_widened(x, weight, bias)
 
