@@ -68,12 +68,12 @@ def hook_reason(model: nn.Module) -> Reason | None:
     return None if altered is None else Reason(f"the forward of {altered.__name__} was replaced")
 
 
-def has_own_classes_only(model: nn.Module) -> bool:
-    """Whether all modules of `model` are of this package's classes and torch's.
+def has_own_classes_only(model: nn.Module, *others: str) -> bool:
+    """Whether all modules of `model` are of this package's classes and torch's, or of `others`, such as "peft.".
 
     Modules of other packages may store their inputs, for a backward pass or to write to them.
     """
-    return all(type(module).__module__.startswith(_OWN_PACKAGES) for module in model.modules())
+    return all(type(module).__module__.startswith((*_OWN_PACKAGES, *others)) for module in model.modules())
 
 
 def is_watched(*modules: nn.Module | None) -> bool:

@@ -44,19 +44,17 @@ class PackedContext:
     ) -> PackedContext:
         """The context of rows of these lengths that share nothing; rows of similar length attend in one call."""
         starts = list(accumulate(lengths, initial=0))
-        parts, order, offset = list[Part](), [0] * starts[-1], 0
+        parts, spans = list[Part](), list[list[tuple[int, int]]]()
         left = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         while left:
             longest = lengths[left[0]]
             rows = [row for row in left if 2 * lengths[row] > longest]
             left = left[len(rows) :]
-            for row in rows:
-                order[starts[row] : starts[row + 1]] = range(offset, offset + lengths[row])
-                offset += longest
+            spans.append([(starts[row], lengths[row]) for row in rows])
             last = torch.tensor([[starts[row], starts[row + 1] - 1] for row in rows], device=device)
             places = torch.minimum(last[:, :1] + torch.arange(longest, device=device), last[:, 1:])
             parts.append(Part(places, places))
-        return cls(parts, torch.tensor(order, device=device), implementation, rotary)
+        return cls(parts, order_of(spans, device), implementation, rotary)
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> PackedContext:
         """The same forward for layers on another device; see `DenseContext.to`."""
@@ -113,6 +111,21 @@ class Part(NamedTuple):
             mask = mask.for_layer(keys, 0, options.window)
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
         return attention(q, k, v, mask, options, implementation=implementation)[0].flatten(0, 1)
+
+
+def order_of(parts: list[list[tuple[int, int]]], device: torch.device) -> Tensor:
+    """Where each of N tokens lies among the queries of all parts, padding included: (N,).
+
+    Args:
+        parts: of each row the place of its first new token, and the number of them; the longest row of a part first.
+        device: of the result.
+    """
+    order, offset = [0] * sum(count for rows in parts for _, count in rows), 0
+    for rows in parts:
+        for first, count in rows:
+            order[first : first + count] = range(offset, offset + count)
+            offset += rows[0][1]
+    return torch.tensor(order, device=device)
 
 
 def _gathered(x: Tensor, places: Tensor) -> Tensor:

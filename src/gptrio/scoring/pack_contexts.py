@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gptrio.nn.packed_context import PackedContext, Part
+from gptrio.nn.packed_context import PackedContext, Part, order_of
 from gptrio.nn.rotary import RotaryTables
 from gptrio.scoring.packing import Pack, PackedRow
 
@@ -27,7 +27,8 @@ def pack_contexts(
         size = max(most_keys // len(rows[0].path), 1)
         chunks += [rows[i : i + size] for i in range(0, len(rows), size)]
     parts = [_part_of(rows, read.device) for rows in chunks]
-    order = torch.tensor(_order(chunks, len(pack.ids)), device=read.device)
+    spans = [[(row.path[row.shared], len(row.path) - row.shared) for row in rows] for rows in chunks]
+    order = order_of(spans, read.device)
     every = PackedContext(parts, order, implementation, rotary)
     return every, PackedContext(parts, order[read], implementation, rotary, selected=read)
 
@@ -38,14 +39,3 @@ def _part_of(rows: list[PackedRow], device: torch.device) -> Part:
     paths = [row.path + row.path[-1:] * (length - len(row.path)) for row in rows]
     keys = torch.tensor(paths, device=device)
     return Part(keys[:, rows[0].shared :], keys)
-
-
-def _order(parts: list[list[PackedRow]], tokens: int) -> list[int]:
-    """Where each of the tokens (N,) lies among the queries of all parts, padding included."""
-    order, offset = [0] * tokens, 0
-    for rows in parts:
-        for row in rows:
-            new = row.path[row.shared :]  # places that follow each other
-            order[new[0] : new[-1] + 1] = range(offset, offset + len(new))
-            offset += len(rows[0].path) - row.shared
-    return order

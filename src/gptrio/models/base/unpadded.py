@@ -9,13 +9,12 @@ from torch.nn import functional as F
 
 from gptrio.kernels.recompute import is_untransformed
 from gptrio.models.base.signatures import BackboneInputs
-from gptrio.nn.fast_call import hook_reason
+from gptrio.nn.fast_call import has_own_classes_only, hook_reason
 
 if TYPE_CHECKING:
     from gptrio.models.base.heads import HeadModel
 
 _WORTH = 7 / 8  # of a batch; with more real tokens, moving them takes as long as it saves
-_PACKAGES = ("gptrio.", "torch.nn.", "peft.")  # whose modules treat each token by itself
 _SHOWN = ("use_cache", "output_attentions", "output_hidden_states")  # by which the caller sees states of padding
 
 
@@ -53,5 +52,5 @@ def _is_plain_call(head: HeadModel, given: BackboneInputs) -> bool:
         and not any(default if value is None else value for value, default in zip(shown, of_config, strict=True))
         and all(value is None for value in others)
         and getattr(head.config, "rope_scaling", None) is None  # tables may depend on the padded length
-        and all(type(module).__module__.startswith(_PACKAGES) for module in head.modules())
+        and has_own_classes_only(head, "peft.")  # whose modules treat each token by itself
     )
