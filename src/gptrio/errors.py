@@ -55,6 +55,11 @@ class GptrioError(Exception):
     index: int | None = None
 
 
+def name_place(error: GptrioError, place: str) -> None:
+    """Let the message of an error begin with the place of what it is of, such as a line of a file."""
+    error.args = (f"{place}: {error}",)
+
+
 class ConfigError(GptrioError, ValueError):
     """A configuration has an impossible value."""
 

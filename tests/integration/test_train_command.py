@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -89,6 +90,9 @@ def test_words_and_answers(model: str, tmp_path: Path, capsys: Any) -> None:
     assert run(["train", model, data, "--out", str(tmp_path / "qa"), *options]) == 0
     metrics = json.loads(capsys.readouterr().out)["metrics"]
     assert metrics["eval_exact_match"] == metrics["eval_f1"] == 1.0
+    options = ["--task", "qa", "--steps", "1", "--json", "--out", str(tmp_path / "without")]  # an evaluation
+    assert run(["train", model, data, *options]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["train_loss"] > 0
 
 
 def test_an_adapter_is_trained_and_merged(model: str, tmp_path: Path, capsys: Any) -> None:
@@ -166,6 +170,41 @@ def test_what_does_not_fit_is_named(model: str, options: list[str], message: str
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("task", "rows", "held_out", "message"),
+    [
+        (
+            "classify",
+            [{"text": "a", "label": 0}, {"text": "", "label": 1}],
+            None,
+            "line 2 of .*a.jsonl: the text is empty",
+        ),
+        ("classify", [{"text": "a", "label": 0}] * 2, None, "all examples have the label '0'"),
+        (
+            "classify",
+            [{"text": "a", "label": 0}, {"text": "b", "label": 1}],
+            [{"text": "a", "label": 0}, {"text": "a", "label": 2}],
+            "line 2 of .*b.jsonl: label '2' is none of the 2 that the model learns: '0', '1'",
+        ),
+        ("tokens", [{"tokens": ["a", "b"], "tags": ["O"]}], None, "line 1 of .*a.jsonl: 2 words, and 1 tag"),
+        (
+            "qa",
+            [{"question": "who? " * 9, "context": "it is " * 9, "answers": {"text": [], "answer_start": []}}],
+            None,
+            "line 1 of .*a.jsonl: the question has .* tokens",
+        ),
+    ],
+)
+def test_the_record_that_does_not_fit_is_named(
+    model: str, task: str, rows: list[Any], held_out: list[Any] | None, message: str, tmp_path: Path, capsys: Any
+) -> None:
+    command = ["train", model, write_lines(tmp_path / "a.jsonl", rows), "--task", task, "--out", str(tmp_path / "out")]
+    evaluation = [] if held_out is None else ["--eval", write_lines(tmp_path / "b.jsonl", held_out)]
+    assert run([*command, *evaluation, "--length", "32"]) == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "out/checkpoint-3").mkdir(parents=True)
     data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
@@ -174,7 +213,7 @@ def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, cap
 
 
 def test_the_plan_counts_the_rows_of_all_processes(model: str, tmp_path: Path, monkeypatch: Any) -> None:
-    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text", "label": 1}] * 21)
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "a text", "label": n % 2} for n in range(21)])
     recipe = Recipe(model, Path(data), tmp_path / "out", task="classify", batch=2, accumulate=2, epochs=2)
     assert (Run(recipe).updates, Run(recipe).rows) == (12, 4)
     monkeypatch.setenv("RANK", "1")

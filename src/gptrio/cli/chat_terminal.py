@@ -16,8 +16,18 @@ from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.errors import print_error
 from gptrio.cli.keyboard import history, history_file, interruptible, read_message
 from gptrio.cli.text import input_bytes, print_json
-from gptrio.errors import FileOptionError, GptrioError, InputError, OptionError, counted, import_optional, nearest
+from gptrio.errors import (
+    FileOptionError,
+    GptrioError,
+    InputError,
+    OptionError,
+    counted,
+    import_optional,
+    name_place,
+    nearest,
+)
 from gptrio.hub import write_text
+from gptrio.utils.records import parse_json
 from gptrio.utils.text import decode_text
 
 if TYPE_CHECKING:
@@ -89,7 +99,7 @@ class ChatTerminal:
         """Answer messages and obey commands until the end of the input, or `!exit`."""
         if self.is_interactive:
             self.say(f"{self.name}: !help lists commands, Ctrl-C ends an answer, Ctrl-D the chat")
-        for text in self._typed() if self.is_interactive else map(read_line, input_bytes()):
+        for place, text in self._typed() if self.is_interactive else piped_lines():
             try:
                 if text.startswith("!"):
                     self.obey(text)
@@ -97,6 +107,7 @@ class ChatTerminal:
                     self.answer(text)
             except GptrioError as error:
                 if not self.is_interactive:
+                    name_place(error, place)
                     raise
                 print_error(str(error))
             if self._is_over:
@@ -129,12 +140,12 @@ class ChatTerminal:
         self._console.print(piece, end="", style="cyan")
         sys.stdout.flush()
 
-    def _typed(self) -> Iterator[str]:
-        """Messages from a keyboard: a line, lines that end in a backslash, or what is pasted at once."""
+    def _typed(self) -> Iterator[tuple[str, str]]:
+        """Messages from a keyboard: a line, lines that end in a backslash, or what is pasted at once; no places."""
         with history(history_file()):
             while True:
                 try:
-                    yield read_message(input, self._user)
+                    yield "", read_message(input, self._user)
                 except EOFError:
                     print()
                     return
@@ -215,11 +226,12 @@ class ChatTerminal:
         file = Path(rest)
         if not rest or not file.is_file():
             raise FileOptionError(f"{rest!r} is not a file; give one that !save wrote")
+        content = parse_json(decode_text(file.read_bytes(), f"file {file}"), str(file))
         try:
-            content = json.loads(decode_text(file.read_bytes(), f"file {file}"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{file} is not JSON: {error}") from error
-        self.session.restore(content)
+            self.session.restore(content)
+        except GptrioError as error:
+            name_place(error, str(file))
+            raise
         self.say(f"({counted(len(self.session.messages), 'message')} from {file})")
 
     def exit(self, rest: str) -> None:
@@ -227,9 +239,11 @@ class ChatTerminal:
         self._is_over = True
 
 
-def read_line(line: bytes) -> str:
-    """A message from a pipe."""
-    return decode_text(line, "standard input").rstrip("\r\n")
+def piped_lines() -> Iterator[tuple[str, str]]:
+    """The messages of a pipe, each with its place."""
+    for number, line in enumerate(input_bytes(), start=1):
+        place = f"line {number} of standard input"
+        yield place, decode_text(line, place).rstrip("\r\n")
 
 
 def read_examples(file: Path) -> dict[str, str]:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-from gptrio.errors import FileOptionError, GptrioError, OptionError, UnknownNameError, nearest, warn
+from gptrio.errors import FileOptionError, GptrioError, OptionError, UnknownNameError, name_place, nearest, warn
 from gptrio.hub import is_stream, write_text
+from gptrio.utils.records import csv_rows, json_lines, parse_json
 from gptrio.utils.text import decode_text
 
-_LONGEST_FIELD = 2**31 - 1  # of CSV, in characters; the most that Python takes on every system
 NO_COLUMNS = "the results of this task are lists of numbers, which CSV has no columns for; write JSON"
 
 
@@ -130,7 +130,7 @@ class PipelineDataFormat(ABC):
             return record
         if not isinstance(record, dict):
             raise OptionError(f"{place} is a {type(record).__name__}; expected an object with columns")
-        known = [column for column in record if column is not None]  # None holds what a line of CSV has too much
+        known = list(record)
         if not name and len(known) == 1:
             name = known[0]
         if name not in known:
@@ -152,30 +152,25 @@ class CsvPipelineDataFormat(PipelineDataFormat):
     _written = "csv"
 
     def __iter__(self) -> Iterator[Any]:
-        """The inputs, a line each."""
-        before = csv.field_size_limit(_LONGEST_FIELD)
-        try:
-            reader = csv.DictReader(io.StringIO(self._text(), newline=""))
-            records = self._read(reader)
-        except csv.Error as error:
-            raise OptionError(f"{self._name} is not CSV: {error}") from error
-        finally:
-            csv.field_size_limit(before)
-        return self._inputs(records)
+        """The inputs, a line each.
 
-    def _read(self, reader: csv.DictReader[str]) -> list[dict[str, Any]]:
+        Raises:
+            OptionError: it is not CSV.
+        """
+        return self._inputs(self._read())
+
+    def _read(self) -> list[dict[str, str | None]]:
         """All records; cells beyond the columns, as unquoted commas make them, are left out with a warning."""
-        records, self._lines = [], []
-        end = 1  # line of the names
-        for record in reader:
-            records.append(record)
-            self._lines.append(end + 1)
-            end = reader.line_num
-            if None in record:
-                names = ", ".join(reader.fieldnames or ())
+        records, self._lines = list[dict[str, str | None]](), []
+        rows = csv_rows(self._text(), self._name)
+        names = next(rows, (1, list[str]()))[1]
+        for line, row in rows:
+            records.append(dict(zip(names, [*row, *[None] * (len(names) - len(row))], strict=False)))
+            self._lines.append(line)
+            if len(row) > len(names):
                 warn(
-                    f"{self.place(len(records) - 1)} has more cells than the columns {names}; what is in them is left "
-                    "out, so put texts with commas in quotes"
+                    f"{self.place(len(records) - 1)} has more cells than the columns {', '.join(names)}; what is in "
+                    "them is left out, so put texts with commas in quotes"
                 )
         return records
 
@@ -187,12 +182,7 @@ class JsonPipelineDataFormat(PipelineDataFormat):
         self, output_path: str | None, input_path: str | None, column: str | None, overwrite: bool = False
     ) -> None:
         super().__init__(output_path, input_path, column, overwrite)
-        try:
-            self._entries = self._parse(self._text())
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, OptionError):
-                raise
-            raise OptionError(f"{self._name} is not JSON: {error}") from error
+        self._entries = self._parse(self._text())
         if not isinstance(self._entries, list):
             raise OptionError(f"{self._name} holds a {type(self._entries).__name__}; expected a list of objects")
 
@@ -201,7 +191,7 @@ class JsonPipelineDataFormat(PipelineDataFormat):
         return self._inputs(self._entries)
 
     def _parse(self, text: str) -> Any:
-        return json.loads(text)
+        return parse_json(text, self._name)
 
 
 class JsonLinesPipelineDataFormat(JsonPipelineDataFormat):
@@ -210,18 +200,9 @@ class JsonLinesPipelineDataFormat(JsonPipelineDataFormat):
     _written = "jsonl"
 
     def _parse(self, text: str) -> Any:
-        entries, self._lines = [], []
-        for number, line in enumerate(text.split("\n"), start=1):
-            if not line.strip():
-                continue
-            try:
-                entries.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise OptionError(
-                    f"line {number} of {self._name} is not JSON: {error.msg} at column {error.colno}"
-                ) from error
-            self._lines.append(number)
-        return entries
+        entries = list(json_lines(text, self._name))
+        self._lines = [line for line, _ in entries]
+        return [value for _, value in entries]
 
 
 class PipedPipelineDataFormat(PipelineDataFormat):
@@ -315,7 +296,7 @@ def _outputs(pipe: Any, reader: PipelineDataFormat, arguments: dict[str, Any]) -
     except GptrioError as error:
         index = error.index if index is None else index
         if index is not None and not isinstance(error, (OptionError, OSError)):
-            error.args = (f"{reader.place(index)}: {error}",)
+            name_place(error, reader.place(index))
         raise
 
 

@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptrio.errors import OptionError
 from gptrio.tokenization.batch_encoding import BatchEncoding
+from gptrio.training.files import shown
 
 Span = tuple[int, int]
 LONGEST = 128  # tokens of an answer
@@ -38,6 +40,33 @@ def pieces_of(encoded: BatchEncoding) -> list[Piece]:
         sides = zip(encoded["offset_mapping"][row], encoded.sequence_ids(row), strict=True)
         pieces.append(Piece(example, [tuple(offset) if side == 1 else None for offset, side in sides]))
     return pieces
+
+
+def check_answers(answers: Any, context: str) -> None:
+    """Check the answers to a question.
+
+    Args:
+        answers: `text` and `answer_start`, lists as in SQuAD; both are empty where the context has no answer.
+        context: where they stand.
+
+    Raises:
+        OptionError: they are something else, or one reaches beyond the context.
+    """
+    given = answers if isinstance(answers, dict) else {}
+    columns = [given.get(name) for name in ("text", "answer_start")]
+    lengths = {len(column) if isinstance(column, list) else -1 for column in columns}
+    if -1 in lengths or len(lengths) > 1:
+        raise OptionError(
+            f"answers is {shown(answers)}; expected lists 'text' and 'answer_start' of one length, or a list of "
+            "objects with both"
+        )
+    for text, start in zip(given["text"], given["answer_start"], strict=True):
+        if not (isinstance(text, str) and text and isinstance(start, int)):
+            raise OptionError(f"an answer is {shown(text)} at {shown(start)}; expected a text and a whole number")
+        if not 0 <= start <= len(context) - len(text):
+            raise OptionError(
+                f"answer {shown(text)} at character {start} is not within the context of {len(context)} characters"
+            )
 
 
 def answer_tokens(answers: Any, piece: Piece) -> Span:

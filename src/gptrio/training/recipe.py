@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptrio.errors import GptrioWarning, OptionError, UnknownNameError, nearest
+from gptrio.errors import GptrioWarning, OptionError, UnknownNameError, name_place, nearest, warn
 from gptrio.training import ranks
 from gptrio.training.files import Example, read_examples
 from gptrio.training.tasks import TASKS, LanguageModeling, Row, Task
@@ -94,7 +94,7 @@ class Run:
             )
         kind = TASKS[recipe.task]
         columns = self._columns(recipe, kind)
-        examples = read_examples(recipe.data, columns)
+        examples = self._read(recipe.data, columns, kind)
         config = AutoConfig.from_pretrained(recipe.model)
         options: dict[str, Any] = {"add_prefix_space": True} if recipe.task == "tokens" else {}
         self.recipe, self.processes = recipe, ranks.launched()[1]
@@ -105,7 +105,7 @@ class Run:
         self.task = kind(self.tokenizer, self._length(recipe, context), self._labels(kind, examples, config))
         self.train_examples = len(examples)
         self.train_rows = self._rows(examples)
-        self.eval_examples = [] if recipe.evaluation is None else read_examples(recipe.evaluation, columns)
+        self.eval_examples = [] if recipe.evaluation is None else self._read(recipe.evaluation, columns, kind)
         self.eval_rows = self._rows(self.eval_examples) if self.eval_examples else None
         if self.eval_rows is not None and recipe.task in ("classify", "tokens"):
             self.eval_rows.sort(key=lambda row: -len(row["input_ids"]))  # batches of little padding, the largest first
@@ -121,6 +121,20 @@ class Run:
         return {name: recipe.columns.get(name, name) for name in kind.columns}
 
     @staticmethod
+    def _read(path: Path, columns: dict[str, str], kind: type[Task]) -> list[Example]:
+        examples = read_examples(path, columns)
+        for example in examples:
+            try:
+                kind.check(example)
+            except OptionError as error:
+                name_place(error, example.place)
+                raise
+        if doubts := [(example.place, doubt) for example in examples if (doubt := kind.doubt(example))]:
+            others = f"; so it is with {len(doubts) - 1:,} others" if len(doubts) > 1 else ""
+            warn(f"{doubts[0][0]}: {doubts[0][1]}{others}")
+        return examples
+
+    @staticmethod
     def _length(recipe: Recipe, context: int) -> int:
         if recipe.length is not None and recipe.length > context:
             raise OptionError(f"length={recipe.length} is more than the model's context of {context} tokens")
@@ -131,7 +145,10 @@ class Run:
         """The labels of the data; in the model's order if it has learnt all of them."""
         names = kind.label_names(examples)
         learnt = [config.id2label[number] for number in sorted(config.id2label)]
-        return learnt if names and set(names) <= set(learnt) else names
+        labels = learnt if names and set(names) <= set(learnt) else names
+        if len(labels) == 1:
+            raise OptionError(f"all examples have the label {labels[0]!r}, so that there is nothing to tell apart")
+        return labels
 
     def _rows(self, examples: list[Example]) -> list[Row]:
         if self.recipe.pack and isinstance(self.task, LanguageModeling):
@@ -140,7 +157,12 @@ class Run:
             documents = [{"input_ids": ids} for ids in self.task.documents(examples)]
             rows = pack(documents, self.task.context, pad_token_id=self.tokenizer.pad_token_id)
         else:
-            rows = self.task.rows(examples)
+            try:
+                rows = self.task.rows(examples)
+            except OptionError as error:
+                if error.index is not None:
+                    name_place(error, examples[error.index].place)
+                raise
         if not rows:
             raise OptionError("the examples are too short to learn from: no row has two tokens")
         return rows
@@ -238,7 +260,7 @@ class Run:
             train_dataset=self.train_rows,
             eval_dataset=self.eval_rows,
             processing_class=self.tokenizer,
-            compute_metrics=self.task.metrics(self.eval_examples),
+            compute_metrics=self.task.metrics(self.eval_examples) if self.eval_examples else None,
             callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)

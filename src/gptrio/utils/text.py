@@ -18,4 +18,6 @@ def decode_text(data: bytes, name: str) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         kind = "UTF-8" if encoding == "utf-8-sig" else "UTF-16"
-        raise OptionError(f"{name} is not {kind} text (byte {error.start}); convert it first") from error
+        before = data[: error.start].decode(encoding, errors="replace").count("\n")
+        line = f", in line {before + 1}" if before else ""
+        raise OptionError(f"{name} is not {kind} text (byte {error.start}{line}); convert it first") from error

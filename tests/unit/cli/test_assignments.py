@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 from transformers.commands.chat import ChatCommand
 
 from gptrio.cli.assignments import parse_assignments
 from gptrio.cli.chat import split_words
-from gptrio.cli.chat_terminal import read_line
+from gptrio.cli.chat_terminal import piped_lines
 from gptrio.cli.generate import DEFAULT_MODEL
 from gptrio.cli.keyboard import read_message
 from gptrio.errors import OptionError
@@ -57,7 +59,9 @@ def test_a_message_goes_on_after_a_backslash():
     assert read_message(ask) == "d"
 
 
-def test_a_line_of_a_pipe_is_utf_8():
-    assert read_line("höher\r\n".encode()) == "höher"
-    with pytest.raises(OptionError, match="not UTF-8"):
-        read_line(b"\xff\n")
+def test_a_line_of_a_pipe_is_utf_8_and_has_its_place(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("höher\r\n".encode() + b"\n\xff\n")))
+    lines = piped_lines()
+    assert next(lines) == ("line 1 of standard input", "höher") and next(lines)[1] == ""
+    with pytest.raises(OptionError, match=r"line 3 of standard input is not UTF-8 text \(byte 0\)"):
+        next(lines)

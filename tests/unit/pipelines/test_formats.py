@@ -137,9 +137,11 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
         ("csv", "a,b\n1,2\n", None, "several columns; pass column=, of a, b"),
         ("csv", "a,b\n1,2\n3\n", "b", "record 2 .* has no value in column 'b'"),
         ("csv", "a,b\n1,2,3\n", "c", "no column 'c'; pass column=, of a, b"),
+        ("csv", 'a,b\n"1\n2",3\n\n4,"5\n6,7\n', "b", "line 5 of input .* opens a quote that is never closed"),
+        ("csv", 'a,b\n"1"2,3\n', "b", "line 2 of input .* goes on behind a closed quote"),
         ("json", '[{"text": null}]', None, "no value in column 'text'"),
         ("json", "[{}]", None, "record 1 .* has no columns"),
-        ("json", "[" * 100_000, "text", "is not JSON: .*recursion"),
+        ("json", "[" * 100_000, "text", "is JSON that cannot be read: .*recursion"),
         ("json", "{}", "text", "holds a dict; expected a list"),
         ("json", "[", "text", "is not JSON"),
         ("jsonl", '{"text": "a"}\n{', "text", "is not JSON"),
@@ -163,7 +165,7 @@ def test_an_input_of_another_form_says_what_is_missing(tmp_path, kind, content, 
     [
         ("in.json", '[{"text": "a", "q": "b"}, {"text": "", "q": "b"}]', "record 2 of"),
         ("in.jsonl", '{"text": "a", "q": "b"}\n\n{"text": "", "q": "b"}\n', r"record 2 \(line 3\) of"),
-        ("in.csv", 'text,q\n"a\nb",b\n,b\n', r"record 2 \(line 4\) of"),
+        ("in.csv", 'text,q\n"a\nb",b\n\n,b\n', r"record 2 \(line 5\) of"),
     ],
 )
 @pytest.mark.parametrize("column", ["text", "context=text,question=q"])

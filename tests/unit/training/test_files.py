@@ -61,26 +61,67 @@ def test_questions_in_each_layout(tmp_path: Path, layout: str) -> None:
         value: Any = {"data": [{"paragraphs": [{"context": "all two", "qas": qas}]}]}
     else:
         value = [{"question": "how many?", "context": "all two", "answers": answers}]
+        value[0]["answers"] = [{"text": "two", "answer_start": 4}] if layout == "flat" else answers
         value = {"data": value} if layout == "table" else value
     (tmp_path / "a.json").write_text(json.dumps(value))
     expected = {"question": "how many?", "context": "all two", "answers": answers}
-    assert read_examples(tmp_path / "a.json", QUESTION) == [expected]
+    found = read_examples(tmp_path / "a.json", QUESTION)
+    assert found == [expected]
+    entry = f"entry 1 of {tmp_path / 'a.json'}"
+    places = {"squad": f"question 1 of paragraph 1 of {entry} (id '7')", "table": entry}
+    assert found[0].place == places.get(layout, f"example 1 of {tmp_path / 'a.json'}")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "columns", "message"),
     [
-        ("a.parquet", "x", TEXT_AND_LABEL, r"a.parquet ends in none of .txt, .json"),
+        ("a.parquet", "x", TEXT_AND_LABEL, r"a.parquet ends in none of .txt, .json, .*; rename it, or write a pipe"),
         ("a.txt", " \n", {"text": "text"}, "holds no example"),
         ("a.csv", "text,label\n", TEXT_AND_LABEL, "holds no example"),
-        ("a.csv", "body,label\nx,1\n", TEXT_AND_LABEL, r"line 2: there is no column 'text' among 'body', 'label'"),
-        ("a.csv", "text,label\nx,1,2\n", TEXT_AND_LABEL, r"line 2: 3 columns, where the first line has 2"),
-        ("a.csv", 'text,label\n"x,1\n', TEXT_AND_LABEL, r"line 2: unexpected end of data"),
-        ("a.jsonl", '{"text": "x"}\n{"text": \n', {"text": "text"}, r"line 2: no valid JSON"),
-        ("a.jsonl", '["x"]\n', {"text": "text"}, r"line 1: expected an object with 'text', not"),
-        ("a.json", '{"text": "x"}', {"text": "text"}, r"holds dict; expected a list of objects"),
-        ("a.json", '{"data": [{"paragraphs": [{"qas": [{}]}]}]}', QUESTION, r"not in SQuAD's layout.*answers"),
-        ("a.conll", "Mr\n", WORDS_AND_TAGS, r"line 1: expected a word and its tag, not 'Mr'"),
+        (
+            "a.csv",
+            "body,label\nx,1\n",
+            TEXT_AND_LABEL,
+            r"line 2 of .*: there is no column 'text' among 'body', 'label'",
+        ),
+        ("a.csv", "text,label\nx,1,2\n", TEXT_AND_LABEL, r"line 2 of .*: 3 columns, where the first line has 2"),
+        (
+            "a.csv",
+            'text,label\n"a\nb",0\n\n"x,1\ny,2\n',
+            TEXT_AND_LABEL,
+            r"line 5 of .*a.csv opens a quote that is never closed",
+        ),
+        ("a.csv", 'text,label\n"x"y,1\n', TEXT_AND_LABEL, r"line 2 of .*a.csv goes on behind a closed quote"),
+        (
+            "a.jsonl",
+            '{"text": "x"}\n{"text": \n',
+            {"text": "text"},
+            r"line 2 of .*a.jsonl is not JSON: Expecting value at column 10",
+        ),
+        ("a.jsonl", '["x"]\n', {"text": "text"}, r"line 1 of .*: expected an object with 'text', not \['x'\]"),
+        ("a.json", '{"text": "x"}', {"text": "text"}, r"holds a dict; expected a list of objects"),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"qas": [{}]}]}]}',
+            QUESTION,
+            "question 1 of paragraph 1 of entry 1 .*no column 'question' among none",
+        ),
+        (
+            "a.json",
+            '{"data": [{"paragraphs": [{"qas": 3}]}]}',
+            QUESTION,
+            "paragraph 1 of entry 1 .*: 'qas' is 3; expected",
+        ),
+        ("a.json", '{"data": [3]}', QUESTION, "entry 1 of .*a.json is 3; expected an object, as in SQuAD's layout"),
+        (
+            "a.json",
+            '{"data": [{"id": "7"}]}',
+            QUESTION,
+            r"entry 1 of .*a.json \(id '7'\): there is no column 'question'",
+        ),
+        ("a.json", "[" * 100_000, {"text": "text"}, "a.json is JSON that cannot be read: maximum recursion depth"),
+        ("a.jsonl", '{"text": null}', {"text": "text"}, r"line 1 of .*: column 'text' holds no text; give it one"),
+        ("a.conll", "Mr\n", WORDS_AND_TAGS, r"line 1 of .*: expected a word and its tag, not 'Mr'"),
     ],
 )
 def test_what_is_malformed_is_named(tmp_path: Path, name: str, content: str, columns: Any, message: str) -> None:
@@ -92,8 +133,10 @@ def test_what_is_malformed_is_named(tmp_path: Path, name: str, content: str, col
 def test_a_file_that_is_missing_or_in_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(FileOptionError, match="there is no file"):
         read_examples(tmp_path / "a.txt", {"text": "text"})
-    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(OptionError, match=r"a.txt is not UTF-8 text \(byte 3\)"):
+    with pytest.raises(FileOptionError, match="is a folder"):
+        read_examples(tmp_path, {"text": "text"})
+    (tmp_path / "a.txt").write_bytes(b"\n\ncaf\xe9")
+    with pytest.raises(OptionError, match=r"a.txt is not UTF-8 text \(byte 5, in line 3\)"):
         read_examples(tmp_path / "a.txt", {"text": "text"})
     (tmp_path / "a.txt").write_text("café", encoding="utf-16")  # as a Windows editor saves it
     assert read_examples(tmp_path / "a.txt", {"text": "text"}) == [{"text": "café"}]

@@ -16,6 +16,7 @@ from gptrio.training.tasks import (
     IGNORE,
     LanguageModeling,
     QuestionAnswering,
+    Task,
     TextClassification,
     TokenClassification,
     entities,
@@ -49,8 +50,9 @@ def test_labels_of_texts(tokenizer: GPT2TokenizerFast) -> None:
     assert [len(row["input_ids"]) for row in rows] == [16, len(tokenizer("ham")["input_ids"])]
     found = SimpleNamespace(predictions=np.array([[0.0, 1.0], [0.2, 0.9]]), label_ids=np.array([1, 0]))
     assert task.metrics([])(found) == {"accuracy": 0.5}
-    with pytest.raises(OptionError, match=r"label 'x' is none of the 2 that the model learns: '9', '10'"):
-        task.rows([{"text": "", "label": "x"}])
+    with pytest.raises(OptionError, match=r"label 'x' is none of the 2 that the model learns: '9', '10'") as caught:
+        task.rows([*examples, {"text": "", "label": "x"}])
+    assert caught.value.index == 2
 
 
 def test_only_the_first_token_of_a_word_has_its_tag(tokenizer: GPT2TokenizerFast) -> None:
@@ -64,8 +66,65 @@ def test_only_the_first_token_of_a_word_has_its_tag(tokenizer: GPT2TokenizerFast
         tag for length, first in zip(lengths, (1, 0, 1), strict=True) for tag in [first, *[IGNORE] * (length - 1)]
     ]
     assert row["labels"] == expected and len(row["input_ids"]) == len(expected)
-    with pytest.raises(OptionError, match="a sentence of 3 words has 2 tags"):
-        TokenClassification(tokenizer, 64, names).rows([{**example, "tags": ["O", "O"]}])
+    with pytest.raises(OptionError, match="label 'B-x' is none of the 2") as caught:
+        TokenClassification(tokenizer, 64, names).rows([example, {**example, "tags": ["O", "O", "B-x"]}])
+    assert caught.value.index == 1
+
+
+QA = {"question": "who?", "context": "it was Bob", "answers": {"text": ["Bob"], "answer_start": [7]}}
+
+
+def qa_with(texts: object, starts: object) -> dict[str, object]:
+    return {**QA, "answers": {"text": texts, "answer_start": starts}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "message"),
+    [
+        (LanguageModeling, {"text": 5}, "the text is 5; expected a text"),
+        (LanguageModeling, {"text": "a \ud800"}, r"the text holds half of a character, \\ud800, at 2"),
+        (TextClassification, {"text": " ", "label": "a"}, "the text is empty; leave the record out"),
+        (TextClassification, {"text": "a", "label": ["b"]}, r"label is \['b'\]; expected a text or a number"),
+        (TextClassification, {"text": "a", "label": ""}, "label is ''; expected a text or a number"),
+        (TokenClassification, {"tokens": ["a", "b", "c"], "tags": ["O"]}, "3 words, and 1 tag; give each word one"),
+        (TokenClassification, {"tokens": "a b", "tags": ["O"]}, "tokens is 'a b'; expected a list with an entry"),
+        (TokenClassification, {"tokens": [], "tags": []}, "there is no word; leave the record out"),
+        (TokenClassification, {"tokens": ["a", 3], "tags": ["O", "O"]}, "word 2 is 3; expected a text"),
+        (TokenClassification, {"tokens": ["a"], "tags": [None]}, "tag 1 is None; expected a text or a number"),
+        (QuestionAnswering, {**QA, "question": ""}, "the question is empty"),
+        (QuestionAnswering, {**QA, "context": 3}, "the context is 3; expected a text"),
+        (QuestionAnswering, {**QA, "answers": ["Bob"]}, r"answers is \['Bob'\]; expected lists 'text' and"),
+        (QuestionAnswering, {**QA, "answers": {"text": ["Bob"]}}, "expected lists 'text' and 'answer_start' of one"),
+        (QuestionAnswering, qa_with(["Bob"], []), "expected lists 'text' and 'answer_start' of one length"),
+        (QuestionAnswering, qa_with(["Bob"], ["7"]), "an answer is 'Bob' at '7'; expected a text and a whole number"),
+        (QuestionAnswering, qa_with(["Bob"], [8]), "answer 'Bob' at character 8 is not within the context of 10"),
+        (QuestionAnswering, qa_with(["Bob"], [-1]), "answer 'Bob' at character -1 is not within the context"),
+    ],
+)
+def test_parts_of_examples_that_do_not_fit_are_named(kind: type[Task], example: object, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        kind.check(example)
+
+
+def test_what_is_fine_and_what_is_in_doubt() -> None:
+    LanguageModeling.check({"text": ""})
+    TextClassification.check({"text": "a", "label": 0})
+    TokenClassification.check({"tokens": ["a", ""], "tags": ["O", 1]})
+    for example in (QA, qa_with([], []), qa_with(["it", "Bob"], [0, 7])):
+        QuestionAnswering.check(example)
+        assert QuestionAnswering.doubt(example) == ""
+    assert QuestionAnswering.doubt(qa_with(["it", "Bob"], [0, 6])) == (
+        "answer 'Bob' does not stand at character 6, where the context has ' Bo'"
+    )
+
+
+def test_a_question_that_leaves_no_room_for_its_context_is_named(tokenizer: GPT2TokenizerFast) -> None:
+    task, long = QuestionAnswering(tokenizer, 32), {**QA, "question": "who " * 13, "context": "it was Bob. " * 9}
+    with pytest.raises(OptionError, match="the question has 26 tokens, and 23 leave room") as caught:
+        task.rows([QA, long])
+    assert caught.value.index == 1
+    short = {**QA, "question": "who " * 12}  # context and question fit together
+    assert len(task.rows([QA, short])) == 2
 
 
 def test_answers_are_found_by_their_tokens(tokenizer: GPT2TokenizerFast, reference_dir: Path) -> None:
