@@ -98,6 +98,7 @@ class HubOptions:
         """Return the names of what is in a folder of a model, in order; none if there is no such folder."""
         relative, local = _relative_path(self.subfolder, folder), local_folder(name_or_path)
         if local is None:
+            _refuse_file(name_or_path)
             return list_folder(os.fspath(name_or_path), str(relative), self)
         return sorted(path.name for path in (local / relative).glob("*"))
 
@@ -137,10 +138,7 @@ def _locate(name_or_path: str | os.PathLike[str], filename: str, options: HubOpt
     relative = _relative_path(options.subfolder, filename)
     folder = local_folder(name_or_path)
     if folder is None:
-        if Path(name_or_path).is_file():
-            raise CheckpointNotFoundError(
-                f"{os.fspath(name_or_path)!r} is a file; give the folder that holds it, or the name of a hub repository"
-            )
+        _refuse_file(name_or_path)
         return download(os.fspath(name_or_path), str(relative), options, required)
     path = folder / relative
     if path.is_file():
@@ -148,6 +146,13 @@ def _locate(name_or_path: str | os.PathLike[str], filename: str, options: HubOpt
     if required:
         raise CheckpointNotFoundError(f"no file {relative} in folder {folder}; it holds: {_listing(path.parent)}")
     return None
+
+
+def _refuse_file(name_or_path: str | os.PathLike[str]) -> None:
+    if Path(name_or_path).is_file():
+        raise CheckpointNotFoundError(
+            f"{os.fspath(name_or_path)!r} is a file; give the folder that holds it, or the name of a hub repository"
+        )
 
 
 def local_folder(name_or_path: str | os.PathLike[str]) -> Path | None:

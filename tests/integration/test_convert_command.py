@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -11,13 +14,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import gptrio as library
 from gptrio.cli.app import run
 from gptrio.errors import CheckpointError
 from gptrio.interop.convert import convert
-from gptrio.interop.folders import move_folder
+from gptrio.interop.folders import copy_tokenizer, folder_beside, move_folder
 from gptrio.testing.tiny import byte_tokenizer, tiny_config
 from tests.cases import first
 from tests.integration.test_command_line import gptrio, in_process
@@ -186,6 +189,27 @@ def test_a_tokenizer_is_copied_with_its_templates(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["ckpt.pt", "out", "tokenizer"]
 
 
+def test_a_tokenizer_that_does_not_load_is_warned_of(tmp_path):
+    byte_tokenizer().save_pretrained(tmp_path / "in")
+    (tmp_path / "in" / "tokenizer_config.json").write_text("[]")
+    (tmp_path / "out").mkdir()
+    with pytest.warns(
+        library.GptrioWarning, match="copied as it is, and does not load: .*tokenizer_config.json holds a"
+    ):
+        copy_tokenizer(str(tmp_path / "in"), tmp_path / "out", is_required=False)
+    assert (tmp_path / "out" / "tokenizer_config.json").read_text() == "[]"
+
+
+@pytest.mark.parametrize(
+    "error", [lambda file: OSError(errno.ENOSPC, "full", str(file)), lambda file: CheckpointError(f"{file} is odd")]
+)
+def test_errors_name_the_files_of_the_target(error, tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(OSError, match=re.escape(str(target / "model.safetensors"))), folder_beside(target) as folder:
+        raise error(folder / "model.safetensors")
+    assert os.listdir(tmp_path) == []
+
+
 def test_only_files_that_are_replaced_are_removed(tmp_path):
     built().save_pretrained(tmp_path / "in", max_shard_size="40KB")
     (tmp_path / "in" / "model.fp16.safetensors").write_bytes(b"another variant")
@@ -261,6 +285,11 @@ def test_tensors_without_a_place_are_named(tmp_path):
         ("in", "out", ("--activation", "gelu"), 2, "--activation gelu has no effect on"),
         ("half.pt", "out", (), 1, "has no transformer.wpe.weight"),
         ("part.pt", "out", ("--heads", "4"), 1, "does not hold a whole minGPT model"),
+        ("nan", "out", (), 1, "nan gives results that are no finite numbers, which prove nothing"),
+        ("less", "out", (), 1, "less lacks tensors of GPT2LMHeadModel: ['transformer.h.0.ln_1.weight']"),
+        ("in", "out", ("--tokenizer", "in/config.json"), 1, "'in/config.json' is a file; give the folder"),
+        ("in", "out", ("--tokenizer", "no/such/folder"), 1, "'no/such/folder' is neither an existing folder nor"),
+        ("in", "out", ("--tokenizer", "broken"), 1, "tokenizer.json"),
     ],
 )
 def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
@@ -272,6 +301,13 @@ def test_what_cannot_be_converted_is_one_line_and_nothing_is_written(
     tensors = linear_tensors(built())
     torch.save({name: x for name, x in tensors.items() if "wpe" not in name}, "half.pt")
     torch.save({name: x for name, x in tensors.items() if "ln_f" not in name}, "part.pt")
+    shutil.copytree("in", "nan")
+    shutil.copytree("in", "less")
+    saved = load_file("in/model.safetensors")
+    save_file({name: x * math.nan for name, x in saved.items()}, "nan/model.safetensors")
+    save_file({name: x for name, x in saved.items() if "h.0.ln_1.weight" not in name}, "less/model.safetensors")
+    byte_tokenizer().save_pretrained("broken")
+    Path("broken/tokenizer.json").write_text("{")
     before = sorted(os.listdir())
     assert run(["convert", source, target, *options]) == code
     captured = capsys.readouterr()

@@ -23,6 +23,8 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, monkeypatch: pytes
     for name in ("model.txt", str(tmp_path / "model.txt")):
         with pytest.raises(CheckpointNotFoundError, match="is a file; give the folder that holds it"):
             HubOptions(local_files_only=True).locate(name, "config.json")
+        with pytest.raises(CheckpointNotFoundError, match="is a file; give the folder that holds it"):
+            HubOptions(local_files_only=True).list_folder(name, "templates")
 
 
 def test_hub_answers_become_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,15 +67,18 @@ class _Lines(logging.Handler):
 
 @contextmanager
 def _log_lines(verbose: bool) -> Iterator[None]:
-    """Print warnings of gptrio's log, and on request everything from INFO on."""
-    log = logging.getLogger("gptrio")
+    """Print warnings of gptrio's log, and on request everything from INFO on, and warnings of other libraries."""
+    log, silent = logging.getLogger("gptrio"), logging.NullHandler()
     handlers, level = log.handlers, log.level
     log.handlers = [_Lines()]
     if verbose:
         log.setLevel(min(level or logging.INFO, logging.INFO))
+    else:
+        logging.root.addHandler(silent)  # without one, Python prints warnings
     try:
         yield
     finally:
+        logging.root.removeHandler(silent)
         log.handlers = handlers
         log.setLevel(level)
 

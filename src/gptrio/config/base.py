@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from gptrio.config import labels
-from gptrio.config.fields import Rule, choice, default_of, flag, token_id
+from gptrio.config.fields import Rule, choice, default_of, flag, ruled, token_id
 from gptrio.config.serialization import SerializableConfig
 from gptrio.errors import ConfigError
 
@@ -25,6 +25,10 @@ PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_class
 _DTYPES = {name: name for name in ("float32", "float16", "bfloat16", "float64")}
 _DTYPES |= {"float": "float32", "half": "float16", "double": "float64"}
 _ALWAYS_IN_FILES = ("model_type", "transformers_version")
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(name, str) for name in value)
 
 
 @dataclass(init=False, eq=False, repr=False, kw_only=True)
@@ -74,7 +78,7 @@ class PretrainedConfig(SerializableConfig):
     cross_attention_hidden_size: int | None = None
     add_cross_attention: bool = flag(False)
     tie_encoder_decoder: bool = flag(False)
-    architectures: list[str] | None = None
+    architectures: list[str] | None = ruled(None, _is_names, "a list of names of classes", optional=True)
     finetuning_task: str | None = None
     id2label: dict[int, str] = field(default_factory=dict)
     label2id: dict[str, int] = field(default_factory=dict)

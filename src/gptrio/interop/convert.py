@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from gptrio.errors import CheckpointError, CheckpointFormatError, CheckpointNotFoundError, OptionError, warn
+from gptrio.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    GptrioWarning,
+    OptionError,
+    warn,
+)
 from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
 from gptrio.interop.linear_layout import WRAPPERS, LinearLayout, read_linear_layout
 
@@ -91,9 +99,11 @@ def _load(source: str) -> Any:
     config = gptrio.AutoConfig.from_pretrained(source)
     config.dtype = None  # of the files, which the configuration may contradict
     cls = getattr(gptrio, (config.architectures or [""])[0], gptrio.AutoModelForCausalLM)
-    model, keys = cls.from_pretrained(
-        source, config=config, dtype="auto", key_mapping={WRAPPERS: ""}, output_loading_info=True
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* drawn at random, ", GptrioWarning)  # an error here
+        model, keys = cls.from_pretrained(
+            source, config=config, dtype="auto", key_mapping={WRAPPERS: ""}, output_loading_info=True
+        )
     if keys["missing_keys"]:
         raise CheckpointFormatError(f"{source} lacks tensors of {type(model).__name__}: {keys['missing_keys'][:4]}")
     if keys["unexpected_keys"]:
@@ -121,7 +131,13 @@ def _prove(model: Any, layout: LinearLayout | None, folder: Path) -> float:
     length = min(model.config.max_position_embeddings, 32)
     ids = torch.randint(model.config.vocab_size, (1, length), generator=torch.Generator().manual_seed(0))
     if layout is None:
-        if not all(map(torch.equal, _outputs(model, ids), _outputs(written, ids))):
+        before = _outputs(model, ids)
+        if not all(bool(x.isfinite().all()) for x in before):
+            raise CheckpointError(
+                f"{model.name_or_path} gives results that are no finite numbers, which prove nothing; nothing was "
+                "kept. gptrio verify names tensors with such values"
+            )
+        if not all(map(torch.equal, before, _outputs(written, ids))):
             raise CheckpointError(f"the written files give other results than {model.name_or_path}; nothing was kept")
         return 0.0
     expected = layout.logits(ids)

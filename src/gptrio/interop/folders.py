@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gptrio.checkpoint.shards import stale_files
-from gptrio.errors import CheckpointError, CheckpointNotFoundError
+from gptrio.errors import CheckpointError, CheckpointNotFoundError, GptrioError, warn
 from gptrio.hub import HubOptions, flush_to_disk
 from gptrio.utils.file_names import CONFIG_NAME, SAFE_WEIGHTS_NAME
 
@@ -42,19 +42,48 @@ def folder_beside(target: Path) -> Iterator[Path]:
     with place as outer:
         folder = Path(outer, "model")
         folder.mkdir()  # with the permissions of a new folder, unlike the one around it
-        yield folder
+        try:
+            yield folder
+        except OSError as error:
+            raise _at_target(error, folder, target) from error
+
+
+def _at_target(error: OSError, folder: Path, target: Path) -> OSError:
+    """An error that names the file of the target where it names one of the folder that is to become it."""
+    if isinstance(error, GptrioError):
+        error.args = (str(error).replace(str(folder), str(target)),)
+    elif error.filename is not None and error.strerror is not None:
+        name = str(error.filename).replace(str(folder), str(target))
+        return type(error)(error.errno, error.strerror, name)
+    return error
 
 
 def copy_tokenizer(name: str, folder: Path, is_required: bool) -> None:
-    """Copy the files of a tokenizer; raises CheckpointNotFoundError if one is required and has none."""
+    """Copy the files of a tokenizer, which may not load, with a warning, unless it is required.
+
+    Raises:
+        CheckpointNotFoundError: a tokenizer is required, and there is none.
+        CheckpointError, TokenizationError: a tokenizer is required, and it does not load.
+    """
+    from gptrio import AutoTokenizer
+
     options = HubOptions()
-    templates = [f"{_TEMPLATES}/{file}" for file in options.list_folder(name, _TEMPLATES)]
-    found = {file: path for file in (*_COPIED, *templates) if (path := options.find(name, file)) is not None}
+    files = list(_COPIED)
+    if options.find(name, "tokenizer_config.json") is not None:
+        files += [f"{_TEMPLATES}/{file}" for file in options.list_folder(name, _TEMPLATES)]
+    found = {file: path for file in files if (path := options.find(name, file)) is not None}
     if is_required and not found:
         raise CheckpointNotFoundError(f"{name!r} has no tokenizer: none of {', '.join(_COPIED)}")
     for file, path in found.items():
         (folder / file).parent.mkdir(exist_ok=True)
         shutil.copyfile(path, folder / file)
+    try:
+        if found:
+            AutoTokenizer.from_pretrained(name)
+    except GptrioError as error:
+        if is_required:
+            raise
+        warn(f"the tokenizer of {name} was copied as it is, and does not load: {error}")
 
 
 def move_folder(folder: Path, target: Path) -> list[Path]:

@@ -208,6 +208,7 @@ def test_the_log_is_told_in_lines_and_from_info_on_with_verbose(generate, monkey
     def talking_load(*_):
         log.info("going on without %s", "steps")
         log.warning("compiling\nonce")
+        logging.getLogger("kernels").warning("not installed")
         raise OptionError("enough")
 
     monkeypatch.setattr(command, "load", talking_load)

@@ -64,6 +64,7 @@ def test_two_spellings_must_agree() -> None:
     [
         ({"n_embd": 0}, r"GPT2Config: n_embd=0 is not possible; expected an integer at least 1 and at most 16777216"),
         ({"n_layer": -1}, r"n_layer=-1"),
+        ({"architectures": 3}, r"architectures=3 .* a list of names of classes or None"),
         ({"n_head": 2.5}, r"n_head=2\.5"),
         ({"vocab_size": True}, r"vocab_size=True"),
         ({"n_inner": 0}, r"n_inner=0 .* at least 1 .*or None"),
