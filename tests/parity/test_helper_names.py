@@ -97,7 +97,9 @@ def test_frequencies_equal_the_reference_s(kind, length):
     scaling = {"rope_type": kind, **SCALINGS[kind]} if kind != "default" else None
     configs = [library.GPTNeoXConfig(**settings, rope_scaling=copy.deepcopy(scaling)) for library in LIBRARIES]
     device = torch.device("cpu")
-    torch.testing.assert_close(ours[kind](configs[0], device, length), theirs[kind](configs[1], device, length))
+    for seq_len in (length, length and torch.tensor(length)):
+        found, expected = ours[kind](configs[0], device, seq_len), theirs[kind](configs[1], device, seq_len)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dim", [None, 0, 1])

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 import gptrio
+from gptrio.models.base.compiled import CompiledStep, compiled_step
 from gptrio.testing import assert_close
 from tests.reference import model_pair, token_ids
 
@@ -88,6 +89,54 @@ def test_rotary_modules_tell_their_frequencies(scaling: dict[str, Any] | None) -
         for library in (transformers, gptrio)
     )
     assert assert_same_facts(reference, ours) >= 5
+
+
+def _replace(rotary: Any) -> None:
+    rotary.inv_freq = rotary.inv_freq / 3
+
+
+def _replace_both(rotary: Any) -> None:
+    rotary.inv_freq = rotary.original_inv_freq = rotary.inv_freq / 3
+
+
+EDITS = {
+    "replaced": _replace,
+    "both replaced": _replace_both,
+    "in place": lambda rotary: rotary.inv_freq.mul_(0.3),
+    "registered": lambda rotary: rotary.register_buffer("inv_freq", rotary.inv_freq / 3, persistent=False),
+    "fewer": lambda rotary: setattr(rotary, "inv_freq", rotary.inv_freq[:3]),
+    "the original": lambda rotary: setattr(rotary, "original_inv_freq", rotary.inv_freq / 3),
+    "the factor": lambda rotary: setattr(rotary, "attention_scaling", 1.3),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "edit"),
+    [
+        (kind, edit)
+        for kind in ("default", "dynamic", "longrope")
+        for edit in EDITS
+        if (kind, edit) != ("dynamic", "fewer")
+    ],
+)
+def test_frequencies_can_be_edited(kind: str, edit: str) -> None:
+    factors = {"factor": 2.0, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 2.5, 3.0, 3.5]}
+    scaling = {"rope_type": kind, **(factors if kind == "longrope" else {"factor": 2.0})}
+    sizes = {"hidden_size": 64, "rotary_pct": 0.5, "max_position_embeddings": 16}
+    oracle, ours = model_pair("GPTNeoXForCausalLM", **sizes, rope_scaling=None if kind == "default" else scaling)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    ids = token_ids()
+    before = ours.generate(ids, **options)
+    for model in (oracle, ours):
+        EDITS[edit](model.gpt_neox.rotary_emb)
+    assert isinstance(compiled_step(ours, 2), CompiledStep)
+    assert_close(ours(ids).logits, oracle(ids).logits, 2e-5)
+    if edit != "the original":
+        assert not torch.equal(ours.generate(ids, **options), before) or kind == "longrope"
+    assert torch.equal(ours.generate(ids, **options), oracle.generate(ids, **options))
+    longer = token_ids(1, 23)
+    if kind != "dynamic" or edit != "the factor":  # which the oracle then sets back for good
+        assert_close(ours(longer).logits, oracle(longer).logits, 2e-5)
 
 
 def test_what_is_told_cannot_be_set_without_effect() -> None:

@@ -134,7 +134,7 @@ def _replace_quantized(source: Any, target: Any, library: Any) -> None:
 
 
 def _share(source: nn.Module, target: nn.Module) -> None:
-    """Share the parameters and modes of a model with another one of the same structure, without storage.
+    """Share the parameters, modes and common buffers of a model with one of the same structure, without storage.
 
     Raises:
         UnsupportedError: a parameter has no counterpart, or one of another shape.
@@ -156,6 +156,7 @@ def _share(source: nn.Module, target: nn.Module) -> None:
                 empty.discard(f"{path}.{leaf}".removeprefix("."))
         if home is not None:
             home.training = module.training
+            home._buffers.update({leaf: x for leaf, x in module._buffers.items() if leaf in home._buffers})
     if strays or empty:
         shown = ", ".join([*strays, *sorted(empty)][:5])
         raise UnsupportedError(

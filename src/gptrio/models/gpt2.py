@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
-_DIVISORS = ("scale_attn_weights", "scale_attn_by_inverse_layer_idx")  # fields of `GPT2Config`
-
-
 class GPT2Attention(MultiHeadAttention):
     """Multi-head attention to the past, or to an encoder's states."""
 
@@ -43,8 +40,8 @@ class GPT2Attention(MultiHeadAttention):
         super().__init__(
             width, config.n_head, layer_idx, dropout=config.attn_pdrop, float32_scores=config.reorder_and_upcast_attn
         )
-        self._divides_by = {name: bool(getattr(config, name)) for name in _DIVISORS}
-        self._set_scale()
+        self.scale_attn_weights = config.scale_attn_weights
+        self.scale_attn_by_inverse_layer_idx = config.scale_attn_by_inverse_layer_idx
         self.config = config
         self.is_cross_attention = is_cross_attention
         if is_cross_attention:
@@ -86,30 +83,10 @@ class GPT2Attention(MultiHeadAttention):
     reorder_and_upcast_attn = property(attrgetter("config.reorder_and_upcast_attn"))  # see `GPT2Config`
 
     @property
-    def scale_attn_weights(self) -> bool:
-        """Whether scores are divided by the root of the head width; may be set."""
-        return self._divides_by["scale_attn_weights"]
-
-    @scale_attn_weights.setter
-    def scale_attn_weights(self, value: bool) -> None:
-        """Scale scores otherwise."""
-        self._divides_by["scale_attn_weights"] = bool(value)
-        self._set_scale()
-
-    @property
-    def scale_attn_by_inverse_layer_idx(self) -> bool:
-        """Whether scores are divided by the number of the layer, counted from 1; may be set."""
-        return self._divides_by["scale_attn_by_inverse_layer_idx"]
-
-    @scale_attn_by_inverse_layer_idx.setter
-    def scale_attn_by_inverse_layer_idx(self, value: bool) -> None:
-        """Scale scores otherwise."""
-        self._divides_by["scale_attn_by_inverse_layer_idx"] = bool(value)
-        self._set_scale()
-
-    def _set_scale(self) -> None:
-        scale = self.head_dim**-0.5 if self.scale_attn_weights else 1.0
-        self.scale = scale / (self.layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
+    def scale(self) -> float:
+        """Factor of the scores at present."""
+        scale = self.scaling if self.scale_attn_weights else 1.0
+        return scale / (self.layer_idx + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @property
     def split_size(self) -> int:

@@ -52,16 +52,6 @@ class GPTNeoXAttention(MultiHeadAttention):
     head_size = property(attrgetter("head_dim"), doc="Width of a head.")
 
     @property
-    def scaling(self) -> float:
-        """Factor of the scores."""
-        return self.scale
-
-    @scaling.setter
-    def scaling(self, value: float) -> None:
-        """Scale scores by another factor."""
-        self.scale = value
-
-    @property
     def rotary_ndims(self) -> int:
         """Rotated dimensions of a head."""
         return int(self.head_dim * self.config.rotary_pct)

@@ -74,7 +74,7 @@ class MultiHeadAttention(FastCallModule):
         self.all_heads = heads
         self.pruned_heads: set[int] = set()
         self.head_dim = width // heads
-        self.scale = self.head_dim**-0.5 if scale is None else scale
+        self.scaling = self.head_dim**-0.5 if scale is None else scale
         self.window = window
         self.float32_scores = float32_scores
         if dropout is not None:
@@ -91,6 +91,11 @@ class MultiHeadAttention(FastCallModule):
             self._are_weights_observed(),
             self,
         )
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scores at present."""
+        return self.scaling
 
     @property
     def num_heads(self) -> int:

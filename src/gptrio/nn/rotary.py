@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -12,157 +12,99 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from gptrio.config.rotary import RotarySettings, longrope_attention, yarn_attention, yarn_ramp
-from gptrio.kernels.recompute import is_untransformed
+from gptrio.config.rotary import SCALINGS, Arrays, Frequencies, RotarySettings
 
 if TYPE_CHECKING:
     from gptrio.config.gpt_neox import GPTNeoXConfig
 
 RotaryTables = tuple[Tensor, Tensor]  # cosines and sines, each (B or 1, 1, T, 1, R)
 
-# Inverse frequencies (R / 2,) in float32, and the factor of the tables. The functions below compute them for sequences
-# of `length`, a tensor without axes, whose value they never read on the host.
-Frequencies = tuple[Tensor, float]
 
-
-def _powers(settings: RotarySettings, device: torch.device) -> Tensor:
-    """(R / 2,) exponents of the base."""
-    return torch.arange(0, settings.width, 2, device=device).float() / settings.width
-
-
-def _default(settings: RotarySettings, length: Tensor) -> Frequencies:
-    return 1.0 / settings.base ** _powers(settings, length.device), 1.0
-
-
-def _linear(settings: RotarySettings, length: Tensor) -> Frequencies:
-    """Positions divided by a factor (Chen et al., 2023)."""
-    frequencies, _ = _default(settings, length)
-    return frequencies / settings.scaling["factor"], 1.0
-
-
-def _dynamic(settings: RotarySettings, length: Tensor) -> Frequencies:
-    """A base that grows with the length beyond that of pretraining (NTK-aware scaling)."""
-    factor, trained, width = settings.scaling["factor"], settings.max_length, settings.width
-    plain, _ = _default(settings, length)
-    growth: Tensor = factor * length.clamp(min=trained) / trained - (factor - 1)
-    stretched = 1.0 / (settings.base * growth ** (width / (width - 2))) ** _powers(settings, length.device)
-    return torch.where(length > trained, stretched, plain), 1.0
-
-
-def _yarn(settings: RotarySettings, length: Tensor) -> Frequencies:
-    """Slow frequencies divided by a factor, fast ones kept, a ramp between (YaRN; Peng et al., 2023)."""
-    scaling = settings.scaling
-    low, high = yarn_ramp(settings)
-    pairs = torch.arange(settings.width // 2, dtype=torch.float32, device=length.device)
-    kept = 1 - ((pairs - low) / ((high - low) or 0.001)).clamp(0, 1)
-    wavelengths = settings.base ** _powers(settings, length.device)
-    return (1.0 / (scaling["factor"] * wavelengths)) * (1 - kept) + (1.0 / wavelengths) * kept, yarn_attention(scaling)
-
-
-def _longrope(settings: RotarySettings, length: Tensor) -> Frequencies:
-    """One searched factor for every frequency, others for long sequences (LongRoPE; Ding et al., 2024)."""
-    trained = settings.original_length or settings.max_length
-    short, long = (
-        torch.tensor(settings.scaling[name], dtype=torch.float32, device=length.device)
-        for name in ("short_factor", "long_factor")
-    )
-    factors = torch.where(length > trained, long, short)
-    return 1.0 / (factors * settings.base ** _powers(settings, length.device)), longrope_attention(settings)
-
-
-def _llama3(settings: RotarySettings, length: Tensor) -> Frequencies:
-    """Long waves divided by a factor, short ones kept, the middle blended (Llama 3.1; Dubey et al., 2024)."""
-    scaling = settings.scaling
-    factor, slow, fast = (scaling[name] for name in ("factor", "low_freq_factor", "high_freq_factor"))
-    trained = scaling["original_max_position_embeddings"]
-    frequencies, _ = _default(settings, length)
-    waves = 2 * math.pi / frequencies
-    kept = (trained / waves - slow) / (fast - slow)
-    blended = (1 - kept) * frequencies / factor + kept * frequencies
-    long_or_middle = torch.where(waves > trained / slow, frequencies / factor, blended)
-    return torch.where(waves < trained / fast, frequencies, long_or_middle), 1.0
-
-
-SCALINGS: dict[str, Callable[[RotarySettings, Tensor], Frequencies]] = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "longrope": _longrope,
-    "llama3": _llama3,
-}
-_BY_LENGTH = ("dynamic", "longrope")
+def _compute(settings: RotarySettings, length: Tensor) -> Frequencies:
+    """See `gptrio.config.rotary`; on the device of `length`, a tensor without axes."""
+    arange, array = (partial(make, dtype=torch.float32, device=length.device) for make in (torch.arange, torch.tensor))
+    return SCALINGS[settings.kind](settings, length, Arrays(arange, array, torch.where))
 
 
 def _of_config(
-    compute: Callable[[RotarySettings, Tensor], Frequencies],
-    config: GPTNeoXConfig,
-    device: torch.device | str | None = None,
-    seq_len: int | None = None,
+    kind: str, config: GPTNeoXConfig, device: torch.device | str | None = None, seq_len: int | Tensor | None = None
 ) -> Frequencies:
-    return compute(RotarySettings.of(config), torch.tensor(seq_len or 1, device=device))
+    settings = RotarySettings.of(config)
+    scaling = {**settings.scaling, "rope_type": kind}
+    length = torch.as_tensor(seq_len or 1, device=device)  # a number counts in double precision, as in Python
+    return _compute(replace(settings, scaling=scaling), length if isinstance(seq_len, Tensor) else length.double())
 
 
 # type of scaling -> a function of (config, device, seq_len), as Transformers has it
-ROPE_INIT_FUNCTIONS = {kind: partial(_of_config, compute) for kind, compute in SCALINGS.items()}
+ROPE_INIT_FUNCTIONS = {kind: partial(_of_config, kind) for kind in SCALINGS}
 
 
 class RotaryEmbedding(nn.Module):
     """Tables of cosines and sines, computed in float32 where they are needed; never part of a state dict.
 
-    Args:
-        settings: what they depend on.
+    Attributes:
+        settings: what the frequencies were computed of, and those of longer sequences are.
+        inv_freq: (R / 2,) inverse frequencies, a buffer that may be edited or replaced; not those of long sequences,
+            where the type of scaling has others for them.
+        original_inv_freq: the same at first; "longrope" reads these for short sequences.
+        long_inv_freq: those of "longrope" for long sequences; None for other types.
+        attention_scaling: factor of the tables.
     """
+
+    inv_freq: Tensor
 
     def __init__(self, settings: RotarySettings) -> None:
         super().__init__()
         self.settings = settings
-        self._frequencies: dict[torch.device, tuple[RotarySettings, Frequencies]] = {}
+        self._set_frequencies(torch.get_default_device())
+
+    def _set_frequencies(self, device: torch.device) -> None:
+        """Compute all that does not depend on a call, on the CPU where the device is "meta"."""
+        device = torch.device("cpu") if device.type == "meta" else device
+        length = torch.ones((), dtype=torch.long, device=device)
+        inv_freq, self.attention_scaling = _compute(self.settings, length)
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.original_inv_freq, is_longrope = inv_freq, self.settings.kind == "longrope"
+        self.long_inv_freq = _compute(self.settings, length + self.settings.plain_length)[0] if is_longrope else None
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of positions (B or 1, T), each (B or 1, T, R), in the dtype and on the device of `x`."""
-        frequencies, factor = self._frequencies_for(position_ids)
+        frequencies, factor = self._frequencies_for(position_ids), self.attention_scaling
         kind = x.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R)
+            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R / 2)
+            angles = torch.cat([angles, angles], dim=-1)  # for both parts of a pair
             cos, sin = angles.cos(), angles.sin()
             if factor != 1.0:
                 cos, sin = cos * factor, sin * factor
             return cos.to(x.dtype), sin.to(x.dtype)
 
-    def _frequencies_for(self, position_ids: Tensor) -> Frequencies:
-        """Inverse frequencies (R,) for both parts of a pair; computed for each call if they depend on its length."""
-        kind, device = self.settings.kind, position_ids.device
-        if kind in _BY_LENGTH:
-            return self._compute(position_ids.max() + 1)
-        if not is_untransformed() or torch._C._len_torch_dispatch_stack():
-            return self._compute(torch.ones((), device=device))  # its tensors belong to the trace or mode
-        known = self._frequencies.get(device)
-        if known is None or known[0] is not self.settings:
-            with torch.inference_mode(False):
-                known = self.settings, self._compute(torch.ones((), device=device))
-            self._frequencies[device] = known
-        return known[1]
+    def _frequencies_for(self, position_ids: Tensor) -> Tensor:
+        """Inverse frequencies (R / 2,) in float32, for the longest of some sequences."""
+        if self.settings.kind not in ("dynamic", "longrope"):
+            return self.inv_freq.detach().to(position_ids.device, torch.float32)
+        length = position_ids.max() + 1
+        short = self.inv_freq if self.long_inv_freq is None else self.original_inv_freq
+        long = _compute(self.settings, length)[0] if self.long_inv_freq is None else self.long_inv_freq
+        short, long = (each.detach().to(position_ids.device, torch.float32) for each in (short, long))
+        return torch.where(length > self.settings.plain_length, long, short)
 
-    def _compute(self, length: Tensor) -> Frequencies:
-        frequencies, factor = SCALINGS[self.settings.kind](self.settings, length)
-        return torch.cat([frequencies, frequencies]), factor
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RotaryEmbedding:
+        """Move the frequencies with their values, also where parameters get new storage, and leave them in float32."""
+        kept = self.inv_freq, self.original_inv_freq, self.long_inv_freq
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        device = self.inv_freq.device
+        if kept[0].is_meta and device.type != "meta":
+            self._set_frequencies(device)
+        else:
+            self.inv_freq, self.original_inv_freq = kept[0].to(device), kept[1].to(device)
+            self.long_inv_freq = None if kept[2] is None else kept[2].to(device)
+        return self
 
-    # read-only attributes of Transformers' module; to change them, set `settings`
+    # read-only attributes of Transformers' module
     rope_type = property(attrgetter("settings.kind"), doc="Type of the scaling.")
     max_seq_len_cached = property(attrgetter("settings.max_length"), doc="Positions of pretraining.")
     original_max_seq_len = property(attrgetter("settings.max_length"), doc="Positions of pretraining.")
-    original_inv_freq = property(attrgetter("inv_freq"), doc="The same as `inv_freq`.")
-
-    @property
-    def inv_freq(self) -> Tensor:
-        """(R / 2,) inverse frequencies of short sequences, in float32."""
-        return SCALINGS[self.settings.kind](self.settings, torch.ones((), device="cpu"))[0]
-
-    @property
-    def attention_scaling(self) -> float:
-        """Factor of the tables."""
-        return SCALINGS[self.settings.kind](self.settings, torch.ones((), device="cpu"))[1]
 
     def extra_repr(self) -> str:
         """Type and width, for `repr`."""

@@ -103,8 +103,12 @@ def test_stretched_positions_are_carried_over(kind: str) -> None:
     torch.manual_seed(0)
     scaling = {"rope_type": kind, "factor": 2.0}
     _, ours = model_pair("GPTNeoXForCausalLM", rope_scaling=scaling, rotary_pct=0.5)
-    ids = token_ids(length=30)
-    assert_same_output(to_transformers(ours)(ids), ours(ids))
+    ids = token_ids(length=30 if kind == "dynamic" else 9)
+    for edit in (1, 3):
+        ours.gpt_neox.rotary_emb.inv_freq = ours.gpt_neox.rotary_emb.inv_freq / edit
+        theirs = to_transformers(ours)
+        assert_same_output(theirs(ids), ours(ids))
+        assert_same_output(from_transformers(theirs)(ids), ours(ids))
 
 
 def test_modes_names_and_generation_options_are_handed_over() -> None:

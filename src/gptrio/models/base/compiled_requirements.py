@@ -186,8 +186,8 @@ def _known_embeddings(model: PreTrainedModel) -> Problems:
     for path, part in parts.items():
         if isinstance(part, EMBEDDINGS) and part.weight.shape[1] != width:
             yield f"{path} is {part.weight.shape[1]} wide, where heads are {width} wide together"
-        if isinstance(part, RotaryEmbedding) and (part.settings.width % 2 or not 0 <= part.settings.width <= head_dim):
-            yield f"{part.settings.width} dimensions of heads of {head_dim} are rotated"
+        if isinstance(part, RotaryEmbedding) and 2 * part.inv_freq.shape[-1] > head_dim:
+            yield f"{2 * part.inv_freq.shape[-1]} dimensions of heads of {head_dim} are rotated"
     is_rotary = any(isinstance(part, RotaryEmbedding) for part in parts.values())
     if not is_rotary and type(backbone).rotary_tables is not Backbone.rotary_tables:
         yield "positions are rotated by tables that are not a RotaryEmbedding's"
