@@ -12,7 +12,7 @@ from torch import nn
 import gptrio
 from gptrio.models.base.compiled import CompiledStep, compiled_step
 from gptrio.testing import assert_close
-from tests.reference import model_pair, token_ids
+from tests.reference import assert_same_output, model_pair, token_ids
 
 SIZES: dict[str, dict[str, Any]] = {
     "GPT2LMHeadModel": {
@@ -166,4 +166,27 @@ def test_the_scale_of_a_layer_can_be_set(class_name: str, edits: dict[str, Any])
             assert getattr(attention, name) == value
             assert not torch.allclose(model(ids).logits, before)
         assert_close(ours(ids).logits, oracle(ids).logits, 2e-5)
+    assert torch.equal(ours.generate(ids, **options), oracle.generate(ids, **options))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+@pytest.mark.parametrize("class_name", SIZES)
+def test_causality_can_be_switched_off_where_the_reference_reads_the_switch(
+    class_name: str, implementation: str
+) -> None:
+    oracle, ours = model_pair(class_name, implementation)
+    oracle.set_attn_implementation("eager" if "NeoFor" in class_name else implementation)
+    ids = token_ids()
+    for model in (oracle, ours):
+        for module in model.modules():
+            if hasattr(module, "is_causal"):
+                module.is_causal = False
+    whole = torch.ones_like(ids)
+    padding = whole.clone()
+    padding[0, -3:] = 0
+    for mask in (None, whole, padding):
+        assert_same_output(ours(ids, attention_mask=mask), oracle(ids, attention_mask=mask), real=mask)
+    sees_later = not torch.allclose(ours(ids).logits[:, :5], ours(ids[:, :5]).logits, atol=1e-3)
+    assert sees_later == (class_name == "GPTNeoXForCausalLM" and implementation == "sdpa")
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     assert torch.equal(ours.generate(ids, **options), oracle.generate(ids, **options))

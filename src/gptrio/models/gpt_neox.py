@@ -20,6 +20,7 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.activations import get_activation
+from gptrio.nn.attention import AttentionOptions
 from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
@@ -47,6 +48,10 @@ class GPTNeoXAttention(MultiHeadAttention):
         q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
         out, weights = context.attend(q, k, qkv[..., 2, :], self.layer_idx, self.options())
         return self.dense(out), weights
+
+    def options(self) -> AttentionOptions:
+        """How this layer attends at present; of the families, only this one's `sdpa` reads `is_causal`."""
+        return super().options()._replace(causal=self.is_causal)
 
     # read-only attributes of Transformers' layer
     head_size = property(attrgetter("head_dim"), doc="Width of a head.")

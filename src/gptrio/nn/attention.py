@@ -6,6 +6,7 @@ Shapes: `q` (B, H, T, D); `k`, `v` (B, H, S, D); weights (B, H, T, S); result (B
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ class AttentionOptions(NamedTuple):
         drop: drops weights at the rate `dropout` in the eager back end; `torch.nn.functional.dropout` if None.
         need_weights: also return the weights, which only the eager back end computes.
         module: the layer, for functions of users.
+        causal: false for a layer that `sdpa` lets see later keys, where nothing but causality masks any.
     """
 
     scale: float
@@ -42,6 +44,7 @@ class AttentionOptions(NamedTuple):
     drop: Drop | None = None
     need_weights: bool = False
     module: Any = None
+    causal: bool = True
 
 
 def attention(
@@ -69,6 +72,8 @@ def attention(
     """
     if registered_function(implementation) is not None:
         return call_registered(implementation, q, k, v, mask, options, head_mask)
+    if not options.causal and implementation == "sdpa" and mask.is_square_causal:
+        mask = replace(mask, causal=False, memo={})
     if options.need_weights or (head_mask is not None and head_mask.shape[-2:] != (1, 1)):
         implementation = "eager"
     if implementation == flash.NAME and not flash.can_express(mask):

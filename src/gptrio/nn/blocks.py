@@ -56,7 +56,7 @@ class MultiHeadAttention(FastCallModule):
         float32_scores: compute scores in float32 for any dtype.
     """
 
-    is_causal: ClassVar[bool] = True
+    is_causal: bool = True  # which an instance may set to False, see the family's `options`
 
     def __init__(
         self,

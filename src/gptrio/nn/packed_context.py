@@ -77,7 +77,8 @@ class PackedContext:
         return self._copies[device]
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, layer_idx: int, options: AttentionOptions) -> tuple[Tensor, None]:
-        """See `AttentionContext.attend`; shapes are (1, H, N, D)."""
+        """See `AttentionContext.attend`; shapes are (1, H, N, D). As in a padded batch, all layers are causal."""
+        options = options._replace(causal=True)
         q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # (N, H, D)
         results = [part.attend(q, k, v, options, self.implementation) for part in self.parts]
         return torch.cat(results).index_select(0, self.order).unsqueeze(0), None
