@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from gptrio.errors import UnsupportedError
+from gptrio.errors import InputError, UnsupportedError
 from gptrio.nn.replaced_parts import call_part
 from gptrio.testing import assert_close
 from tests.parity.test_model_surface import CAUSAL
@@ -174,6 +175,34 @@ def test_generate_knows_the_length_of_a_model_without_its_first_block(class_name
     cache = ours(token_ids(), use_cache=True).past_key_values
     assert cache.get_seq_length() == 11
     assert cache.layers[0].get_seq_length() == 0
+
+
+def append_a_copy(model: Any, layer_idx: int) -> None:
+    """Append a copy of the first block, whose attention writes to a layer of the cache."""
+    blocks = blocks_of(model)
+    blocks.append(copy.deepcopy(blocks[0]))
+    setattr(model.config, "num_layers" if hasattr(model.config, "num_layers") else "num_hidden_layers", len(blocks))
+    if hasattr(model.config, "attention_layers"):
+        model.config.attention_layers = [*model.config.attention_layers, model.config.attention_layers[0]]
+    attention = getattr(*holder_of(blocks[-1]))
+    setattr(attention, "layer_id" if hasattr(attention, "layer_id") else "layer_idx", layer_idx)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+@pytest.mark.parametrize("class_name", CAUSAL.values())
+def test_a_block_may_be_appended(class_name: str, kind: str) -> None:
+    oracle, ours = model_pair(class_name)
+    for model in (oracle, ours):
+        append_a_copy(model, len(blocks_of(model)))
+    ids, cache = token_ids(), {"cache_implementation": kind}
+    expected = oracle.generate(ids, **OPTIONS)  # whose static cache gives others for GPT-Neo
+    assert torch.equal(ours.generate(ids, **cache, **OPTIONS), expected)
+    assert_close(ours(ids).logits, oracle(ids).logits)
+    append_a_copy(ours, 0)
+    for way in (ours, lambda ids: ours.generate(ids, **cache, **OPTIONS)):
+        with pytest.raises(InputError, match="two blocks write to layer 0 of the cache; set the layer_idx"):
+            way(ids)
+    ours.generate(ids, use_cache=False, **OPTIONS)
 
 
 class Waves(nn.Module):

@@ -201,7 +201,7 @@ class Cache(ExtensibleClass):
             if self.layer_class_to_replicate is None:
                 raise InputError(
                     f"past_key_values have {len(self.layers)} layers, but the model asks for layer {layer_idx}; make "
-                    "the cache with the configuration of this model"
+                    "the cache with the configuration of this model, whose num_hidden_layers counts all blocks"
                 )
             self.layers.append(self.layer_class_to_replicate())
         return self.layers[layer_idx]

@@ -52,9 +52,17 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.out_proj(out)), weights
 
-    # read-only attributes of Transformers' layer
+    # attributes of Transformers' layer
     embed_dim = property(attrgetter("config.hidden_size"), doc="C of the input.")
-    layer_id = property(attrgetter("layer_idx"), doc="Index of the layer.")
+
+    @property
+    def layer_id(self) -> int:
+        """Index of the layer in the cache; may be set."""
+        return self.layer_idx
+
+    @layer_id.setter
+    def layer_id(self, value: int) -> None:
+        self.layer_idx = value
 
     @property
     def projections(self) -> tuple[nn.Module, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptrio.errors import InputError
 from gptrio.nn.attention import AttentionOptions, Drop, attention
 from gptrio.nn.fast_call import is_dispatch_skipped
 from gptrio.nn.masks import AttentionMask
@@ -136,6 +137,7 @@ class DenseContext:
         cross: the encoder's side, or None.
         selected: positions whose output is needed, a slice or indices (T',); None for all. Keys and values of all
             positions are stored.
+        written: layers of the cache that blocks have written to in this forward.
     """
 
     mask: AttentionMask
@@ -146,6 +148,7 @@ class DenseContext:
     rotary: RotaryTables | None = None
     cross: CrossAttention | None = None
     selected: slice | Tensor | None = None
+    written: set[int] = field(default_factory=set)
     _masks: list[tuple[tuple[int, int, int | None], AttentionMask]] = field(default_factory=list)
     _copies: dict[torch.device, DenseContext] = field(default_factory=dict)
 
@@ -189,6 +192,7 @@ class DenseContext:
         """See `AttentionContext.attend`."""
         mask = self.mask_for_layer(layer_idx, options.window, k.shape[2])
         if self.cache is not None:
+            self._note_layer(layer_idx)
             k, v = self.cache.update(k, v, layer_idx, {"cache_position": self.mask.positions})
         if k.shape[2] > mask.key_length:  # the cache holds more than the window
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
@@ -216,6 +220,15 @@ class DenseContext:
                 cross.filled[layer_idx] = True
         head_mask = None if self.head_mask is None else self.head_mask[layer_idx]
         return attention(q, k, v, cross.mask, self._with_weights(options), head_mask, self.implementation)
+
+    def _note_layer(self, layer_idx: int) -> None:
+        """Raise InputError if another block has written to this layer of the cache in the same forward."""
+        if layer_idx in self.written:
+            raise InputError(
+                f"two blocks write to layer {layer_idx} of the cache; set the layer_idx of the attention of a copied "
+                "or moved block to its place among the blocks, or pass use_cache=False"
+            )
+        self.written.add(layer_idx)
 
     def _with_weights(self, options: AttentionOptions) -> AttentionOptions:
         """The options, with weights if the call needs them; eager layers always return them, as the reference's do."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -171,12 +172,12 @@ class Backbone(PreTrainedModel):
         """
         past, length = cache.get_seq_length(), input_ids.shape[1]
         x, rotary = self.embed_inputs(input_ids, self.next_positions(past, length, input_ids.device))
-
-        def context(queries: int, selected: slice | None = None) -> DenseContext:
-            mask = AttentionMask(queries, past + length, x.device, query_start=past + length - queries)
-            return DenseContext(mask, self.attn_implementation, cache=cache, rotary=rotary, selected=selected)
-
-        return self.run_blocks(x, context(length), context(1, LAST_POSITION) if length > 1 else None)
+        mask = AttentionMask(length, past + length, x.device, query_start=past)
+        context, last = DenseContext(mask, self.attn_implementation, cache=cache, rotary=rotary), None
+        if length > 1:
+            mask = AttentionMask(1, past + length, x.device, query_start=past + length - 1)
+            last = replace(context, mask=mask, selected=LAST_POSITION, _masks=[], _copies={})
+        return self.run_blocks(x, context, last)
 
     def forward_real(self, input_ids: Tensor, real: Tensor) -> Tensor:
         """Hidden states (N, C) of the real tokens of rows, one row after the other: the forward without options.
