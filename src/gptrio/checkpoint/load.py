@@ -77,6 +77,11 @@ class TensorReader(CheckpointReader[MappedTensors | TensorDict]):
         file, stored, _ = self.find(name)
         return file.dtype(stored)
 
+    def is_mapped(self, dtype: torch.dtype) -> bool:
+        """Whether the weights of a model in this type are pages of the files, which are read when they are used."""
+        stored = {kind for kind in map(self.dtype, self.keys()) if kind.is_floating_point}
+        return all(path.suffix == ".safetensors" for path in self.files.paths) and stored == {dtype}
+
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, on the CPU, memory-mapped where the format allows; writing to it never reaches the file."""
         file, stored, is_transposed = self.find(name)

@@ -30,6 +30,12 @@ def test_a_tensor_without_a_device_is_named() -> None:
         device_of("transformer.wte.weight")
 
 
+@pytest.mark.parametrize("device_map", ["disk", "gpu", {"transformer": "nowhere"}, {"transformer": None}], ids=str)
+def test_what_is_no_device_is_answered_with_what_is(device_map: Any) -> None:
+    with pytest.raises(OptionError, match=r"device_map=.* is not possible; expected a device such as"):
+        device_function(device_map)
+
+
 def test_torchs_default_device_is_taken_without_a_map() -> None:
     with torch.device("meta"):
         assert device_function(None)("lm_head.weight") == META

@@ -128,10 +128,24 @@ def test_disk_by_name(places: Any, load_in: str | None, tmp_path: Path) -> None:
     assert torch.equal(generated(loaded), generated(plain, disable_compile=True))  # compiled int8 rounds otherwise
 
 
-def test_disk_needs_a_folder(tmp_path: Path) -> None:
-    new("gpt2").save_pretrained(tmp_path)
+@pytest.mark.parametrize("everything", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_disk_may_be_the_checkpoint_itself(family: str, everything: bool, tmp_path: Path) -> None:
+    model = new(family)
+    model.save_pretrained(tmp_path)
+    places = {"": "disk"} if everything else {name: "disk" if ".1" in name else "cpu" for name in blocks_of(model)}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places)
+    assert any(parameter.is_meta for parameter in loaded.parameters())
+    assert torch.equal(generated(loaded), generated(model))
+    assert len(list(tmp_path.iterdir())) == 3  # no copy of the weights
+
+
+@pytest.mark.parametrize("way", [{"use_safetensors": False}, {"dtype": torch.bfloat16}, {"load_in": "int8"}], ids=str)
+def test_disk_needs_a_folder_for_what_the_checkpoint_does_not_hold(way: dict[str, Any], tmp_path: Path) -> None:
+    new("gpt2").save_pretrained(tmp_path, safe_serialization=way.get("use_safetensors", True))
+    places = {"transformer": "disk", "lm_head": "cpu"}
     with pytest.raises(OptionError, match="puts transformer on disk; pass offload_folder"):
-        AutoModelForCausalLM.from_pretrained(tmp_path, device_map={"transformer": "disk", "lm_head": "cpu"})
+        AutoModelForCausalLM.from_pretrained(tmp_path, device_map=places, **way)
 
 
 @pytest.mark.parametrize(

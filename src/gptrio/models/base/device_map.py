@@ -28,7 +28,7 @@ class Placement:
         device_map: a device, "auto" (or "balanced", "balanced_low_0", "sequential"), or {name of a module: device or
             "disk"}.
         max_memory: {device: bytes, or text such as "8GB"}, the most that "auto" puts on each.
-        offload_folder: folder for what goes to "disk".
+        offload_folder: folder for what goes to "disk"; if None, that is read from the checkpoint itself, if it can be.
         offload_buffers: send buffers there, too.
     """
 
@@ -71,15 +71,16 @@ class Placement:
         )
         return chosen
 
-    def dispatch(self, model: PreTrainedModel, device_map: DeviceMap | None) -> None:
+    def dispatch(self, model: PreTrainedModel, device_map: DeviceMap | None, is_mapped: bool = False) -> None:
         """Make a model that is spread over several devices move activations between them, and weights from files.
 
         Args:
             model: with its weights.
             device_map: as resolved.
+            is_mapped: the weights are pages of the checkpoint's files, see `TensorReader.is_mapped`.
 
         Raises:
-            OptionError: something goes to "disk", and `offload_folder` is None.
+            OptionError: something goes to "disk", `offload_folder` is None, and the weights are not mapped.
             MissingDependencyError: accelerate is needed and not installed.
         """
         if device_map is None:
@@ -88,18 +89,28 @@ class Placement:
         devices = {str(device) if device == _DISK else torch.device(device) for device in device_map.values()}
         if devices == {torch.device("cpu")} or (len(devices) == 1 and _DISK not in devices):
             return
-        if _DISK in devices and self.offload_folder is None:
+        stays = _DISK in devices and self.offload_folder is None  # where it is, in the checkpoint
+        if stays and not is_mapped:
             names = [name or "the whole model" for name, device in device_map.items() if device == _DISK]
-            raise OptionError(f"device_map puts {', '.join(names)} on disk; pass offload_folder, a folder for it")
+            raise OptionError(
+                f"device_map puts {', '.join(names)} on disk; pass offload_folder, a folder for it, as the checkpoint "
+                "itself can be read at each use only if it is of safetensors in the dtype of the model"
+            )
         accelerate = _import_accelerate("a device_map over several devices, or with 'disk',")
+        state = model.state_dict() if stays else None
         if devices == {_DISK}:
-            device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-            accelerate.disk_offload(model, self.offload_folder, device, offload_buffers=self.offload_buffers)
+            device, buffers = torch.device("cuda" if torch.cuda.is_available() else "cpu"), self.offload_buffers
+            if stays:
+                accelerate.cpu_offload(model, device, offload_buffers=buffers, state_dict=state)
+            else:
+                accelerate.disk_offload(model, self.offload_folder, device, offload_buffers=buffers)
             return
         accelerate.dispatch_model(
             model,
             device_map,
+            state_dict=state,
             offload_dir=self.offload_folder,
+            offload_index={} if stays else None,
             offload_buffers=self.offload_buffers,
             skip_keys=model._skip_keys_device_placement,
         )
@@ -108,15 +119,21 @@ class Placement:
 def device_function(device_map: DeviceMap | None) -> Callable[[str], torch.device]:
     """A function from a tensor's name to the device that it is read to: the CPU for tensors on "disk".
 
-    The function raises OptionError for a tensor without a device in the map.
+    The function raises OptionError for a tensor without a device in the map; this one for what is no device.
     """
     if device_map is None:
         device_map = torch.get_default_device()
     elif device_map in _PLANNED:
         device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    if not isinstance(device_map, dict):
-        device_map = {"": device_map}
-    prefixes = {name: torch.device("cpu" if device == _DISK else device) for name, device in device_map.items()}
+    by_module = device_map if isinstance(device_map, dict) else {}
+    places = {name: "cpu" if device == _DISK else device for name, device in by_module.items()}
+    try:
+        prefixes = {name: torch.device(device) for name, device in (places or {"": device_map}).items()}
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(
+            f"device_map={device_map!r} is not possible; expected a device such as 'cpu' or 'cuda:0', one of "
+            f"{', '.join(_PLANNED)}, or a dictionary of modules' names with a device or 'disk' for each"
+        ) from error
 
     def device_of(key: str) -> torch.device:
         fitting = [name for name in prefixes if not name or key == name or key.startswith(f"{name}.")]

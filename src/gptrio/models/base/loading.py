@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gptrio.checkpoint.keys import KeyRules
-from gptrio.checkpoint.load import TensorSource, load_into, open_checkpoint
+from gptrio.checkpoint.load import TensorReader, TensorSource, load_into, open_checkpoint
 from gptrio.checkpoint.report import LoadReport
 from gptrio.checkpoint.torch_files import TensorDict
 from gptrio.config import PretrainedConfig
@@ -118,7 +118,8 @@ def load_model(
     _set_generation_config(model, generation_config, name_or_path, options, kwargs)
     model.name_or_path = str(name_or_path or "")
     model.eval()
-    placement.dispatch(model, device_map)
+    is_mapped = quantizer is None and isinstance(source, TensorReader) and source.is_mapped(dtype)
+    placement.dispatch(model, device_map, is_mapped)
     return (model, report.to_dict()) if output_loading_info else model
 
 
