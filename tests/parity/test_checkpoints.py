@@ -243,3 +243,23 @@ def test_torch_files_name_a_shared_tensor_by_all_its_names(class_name: str, size
             assert index["weight_map"] == holders
         found.append({name: tensor.tolist() for name, tensor in sorted(tensors.items())})
     assert found[1] == found[0]
+
+
+@pytest.mark.parametrize("safe", [True, False])
+@pytest.mark.parametrize("size", ["5GB", "20KB"])
+def test_a_function_of_ones_own_writes_torch_files(safe: bool, size: str, tmp_path: Path) -> None:
+    written: dict[str, list[str]] = {"theirs": [], "ours": []}
+    for model, name in zip(model_pair("GPT2LMHeadModel"), ("theirs", "ours"), strict=True):
+
+        def save(tensors: dict[str, torch.Tensor], path: str, names: list[str] = written[name]) -> None:
+            names.extend(tensors)
+            torch.save({key: tensor + 1 for key, tensor in tensors.items()}, path)
+
+        model.save_pretrained(tmp_path / name, save_function=save, safe_serialization=safe, max_shard_size=size)
+        loaded = gptrio.GPT2LMHeadModel.from_pretrained(tmp_path / name)
+        assert_close(loaded.transformer.wpe.weight, model.transformer.wpe.weight + (0 if safe else 1))
+    assert sorted(written["ours"]) == sorted(written["theirs"])
+    assert bool(written["ours"]) == (not safe)
+    if not safe:
+        with pytest.raises(gptrio.CheckpointError, match="save_function wrote no file at"):
+            model.save_pretrained(tmp_path, save_function=lambda *_: None, safe_serialization=False)

@@ -27,7 +27,6 @@ PAIRED = dict(zip(("ours", "theirs"), (gptrio, transformers), strict=True))
 # public names of the reference's that gptrio lacks
 ABSENT = {
     "save_chat_templates": "save_pretrained writes them",
-    "as_target_tokenizer": "deprecated; text_target= does it, and these models have no encoder",
     "prepare_seq2seq_batch": "deprecated; for models with an encoder",
     "deprecation_warnings": "state of the reference's log; gptrio's warnings are Python's",
     "convert_added_tokens": "a step of reading tokenizer_config.json",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ def save_state_dict(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     variant: str | None = None,
+    save_function: Callable[[dict[str, torch.Tensor], str], object] = torch.save,
 ) -> list[Path]:
     """Write tensors into a folder as one file, or as shards with an index.
 
@@ -33,6 +35,7 @@ def save_state_dict(
         max_shard_size: bytes, or text such as "500MB"; one tensor is never split.
         safe_serialization: write safetensors rather than a torch file.
         variant: middle part of the file names, such as "fp16".
+        save_function: writes the tensors of a torch file, given with its path under which it is first written.
 
     Returns:
         The files written, the index included.
@@ -44,7 +47,8 @@ def save_state_dict(
     tensors, shared = _unique_tensors(state_dict)
     if safe_serialization:
         return save_shards(tensors, folder, SAFE_WEIGHTS_NAME, _write_safetensors, max_shard_size, variant)
-    written = save_shards(tensors, folder, WEIGHTS_NAME, _write_torch_file, max_shard_size, variant, shared)
+    write = partial(_write_torch_file, save_function)
+    written = save_shards(tensors, folder, WEIGHTS_NAME, write, max_shard_size, variant, shared)
     warn_if_shadowed(folder, SAFE_WEIGHTS_NAME, "torch", variant)
     return written
 
@@ -74,9 +78,11 @@ def _unique_tensors(state_dict: Mapping[str, torch.Tensor]) -> tuple[dict[str, t
     return unique, shared
 
 
-def _write_torch_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+def _write_torch_file(save_function: Callable[..., object], path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     stored = {id(tensor): _without_surroundings(tensor.cpu().contiguous()) for tensor in tensors.values()}
-    torch.save({name: stored[id(tensor)] for name, tensor in tensors.items()}, path)
+    save_function({name: stored[id(tensor)] for name, tensor in tensors.items()}, str(path))
+    if not path.exists():
+        raise CheckpointError(f"save_function wrote no file at {path}, the path that it was given")
 
 
 def _write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

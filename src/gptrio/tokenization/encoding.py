@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from gptrio.errors import TextTypeError, TokenizationError, warn
@@ -61,11 +62,34 @@ class EncodingMixin(SpecialTokensMixin):
         if text is None and text_target is None:
             raise TokenizationError("nothing to encode: give text or text_target")
         if text is None:
-            return self._call_one(text_target, text_pair_target, options)
+            return self._call_target(text_target, text_pair_target, options)
         encodings = self._call_one(text, text_pair, options)
         if text_target is not None:
-            encodings["labels"] = self._call_one(text_target, text_pair_target, options)["input_ids"]
+            encodings["labels"] = self._call_target(text_target, text_pair_target, options)["input_ids"]
         return encodings
+
+    @contextmanager
+    def as_target_tokenizer(self) -> Iterator[None]:
+        """Encode targets inside this block; the older form of `text_target`."""
+        warn("as_target_tokenizer is deprecated: pass the targets as text_target, in a call of the tokenizer")
+        self._switch_to_target_mode()
+        try:
+            yield
+        finally:
+            self._switch_to_input_mode()
+
+    def _switch_to_target_mode(self) -> None:
+        """Prepare for targets; for subclasses that treat them otherwise than inputs."""
+
+    def _switch_to_input_mode(self) -> None:
+        """Prepare for inputs again, see `_switch_to_target_mode`."""
+
+    def _call_target(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
+        self._switch_to_target_mode()
+        try:
+            return self._call_one(text, text_pair, options)
+        finally:
+            self._switch_to_input_mode()
 
     def _call_one(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
         split = bool(options.get("is_split_into_words"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 
@@ -138,6 +139,25 @@ def test_targets_become_labels(tokenizer):
     batch = tokenizer("a", text_target="b c")
     assert batch["labels"] == tokenizer.encode("b c") and batch["input_ids"] == tokenizer.encode("a")
     assert tokenizer(text_target="b")["input_ids"] == tokenizer.encode("b")
+    with pytest.warns(GptrioWarning, match="pass the targets as text_target"), tokenizer.as_target_tokenizer():
+        assert tokenizer("b c")["input_ids"] == batch["labels"]
+
+
+def test_a_subclass_may_treat_targets_otherwise(tokenizer):
+    class Marked(type(tokenizer)):
+        def _switch_to_target_mode(self):
+            modes.append("target")
+
+        def _switch_to_input_mode(self):
+            modes.append("input")
+
+    tokenizer, modes = copy.copy(tokenizer), []
+    tokenizer.__class__ = Marked
+    tokenizer("a", text_target="b")
+    with pytest.warns(GptrioWarning), tokenizer.as_target_tokenizer():
+        tokenizer("a")
+        assert modes == ["target", "input", "target"]
+    assert modes[3:] == ["input"]
 
 
 def test_pad_takes_encodings_lists_and_tensors(padded):

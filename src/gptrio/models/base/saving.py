@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gptrio.checkpoint.write import save_state_dict
@@ -42,7 +43,7 @@ def save_model(
         save_directory: the folder, made if need be.
         is_main_process: write only if true (distributed training).
         state_dict: tensors to write instead of the model's own.
-        save_function: accepted and without effect: files are always written safely.
+        save_function: writes each torch file, given its tensors and its path; `torch.save` if None.
         push_to_hub: push what is new in the folder, to the repository `repo_id` or one named like the folder.
         max_shard_size: bytes, or text such as "500MB".
         safe_serialization: write safetensors rather than a torch file.
@@ -67,7 +68,7 @@ def save_model(
     if model._hf_peft_config_loaded:
         save_adapter(model, folder, state_dict, safe_serialization, save_peft_format)
     else:
-        _save_weights(model, folder, state_dict, max_shard_size, safe_serialization, variant)
+        _save_weights(model, folder, state_dict, max_shard_size, safe_serialization, variant, save_function)
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     if upload is not None:
@@ -94,6 +95,7 @@ def _save_weights(
     max_shard_size: int | str,
     safe_serialization: bool,
     variant: str | None,
+    save_function: Callable[..., None] | None,
 ) -> None:
     """Write the weights, then the configuration."""
     tensors = dict(model.state_dict() if state_dict is None else state_dict)
@@ -102,7 +104,7 @@ def _save_weights(
             tensors.pop(tied, None)
     for name in model._keys_to_ignore_on_save or ():
         tensors.pop(name, None)
-    save_state_dict(tensors, folder, max_shard_size, safe_serialization, variant)
+    save_state_dict(tensors, folder, max_shard_size, safe_serialization, variant, save_function or torch.save)
     model.config.architectures = [type(model).__name__]
     model.config.dtype = model.dtype
     model.config.save_pretrained(folder)
