@@ -23,7 +23,7 @@ from gptrio.models.base.compiled import compiled_step
 from gptrio.nn.masks import AttentionMask
 from gptrio.testing import assert_close, byte_tokenizer
 from tests.parity.generation import FAMILIES, pair_of_models
-from tests.reference import model_pair, padded, positions_of, run_in_chunks, token_ids
+from tests.reference import assert_same_output, model_pair, padded, positions_of, run_in_chunks, token_ids
 
 NAMES = ["GPT2LMHeadModel", "GPTNeoXForCausalLM"]
 REGISTRIES = [
@@ -290,3 +290,18 @@ def test_keys_in_slots_have_the_mask_of_their_positions() -> None:
     mask.key_positions = slots
     made = our_masks.mask_for("eager", torch.zeros(1, 1, 1, 4), mask, None)
     assert (made == 0).flatten().tolist() == [True, True, False, False, False]
+
+
+def test_flex_attention_is_computed_by_sdpa_where_the_reference_has_it() -> None:
+    oracle, model = model_pair("GPTNeoXForCausalLM", "flex_attention")
+    ids = token_ids()
+    mask = padded([7, 11], 11, "right")
+    assert model.config._attn_implementation == "flex_attention" and model.attn_implementation == "sdpa"
+    assert_same_output(model(ids, attention_mask=mask), oracle(ids, attention_mask=mask), real=mask)
+    again = gptrio.GPTNeoXForCausalLM(gptrio.GPTNeoXConfig.from_dict(model.config.to_dict()))
+    again.set_attn_implementation("flex_attention")
+    assert again.attn_implementation == "sdpa"
+    assert gptrio.to_transformers(model).config._attn_implementation == "flex_attention"
+    for config_class in (gptrio.GPT2Config, gptrio.GPTNeoConfig):
+        with pytest.raises(gptrio.UnsupportedError, match="attn_implementation='flex_attention' is not known"):
+            gptrio.AutoModel.from_config(config_class(attn_implementation="flex_attention"))

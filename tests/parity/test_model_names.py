@@ -92,7 +92,6 @@ OTHER_VALUES: dict[str, tuple[list[str], Any, str]] = {
     "_can_record_outputs": (["GPTNeoX"], None, "blocks hand states and weights along"),
     "can_record_outputs": (["GPTNeoX"], {}, "blocks hand states and weights along"),
     "_supports_sdpa": (["GPTNeo"], True, "it has this back end"),
-    "_supports_flex_attn": (["GPTNeoX"], False, "there is no such back end"),
     "_supports_attention_backend": (["GPTNeo"], True, "registered functions are looked up here too"),
     "is_parallelizable": (["GPT2"], False, "there is no parallelize"),
     "_tp_plan": (["GPTNeoX"], {}, "there is no plan"),

@@ -28,7 +28,12 @@ class ConfigMapping(dict[str, type[PretrainedConfig]]):
 CONFIG_MAPPING = ConfigMapping(OWN_CONFIGS)
 CONFIG_MAPPING_NAMES = {model_type: own.__name__ for model_type, own in OWN_CONFIGS.items()}
 
-OWN_ATTENTION = ("eager", "sdpa", "flash_attention_2")  # those of Transformers' back ends that gptrio has
+OWN_ATTENTION = (
+    "eager",
+    "sdpa",
+    "flash_attention_2",
+    "flex_attention",
+)  # those of Transformers' back ends that gptrio has
 
 
 def config_class_of(model_type: str) -> type[PretrainedConfig]:

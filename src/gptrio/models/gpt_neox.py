@@ -153,6 +153,7 @@ class GPTNeoXPreTrainedModel(PreTrainedModel):
     config_class = GPTNeoXConfig
     base_model_prefix = WEIGHT_NAMES.base_model_prefix
     _no_split_modules: ClassVar[list[str]] = ["GPTNeoXLayer"]
+    _supports_flex_attn: ClassVar[bool] = True
     _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [r"attention.bias", r"attention.masked_bias"]
     computed_buffers = WEIGHT_NAMES.computed_buffers

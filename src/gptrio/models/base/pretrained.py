@@ -28,9 +28,11 @@ from gptrio.models.base.masking import MaskingMixin
 from gptrio.models.base.pruning import prune
 from gptrio.models.base.pytree import register_pytrees
 from gptrio.nn.attention import check_implementation
+from gptrio.nn.attention_interface import registered_function
 from gptrio.nn.losses import LossMixin, loss_type_of
 from gptrio.uploads import Pushable
 
+_FLEX = "flex_attention"
 Model = TypeVar("Model", bound="PreTrainedModel")
 register_pytrees()
 
@@ -267,8 +269,9 @@ class PreTrainedModel(
 
     @property
     def attn_implementation(self) -> str:
-        """Attention back end in use: the configuration's, or sdpa."""
-        return self.config._attn_implementation or "sdpa"
+        """Attention back end in use: the configuration's, or sdpa, which computes "flex_attention" too."""
+        chosen = self.config._attn_implementation or "sdpa"
+        return "sdpa" if chosen == _FLEX and registered_function(chosen) is None else chosen
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The back end of a name; sdpa for None.
@@ -276,6 +279,8 @@ class PreTrainedModel(
         Raises:
             UnsupportedError: no such back end.
         """
+        if requested_attention == _FLEX and self._supports_flex_attn:
+            return _FLEX
         return check_implementation(requested_attention or "sdpa")
 
     def set_attn_implementation(self, attn_implementation: str | dict[str, str]) -> None:
@@ -290,7 +295,7 @@ class PreTrainedModel(
         """
         if isinstance(attn_implementation, dict):
             attn_implementation = attn_implementation.get("", self.attn_implementation)
-        self.config._attn_implementation = check_implementation(attn_implementation)
+        self.config._attn_implementation = self.get_correct_attn_implementation(attn_implementation)
 
     def get_compiled_call(self, compile_config: CompileConfig | None = None) -> Callable[..., Any]:
         """The compiled model, stored until another configuration is passed."""
