@@ -56,13 +56,18 @@ def is_untransformed() -> bool:
     )
 
 
+def is_forward_mode() -> bool:
+    """Whether operations also compute directional derivatives: inside a level of forward-mode differentiation."""
+    return torch.autograd.forward_ad._current_level >= 0
+
+
 def is_watched() -> bool:
     """Whether something traces, transforms or watches operations; autograd alone does not count."""
     return bool(
         not is_untransformed()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch.autograd.forward_ad._current_level >= 0
+        or is_forward_mode()
     )
 
 

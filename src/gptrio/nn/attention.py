@@ -15,8 +15,9 @@ from torch.nn import functional as F
 
 from gptrio.errors import UnsupportedError
 from gptrio.kernels.linear import prefill_kernels
+from gptrio.kernels.recompute import is_forward_mode, is_plain_autograd
 from gptrio.kernels.widened import is_widened, matmul, result_dtype
-from gptrio.nn import block_attention, flash, sliding_window
+from gptrio.nn import block_attention, flash, sliding_window, twice_differentiable
 from gptrio.nn.attention_interface import ALL_ATTENTION_FUNCTIONS, call_registered, registered_function
 from gptrio.nn.masks import AttentionMask
 
@@ -147,6 +148,8 @@ def sdpa(
     Training on a CPU runs in blocks of its own (`block_attention`), in float32 where 16 bits are emulated. Elsewhere,
     torch drops weights by its slow path.
     """
+    if is_forward_mode():  # which fused kernels do not have
+        return eager(q, k, v, mask, options, head_mask)
     is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if is_trained and is_widened(q, k, v):
         dtype = result_dtype(q)
@@ -163,9 +166,13 @@ def sdpa(
         causal = True
     elif not mask.is_unmasked:
         bias = mask.additive(q.dtype)
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, dropout_p=options.dropout, is_causal=causal, scale=options.scale
-    )
+    fused = q, k, v, bias, causal, options.scale
+    if is_trained and not options.dropout and is_plain_autograd() and twice_differentiable.supports(*fused):
+        out = twice_differentiable.attend(*fused)
+    else:
+        out = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=options.dropout, is_causal=causal, scale=options.scale
+        )
     return (out if head_mask is None else out * head_mask.to(out.dtype)), None
 
 
