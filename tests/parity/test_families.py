@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -112,28 +112,6 @@ def test_flags(family: str, flags: dict[str, Any], back_end: str) -> None:
     oracle, ours = language_models(family, back_end, **flags)
     ids = token_ids(2, LENGTH)
     assert_same_training_step(ours, oracle, input_ids=ids, labels=ids)
-
-
-@pytest.mark.parametrize("way", ["reverse over reverse", "forward over reverse", "forward"])
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch.func
-def test_derivatives_of_second_order(family: str, way: str) -> None:
-    oracle, ours = language_models(family)
-    ids = token_ids(2, LENGTH)
-    mask, x = padded([LENGTH, 17], LENGTH, "right"), torch.randn(2, LENGTH, 32)
-    direction, labels, found = torch.randn_like(x), ids.masked_fill(mask == 0, -100), []
-    for model in (oracle, ours):
-
-        def loss(x: Tensor, model: Any = model) -> Tensor:
-            return cast(Tensor, model(inputs_embeds=x, attention_mask=mask, labels=labels, use_cache=False).loss)
-
-        if way == "forward":
-            found.append(torch.func.jvp(loss, (x,), (direction,))[1])
-        elif way == "forward over reverse":
-            found.append(torch.func.jvp(torch.func.grad(loss), (x,), (direction,))[1])
-        else:
-            found.append(torch.autograd.functional.hvp(loss, x, direction)[1])
-    assert found[0].abs().max() > 1e-3
-    assert_close(found[1], found[0], 2e-5)
 
 
 @torch.no_grad()
