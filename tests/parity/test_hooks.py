@@ -323,3 +323,39 @@ def test_an_edit_by_a_hook_steers_generate(class_name: str) -> None:
     after = ours.generate(ids, **call)
     assert torch.equal(after, oracle.generate(ids, **call))
     assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("class_name", [*LANGUAGE_MODELS, *(f"{family}ForQuestionAnswering" for family in SIZES)])
+def test_the_backbone_gets_the_ids_by_position(class_name: str) -> None:
+    oracle, ours = model_pair(class_name)
+    ids = token_ids()
+    for model in (oracle, ours):
+        model.base_model.register_forward_pre_hook(lambda _, args: ((args[0] + 1) % 59, *args[1:]))
+    for found, expected in zip(ours(ids).to_tuple(), oracle(ids).to_tuple(), strict=True):
+        if isinstance(expected, Tensor):
+            assert_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize("class_name", LANGUAGE_MODELS)
+def test_the_last_hidden_state_has_a_gradient(class_name: str) -> None:
+    grads = []
+    ids = token_ids()
+    for model in model_pair(class_name):
+        out = model(ids, output_hidden_states=True)
+        for states in out.hidden_states:
+            states.retain_grad()
+        out.logits[0, -1, 3].backward()
+        grads.append([states.grad for states in out.hidden_states])
+    for expected, found in zip(*grads, strict=True):
+        assert_close(found, expected, 2e-5)
+
+
+@pytest.mark.parametrize("place", ["", ".attn", ".attn.attention"])
+def test_hooks_of_gpt_neo_see_the_weights_in_every_back_end(place: str) -> None:
+    oracle, ours = model_pair("GPTNeoForCausalLM", "sdpa")
+    ids, seen = token_ids(), []
+    for model in (oracle, ours):
+        part = model.get_submodule("transformer.h.1" + place)
+        part.register_forward_hook(lambda _, args, output: seen.append(output[1]))
+        model(ids)
+    assert_close(seen[1], seen[0], 2e-5)

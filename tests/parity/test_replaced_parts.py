@@ -205,6 +205,17 @@ def test_a_block_may_be_appended(class_name: str, kind: str) -> None:
     ours.generate(ids, use_cache=False, **OPTIONS)
 
 
+@pytest.mark.parametrize("cache", ["dynamic", "static", "offloaded"])
+def test_a_layer_that_takes_the_number_of_a_local_one_keeps_its_past(cache: str) -> None:
+    oracle, ours = model_pair(CAUSAL["GPTNeo"], num_layers=3, attention_types=[[["global", "local", "global"], 1]])
+    for model in (oracle, ours):
+        blocks = blocks_of(model)
+        del blocks[1]
+        blocks[1].attn.attention.layer_idx = 1
+    ids = token_ids(2, 9)
+    assert torch.equal(ours.generate(ids, **OPTIONS, cache_implementation=cache), oracle.generate(ids, **OPTIONS))
+
+
 class Waves(nn.Module):
     """Sinusoidal positions in place of the table."""
 

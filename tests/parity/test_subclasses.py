@@ -18,7 +18,7 @@ import gptrio
 from gptrio.errors import CheckpointError, ConfigError, OptionError, UnsupportedError
 from gptrio.testing import assert_close
 from tests.parity.test_model_surface import CAUSAL
-from tests.reference import token_ids
+from tests.reference import model_pair, token_ids
 from tests.sizes import SIZES
 
 LIBRARIES = (transformers, gptrio)
@@ -429,3 +429,23 @@ def test_an_argument_that_the_constructor_does_not_take_is_named(tmp_path: Path)
     assert model_class.from_pretrained(tmp_path, power=3, config=gptrio.GPT2Config(**SIZES["GPT2"])).power == 3
     with pytest.raises(OptionError, match="does not know powr;"):
         model_class.from_pretrained(tmp_path, powr=3, scale=2.0)
+
+
+@pytest.mark.parametrize("family", SIZES)
+def test_a_forward_of_any_arguments_takes_a_mask_in_generate(family: str) -> None:
+    ids, found = token_ids(2, 7), []
+    for model in model_pair(CAUSAL[family]):
+        base: Any = type(model)
+
+        class Negated(base):
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                out = super().forward(*args, **kwargs)
+                out.logits = -out.logits
+                return out
+
+        model.__class__ = Negated
+        options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        found.append(model.generate(ids, attention_mask=torch.ones_like(ids), **options))
+        with pytest.raises(ValueError, match="bias"):
+            model.generate(ids, bias=1, **options)
+    assert torch.equal(*found)

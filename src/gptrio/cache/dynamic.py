@@ -224,6 +224,10 @@ class DynamicSlidingWindowLayer(DynamicLayer):
         self.window = window
         self.dropped = 0  # positions that are no longer stored
 
+    def without_window(self) -> CacheLayer:
+        """An empty layer that stores the whole past."""
+        return DynamicLayer()
+
     def _set_count(self, count: int) -> None:
         self.dropped = max(self.get_seq_length() - count, 0) if count else 0
         super()._set_count(count)

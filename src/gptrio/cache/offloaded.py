@@ -65,6 +65,11 @@ class OffloadedLayer(CacheLayer):
         self._stored = 0
         transfers.layers.append(self)
 
+    def without_window(self) -> OffloadedLayer:
+        """This layer, which stores the whole past from now on."""
+        self.window, self.is_sliding = None, False
+        return self
+
     def __getstate__(self) -> dict[str, Any]:
         """Everything but what is on the device."""
         self._transfers.finish()

@@ -125,6 +125,10 @@ class CacheLayer(ABC):
             "without past_key_values, or a DynamicCache"
         )
 
+    def without_window(self) -> CacheLayer:
+        """An empty layer of this kind that stores the whole past."""
+        return self
+
     def can_reserve(self, rows: int, heads: int, width: int, dtype: torch.dtype) -> bool:
         """Whether a compiled step may append (rows, heads, 1, width) itself (see `DynamicLayer.reserve`)."""
         return False
@@ -228,6 +232,12 @@ class Cache(ExtensibleClass):
         if length or layer_idx:
             return length
         return next(filter(None, (layer.get_seq_length() for layer in self.layers[1:])), 0)
+
+    def store_whole_past(self, layer_idx: int) -> None:
+        """Let an empty layer with a window, of a model whose blocks were moved or removed, store all positions."""
+        layer = self.layer(layer_idx)
+        if layer.is_sliding and not layer.get_seq_length():
+            self.layers[layer_idx] = layer.without_window()
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them.

@@ -224,6 +224,10 @@ class SlidingWindowLayer(StaticLayer):
         self._slots = min(sliding_window + CROP_MARGIN, max_cache_len)
         self._oldest = 0  # first position still stored after a crop; later ones may push it out
 
+    def without_window(self) -> StaticLayer:
+        """An empty layer that stores the whole past."""
+        return StaticLayer(self.max_cache_len)
+
     def get_states(self) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the stored positions, oldest first, or None if there are none."""
         return self._last(self.get_seq_length() - self._oldest_stored())

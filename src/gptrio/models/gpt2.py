@@ -15,6 +15,7 @@ from gptrio.config import GPT2Config
 from gptrio.config.gpt2 import WEIGHT_NAMES
 from gptrio.models.base import heads, inputs
 from gptrio.models.base.backbone import LearnedPositionBackbone
+from gptrio.models.base.part_arguments import takes_reference_arguments
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 
+@takes_reference_arguments(
+    "past_key_values cache_position attention_mask head_mask encoder_hidden_states encoder_attention_mask "
+    "output_attentions"
+)
 class GPT2Attention(MultiHeadAttention):
     """Multi-head attention to the past, or to an encoder's states."""
 
@@ -53,7 +58,7 @@ class GPT2Attention(MultiHeadAttention):
         self.c_proj.init_gain = (2 * config.n_layer) ** -0.5
         self.resid_dropout = Dropout(config.resid_pdrop)
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         if self.is_cross_attention:
             q, encoder = split_heads(self.q_attn(x), self.head_dim), self._encoder_keys_and_values
@@ -108,6 +113,10 @@ class GPT2MLP(MLP):
         super().__init__(config.n_embd, intermediate_size, config.activation_function, config.resid_pdrop, Conv1D)
 
 
+@takes_reference_arguments(
+    "past_key_values cache_position attention_mask head_mask encoder_hidden_states encoder_attention_mask use_cache "
+    "output_attentions"
+)
 class GPT2Block(PreNormBlock):
     """Attention, attention to an encoder's states if the configuration has it, and an MLP, each after a norm."""
 
@@ -131,7 +140,7 @@ class GPT2Block(PreNormBlock):
         self.mlp = GPT2MLP(config.n_inner, config)
         self.mlp.c_proj.init_gain = self.attn.c_proj.init_gain
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; if needed, weights of both attentions follow."""
         attended, *weights = call_part(self.attn, self.ln_1(x), context)
         x = context.select(x)
@@ -264,7 +273,7 @@ class GPT2DoubleHeadsModel(heads.CausalLMHead, GPT2PreTrainedModel):
             returned.
         """
         loss_kwargs = inputs.loss_options(loss_kwargs)
-        out = self.base_model(**backbone_inputs, return_dict=True)
+        out = self._run_backbone(backbone_inputs)
         logits = cast(nn.Module, self.lm_head)(out.last_hidden_state)
         mc_logits = self.multiple_choice_head(out.last_hidden_state, mc_token_ids).squeeze(-1)  # (B, choices)
         loss = None if labels is None else next_token_loss(logits, labels, **loss_kwargs)

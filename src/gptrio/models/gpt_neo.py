@@ -6,7 +6,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size,
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -14,17 +14,19 @@ from gptrio.config import GPTNeoConfig
 from gptrio.config.gpt_neo import WEIGHT_NAMES
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import LearnedPositionBackbone
+from gptrio.models.base.part_arguments import takes_reference_arguments
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.attention import split_heads
 from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
-from gptrio.nn.context import AttentionContext
+from gptrio.nn.context import AttentionContext, with_weights_for_hooks
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
 from gptrio.nn.replaced_parts import call_part
 
 
+@takes_reference_arguments("attention_mask layer_past head_mask use_cache output_attentions cache_position")
 class GPTNeoSelfAttention(MultiHeadAttention):
     """Multi-head attention to the whole past ("global") or to the last `window_size` positions ("local")."""
 
@@ -46,7 +48,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         self.out_proj = Linear(width, width)
         self.resid_dropout = Dropout(config.resid_dropout)
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         q, k, v = (split_heads(project(x), self.head_dim) for project in (self.q_proj, self.k_proj, self.v_proj))
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
@@ -82,6 +84,7 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         keep_inputs(self.out_proj, features)
 
 
+@takes_reference_arguments("layer_past attention_mask head_mask use_cache output_attentions cache_position")
 class GPTNeoAttention(FastCallModule):
     """Holds the attention of a layer under the name that checkpoints have for it."""
 
@@ -91,9 +94,9 @@ class GPTNeoAttention(FastCallModule):
         self.attention_type = config.attention_layers[layer_idx]
         self.attention = GPTNeoSelfAttention(config, layer_idx)
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
-        return cast("tuple[Tensor, Tensor | None]", call_part(self.attention, x, context))
+        return cast("tuple[Tensor, Tensor | None]", call_part(self.attention, x, with_weights_for_hooks(self, context)))
 
 
 class GPTNeoMLP(MLP):
@@ -104,6 +107,7 @@ class GPTNeoMLP(MLP):
         super().__init__(width, intermediate_size, act, config.resid_dropout, Linear)
 
 
+@takes_reference_arguments("layer_past attention_mask head_mask use_cache output_attentions cache_position")
 class GPTNeoBlock(PreNormBlock):
     """Attention and an MLP, each after a norm."""
 
@@ -124,9 +128,9 @@ class GPTNeoBlock(PreNormBlock):
         self.ln_2 = LayerNorm(width, eps)
         self.mlp = GPTNeoMLP(config.intermediate_size, config)
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights, or None, follow."""
-        attended, weights = call_part(self.attn, self.ln_1(x), context)
+        attended, weights = call_part(self.attn, self.ln_1(x), with_weights_for_hooks(self, context))
         x = context.select(x)
         x = x + attended
         x = x + self.mlp(self.ln_2(x))

@@ -6,16 +6,18 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `R` rotated dime
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
 from gptrio.config.gpt_neox import WEIGHT_NAMES
 from gptrio.config.rotary import RotarySettings
+from gptrio.errors import InputError
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.models.base.inputs import warn_once
+from gptrio.models.base.part_arguments import takes_reference_arguments
 from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
@@ -29,6 +31,9 @@ from gptrio.nn.replaced_parts import call_part
 from gptrio.nn.rotary import RotaryEmbedding, RotaryTables, rotate
 
 
+@takes_reference_arguments(
+    "attention_mask head_mask layer_past output_attentions cache_position position_embeddings", mask_is_causal=False
+)
 class GPTNeoXAttention(MultiHeadAttention):
     """Multi-head attention to the past, with rotary positions."""
 
@@ -40,11 +45,12 @@ class GPTNeoXAttention(MultiHeadAttention):
         self.query_key_value = Linear(width, 3 * width, bias=config.attention_bias)
         self.dense = Linear(width, width, bias=config.attention_bias)
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         """Map (B, T, C) to (B, T, C), and return the weights (B, H, T, S) if they are needed."""
         qkv = self.query_key_value(x).view(*x.shape[:2], -1, 3, self.head_dim)  # each head has its own q, k, v
         qkv = qkv.transpose(1, 2)  # (B, H, T, 3, D)
-        assert context.rotary is not None
+        if context.rotary is None:
+            raise InputError("GPT-NeoX needs position_embeddings: the cosines and sines of model.gpt_neox.rotary_emb")
         q, k = rotate(qkv[..., :2, :], context.rotary).unbind(-2)
         out, weights = context.attend(q, k, qkv[..., 2, :], self.layer_idx, self.options())
         return self.dense(out), weights
@@ -93,6 +99,10 @@ class GPTNeoXMLP(FastCallModule):
         return feed_forward(x, self.dense_h_to_4h, self.act, self.dense_4h_to_h)
 
 
+@takes_reference_arguments(
+    "attention_mask position_ids head_mask use_cache layer_past output_attentions cache_position position_embeddings",
+    mask_is_causal=False,
+)
 class GPTNeoXLayer(Block):
     """Pre-norm block, with attention and MLP side by side or one after the other."""
 
@@ -131,7 +141,7 @@ class GPTNeoXLayer(Block):
             self.use_parallel_residual,
         )
 
-    def forward(self, x: Tensor, context: AttentionContext, **others: Any) -> BlockOutput:
+    def forward(self, x: Tensor, context: AttentionContext) -> BlockOutput:
         """Map (B, T, C) to (B, T, C) at the selected positions; the weights of attention follow if they are needed."""
         attended, weights = call_part(self.attention, self.input_layernorm(x), context)
         attended = self.post_attention_dropout(attended)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptrio.errors import InputError
@@ -27,6 +27,10 @@ class KeyValueStore(Protocol):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Append and return everything this call's queries may see."""
+        ...
+
+    def store_whole_past(self, layer_idx: int) -> None:
+        """Let an empty layer with a window store all positions."""
         ...
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:
@@ -190,6 +194,8 @@ class DenseContext:
         self, q: Tensor, k: Tensor, v: Tensor, layer_idx: int, options: AttentionOptions
     ) -> tuple[Tensor, Tensor | None]:
         """See `AttentionContext.attend`."""
+        if self.cache is not None and options.window is None:
+            self.cache.store_whole_past(layer_idx)
         mask = self.mask_for_layer(layer_idx, options.window, k.shape[2])
         if self.cache is not None:
             self._note_layer(layer_idx)
@@ -258,6 +264,13 @@ class DenseContext:
             keys = self.cache.key_positions(positions, layer_idx)
         self._masks.append((geometry, self.mask.for_layer(length, offset, window, keys)))
         return self._masks[-1][1]
+
+
+def with_weights_for_hooks(part: nn.Module, context: AttentionContext) -> AttentionContext:
+    """The context, which asks for attention weights if hooks of a part see the weights among what it returns."""
+    if context.need_weights or not part._forward_hooks or not isinstance(context, DenseContext):
+        return context
+    return replace(context, need_weights=True)
 
 
 def _over_all_keys(drop: Drop, offset: int) -> Drop:

@@ -19,8 +19,8 @@ from gptrio.nn.context import AttentionContext, DenseContext
 def call_part(part: nn.Module, x: Tensor, context: AttentionContext) -> Any:
     """What a block or an attention makes of its input.
 
-    A module whose forward names arguments of Transformers, or takes nothing but keywords beside its input, gets those
-    that it names, and `context` among the others. Every other one gets the context by position.
+    A module whose forward names arguments of Transformers gets those; one that takes any keywords, or has hooks that
+    see them, gets all of them, `context` included. Every other one gets the context by position.
 
     Args:
         part: the module.
@@ -31,8 +31,11 @@ def call_part(part: nn.Module, x: Tensor, context: AttentionContext) -> Any:
         A tuple whose first element is (B, T', C) at the selected positions.
     """
     if type(part).__module__.startswith("gptrio.") and "forward" not in part.__dict__:
-        return part(x, context)
-    keywords = _keywords(part.forward, x, context)
+        if not (part._forward_hooks_with_kwargs or part._forward_pre_hooks_with_kwargs):
+            return part(x, context)
+        keywords: dict[str, Any] | None = _all_keywords(x, context)
+    else:
+        keywords = _keywords(part.forward, x, context)
     out = part(x, context) if keywords is None else part(x, **keywords)
     is_whole = isinstance(out, tuple) and isinstance(out[0], Tensor) and out[0].shape[-2:-1] == x.shape[-2:-1]
     return (context.select(out[0]), *out[1:]) if is_whole and x.shape[-2] > 1 else out
@@ -50,7 +53,19 @@ def _keywords(forward: Callable[..., Any], x: Tensor, context: AttentionContext)
     takes_rest = inspect.Parameter.VAR_KEYWORD in kinds
     if inspect.Parameter.VAR_POSITIONAL in kinds or not (named or takes_rest) or names[:1] == ["context"]:
         return None
-    return {**_values(named, x, context), **({"context": context} if takes_rest or "context" in names else {})}
+    rest = _all_keywords(x, context) if takes_rest else {"context": context} if "context" in names else {}
+    return {**rest, **_values(named, x, context)}
+
+
+def _all_keywords(x: Tensor, context: AttentionContext) -> dict[str, Any]:
+    """The context, and what Transformers gives to every block: for code that reads one keyword and hands all on."""
+    if not isinstance(context, DenseContext):
+        return {"context": context}
+    names = ["attention_mask", "cache_position", "head_mask", "output_attentions", "position_ids", "use_cache"]
+    names += ["position_embeddings"] if context.rotary is not None else []
+    names += ["encoder_hidden_states", "encoder_attention_mask"] if context.cross is not None else []
+    caches = {"layer_past": context.cache, "past_key_values": context.cache}
+    return {"context": context, **caches, **_values(names, x, context)}
 
 
 def _values(names: Sequence[str], x: Tensor, context: AttentionContext) -> dict[str, Any]:

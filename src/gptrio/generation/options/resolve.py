@@ -47,7 +47,7 @@ def merge_config(
     arguments = config.update(**kwargs)
     if accepted is None:
         arguments.pop("labels", None)  # of a training batch that was passed whole: no loss is computed
-    names = _forward_arguments(cast(Hashable, type(model))) if accepted is None else accepted
+    names = _arguments_of(cast(Hashable, type(model))) if accepted is None else accepted
     for name in arguments:
         if name not in names:
             others = GENERATE_ARGUMENTS if accepted is None else ()
@@ -119,8 +119,9 @@ def _is_old(base: GenerationConfig) -> bool:
 
 
 @lru_cache
-def _forward_arguments(model_class: Hashable) -> frozenset[str]:
-    """Names that a model's forward takes."""
-    parameters = inspect.signature(model_class.forward).parameters.values()  # type: ignore[attr-defined]  # a module
+def _arguments_of(model_class: Hashable) -> frozenset[str]:
+    """Names that a model's forward and its `prepare_inputs_for_generation` take."""
+    methods = (getattr(model_class, name, None) for name in ("forward", "prepare_inputs_for_generation"))
+    parameters = [each for method in methods if method for each in inspect.signature(method).parameters.values()]
     named = {item.name for item in parameters if item.kind not in (item.VAR_KEYWORD, item.VAR_POSITIONAL)}
     return frozenset(named - {"self", "labels", "return_dict", "use_cache"})

@@ -144,10 +144,11 @@ class Backbone(PreTrainedModel):
         states: list[Tensor] | None = [] if need_states else None
         weights: list[tuple[Tensor, ...]] = []
         x = self.run_blocks(x, context, states=states, weights=weights if need_weights else None)
+        x = x.view(*leading, x.shape[-1])  # one tensor for both names, so that both have the gradient
         result: dict[str, Any] = {
-            "last_hidden_state": x.view(*leading, x.shape[-1]),
+            "last_hidden_state": x,
             "past_key_values": as_given(cache) if use_cache else None,
-            "hidden_states": None if states is None else (*states, x.view(*leading, x.shape[-1])),
+            "hidden_states": None if states is None else (*states, x),
             "attentions": tuple(own[0] for own in weights) if need_weights else None,
         }
         if self.has_cross_attention:

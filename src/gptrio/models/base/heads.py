@@ -60,6 +60,11 @@ class HeadModel(PreTrainedModel):
     def build_head(self) -> None:
         """Create the parameters of the head."""
 
+    def _run_backbone(self, given: BackboneInputs, **others: Any) -> Any:
+        """The backbone's output; hooks of it get the ids by position, as in Transformers."""
+        named = {name: value for name, value in given.items() if name != "input_ids"}
+        return self.base_model(given.get("input_ids"), **named, **others, return_dict=True)
+
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Result:
         return output if self._returns_dict(return_dict) else output.to_tuple()
 
@@ -123,7 +128,7 @@ class CausalLMHead(HeadModel, GenerationMixin):
         packing = {} if segment_ids is None else {"segment_ids": segment_ids}
         if labels is not None and segment_ids is not None:
             labels = inputs.without_first_labels(labels, segment_ids, loss_kwargs.get("ignore_index", IGNORE))
-        out = self.base_model(**backbone_inputs, **packing, return_dict=True)
+        out = self._run_backbone(backbone_inputs, **packing)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         states, scores, loss = out.last_hidden_state[..., kept, :], None, None
         if not logits:
@@ -203,7 +208,7 @@ class SequenceClassificationHead(HeadModel):
         if found is not None:
             (scores, logits), out = found, BaseModelOutputWithPast()
         else:
-            out = self.base_model(**backbone_inputs, return_dict=True)
+            out = self._run_backbone(backbone_inputs)
             scores = self.score(out.last_hidden_state)  # (B, T, num_labels)
             last = self._last_tokens(backbone_inputs.get("input_ids"), len(scores))
             logits = scores[torch.arange(len(scores), device=scores.device), last]  # (B, num_labels)
@@ -279,7 +284,7 @@ class TokenClassificationHead(HeadModel):
             logits (B, T, num_labels), loss if labels were given, and what the backbone returned.
         """
         found = None if logits else self._states_of_real_tokens(labels, backbone_inputs)
-        out = self.base_model(**backbone_inputs, return_dict=True) if found is None else found
+        out = self._run_backbone(backbone_inputs) if found is None else found
         scores = self.classifier(self.dropout(out.last_hidden_state))
         loss = None if labels is None else self.loss_function(scores, labels, self.config)
         shown = scores if logits else None
@@ -326,7 +331,7 @@ class QuestionAnsweringHead(HeadModel):
         Returns:
             start_logits and end_logits (B, T), loss if both positions were given, and what the backbone returned.
         """
-        out = self.base_model(**backbone_inputs, return_dict=True)
+        out = self._run_backbone(backbone_inputs)
         start, end = (logits.contiguous() for logits in self.qa_outputs(out.last_hidden_state).unbind(-1))  # (B, T)
         loss = None
         if start_positions is not None and end_positions is not None:
