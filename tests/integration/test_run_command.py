@@ -158,6 +158,27 @@ def test_every_task_gives_what_the_command_of_transformers_writes(task, tmp_path
         assert next(csv.DictReader(io.StringIO(as_csv.stdout))).keys() == expected[0].keys()
 
 
+@pytest.mark.parametrize("name", ["in.txt", "in.pipe"])
+def test_a_text_in_each_line_of_a_file_is_as_in_a_pipe(name, tmp_path):
+    (tmp_path / name).write_text("import os\ndef f(x):\n", encoding="utf-8")
+    options = ("--task", "text-generation", "--greedy", "-n", "2", "--json")
+    found = in_process("run", *options, "--input", str(tmp_path / name))
+    assert found.returncode == 0 and len(json.loads(found.stdout)) == 2
+    assert found.stdout == in_process("run", *options, input="import os\ndef f(x):\n").stdout
+
+
+def test_the_only_column_needs_no_name(tmp_path):
+    from gptrio import GPT2ForTokenClassification
+
+    GPT2ForTokenClassification(tiny_config(vocab_size=len(byte_tokenizer()))).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)  # of a pipeline whose input is called "sequences"
+    options = ("run", "--task", "ner", "--model", str(tmp_path), "--format", "jsonl", "--json")
+    line = '{"words": "in Rome"}\n'
+    assert in_process(*options, input=line).stdout == in_process(*options, "--column", "words", input=line).stdout != ""
+    assert "several columns; pass" not in (several := in_process(*options, input='{"a": "x", "b": "y"}\n')).stderr
+    assert several.returncode == 2 and "no column 'sequences'; pass --column, of a, b" in several.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -166,6 +187,8 @@ def test_every_task_gives_what_the_command_of_transformers_writes(task, tmp_path
         (("--input", "nowhere.csv"), "'nowhere.csv' is not a file"),
         (("--input", "texts.xml"), "give --format json, jsonl, csv or pipe"),
         (("--device", "99"), "--device cuda:99: torch sees"),
+        (("--device", "xpu"), "--device xpu cannot be used here ("),
+        (("batch_size=-1", "--format", "csv", "--column", "text"), "batch_size=-1 is no number of rows; give one from 1 on"),
         (("max_new_tokens=x",), "--max-new-tokens x has the wrong type; expected a whole number or none"),
         (("do_sample=maybe",), "do_sample='maybe' has the wrong type; expected true or false"),
         (("-n", "3", "max_new_tokens=4"), "is given twice, as an option and as name=value"),

@@ -159,6 +159,9 @@ def test_ctrl_c_saves_and_resume_goes_on_as_if_nothing_had_happened(model: str, 
         (["--task", "classify", "--pack", "--column", "label=text"], "--pack has no effect on task 'classify'"),
         (["--column", "text"], "--column text is no list of parts and columns"),
         (["--column", "body=text"], "has no 'body', only text"),
+        (["--epochs", "inf"], "--epochs inf is not possible; expected a finite number"),
+        (["--lr", "inf"], "--lr inf is not possible; expected a finite number"),
+        (["--seed", str(2**32)], f"--seed {2**32} is not possible; expected 0 to {2**32 - 1}"),
         (["--length", "65"], "--length 65 is more than the model's context of 64 tokens"),
         (["--resume"], "holds no checkpoint to resume from"),
     ],
@@ -210,6 +213,10 @@ def test_a_folder_with_another_run_is_left_alone(model: str, tmp_path: Path, cap
     data = write_lines(tmp_path / "a.jsonl", [{"text": "a text"}])
     assert run(["train", model, data, "--out", str(tmp_path / "out")]) == 2
     assert "holds checkpoints of a run; go on with --resume" in capsys.readouterr().err
+    assert run(["train", model, data, "--out", f"{model}/."]) == 2
+    assert "is the folder of the model, whose files would be lost" in capsys.readouterr().err
+    assert run(["train", model, data, "--out", data]) == 2
+    assert "a.jsonl is a file; give a folder for --out" in capsys.readouterr().err
 
 
 def test_the_plan_counts_the_rows_of_all_processes(model: str, tmp_path: Path, monkeypatch: Any) -> None:

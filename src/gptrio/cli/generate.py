@@ -149,6 +149,11 @@ def choose_device(name: str | None) -> torch.device:
         raise OptionError("--device meta stores no values to compute with; expected cpu, cuda, cuda:1 or the like")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise OptionError(f"--device {name}: torch sees {torch.cuda.device_count()} GPUs here; try --device cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # what backends that are not there raise
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise OptionError(f"--device {name} cannot be used here ({reason}); try --device cpu") from error
     return device
 
 

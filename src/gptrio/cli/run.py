@@ -104,6 +104,7 @@ def run(
                 "leave them out"
             )
         reader = PipelineDataFormat.from_str(kind, output, path, column or built.default_input_names, overwrite)
+        reader.takes_only_column = column is None
         is_one_list = as_json and output is None
         if built.task == "feature-extraction" and reader.written == "csv" and not is_one_list:
             raise OptionError(NO_COLUMNS)  # before all is computed
@@ -135,7 +136,7 @@ def input_path(name: str | None) -> str | None:
 
 
 def infer_format(path: str | None) -> str:
-    """Format of a file by the end of its name; lines of text for standard input.
+    """Format of a file by the end of its name; lines of text for standard input, and for .txt as its name says.
 
     Raises:
         OptionError: the name says nothing.
@@ -143,6 +144,8 @@ def infer_format(path: str | None) -> str:
     if path is None:
         return "pipe"
     end = path.rpartition(".")[2]
+    if end == "txt":
+        return "pipe"
     if end not in ("json", "jsonl", "csv", "pipe"):
         raise OptionError(
             f"the format of {path} cannot be inferred from its name; give --format json, jsonl, csv or pipe"

@@ -45,6 +45,10 @@ def score(
     gptrio score sentences.txt --lines --json
     """
     with report_errors(context, verbose):
+        if words and (lines or as_json):
+            other = "lines" if lines else "json"
+            raise OptionError(f"--words is for the table of one text, which --{other} does not print; leave it out")
+        scoring.check_page(html, file)
         text = scoring.read_file(file)
         texts = lines_by_name(text) if lines else {"the text": text}
         loaded, tokenizer = load(model, device, dtype, None, quantize)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from gptrio.cli.text import check_file, escaped, read_text
-from gptrio.errors import counted
+from gptrio.errors import OptionError, counted
 
 if TYPE_CHECKING:
     from gptrio.scoring.results import TextScore
@@ -56,6 +56,12 @@ def read_file(file: Path | None) -> str:
         return read_text(None if file is None else "-", None, way_out)
     check_file(file, way_out)
     return read_text(None, file, way_out)
+
+
+def check_page(page: Path | None, file: Path | None) -> None:
+    """Raise OptionError if a page would be written over the text that it shows."""
+    if page is not None and file is not None and page.is_file() and file.is_file() and page.samefile(file):
+        raise OptionError(f"--html {page} is the file with the text, which the page would replace; give another one")
 
 
 def style_of(bits: float) -> str:

@@ -19,8 +19,8 @@ def print_table(rows: Iterable[Sequence[Cell]], right: Iterable[int] = ()) -> No
         right: columns that are aligned to the right.
     """
     table, to_right = list(rows), set(right)
-    sizes = [[_cells(text) for text, _ in row] for row in table]
-    widths = [max(column) for column in zip(*sizes, strict=True)]
+    columns = [_cells([text for text, _ in column]) for column in zip(*table, strict=True)]
+    widths, sizes = list(map(max, columns)), zip(*columns, strict=True)
     console = Console(soft_wrap=True, highlight=False)
     codes = {style: _codes(console, style) for style in {style for row in table for _, style in row}}
     for row, own in zip(table, sizes, strict=True):
@@ -35,9 +35,10 @@ def print_table(rows: Iterable[Sequence[Cell]], right: Iterable[int] = ()) -> No
         print(line)
 
 
-def _cells(text: str) -> int:
-    """How many columns of a terminal a text takes; rich takes ten times as long for a plain one."""
-    return len(text) if text.isascii() and text.isprintable() else cell_len(text)
+def _cells(texts: Sequence[str]) -> list[int]:
+    """How many columns of a terminal each text takes; rich takes twenty times as long for plain ones."""
+    whole = "".join(texts)
+    return list(map(len if whole.isascii() and whole.isprintable() else cell_len, texts))
 
 
 def _codes(console: Console, style: str) -> tuple[str, str]:

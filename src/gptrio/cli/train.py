@@ -12,7 +12,7 @@ import typer
 from gptrio.cli import options
 from gptrio.cli.errors import report_errors
 from gptrio.cli.text import is_unicode, print_json
-from gptrio.errors import OptionError, counted
+from gptrio.errors import FileOptionError, OptionError, counted
 
 if TYPE_CHECKING:
     from gptrio.training.recipe import Run
@@ -50,7 +50,7 @@ def train(
     pack: Annotated[bool, typer.Option("--pack", help="Several texts in a row, which do not see each other.")] = False,
     bf16: Annotated[bool, typer.Option("--bf16", help="Compute in bfloat16.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the folder.")] = False,
-    seed: Annotated[int, typer.Option(help="Of new weights, dropout and order.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Of new weights, dropout and order.")] = 42,
     as_json: options.Json = False,
     verbose: options.Verbose = False,
 ) -> None:
@@ -70,7 +70,7 @@ def train(
         from gptrio.training.curve import draw_svg
         from gptrio.training.recipe import Recipe, Run
 
-        check_folder(out, resume)
+        check_folder(out, resume, model)
         run = Run(
             Recipe(
                 model=model, data=data, out=out, task=task, columns=parse_columns(column), evaluation=evaluation,
@@ -107,12 +107,17 @@ def parse_columns(column: str | None) -> dict[str, str]:
     return {name.strip(): found.strip() for name, _, found in pairs}
 
 
-def check_folder(out: Path, resume: bool) -> None:
-    """Refuse a folder that holds another run, unless that one is to go on.
+def check_folder(out: Path, resume: bool, model: str) -> None:
+    """Refuse a folder that is the model's own, or holds another run, unless that one is to go on.
 
     Raises:
-        OptionError: it does, or there is nothing to go on from.
+        FileOptionError: it is a file.
+        OptionError: it is the model's or holds a run, or there is nothing to go on from.
     """
+    if out.exists() and not out.is_dir():
+        raise FileOptionError(f"{out} is a file; give a folder for --out")
+    if out.is_dir() and Path(model).is_dir() and out.samefile(model):
+        raise OptionError(f"{out} is the folder of the model, whose files would be lost; give another one for --out")
     has_checkpoints = any(out.glob("checkpoint-*"))
     if has_checkpoints and not resume:
         raise OptionError(f"{out} holds checkpoints of a run; go on with --resume, or give another folder")

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 # argument in Python -> parameter of a command that sets it
-ALIASES = {"stop_strings": "stop", "load_in": "quantize"}
+ALIASES = {"stop_strings": "stop", "load_in": "quantize", "learning_rate": "lr"}
 
 # patterns of what is neither an option of the command nor a key of the model's files, and their translations
 PHRASES = {
@@ -24,6 +24,7 @@ PHRASES = {
     r"; check variant, subfolder, use_safetensors": "",
     r"Check name and revision": "Check the name",
     r"; or call the tokenizer's own class": "",
+    r", or register a function of your own under that name with AttentionInterface\.register": "",
     r" \(or use the family's own class\)": "",
     r"perplexity\(stride=\) scores": "gptrio ppl scores",
     r"; use (?:that family's class|the family's own class) or AutoConfig": "",

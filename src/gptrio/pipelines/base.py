@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
+from numbers import Integral
 from operator import length_hint
 from types import GeneratorType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch.utils.data import Dataset, IterableDataset
 
-from gptrio.errors import GptrioError, InputError
+from gptrio.errors import GptrioError, InputError, OptionError
 from gptrio.errors import PipelineException as PipelineException
 from gptrio.generation.options.config import GenerationConfig
 from gptrio.hub import folder_to_write
@@ -248,8 +249,10 @@ class Pipeline(ABC, Pushable):
             return self._run_window([inputs], self._size_of_batches(None), parameters, report)[0]
 
     def _size_of_batches(self, batch_size: int | None) -> int | None:
-        """Rows of a batch; None to choose by length."""
+        """Rows of a batch; None to choose by length. Raises OptionError for what is no number of rows."""
         size = batch_size or self._batch_size
+        if size is not None and not (isinstance(cast(Any, size), Integral) and size >= 1):
+            raise OptionError(f"batch_size={size!r} is no number of rows; give one from 1 on, or leave it out")
         return 1 if size is None and self.device.type != "cpu" else size
 
     def _run_window(

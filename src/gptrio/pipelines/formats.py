@@ -38,6 +38,7 @@ class PipelineDataFormat(ABC):
     Attributes:
         column: one name, or pairs (argument, column).
         is_multi_columns: whether there are several columns, so that inputs are dictionaries.
+        takes_only_column: whether the only column of a record is read though `column` names another one.
     """
 
     SUPPORTED_FORMATS: ClassVar[list[str]] = ["json", "csv", "pipe", "jsonl"]
@@ -50,6 +51,7 @@ class PipelineDataFormat(ABC):
         names = column.split(",") if column is not None else [""]
         self.is_multi_columns = len(names) > 1
         self.column: list[Any] = names
+        self.takes_only_column = False
         self._lines: list[int] = []  # of the records, where they begin
         if self.is_multi_columns:
             self.column = [_argument_and_column(name) for name in names]
@@ -131,7 +133,7 @@ class PipelineDataFormat(ABC):
         if not isinstance(record, dict):
             raise OptionError(f"{place} is a {type(record).__name__}; expected an object with columns")
         known = list(record)
-        if not name and len(known) == 1:
+        if len(known) == 1 and (not name or (self.takes_only_column and not self.is_multi_columns)):
             name = known[0]
         if name not in known:
             what = f"no column {name!r}" if name else "several columns" if known else "no columns"

@@ -111,7 +111,8 @@ class _Spelling:
 
     def spans(self, ids: list[int], tokens: list[str]) -> tuple[bytes, list[Span]]:
         """The bytes that tokens stand for, and which of them are whose."""
-        parts = [self.bytes_of(index, token) for index, token in zip(ids, tokens, strict=True)]
+        known = {index: self.bytes_of(index, token) for index, token in dict(zip(ids, tokens, strict=True)).items()}
+        parts = [known[index] for index in ids]
         return b"".join(parts), list(pairwise(accumulate(map(len, parts), initial=0)))
 
 

@@ -85,13 +85,7 @@ class Run:
     def __init__(self, recipe: Recipe) -> None:
         from gptrio import AutoConfig, AutoTokenizer, set_seed
 
-        if recipe.task not in TASKS:
-            hint = nearest(recipe.task, TASKS) or f"choose one of {', '.join(TASKS)}"
-            raise UnknownNameError(f"task {recipe.task!r} is unknown; {hint}")
-        if recipe.pack and recipe.task != "lm":
-            raise OptionError(
-                f"pack=True has no effect on task {recipe.task!r}, whose rows have one text each; leave it out"
-            )
+        self._check(recipe)
         kind = TASKS[recipe.task]
         columns = self._columns(recipe, kind)
         examples = self._read(recipe.data, columns, kind)
@@ -111,6 +105,22 @@ class Run:
             self.eval_rows.sort(key=lambda row: -len(row["input_ids"]))  # batches of little padding, the largest first
         set_seed(recipe.seed)
         self.model = self._model(kind, config)
+
+    @staticmethod
+    def _check(recipe: Recipe) -> None:
+        """Refuse what no run can be made of before any file is read."""
+        if recipe.task not in TASKS:
+            hint = nearest(recipe.task, TASKS) or f"choose one of {', '.join(TASKS)}"
+            raise UnknownNameError(f"task {recipe.task!r} is unknown; {hint}")
+        if recipe.pack and recipe.task != "lm":
+            raise OptionError(
+                f"pack=True has no effect on task {recipe.task!r}, whose rows have one text each; leave it out"
+            )
+        for name, value in (("epochs", recipe.epochs), ("learning_rate", recipe.learning_rate or 0)):
+            if not math.isfinite(value):
+                raise OptionError(f"{name}={value} is not possible; expected a finite number")
+        if not 0 <= recipe.seed < 2**32:
+            raise OptionError(f"seed={recipe.seed} is not possible; expected 0 to {2**32 - 1}")
 
     @staticmethod
     def _columns(recipe: Recipe, kind: type[Task]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gptrio import AutoModelForCausalLM, pipeline
-from gptrio.errors import InputError
+from gptrio.errors import InputError, OptionError
 from gptrio.pipelines import (
     PIPELINE_REGISTRY,
     ChunkPipeline,
@@ -90,6 +90,12 @@ def test_rows_of_one_input_come_back_together(batch_size: int | None) -> None:
     texts = ["a bc d", "efgh", "ij k"]
     assert own(texts, batch_size=batch_size) == [[1, 2, 1], [4], [2, 1]]
     assert own(texts[0]) == [1, 2, 1]
+
+
+@pytest.mark.parametrize("batch_size", [-1, 2.5, "4"])
+def test_what_is_no_number_of_rows_is_named(batch_size: object) -> None:
+    with pytest.raises(OptionError, match=rf"batch_size={batch_size!r} is no number of rows; give one from 1 on"):
+        list(build(Words, device="cpu")(["a", "b"], batch_size=batch_size))
 
 
 def test_a_generator_is_not_read_ahead() -> None:
