@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from transformers.integrations import executorch
 
 import gptrio
 from gptrio.cache.transformers import TransformersCache, as_own_cache
@@ -263,3 +264,20 @@ model.generate(model.dummy_inputs["input_ids"], max_new_tokens=2)
 assert "transformers" not in sys.modules and "peft" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("class_name", CLASSES)
+def test_functions_of_transformers_export_our_models_with_its_caches(class_name: str) -> None:
+    _, model = model_pair(class_name, "sdpa")
+    ids = token_ids(1, 6)
+    expected = model(ids).logits
+    static = {"batch_size": 1, "max_cache_len": 12, "device": "cpu"}
+    model.generation_config = gptrio.GenerationConfig(cache_implementation="static", cache_config=static)
+    step = executorch.convert_and_export_with_cache(model, strict=False).module()
+    steps = [step(input_ids=ids[:, [i]], cache_position=torch.tensor([i])) for i in range(6)]
+    close(torch.cat(steps, dim=1), expected)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    whole = executorch.export_with_dynamic_cache(model, **{f"example_{name}": x for name, x in inputs.items()}).module()
+    out = whole(**inputs, past_key_values=transformers.DynamicCache(), use_cache=True)
+    close(out.logits, expected)
+    close(out.past_key_values.layers[1].keys, model(ids, use_cache=True).past_key_values[1][0])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptrio.cache.dynamic import DynamicCache
 from gptrio.cache.encoder_decoder import EncoderDecoderCache
-from gptrio.cache.protocol import Cache, CacheLayer, check_capacity, num_queries
+from gptrio.cache.protocol import Cache, CacheLayer, check_capacity
 from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError, UnsupportedError
 from gptrio.foreign import CACHE, CROSS_CACHE, is_foreign
@@ -57,7 +57,10 @@ class TransformersLayer(CacheLayer):
         return layer
 
     def update(self, keys: Tensor, values: Tensor, cache_kwargs: dict[str, Any] | None = None) -> tuple[Tensor, Tensor]:
-        """Append (B, H, T, D) to the original."""
+        """Append (B, H, T, D) to the original; at `cache_position` (T,), in a graph, which returns the whole buffer."""
+        if cache_kwargs is not None and cache_kwargs.get("cache_position") is not None:
+            states: tuple[Tensor, Tensor] = self.original.update(keys, values, self.index, cache_kwargs)
+            return states
         past = self.get_seq_length()
         end = past + keys.shape[2]
         capacity = self.get_max_cache_shape()
@@ -73,7 +76,14 @@ class TransformersLayer(CacheLayer):
 
     def get_mask_sizes(self, query_length: int | Tensor) -> tuple[int, int]:
         """Number of keys that an update returns, and the position of the first of them."""
-        return self.get_seq_length() + num_queries(query_length), 0
+        if isinstance(query_length, Tensor):
+            return self.get_max_cache_shape(), 0
+        return self.get_seq_length() + query_length, 0
+
+    def next_positions(self, length: int, device: torch.device) -> Tensor:
+        """(length,) the next positions, of a length that may be a tensor."""
+        past: int | Tensor = self.original.get_seq_length(self.index)
+        return torch.arange(length, device=device) + past
 
     def get_max_cache_shape(self) -> int:
         """Capacity in positions, or -1 if there is no limit."""
@@ -121,6 +131,11 @@ class TransformersCache(Cache):
             )
         self.original = original
         super().__init__([TransformersLayer(original, i) for i in range(len(original.layers))], self._next_layer)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether a graph is made now of a static cache, whose length is a tensor there."""
+        return torch.compiler.is_compiling() and bool(self.original.is_compileable)
 
     def _next_layer(self) -> TransformersLayer:
         return TransformersLayer(self.original, len(self.layers))

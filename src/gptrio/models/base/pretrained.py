@@ -33,6 +33,7 @@ from gptrio.nn.losses import LossMixin, loss_type_of
 from gptrio.uploads import Pushable
 
 _FLEX = "flex_attention"
+_BY_SDPA = (_FLEX, "sdpa_without_vmap")  # the second is set by Transformers' functions that export a model
 Model = TypeVar("Model", bound="PreTrainedModel")
 register_pytrees()
 
@@ -269,9 +270,9 @@ class PreTrainedModel(
 
     @property
     def attn_implementation(self) -> str:
-        """Attention back end in use: the configuration's, or sdpa, which computes "flex_attention" too."""
+        """Attention back end in use: the configuration's, or sdpa, which stands for others of Transformers too."""
         chosen = self.config._attn_implementation or "sdpa"
-        return "sdpa" if chosen == _FLEX and registered_function(chosen) is None else chosen
+        return "sdpa" if chosen in _BY_SDPA and registered_function(chosen) is None else chosen
 
     def get_correct_attn_implementation(self, requested_attention: str | None, is_init_check: bool = False) -> str:
         """The back end of a name; sdpa for None.
