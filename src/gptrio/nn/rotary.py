@@ -72,8 +72,8 @@ class RotaryEmbedding(nn.Module):
         frequencies, factor = self._frequencies_for(position_ids), self.attention_scaling
         kind = x.device.type
         with torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext():
-            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R / 2)
-            angles = torch.cat([angles, angles], dim=-1)  # for both parts of a pair
+            frequencies = torch.cat([frequencies, frequencies])  # for both parts of a pair
+            angles = position_ids[:, :, None].float() * frequencies  # (B or 1, T, R)
             cos, sin = angles.cos(), angles.sin()
             if factor != 1.0:
                 cos, sin = cos * factor, sin * factor
