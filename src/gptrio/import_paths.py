@@ -103,6 +103,29 @@ class Finder:
         return spec
 
 
+class _Made(ModuleType):
+    """A made module: what is set on it is set where the name is defined, so that models built or run later use it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Replace a name here and at the first of the places that has it."""
+        home = self._home(name)
+        if home is not None:
+            vars(self)["_replaced"].setdefault(name, (home, vars(home)[name]))
+            setattr(home, name, value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        """Take a name away that was set, and put the first one back."""
+        if name in vars(self)["_replaced"]:
+            home, value = vars(self)["_replaced"].pop(name)
+            setattr(home, name, value)
+        super().__delattr__(name)
+
+    def _home(self, name: str) -> ModuleType | None:
+        homes = (sys.modules.get(place) for place in vars(self).get("_places", ()))
+        return next((home for home in homes if home is not None and name in vars(home)), None)
+
+
 class _Maker:
     """Makes a module with the names of some places and all public ones, or gives them to one that another loader loads.
 
@@ -115,8 +138,8 @@ class _Maker:
         self.places, self.loader = (*(f"gptrio.{place}" for place in places.split()), "gptrio"), loader
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        """The module to fill; None for an ordinary one."""
-        return None if self.loader is None else self.loader.create_module(spec)
+        """The module to fill."""
+        return _Made(spec.name) if self.loader is None else self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the module."""
@@ -130,10 +153,12 @@ class _Maker:
                         value = getattr(importlib.import_module(place), name)
                     except AttributeError:
                         continue
-                    setattr(module, name, value)
+                    vars(module)[name] = value
                     return value
             raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
 
+        if self.loader is None:
+            vars(module).update(_places=self.places[:-1], _replaced={})
         vars(module)["__getattr__"] = find
 
     def __getattr__(self, name: str) -> Any:

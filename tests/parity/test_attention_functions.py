@@ -305,3 +305,54 @@ def test_flex_attention_is_computed_by_sdpa_where_the_reference_has_it() -> None
     for config_class in (gptrio.GPT2Config, gptrio.GPTNeoConfig):
         with pytest.raises(gptrio.UnsupportedError, match="attn_implementation='flex_attention' is not known"):
             gptrio.AutoModel.from_config(config_class(attn_implementation="flex_attention"))
+
+
+def doubled(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **given: Any) -> Any:
+    """Twice the values, over the mask that Transformers gives, and the table that its layers of GPT-2 hold."""
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5 + attention_mask[..., : key.shape[2]]
+    if hasattr(module, "bias"):
+        queries, keys = query.shape[2], key.shape[2]
+        scores = torch.where(module.bias[:, :, keys - queries : keys, :keys], scores, torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, -1)
+    return (weights @ (2 * value)).transpose(1, 2), weights
+
+
+@pytest.mark.parametrize("path", ["gpt2.modeling_gpt2", "gpt_neox.modeling_gpt_neox"])
+def test_the_eager_function_of_a_family_may_be_replaced(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    pair = model_pair("GPT2LMHeadModel" if "gpt2" in path else "GPTNeoXForCausalLM")
+    ids, mask = token_ids(2, 9), padded([9, 6], 9, "left")
+    options = {"attention_mask": mask, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    plain = pair[1](ids).logits
+    with monkeypatch.context() as patched:
+        for library in ("transformers", "gptrio"):
+            patched.setattr(f"{library}.models.{path}.eager_attention_forward", doubled)
+        given = {"attention_mask": mask, "position_ids": positions_of(mask)}
+        expected, found = (model(ids, **given) for model in pair)
+        assert_close(found.logits[mask.bool()], expected.logits[mask.bool()], 2e-5)
+        assert torch.equal(*(model.generate(ids, **options) for model in pair))
+        assert isinstance(compiled_step(pair[1], 2), Reason)
+        pair[1].set_attn_implementation("sdpa")
+        assert_close(pair[1](ids).logits, plain, 2e-5)
+    pair[1].set_attn_implementation("eager")
+    assert_close(pair[1](ids).logits, plain, 2e-5)
+
+
+@pytest.mark.parametrize("back_end", ["eager", "sdpa"])
+def test_attn_of_gpt_neo_may_be_replaced(monkeypatch: pytest.MonkeyPatch, back_end: str) -> None:
+    pair = model_pair("GPTNeoForCausalLM", back_end)
+    ids = token_ids(2, 9)
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    for model in pair:
+        kind = type(model.transformer.h[0].attn.attention)
+
+        def doubling(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, inner: Any = kind._attn) -> Any:
+            return inner(self, query, key, 2 * value, *args)
+
+        monkeypatch.setattr(kind, "_attn", doubling)
+    expected, found = (model(ids) for model in pair)
+    assert_close(found.logits, expected.logits, 2e-5)
+    assert torch.equal(*(model.generate(ids, **options) for model in pair))
+    oracle, ours = (model.transformer.h[1].attn.attention for model in pair)
+    x = torch.randn(2, 9, 32)
+    q, k, v = (layer._split_heads(x, 4, 8) for layer in (oracle, ours, ours))
+    assert_close(ours._merge_heads(ours._attn(q, k, v)[0], 4, 8), oracle._merge_heads(oracle._attn(q, k, v)[0], 4, 8))

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -115,3 +116,21 @@ def test_importing_a_path_loads_no_torch_until_a_name_is_taken():
     check = "print('torch' in sys.modules, gptrio.modeling_outputs.ModelOutput, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program + check], capture_output=True, text=True, check=True)
     assert done.stdout == "False <class 'gptrio.outputs.ModelOutput'> False\n"
+
+
+@pytest.mark.parametrize("undo", ["set", "delete"])
+def test_a_class_set_on_a_made_module_is_what_models_are_built_of(undo: str) -> None:
+    module: Any = importlib.import_module("gptrio.models.gpt2.modeling_gpt2")
+    before = module.GPT2MLP
+    mine = type("Mine", (before,), {})
+    config = gptrio.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=1)
+    module.GPT2MLP = mine
+    assert type(gptrio.GPT2Model(config).h[0].mlp) is mine
+    if undo == "set":
+        module.GPT2MLP = before
+    else:  # as `unittest.mock.patch` does
+        del module.GPT2MLP
+    assert type(gptrio.GPT2Model(config).h[0].mlp) is before
+    assert module.GPT2MLP is before
+    module.of_my_own = 3
+    assert module.of_my_own == 3

@@ -35,8 +35,6 @@ SCALINGS: tuple[dict[str, Any] | None, ...] = (
     {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
 )
 LEFT_OUT = {
-    "bias": "a table of the causal mask; masks are made when they are needed",
-    "masked_bias": "the number that stands for a masked score; each back end has its own",
     "act": "the function inside an activation's module; ours are torch's modules",
     "rope_init_fn": "a function of the reference's",
     "device_map": "filled by the reference's `parallelize`",

@@ -21,7 +21,8 @@ from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import BackboneInputs, overridable, positional_order
 from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
+from gptrio.nn.attention_interface import Function, eager_attention_forward, unless_ours
+from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock, causal_bias
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, LayerNorm
 from gptrio.nn.linear import Conv1D, Linear, keep_inputs, keep_outputs
@@ -73,6 +74,10 @@ class GPT2Attention(MultiHeadAttention):
         k, v = self.c_attn(states).chunk(2, dim=-1)
         return split_heads(k, self.head_dim), split_heads(v, self.head_dim)
 
+    def own_function(self, implementation: str) -> Function | None:
+        """What a user has put in place of this module's `eager_attention_forward`."""
+        return unless_ours(eager_attention_forward) if implementation == "eager" else None
+
     @property
     def projections(self) -> tuple[nn.Module, ...]:
         """The layer that computes queries, keys and values."""
@@ -84,6 +89,8 @@ class GPT2Attention(MultiHeadAttention):
         return self.c_proj
 
     # attributes of Transformers' layer
+    bias = property(causal_bias, doc="(1, 1, N, N) table of the causal mask, made when it is read.")
+    masked_bias = property(lambda self: torch.tensor(-1e4), doc="Score of a key that no query sees.")
     embed_dim = property(attrgetter("config.n_embd"), doc="C of the input.")
     reorder_and_upcast_attn = property(attrgetter("config.reorder_and_upcast_attn"))  # see `GPT2Config`
 

@@ -6,8 +6,9 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `C` hidden size,
 from __future__ import annotations
 
 from operator import attrgetter
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from gptrio.config import GPTNeoConfig
@@ -19,9 +20,10 @@ from gptrio.models.base.pretrained import PreTrainedModel
 from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.attention import split_heads
-from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock
+from gptrio.nn.attention_interface import Function, eager_attention_forward
+from gptrio.nn.blocks import DROPOUTS, MLP, BlockOutput, MultiHeadAttention, PreNormBlock, causal_bias
 from gptrio.nn.context import AttentionContext, with_weights_for_hooks
-from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
+from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm, is_written_in
 from gptrio.nn.linear import Linear, keep_inputs, keep_outputs
 from gptrio.nn.replaced_parts import call_part
 
@@ -54,7 +56,37 @@ class GPTNeoSelfAttention(MultiHeadAttention):
         out, weights = context.attend(q, k, v, self.layer_idx, self.options())
         return self.resid_dropout(self.out_proj(out)), weights
 
+    def own_function(self, implementation: str) -> Function | None:
+        """What a user has put in place of `_attn`, which Transformers' layer calls by default."""
+        return None if is_written_in(self._attn, "gptrio.") else self._by_attn
+
+    def _attn(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, head_mask: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """The result (B, H, T, D) for queries (B, H, T, D), and the weights; may be replaced."""
+        rate, queries, keys = self.dropout_rate, query.shape[2], key.shape[2]
+        if attention_mask is None:
+            attention_mask = self.bias[:, :, keys - queries : keys, :keys]
+        out, weights = eager_attention_forward(self, query, key, value, attention_mask, None, rate, head_mask)
+        return out.transpose(1, 2), weights
+
+    def _by_attn(
+        self, _: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, head_mask: Any = None, **others: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        out, weights = self._attn(q, k, v, mask, head_mask)
+        return out.transpose(1, 2), weights
+
+    def _split_heads(self, tensor: Tensor, num_heads: int, attn_head_size: int) -> Tensor:
+        """(B, T, H * D) to (B, H, T, D), for subclasses written as Transformers' layer is."""
+        return split_heads(tensor, attn_head_size)
+
+    def _merge_heads(self, tensor: Tensor, num_heads: int, attn_head_size: int) -> Tensor:
+        """(B, H, T, D) to (B, T, H * D)."""
+        return tensor.transpose(1, 2).flatten(2)
+
     # attributes of Transformers' layer
+    bias = property(causal_bias, doc="(1, 1, N, N) table of the causal mask, made when it is read.")
+    masked_bias = property(lambda self: torch.tensor(-1e9), doc="Score of a key that no query sees.")
     embed_dim = property(attrgetter("config.hidden_size"), doc="C of the input.")
 
     @property

@@ -23,6 +23,7 @@ from gptrio.models.base.pruning import head_features
 from gptrio.models.base.signatures import positional_order
 from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import AttentionOptions
+from gptrio.nn.attention_interface import Function, eager_attention_forward, unless_ours
 from gptrio.nn.blocks import DROPOUTS, Block, BlockOutput, BlockSpec, MultiHeadAttention
 from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
@@ -58,6 +59,10 @@ class GPTNeoXAttention(MultiHeadAttention):
     def options(self) -> AttentionOptions:
         """How this layer attends at present; of the families, only this one's `sdpa` reads `is_causal`."""
         return super().options()._replace(causal=self.is_causal)
+
+    def own_function(self, implementation: str) -> Function | None:
+        """What a user has put in place of this module's `eager_attention_forward`."""
+        return unless_ours(eager_attention_forward) if implementation == "eager" else None
 
     # read-only attributes of Transformers' layer
     head_size = property(attrgetter("head_dim"), doc="Width of a head.")

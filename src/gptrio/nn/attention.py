@@ -18,7 +18,7 @@ from gptrio.kernels.linear import prefill_kernels
 from gptrio.kernels.recompute import is_forward_mode, is_plain_autograd
 from gptrio.kernels.widened import is_widened, matmul, result_dtype
 from gptrio.nn import block_attention, flash, sliding_window, twice_differentiable
-from gptrio.nn.attention_interface import ALL_ATTENTION_FUNCTIONS, call_registered, registered_function
+from gptrio.nn.attention_interface import ALL_ATTENTION_FUNCTIONS, call_function, function_of, registered_function
 from gptrio.nn.masks import AttentionMask
 
 Drop = Callable[[Tensor], Tensor]
@@ -71,8 +71,9 @@ def attention(
     Returns:
         The result (B, T, H * D), and the weights (B, H, T, S) or None.
     """
-    if registered_function(implementation) is not None:
-        return call_registered(implementation, q, k, v, mask, options, head_mask)
+    function = function_of(options.module, implementation)
+    if function is not None:
+        return call_function(function, implementation, q, k, v, mask, options, head_mask)
     if not options.causal and implementation == "sdpa" and mask.is_square_causal:
         mask = replace(mask, causal=False, memo={})
     if options.need_weights or (head_mask is not None and head_mask.shape[-2:] != (1, 1)):

@@ -188,23 +188,45 @@ def registered_function(name: str) -> Function | None:
     return None if function in _OWN else function
 
 
-def registered_reason(name: str) -> str | None:
-    """Why attention of this name has no fast path: it is a registered function; None for a back end of this package."""
-    return None if registered_function(name) is None else f"attention is the registered function {name!r}"
+def unless_ours(function: Function) -> Function | None:
+    """A function that a user has put in place of a module's `eager_attention_forward`."""
+    return None if function is eager_attention_forward else function
 
 
-def call_registered(
-    name: str, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, options: Any, head_mask: Tensor | None
+def function_of(layer: Any, name: str) -> Function | None:
+    """The user's function that computes attention of this name in a layer; None for a back end of this package."""
+    own = getattr(layer, "own_function", None)
+    return (None if own is None else own(name)) or registered_function(name)
+
+
+def function_reason(model: Any) -> str | None:
+    """Why attention of a model has no fast path: a function of the user's computes it; None if none does."""
+    name = getattr(model, "attn_implementation", "")
+    if registered_function(name) is not None:
+        return f"attention is the registered function {name!r}"
+    replaced = any(function_of(part, name) is not None for part in model.modules())
+    return "a function of the user's computes attention" if replaced else None
+
+
+def call_function(
+    function: Function,
+    name: str,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: AttentionMask,
+    options: Any,
+    head_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """The result (B, T, H * D) of a registered function, and the weights that it returns; see `attention`.
+    """The result (B, T, H * D) of a user's function, and the weights that it returns; see `attention`.
 
     Raises:
         InputError: the function's result has another shape.
     """
     from gptrio.nn.mask_interface import mask_for
 
-    function = ALL_ATTENTION_FUNCTIONS[name]
-    given = mask_for(name, q, mask, options.module)
+    is_registered = registered_function(name) is not None
+    given = mask_for(name, q, mask, options.module) if is_registered else mask.additive(q.dtype)
     out, weights = function(
         options.module,
         q,

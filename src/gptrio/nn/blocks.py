@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -12,6 +12,7 @@ from gptrio.nn.activations import get_activation
 from gptrio.nn.attention import AttentionOptions, Drop
 from gptrio.nn.fast_call import Dropout, FastCallModule, LayerNorm, is_watched
 from gptrio.nn.linear import Conv1D, Linear, feed_forward
+from gptrio.nn.masks import causal_table
 
 BlockOutput = tuple[Tensor | None, ...]  # the result; then, if needed, the weights of self- and of cross-attention
 
@@ -97,6 +98,10 @@ class MultiHeadAttention(FastCallModule):
         """Factor of the scores at present."""
         return self.scaling
 
+    def own_function(self, implementation: str) -> Callable[..., Any] | None:
+        """What a user has put in place of the function of this package that a back end calls; None if nothing."""
+        return None
+
     @property
     def num_heads(self) -> int:
         """Number of heads after pruning."""
@@ -116,6 +121,12 @@ class MultiHeadAttention(FastCallModule):
         """Whether a hook, or a module in place of the dropout, may read or change the weights."""
         dropout = self._modules.get("attn_dropout")
         return (dropout is not None and type(dropout) not in DROPOUTS) or is_watched(self, dropout)
+
+
+def causal_bias(attention: Any) -> Tensor:
+    """(1, 1, N, N) bool, True where a query sees a key, for code written over Transformers' layers."""
+    device = next(attention.parameters()).device
+    return causal_table(attention.config.max_position_embeddings, attention.window, device)
 
 
 class MLP(FastCallModule):

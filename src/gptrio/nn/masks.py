@@ -6,12 +6,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", lambda: False)  # missing in torch 2.5
+
+
+@lru_cache(maxsize=8)
+def causal_table(positions: int, window: int | None, device: torch.device) -> Tensor:
+    """(1, 1, N, N) bool, True where a query sees a key: what Transformers' layers hold as `bias`."""
+    visible = torch.ones(positions, positions, dtype=torch.bool, device=device).tril()
+    return (visible if window is None else visible.triu(1 - window))[None, None]
+
 
 # A value below this in an additive mask hides a key: scores, and biases that callers add to them, lie far above it.
 _HIDDEN_BELOW = -1000.0

@@ -19,7 +19,7 @@ from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, NOT_INSTALLED, Reason, is_installed
 from gptrio.kernels.cpu_decode.compilation import unloaded_reason
 from gptrio.kernels.cuda_graph import can_capture
-from gptrio.nn.attention_interface import registered_reason
+from gptrio.nn.attention_interface import function_reason
 from gptrio.nn.fast_call import dispatch_reason, has_package_forward, hook_reason
 
 _log = logging.getLogger("gptrio")
@@ -120,7 +120,7 @@ def _own_code(model: CausalLM, call: ModelInputs) -> Problems:
     for each in (model, getattr(model, "base_model", model)):
         if not has_package_forward(each):
             yield f"{type(each).__name__} has a forward of its own"
-    yield from filter(None, [registered_reason(getattr(model, "attn_implementation", ""))])
+    yield from filter(None, [function_reason(model)])
     for name in call.constants.keys() - {"use_cache"}:
         yield f"the forward needs {name}"
 

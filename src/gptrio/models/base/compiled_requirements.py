@@ -19,7 +19,7 @@ from gptrio.kernels.cpu_decode import structs as tables
 from gptrio.kernels.formats import UNIT
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
 from gptrio.nn.activations import GELUS
-from gptrio.nn.attention_interface import registered_reason
+from gptrio.nn.attention_interface import function_reason
 from gptrio.nn.blocks import DROPOUTS, BlockSpec
 from gptrio.nn.fast_call import LayerNorm, hook_reason, is_dispatch_skipped, is_written_in
 from gptrio.nn.linear import LowRankUpdate, WeightView, active_adapters, is_known_linear, is_lora, weight_view
@@ -61,7 +61,7 @@ def _no_autocast(model: PreTrainedModel) -> Problems:
 
 
 def _own_attention(model: PreTrainedModel) -> Problems:
-    yield from filter(None, [registered_reason(model.attn_implementation)])
+    yield from filter(None, [function_reason(model)])
 
 
 def _no_hooks(model: PreTrainedModel) -> Problems:
