@@ -36,7 +36,7 @@ SCALINGS: tuple[dict[str, Any] | None, ...] = (
 )
 LEFT_OUT = {
     "act": "the function inside an activation's module; ours are torch's modules",
-    "rope_init_fn": "a function of the reference's",
+    "rope_init_fn": "compared by what it returns",
     "device_map": "filled by the reference's `parallelize`",
     "config": "compared elsewhere",
     "generation_config": "compared elsewhere",
@@ -87,6 +87,9 @@ def test_rotary_modules_tell_their_frequencies(scaling: dict[str, Any] | None) -
         for library in (transformers, gptrio)
     )
     assert assert_same_facts(reference, ours) >= 5
+    for length in (None, 200):
+        expected, found = (each.rope_init_fn(each.config, torch.device("cpu"), length) for each in (reference, ours))
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def _replace(rotary: Any) -> None:

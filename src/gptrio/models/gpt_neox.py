@@ -5,6 +5,7 @@ Shapes: `B` batch, `T` query length, `H` heads, `D` head width, `R` rotated dime
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from operator import attrgetter
 from typing import ClassVar, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from gptrio.config import GPTNeoXConfig
 from gptrio.config.gpt_neox import WEIGHT_NAMES
-from gptrio.config.rotary import RotarySettings
+from gptrio.config.rotary import Frequencies, RotarySettings
 from gptrio.errors import InputError
 from gptrio.models.base import heads
 from gptrio.models.base.backbone import EMBEDDINGS, Backbone
@@ -29,7 +30,7 @@ from gptrio.nn.context import AttentionContext
 from gptrio.nn.fast_call import Dropout, Embedding, FastCallModule, LayerNorm
 from gptrio.nn.linear import Linear, feed_forward, keep_inputs, keep_outputs
 from gptrio.nn.replaced_parts import call_part
-from gptrio.nn.rotary import RotaryEmbedding, RotaryTables, rotate
+from gptrio.nn.rotary import ROPE_INIT_FUNCTIONS, RotaryEmbedding, RotaryTables, rotate
 
 
 @takes_reference_arguments(
@@ -88,6 +89,12 @@ class GPTNeoXRotaryEmbedding(RotaryEmbedding):
 
     def __init__(self, config: GPTNeoXConfig, device: object = None) -> None:
         super().__init__(RotarySettings.of(config))
+        self.config = config
+
+    @property
+    def rope_init_fn(self) -> Callable[..., Frequencies]:
+        """What computes inverse frequencies and the factor from (config, device, seq_len)."""
+        return ROPE_INIT_FUNCTIONS[self.rope_type]
 
 
 class GPTNeoXMLP(FastCallModule):
