@@ -188,7 +188,10 @@ def test_the_only_column_needs_no_name(tmp_path):
         (("--input", "texts.xml"), "give --format json, jsonl, csv or pipe"),
         (("--device", "99"), "--device cuda:99: torch sees"),
         (("--device", "xpu"), "--device xpu cannot be used here ("),
-        (("batch_size=-1", "--format", "csv", "--column", "text"), "batch_size=-1 is no number of rows; give one from 1 on"),
+        (
+            ("batch_size=-1", "--format", "csv", "--column", "text"),
+            "batch_size=-1 is no number of rows; give one from 1 on",
+        ),
         (("max_new_tokens=x",), "--max-new-tokens x has the wrong type; expected a whole number or none"),
         (("do_sample=maybe",), "do_sample='maybe' has the wrong type; expected true or false"),
         (("-n", "3", "max_new_tokens=4"), "is given twice, as an option and as name=value"),
