@@ -144,3 +144,80 @@ def test_a_window_counts_what_it_has_let_go() -> None:
     assert ring.keys is not None
     ring.keys = ring.keys * 2
     assert ring.get_seq_length() == 70
+
+
+class Own:
+    """Keys and values in dictionaries, with what the models of both libraries call, and no call of `Cache.__init__`."""
+
+    is_compileable = False
+    is_sliding = (False,)
+
+    def __init__(self) -> None:
+        self.states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.seen = 0
+
+    def update(self, key_states: Any, value_states: Any, layer_idx: int, cache_kwargs: Any = None) -> Any:
+        """Append to a layer."""
+        self.seen += key_states.shape[2] if layer_idx == 0 else 0
+        past = self.states.get(layer_idx, (key_states[:, :, :0], value_states[:, :, :0]))
+        new = (key_states, value_states)
+        self.states[layer_idx] = tuple(torch.cat(pair, 2) for pair in zip(past, new, strict=True))  # type: ignore[assignment]
+        return self.states[layer_idx]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Number of positions, the same for all layers."""
+        return self.seen
+
+    def get_max_cache_shape(self) -> None:
+        """No limit."""
+
+    def get_mask_sizes(self, cache_position: torch.Tensor, layer_idx: int) -> tuple[int, int]:
+        """As Transformers' masks ask for it, once in each forward."""
+        return self.seen + cache_position.shape[0], 0
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Choose rows."""
+        self.states = {i: (k[beam_idx], v[beam_idx]) for i, (k, v) in self.states.items()}
+
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_of_ones_own_needs_no_layers(family: str) -> None:
+    ours, theirs = pair_of_models(family)
+    kinds = [type("OwnCache", (Own, library.Cache), {}) for library in (transformers, gptrio)]
+    caches = [kind() for kind in kinds]
+    for ids in (IDS, IDS[:, :2]):
+        expected, found = (
+            model(ids, past_key_values=cache).logits for model, cache in zip((theirs, ours), caches, strict=True)
+        )
+        assert_close(found, expected, 2e-5)
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1] * 5, [1] * 5])
+    for options in (OPTIONS, {**OPTIONS, "num_beams": 2}):
+        expected, found = (
+            model.generate(IDS, attention_mask=mask, past_key_values=kind(), **options)
+            for model, kind in zip((theirs, ours), kinds, strict=True)
+        )
+        assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_may_return_fewer_keys_than_it_was_given(family: str) -> None:
+    models = pair_of_models(family)[::-1]
+    found = []
+    for library, model in zip((transformers, gptrio), models, strict=True):
+        base: Any = library.DynamicCache
+
+        class Sink(base):
+            def update(self, *args: Any, **kwargs: Any) -> Any:
+                pair = super().update(*args, **kwargs)
+                if pair[0].shape[2] <= 6:
+                    return pair
+                return tuple(torch.cat([states[:, :, :2], states[:, :, -3:]], 2) for states in pair)
+
+        model.set_attn_implementation("eager")
+        found.append(model.generate(IDS, past_key_values=Sink(), **OPTIONS))
+    assert torch.equal(*found)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from gptrio.config.base import PretrainedConfig
 from gptrio.errors import InputError, TokenIdError
 
 CROP_MARGIN = 64  # extra positions that a sliding-window layer keeps, so that up to as many can be cropped
+NO_LAYERS: Sequence[Any] = ()  # of a user's cache that stores keys and values in its own way
 LegacyCache = tuple[tuple[Tensor, Tensor], ...]
 
 
@@ -185,6 +186,8 @@ class Cache(ExtensibleClass):
         layer_class_to_replicate: makes each further layer at its first use; None if there are no further ones.
     """
 
+    layers: list[CacheLayer] = cast("list[CacheLayer]", NO_LAYERS)  # of a subclass that does not call `__init__`
+    layer_class_to_replicate: Callable[[], CacheLayer] | None = None
     real_positions_last = False
     cross_attention_cache: Cache | None = None
     is_updated: dict[int, bool]
@@ -192,7 +195,7 @@ class Cache(ExtensibleClass):
     def __init__(
         self, layers: Iterable[CacheLayer] = (), layer_class_to_replicate: Callable[[], CacheLayer] | None = None
     ) -> None:
-        self.layers: list[CacheLayer] = list(layers)
+        self.layers = list(layers)
         self.layer_class_to_replicate = layer_class_to_replicate
 
     def layer(self, layer_idx: int) -> CacheLayer:
@@ -209,6 +212,11 @@ class Cache(ExtensibleClass):
                 )
             self.layers.append(self.layer_class_to_replicate())
         return self.layers[layer_idx]
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether the cache is made of layers; a user's class may do without, and define what a model calls."""
+        return self.layers is not NO_LAYERS
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
@@ -235,8 +243,8 @@ class Cache(ExtensibleClass):
 
     def store_whole_past(self, layer_idx: int) -> None:
         """Let an empty layer with a window, of a model whose blocks were moved or removed, store all positions."""
-        layer = self.layer(layer_idx)
-        if layer.is_sliding and not layer.get_seq_length():
+        layer = self.layer(layer_idx) if self.has_layers else None
+        if layer is not None and layer.is_sliding and not layer.get_seq_length():
             self.layers[layer_idx] = layer.without_window()
 
     def get_mask_sizes(self, query_length: int | Tensor, layer_idx: int = 0) -> tuple[int, int]:

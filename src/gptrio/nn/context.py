@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gptrio.errors import InputError
 from gptrio.nn.attention import AttentionOptions, Drop, attention
 from gptrio.nn.fast_call import is_dispatch_skipped
-from gptrio.nn.masks import AttentionMask
+from gptrio.nn.masks import AttentionMask, is_exporting
 from gptrio.nn.rotary import RotaryTables
 
 KeysAndValues = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -27,6 +27,11 @@ class KeyValueStore(Protocol):
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, cache_kwargs: dict[str, Any] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Append and return everything this call's queries may see."""
+        ...
+
+    @property
+    def has_layers(self) -> bool:
+        """Whether the sizes and positions of its layers can be asked for."""
         ...
 
     def store_whole_past(self, layer_idx: int) -> None:
@@ -202,6 +207,9 @@ class DenseContext:
             k, v = self.cache.update(k, v, layer_idx, {"cache_position": self.mask.positions})
         if k.shape[2] > mask.key_length:  # the cache holds more than the window
             k, v = k[:, :, -mask.key_length :], v[:, :, -mask.key_length :]
+        elif k.shape[2] < mask.key_length and not is_exporting():  # a user's cache has dropped some
+            lost = mask.key_length - k.shape[2]
+            mask = mask.for_layer(k.shape[2], mask.key_offset + lost, options.window)
         options = self._with_weights(options)
         if mask.key_offset and options.need_weights and options.drop is not None:
             options = options._replace(drop=_over_all_keys(options.drop, mask.key_offset))
@@ -251,7 +259,7 @@ class DenseContext:
             new_keys: keys of this forward, which the cache does not hold yet.
         """
         length, offset, positions = self.mask.key_length, self.mask.key_offset, self.mask.positions
-        if self.cache is not None:
+        if self.cache is not None and self.cache.has_layers:
             length, offset = self.cache.get_mask_sizes(new_keys if positions is None else positions, layer_idx)
         if (length, offset, window) == (self.mask.key_length, self.mask.key_offset, self.mask.window):
             return self.mask
@@ -260,7 +268,7 @@ class DenseContext:
             if known == geometry:
                 return mask
         keys = None
-        if self.cache is not None and positions is not None:
+        if self.cache is not None and self.cache.has_layers and positions is not None:
             keys = self.cache.key_positions(positions, layer_idx)
         self._masks.append((geometry, self.mask.for_layer(length, offset, window, keys)))
         return self._masks[-1][1]

@@ -78,7 +78,7 @@ def as_cache(past: Cache | LegacyCache | None, use_cache: bool, config: Pretrain
         if not use_cache:
             return None
         past = DynamicCache(config=config)
-    if len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
+    if past.has_layers and len(past.layers) != config.num_hidden_layers and past.get_seq_length() > 0:
         _check_layers(len(past.layers), config)
     is_cross = config.add_cross_attention and past.cross_attention_cache is None
     return EncoderDecoderCache(past, DynamicCache()) if is_cross else past
