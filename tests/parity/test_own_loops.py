@@ -15,8 +15,9 @@ from tests.contract.families import FAMILIES, Family, tokens
 
 def decode(model: Any, ids: torch.Tensor, **arguments: Any) -> tuple[torch.Tensor, dict[str, Any]]:
     """Five greedy tokens, and the arguments that the loop ends with."""
-    arguments = {"attention_mask": torch.ones_like(ids), "cache_position": torch.arange(ids.shape[1]), **arguments}
-    for _ in range(5):
+    arguments = {"attention_mask": torch.ones_like(ids), **arguments}
+    arguments, end = model._get_initial_cache_position(ids.shape[1], ids.device, arguments), ids.shape[1] + 5
+    while model._has_unfinished_sequences(ids.shape[1] >= end, synced_gpus=False, device=ids.device):
         out = model(**model.prepare_inputs_for_generation(ids, **arguments), return_dict=True)
         arguments = model._update_model_kwargs_for_generation(out, arguments)
         ids = torch.cat([ids, out.logits[:, -1:].argmax(-1)], dim=-1)

@@ -449,3 +449,28 @@ def test_a_forward_of_any_arguments_takes_a_mask_in_generate(family: str) -> Non
         with pytest.raises(ValueError, match="bias"):
             model.generate(ids, bias=1, **options)
     assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"use_cache": False}])
+@pytest.mark.parametrize("family", SIZES)
+def test_what_a_subclass_hands_to_the_next_step_arrives(family: str, options: dict[str, Any]) -> None:
+    ids, found = token_ids(2, 7), []
+    for model in model_pair(CAUSAL[family]):
+        base: Any = type(model)
+
+        class Counting(base):
+            def forward(self, input_ids: Any = None, step: int = 0, **kwargs: Any) -> Any:
+                out = super().forward(input_ids, **kwargs)
+                out.logits = out.logits.roll(step, -1)
+                return out
+
+            def _update_model_kwargs_for_generation(self, outputs: Any, model_kwargs: Any, **kwargs: Any) -> Any:
+                updated = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+                return {**updated, "step": updated.get("step", 0) + 1}
+
+        model.__class__ = Counting
+        given = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None, **options}
+        found.append(model.generate(ids, **given))
+        del Counting._update_model_kwargs_for_generation
+        assert not torch.equal(model.generate(ids, **given), found[-1])
+    assert torch.equal(*found)

@@ -14,7 +14,7 @@ from gptrio.generation.inputs import ModelInputs
 from gptrio.generation.protocol import CausalLM
 from gptrio.generation.runners.cpu_decode import CpuDecodeRunner
 from gptrio.generation.runners.cuda_graph import CudaGraphRunner
-from gptrio.generation.runners.eager import own_preparation
+from gptrio.generation.runners.eager import own_method
 from gptrio.generation.runners.protocol import Step, StepRunner
 from gptrio.kernels.cpu_decode import MAX_ROWS_AMX, NOT_INSTALLED, Reason, is_installed
 from gptrio.kernels.cpu_decode.compilation import unloaded_reason
@@ -126,8 +126,9 @@ def _own_code(model: CausalLM, call: ModelInputs) -> Problems:
 
 
 def _own_preparation(model: CausalLM) -> Problems:
-    if own_preparation(model) is not None:
-        yield f"{type(model).__name__} has a prepare_inputs_for_generation of its own"
+    for name in ("prepare_inputs_for_generation", "_update_model_kwargs_for_generation"):
+        if own_method(model, name) is not None:
+            yield f"{type(model).__name__} has a {name} of its own"
 
 
 def _other_cache(call: ModelInputs) -> Problems:

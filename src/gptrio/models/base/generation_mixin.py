@@ -127,7 +127,7 @@ class GenerationMixin:
     ) -> dict[str, Any]:
         """Arguments of `prepare_inputs_for_generation` for the next step of a decoding loop of one's own.
 
-        `generate` does not call it.
+        `generate` calls it after each forward if a subclass overrides it, and hands what that adds on to the next one.
 
         Args:
             outputs: of the forward.
@@ -148,3 +148,26 @@ class GenerationMixin:
         uses_cache = model_kwargs.get("use_cache", True)
         model_kwargs["cache_position"] = new[-1:] if uses_cache else torch.cat([positions, new])
         return model_kwargs
+
+    def _get_initial_cache_position(
+        self, seq_length: int, device: torch.device, model_kwargs: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Set `cache_position` for the first step of a decoding loop of one's own, unless it is there.
+
+        Args:
+            seq_length: T of the prompt.
+            device: of the positions.
+            model_kwargs: of the first step, changed in place; its past is left out of the positions.
+        """
+        if model_kwargs.get("cache_position") is None:
+            embeds, past = model_kwargs.get("inputs_embeds"), model_kwargs.get("past_key_values")
+            start = past[0][0].shape[2] if isinstance(past, tuple) else 0 if past is None else past.get_seq_length()
+            end = seq_length if embeds is None else embeds.shape[1]
+            model_kwargs["cache_position"] = torch.arange(end, device=device)[start:]
+        return model_kwargs
+
+    def _has_unfinished_sequences(
+        self, this_peer_finished: bool | Tensor, synced_gpus: bool, device: torch.device
+    ) -> bool:
+        """Whether a decoding loop of one's own goes on: until all rows of this process are finished."""
+        return not this_peer_finished
