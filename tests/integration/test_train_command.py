@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,9 @@ def test_the_plan_counts_the_rows_of_all_processes(model: str, tmp_path: Path, m
     data = write_lines(tmp_path / "a.jsonl", [{"text": "a text", "label": n % 2} for n in range(21)])
     recipe = Recipe(model, Path(data), tmp_path / "out", task="classify", batch=2, accumulate=2, epochs=2)
     assert (Run(recipe).updates, Run(recipe).rows) == (12, 4)
+    assert Run(recipe).tokens_of_update == 21 * 6 / 6
+    much = Run(replace(recipe, batch=99, learning_rate=0.0))
+    assert (much.rows, much.tokens_of_update, much.learning_rate) == (21, 21 * 6, 0.0)
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     shared = Run(recipe)

@@ -148,6 +148,7 @@ def infer_format(path: str | None) -> str:
         return "pipe"
     if end not in ("json", "jsonl", "csv", "pipe"):
         raise OptionError(
-            f"the format of {path} cannot be inferred from its name; give --format json, jsonl, csv or pipe"
+            f"the format of {path!r} cannot be inferred from its name; give --format json, jsonl, csv or pipe (lines "
+            "of text)"
         )
     return end

@@ -138,7 +138,7 @@ def plan(run: Run) -> list[str]:
         ("task", recipe.task + (f", {counted(len(run.task.labels), 'label')}" if run.task.labels else "")),
         ("data", f"{counted(run.train_examples, 'example')}, {counted(len(run.train_rows), 'row')} of at most "
                  f"{run.task.context} tokens, {counted(run.tokens, 'token')}"),
-        ("updates", f"{run.updates:,} of {run.rows} rows, learning rate up to {run.learning_rate:g}"),
+        ("updates", f"{run.updates:,} of {counted(run.rows, 'row')}, learning rate up to {run.learning_rate:g}"),
         ("precision", "bfloat16 over float32 weights" if recipe.bf16 else "float32"),
         ("memory", f"{memory:.2f} GB for weights, gradients and AdamW, and activations"),
         ("folder", str(recipe.out)),
@@ -163,7 +163,7 @@ def fit(run: Run, resume: bool, is_shown: bool = True) -> tuple[dict[str, float]
     """
     from gptrio.training.run_progress import RunProgress
 
-    progress = RunProgress(run.updates, run.tokens / len(run.train_rows) * run.rows)
+    progress = RunProgress(run.updates, run.tokens_of_update)
     trainer = run.trainer([progress] if is_shown else [])
     with progress if is_shown else nullcontext():
         metrics = dict(trainer.train(resume_from_checkpoint=resume or None).metrics)

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from gptrio.errors import CheckpointError, CheckpointNotFoundError, GptrioWarning, OptionError
-from gptrio.hub import HubOptions
+from gptrio.errors import (
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    GptrioError,
+    GptrioWarning,
+    OptionError,
+)
+from gptrio.hub import HubOptions, read_json
 from gptrio.interop.folders import check_target, copy_tokenizer, folder_beside, move_folder
 from gptrio.models.base.adapters import enable_peft
-from gptrio.utils.file_names import ADAPTER_CONFIG_NAME
+from gptrio.utils.file_names import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME
 
 _FAR = 1e-4  # most that logits in float32 may differ by, of the largest one
 _CLASSES = {
@@ -84,14 +94,21 @@ def load_adapted(model: str, adapter: str) -> Any:
 
     Raises:
         CheckpointNotFoundError: there is no adapter.
+        CheckpointError: its files are broken, or do not fit the model.
     """
     import peft
 
     import gptrio
 
-    if HubOptions().find(adapter, ADAPTER_CONFIG_NAME) is None:
+    file = HubOptions().find(adapter, ADAPTER_CONFIG_NAME)
+    if file is None:
         raise CheckpointNotFoundError(f"{adapter!r} holds no adapter: there is no adapter_config.json")
-    config = peft.PeftConfig.from_pretrained(adapter)
+    weights = (ADAPTER_SAFE_WEIGHTS_NAME, ADAPTER_WEIGHTS_NAME)
+    if all(HubOptions().find(adapter, name) is None for name in weights):
+        raise CheckpointNotFoundError(f"{adapter!r} holds no weights of an adapter: neither {' nor '.join(weights)}")
+    _check_config(file, [kind.value for kind in peft.PeftType])
+    with _said_of(f"adapter {adapter!r}"):
+        config = peft.PeftConfig.from_pretrained(adapter)
     cls = getattr(gptrio, _CLASSES[getattr(config.task_type, "value", config.task_type)])
     source = (
         adapter if HubOptions().find(adapter, "config.json") is not None else model
@@ -101,7 +118,31 @@ def load_adapted(model: str, adapter: str) -> Any:
         if brought:
             warnings.filterwarnings("ignore", rf".* drawn at random, .*: ({brought})\b", GptrioWarning)
         base = cls.from_pretrained(model, config=gptrio.AutoConfig.from_pretrained(source), dtype=torch.float32)
-    return peft.PeftModel.from_pretrained(base, adapter).eval()
+    with _said_of(f"adapter {adapter!r} cannot be put on {model!r}"):
+        return peft.PeftModel.from_pretrained(base, adapter).eval()
+
+
+def _check_config(file: Path, methods: list[str]) -> None:
+    """Raise CheckpointFormatError unless a file describes an adapter by a method of PEFT, for a task of ours."""
+    content = read_json(file)
+    method, task = content.get("peft_type"), content.get("task_type")
+    if method not in methods:
+        raise CheckpointFormatError(f"{file}: peft_type={method!r} is no method of PEFT, such as 'LORA'")
+    if task not in _CLASSES:
+        known = ", ".join(str(name) for name in _CLASSES)
+        raise CheckpointFormatError(f"{file}: task_type={task!r} is not possible; expected one of {known}")
+
+
+@contextmanager
+def _said_of(what: str) -> Iterator[None]:
+    """Turn what PEFT raises, of files that are broken or of another model, into a CheckpointError."""
+    try:
+        yield
+    except GptrioError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{what}: {reason[:300]}{'...' if len(reason) > 300 else ''}") from error
 
 
 def _sample(config: Any) -> Tensor:

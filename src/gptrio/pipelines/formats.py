@@ -257,6 +257,8 @@ def check_paths(input_path: str | None, output_path: str | None, overwrite: bool
         return
     if not overwrite and os.path.isfile(output_path):
         raise FileOptionError(f"output {output_path!r} already exists; pass overwrite=True to replace it")
+    if not output_path:
+        raise FileOptionError("output '' names no file; give its path")
     folder = os.path.dirname(output_path) or os.curdir
     if not os.path.isdir(folder):
         raise FileOptionError(f"output {output_path!r} lies in no folder that exists; make {folder!r} first")

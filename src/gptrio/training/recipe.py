@@ -212,21 +212,29 @@ class Run:
     @property
     def updates(self) -> int:
         """How many times the optimizer steps."""
-        recipe = self.recipe
-        if recipe.steps is not None:
-            return recipe.steps
-        batches = math.ceil(math.ceil(len(self.train_rows) / recipe.batch) / self.processes)
-        return math.ceil(recipe.epochs * math.ceil(batches / recipe.accumulate))
+        return self.recipe.steps or math.ceil(self.recipe.epochs * self._updates_of_epoch)
+
+    @property
+    def _updates_of_epoch(self) -> int:
+        batches = math.ceil(math.ceil(len(self.train_rows) / self.recipe.batch) / self.processes)
+        return math.ceil(batches / self.recipe.accumulate)
 
     @property
     def rows(self) -> int:
-        """Rows of an update, of all processes."""
-        return self.recipe.batch * self.recipe.accumulate * self.processes
+        """Rows of an update, of all processes; of the first ones of an epoch, where the last one has fewer."""
+        return min(self.recipe.batch * self.recipe.accumulate * self.processes, len(self.train_rows))
+
+    @property
+    def tokens_of_update(self) -> float:
+        """Tokens of an update on average."""
+        return self.tokens / self._updates_of_epoch
 
     @property
     def learning_rate(self) -> float:
         """The peak of the schedule."""
-        return self.recipe.learning_rate or (5e-5 if self.recipe.lora is None else 2e-4)
+        if self.recipe.learning_rate is not None:
+            return self.recipe.learning_rate
+        return 5e-5 if self.recipe.lora is None else 2e-4
 
     def arguments(self) -> TrainingArguments:
         """The arguments of the trainer."""

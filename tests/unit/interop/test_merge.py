@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,34 @@ def test_a_trained_head_is_merged_with_its_labels(tmp_path: Path) -> None:
     merged = gptrio.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     with torch.no_grad():
         torch.testing.assert_close(merged(IDS).logits, model(IDS).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_config.json", "{", "adapter_config.json is not valid JSON"),
+        ("adapter_config.json", "[1]", "adapter_config.json holds a list; expected a JSON object"),
+        ("adapter_config.json", "{}", "peft_type=None is no method of PEFT, such as 'LORA'"),
+        ("adapter_config.json", {"task_type": "SEQ_2_SEQ_LM"}, "task_type='SEQ_2_SEQ_LM' is not possible"),
+        ("adapter_config.json", {"target_modules": ["nope"]}, "cannot be put on '.*base': Target modules"),
+        ("adapter_config.json", {"r": 3}, r"cannot be put on '.*base': .* size mismatch .*\.\.\.$"),
+        ("adapter_model.safetensors", "xx", "adapter '.*adapter' cannot be put on '.*base': .*header too small"),
+    ],
+)
+def test_an_adapter_that_is_broken_or_does_not_fit_is_named(
+    name: str, content: Any, message: str, tmp_path: Path
+) -> None:
+    adapted(tmp_path, tiny_config("gpt2"), "CAUSAL_LM", "AutoModelForCausalLM", fan_in_fan_out=True)
+    file = tmp_path / "adapter" / name
+    if isinstance(content, dict):
+        content = json.dumps({**json.loads(file.read_text()), **content})
+    file.write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        merge(str(tmp_path / "base"), str(tmp_path / "adapter"), tmp_path / "merged")
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(CheckpointNotFoundError, match=r"holds no weights of an adapter: neither adapter_model.saf"):
+        merge(str(tmp_path / "base"), str(tmp_path / "adapter"), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
 
 
 def test_what_cannot_be_merged_is_refused(tmp_path: Path) -> None:

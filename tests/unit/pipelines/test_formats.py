@@ -124,6 +124,8 @@ def test_an_output_that_exists_is_kept_unless_it_may_be_replaced(files):
     given = (str(files / "out.json"), str(files / "in.json"), "text")
     with pytest.raises(FileOptionError, match="already exists"):
         PipelineDataFormat.from_str("json", *given)
+    with pytest.raises(FileOptionError, match="output '' names no file; give its path"):
+        PipelineDataFormat.from_str("json", "", str(files / "in.json"), "text")
     with pytest.raises(OSError, match="already exists"):
         ReferenceFormat.from_str("json", *given)
     PipelineDataFormat.from_str("json", *given, overwrite=True).save([])
