@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import shutil
 
@@ -30,7 +31,6 @@ ABSENT = {
     "prepare_seq2seq_batch": "deprecated; for models with an encoder",
     "deprecation_warnings": "state of the reference's log; gptrio's warnings are Python's",
     "convert_added_tokens": "a step of reading tokenizer_config.json",
-    "set_truncation_and_padding": "sets the backend's state, which a call here leaves as it was",
     "cache": "the words met so far; no part of a tokenizer's state here",
     "tokens_trie": "how the reference finds added tokens; a pattern here",
 }
@@ -378,3 +378,37 @@ def test_the_tokenizer_json_for_this_version_is_the_references(versions, folder,
     ours, theirs = (library.AutoTokenizer.from_pretrained(tmp_path) for library in PAIRED.values())
     assert ours.get_vocab() == theirs.get_vocab()
     assert ours.init_kwargs["fast_tokenizer_files"] == theirs.init_kwargs["fast_tokenizer_files"]
+
+
+@pytest.mark.parametrize("settings", [{}, {"add_prefix_space": True}, {"add_bos_token": True}])
+def test_a_tokenizer_in_python_becomes_a_backend(folder, settings):
+    backends = []
+    for library in PAIRED.values():
+        convert = importlib.import_module(f"{library.__name__}.convert_slow_tokenizer")
+        slow = library.GPT2Tokenizer.from_pretrained(folder, **settings)
+        backends.append(convert.convert_slow_tokenizer(slow))
+        assert list(convert.bytes_to_unicode().items())[:3] == [(33, "!"), (34, '"'), (35, "#")]
+    assert json.loads(backends[0].to_str()) == json.loads(backends[1].to_str())
+    with pytest.raises(TokenizationError, match="cannot be converted"):
+        importlib.import_module("gptrio.convert_slow_tokenizer").convert_slow_tokenizer(object())
+
+
+def test_the_bytes_and_pairs_of_gpt2_are_those_of_the_reference():
+    ours, theirs = (
+        importlib.import_module(f"{library.__name__}.models.gpt2.tokenization_gpt2") for library in PAIRED.values()
+    )
+    assert list(ours.bytes_to_unicode().items()) == list(theirs.bytes_to_unicode().items())
+    assert ours.get_pairs(("a", "b", "a")) == theirs.get_pairs(("a", "b", "a"))
+
+
+@pytest.mark.parametrize(("padding", "truncation"), [("max_length", "longest_first"), ("longest", "do_not_truncate")])
+def test_the_backend_truncates_and_pads_as_it_is_told(folder, padding, truncation):
+    found = []
+    for library in PAIRED.values():
+        tokenizer = library.GPT2TokenizerFast.from_pretrained(folder, pad_token="<|endoftext|>", padding_side="left")
+        module = importlib.import_module(f"{library.__name__}.tokenization_utils_base")
+        ways = (module.PaddingStrategy(padding), module.TruncationStrategy(truncation))
+        tokenizer.set_truncation_and_padding(*ways, 6, 1, 4, None)
+        rows = tokenizer.backend_tokenizer.encode_batch(TEXTS[:3])
+        found.append([(row.ids, row.attention_mask, [part.ids for part in row.overflowing]) for row in rows])
+    assert found[0] == found[1]

@@ -50,7 +50,7 @@ def byte_tokenizer(**kwargs: Any) -> GPT2TokenizerFast:
     Args:
         kwargs: as for `GPT2TokenizerFast`.
     """
-    tokens = [*byte_alphabet().values(), "<|endoftext|>"]
+    tokens = [*dict(sorted(byte_alphabet().items())).values(), "<|endoftext|>"]
     with tempfile.TemporaryDirectory() as folder:
         vocabulary, merges = Path(folder, "vocab.json"), Path(folder, "merges.txt")
         vocabulary.write_text(json.dumps({token: index for index, token in enumerate(tokens)}), encoding="utf-8")

@@ -12,6 +12,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import ByteLevel as ByteLevelProcessor
+from tokenizers.processors import TemplateProcessing
 
 from gptrio.errors import TokenizationError
 from gptrio.tokenization.bpe import Pair
@@ -25,6 +26,13 @@ def byte_level_backend(vocab: dict[str, int], merges: list[Pair]) -> Tokenizer:
     tokenizer.decoder = ByteLevelDecoder()
     tokenizer.post_processor = ByteLevelProcessor(trim_offsets=False)
     return tokenizer
+
+
+def put_before_texts(tokenizer: Tokenizer, token: str, token_id: int) -> None:
+    """Let a backend put a token before a text, but not before the second of a pair."""
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{token}:0 $A:0", pair=f"{token}:0 $A:0 $B:1", special_tokens=[(token, token_id)]
+    )
 
 
 def build_backend(kwargs: dict[str, Any]) -> Tokenizer:

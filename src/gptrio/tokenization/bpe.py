@@ -6,7 +6,7 @@ Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units" (
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
@@ -29,12 +29,20 @@ _LONGEST_CACHED = 64  # characters; longer "words" rarely recur
 def byte_alphabet() -> dict[int, str]:
     """Return the printable character that stands for each of the 256 bytes in a vocabulary.
 
-    Printable Latin-1 bytes stand for themselves; the others take the code points from 256 on, in order.
+    Printable Latin-1 bytes stand for themselves and come first, as in GPT-2's vocabulary; the others take the code
+    points from 256 on, in order.
     """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = (byte for byte in range(256) if byte not in printable)
-    moved = {byte: 256 + n for n, byte in enumerate(others)}
-    return {byte: chr(moved.get(byte, byte)) for byte in range(256)}
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+bytes_to_unicode = byte_alphabet  # its name in Transformers, which scripts import
+
+
+def get_pairs(word: Sequence[str]) -> set[tuple[str, str]]:
+    """The neighbouring symbols of a word."""
+    return set(pairwise(word))
 
 
 @cache

@@ -187,6 +187,26 @@ class PreTrainedTokenizerFast(PreTrainedTokenizerBase):
                 raise
             raise TokenizationError(f"cannot encode: {str(error).rstrip(', ')}") from error
 
+    def set_truncation_and_padding(
+        self,
+        padding_strategy: PaddingStrategy,
+        truncation_strategy: TruncationStrategy,
+        max_length: int,
+        stride: int,
+        pad_to_multiple_of: int | None,
+        padding_side: str | None = None,
+    ) -> None:
+        """Set how `backend_tokenizer` truncates and pads when it is called itself; calls of this tokenizer undo it."""
+        options = EncodeOptions(
+            padding=padding_strategy,
+            truncation=truncation_strategy,
+            max_length=max_length,
+            stride=stride,
+            pad_to_multiple_of=pad_to_multiple_of,
+            padding_side=padding_side,
+        )
+        set_lengths(self._tokenizer, self._truncation(options), self._padding(options))
+
     def _truncation(self, options: EncodeOptions) -> dict[str, Any] | None:
         if options.truncation == TruncationStrategy.DO_NOT_TRUNCATE:
             return None

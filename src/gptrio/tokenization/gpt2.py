@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any, ClassVar
-
-from tokenizers.processors import TemplateProcessing
+from typing import Any, ClassVar, cast
 
 from gptrio.errors import TokenizationError
 from gptrio.hub import write_text
+from gptrio.tokenization.backend import put_before_texts
 from gptrio.tokenization.batch_encoding import BatchEncoding
 from gptrio.tokenization.bpe import WORD_PATTERN, ByteLevelBPE, byte_alphabet, from_alphabet
 from gptrio.tokenization.encoding import Sample
@@ -212,10 +211,7 @@ class GPT2TokenizerFast(PreTrainedTokenizerFast):
         if not self.add_bos_token:
             return
         if from_vocabulary:
-            bos = self.bos_token
-            self._tokenizer.post_processor = TemplateProcessing(
-                single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 $B:1", special_tokens=[(bos, self.bos_token_id)]
-            )
+            put_before_texts(self._tokenizer, str(self.bos_token), cast(int, self.bos_token_id))
         elif self.num_special_tokens_to_add() == 0:
             self._warn_once(
                 "bos",
