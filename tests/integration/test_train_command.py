@@ -101,7 +101,9 @@ def test_an_adapter_is_trained_and_merged(model: str, tmp_path: Path, capsys: An
     data = write_lines(tmp_path / "a.jsonl", [{"text": f"text {n} of many"} for n in range(24)])
     options = ["--lora", "2", "--pack", "--steps", "4", "--batch", "2"]
     assert run(["train", model, data, "--out", str(tmp_path / "adapter"), *options]) == 0
-    assert "LoRA of rank 2" in capsys.readouterr().out
+    tokens = sum(len(f"text {n} of many") + 1 for n in range(24))  # with their ends, and without padding
+    printed = capsys.readouterr().out
+    assert "LoRA of rank 2" in printed and f", {tokens} tokens\n" in printed
     assert (tmp_path / "adapter/adapter_model.safetensors").exists()
     assert run(["merge", model, str(tmp_path / "adapter"), "--out", str(tmp_path / "merged")]) == 0
     assert (tmp_path / "merged/model.safetensors").exists()

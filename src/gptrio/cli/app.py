@@ -36,8 +36,28 @@ COMMANDS = {
 }
 
 
+def _without_types(params: list[Any]) -> list[Any]:
+    """Parameters whose flags are shown as what they are: without the type of a value, which they do not take."""
+    for param in params:
+        if getattr(param, "is_flag", False):
+            param.metavar = ""
+    return params
+
+
+class Command(TyperCommand):
+    """A command whose help shows flags alone."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, --help among them."""
+        return _without_types(super().get_params(ctx))
+
+
 class LazyGroup(TyperGroup):
     """Commands that are imported when they are called or listed."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, --help among them."""
+        return _without_types(super().get_params(ctx))
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Name the commands in the order of help."""
@@ -50,7 +70,7 @@ class LazyGroup(TyperGroup):
         function = getattr(importlib.import_module(COMMANDS[cmd_name]), cmd_name)
         app = typer.Typer(add_completion=False)
         # help is read as Rich markup, to which gptrio[eval] would be gptrio with a style
-        app.command(cmd_name, help=escape(inspect.getdoc(function) or ""))(function)
+        app.command(cmd_name, cls=Command, help=escape(inspect.getdoc(function) or ""))(function)
         command = typer.main.get_command(app)
         command.name = cmd_name
         return command  # type: ignore[return-value]  # one command and no callback: always a TyperCommand

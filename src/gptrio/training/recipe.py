@@ -6,11 +6,13 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptrio.errors import GptrioWarning, OptionError, UnknownNameError, name_place, nearest, warn
 from gptrio.training import ranks
+from gptrio.training.collators import IGNORE
 from gptrio.training.files import Example, read_examples
 from gptrio.training.tasks import TASKS, LanguageModeling, Row, Task
 
@@ -206,8 +208,9 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows to train on."""
-        return sum(len(row["input_ids"]) for row in self.train_rows)
+        """Tokens of all rows to train on, without the padding of packed ones."""
+        padding = sum(map(_padding, self.train_rows)) if self.recipe.pack else 0
+        return sum(len(row["input_ids"]) for row in self.train_rows) - padding
 
     @property
     def updates(self) -> int:
@@ -291,3 +294,8 @@ class Run:
             return default_data_collator  # rows of one length
         kinds = {"classify": DataCollatorWithPadding, "qa": DataCollatorWithPadding}
         return kinds.get(self.recipe.task, DataCollatorForTokenClassification)(self.tokenizer)
+
+
+def _padding(row: Row) -> int:
+    """How many places at the end of a packed row have no token."""
+    return sum(1 for _ in takewhile(lambda label: label == IGNORE, reversed(row["labels"])))

@@ -23,7 +23,8 @@ def test_help_lists_every_command(arguments, capsys):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     assert run([name, "--help"]) == 0
-    assert f"Usage: gptrio {name}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"Usage: gptrio {name}" in shown and "--help" in shown and "<bool>" not in shown
 
 
 @pytest.mark.parametrize(
