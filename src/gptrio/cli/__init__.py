@@ -10,7 +10,7 @@ def main() -> None:
     """Run the command line in `sys.argv` and exit with its code.
 
     0 is success, also where the reader of a pipe has closed it; 1 is an error while running, or what `verify` found
-    out of bounds, 2 an impossible command line, 130 an interruption from the keyboard.
+    out of bounds, 2 an impossible command line, 130 an interruption from the keyboard, 143 one by SIGTERM.
     """
     try:
         from gptrio.utils.ctrl_c import end_stuck_process

@@ -10,7 +10,10 @@ from typing import Any
 from gptrio.errors import warn
 from gptrio.utils.ctrl_c import raise_interrupt
 
-_DEFAULTS = {signal.SIGINT: (signal.default_int_handler, raise_interrupt), signal.SIGTERM: (signal.SIG_DFL,)}
+_DEFAULTS = {
+    signal.SIGINT: (signal.default_int_handler, raise_interrupt),
+    signal.SIGTERM: (signal.SIG_DFL, raise_interrupt),
+}
 
 
 class Interruption:

@@ -15,9 +15,10 @@ import hashlib, os, signal, sys, threading, time
 from gptrio.utils.ctrl_c import end_stuck_process
 signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the tests run in the background of a shell
 end_stuck_process(float(sys.argv[2]))
+number = signal.Signals[sys.argv[4]]
 def press():
     for _ in range(int(sys.argv[1])):
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), number)
 start = time.monotonic()
 threading.Timer(0.5, press).start()
 """
@@ -66,6 +67,22 @@ try:
 except KeyboardInterrupt:
     print("cleaned up")
 """
+BY_TERM = """
+try:
+    time.sleep(60)
+finally:
+    print("cleaned up")
+"""
+FORK = """
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+time.sleep(0.3)  # until the child has begun
+os.kill(child, signal.SIGTERM)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+time.sleep(2 * float(sys.argv[2]))
+print("goes on")
+"""
 
 
 @pytest.mark.parametrize(
@@ -82,6 +99,22 @@ except KeyboardInterrupt:
 def test_ctrl_c_ends_a_process_that_keeps_python_from_raising_it(
     program: str, presses: int, grace: float, code: int, output: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path)]
+    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path), "SIGINT"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "presses", "grace", "code", "output"),
+    [
+        pytest.param(NEVER, 1, 0.3, 143, "", id="stuck"),
+        pytest.param(BY_TERM, 1, 50, 143, "cleaned up\n", id="cleans-up"),
+        pytest.param(FORK, 0, 0.3, 0, "-15\ngoes on\n", id="of-a-child"),
+    ],
+)
+def test_sigterm_ends_a_process_after_it_has_cleaned_up(
+    program: str, presses: int, grace: float, code: int, output: str, tmp_path: Path
+) -> None:
+    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path), "SIGTERM"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
