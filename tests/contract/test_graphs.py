@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import gptrio
 from gptrio import DynamicCache, GPT2LMHeadModel, GPTNeoConfig, StaticCache
 from gptrio.testing import assert_close, tiny_config
 from tests.cases import first
@@ -184,3 +185,10 @@ def test_mapped_window_keeps_what_it_dropped() -> None:
     again = torch.utils._pytree.tree_unflatten(leaves, spec)
     assert again.get_seq_length() == cache.get_seq_length() == 93
     assert again.layers[0].get_mask_sizes(1) == cache.layers[0].get_mask_sizes(1) == (4, 90)
+
+
+def test_compilations_are_counted_for_each_class_alone():
+    names = ["GPT2Model", "GPT2LMHeadModel", "GPTNeoModel", "GPTNeoForCausalLM", "GPTNeoXModel", "GPTNeoXForCausalLM"]
+    forwards = [getattr(gptrio, name).forward for name in names]
+    assert len({forward.__code__ for forward in forwards}) == len(names)
+    assert forwards[0].__code__.co_name == "GPT2Model_forward"

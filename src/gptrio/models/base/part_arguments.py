@@ -47,6 +47,9 @@ def takes_reference_arguments(order: str, *, mask_is_causal: bool = True) -> Cal
             return shared(self, hidden_states, context)
 
         del forward.__wrapped__
+        # code of its own for each class: torch.compile counts compilations, which it limits, by it
+        code: Any = forward
+        code.__code__ = code.__code__.replace(co_name=f"{cls.__name__}_forward")
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         shown = [inspect.Parameter(name, kind, default=None) for name in ("context", *names)]
         first = [inspect.Parameter("self", kind), inspect.Parameter("hidden_states", kind)]

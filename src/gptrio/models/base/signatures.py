@@ -86,6 +86,9 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
             return shared(self, **backbone_inputs, **kwargs)
 
         del forward.__wrapped__  # accelerate puts the innermost function of a forward in its place
+        # code of its own for each class: torch.compile counts compilations, which it limits, by it
+        code: Any = forward
+        code.__code__ = code.__code__.replace(co_name=f"{cls.__name__}_forward")
         shown = [known[name] for name in ("self", *names, *rest)]
         returned = inspect.signature(cls.forward).return_annotation
         forward.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]  # read by inspect
