@@ -143,7 +143,7 @@ def _loss_and_gradients(
         padded = buffer[: len(states) - start]
         scores = padded[:, :classes]
         _multiply(cast_states[chunk], cast_weight.t(), scores)
-        for part, own in zip(padded.split(cached_rows), labels[chunk].split(cached_rows), strict=True):
+        for part, own in zip(torch.split(padded, cached_rows), torch.split(labels[chunk], cached_rows), strict=True):
             wide = part.to(options.sum_dtype)
             total += _loss_to_gradient_(wide, classes, own, options.label_smoothing)
             if wide is not part:
