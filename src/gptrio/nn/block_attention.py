@@ -86,10 +86,6 @@ class _Part(NamedTuple):
         """Of (B, H, S, D), which is contiguous: (N, keys, D)."""
         return x[self.rows, self.heads].flatten(0, 1)[:, self.keys]
 
-    def of_columns(self, x: Tensor) -> Tensor:
-        """Of (B, H, D, S), which is contiguous: (N, D, keys)."""
-        return x[self.rows, self.heads].flatten(0, 1)[:, :, self.keys]
-
 
 def supports(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) -> bool:
     """Whether `attend` takes a call, on a CPU: weights are dropped, or a mask is causal under autograd.
@@ -160,7 +156,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         """Result (B, H, T, D)."""
         kept: list[Tensor] = []
-        scaled, keys, values = _widened(q) * plan.scale, _turned(k), _widened(v) * plan.factor
+        scaled, keys, values = _widened(q) * plan.scale, _widened(k), _widened(v) * plan.factor
         out = q.new_empty((*q.shape[:3], v.shape[-1]), dtype=plan.dtype)
         for part in plan.parts(q.shape, k.shape[2]):
             weights = _weights(scaled, keys, bias, plan, part)
@@ -180,19 +176,19 @@ class _BlockAttention(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             out = _differentiable(q, k, v, bias, plan, dropped)
             return *torch.autograd.grad(out, (q, k, v), grad_outputs, create_graph=True), None, None
-        gradient, scaled = _widened(grad_outputs[0]) * plan.factor, _widened(q) * plan.scale
-        keys, turned, values = _widened(k) * plan.scale, _turned(k), _turned(v)
-        by_q, by_k, by_v = torch.empty_like(scaled), torch.zeros_like(keys), keys.new_zeros(v.shape)
+        gradient, values = _widened(grad_outputs[0]) * plan.factor, _widened(v)
+        scaled, keys = _widened(q) * plan.scale, _widened(k)
+        by_q, by_k, by_v = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(values)
         for i, part in enumerate(plan.parts(q.shape, k.shape[2])):
-            weights, own = _weights(scaled, turned, bias, plan, part), part.of_queries(gradient)
-            by_weights = own @ part.of_columns(values)
+            weights, own = _weights(scaled, keys, bias, plan, part), part.of_queries(gradient)
+            by_weights = own @ part.of_keys(values).transpose(1, 2)
             kept = as_factors(dropped[i]) if dropped else None
             if kept is not None:
                 by_weights.mul_(kept)
             by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
             used = weights if kept is None else weights.mul_(kept)
             part.of_keys(by_v).baddbmm_(used.transpose(1, 2), own)
-            part.of_queries(by_q).copy_(by_scores @ part.of_keys(keys))
+            torch.mul(by_scores @ part.of_keys(keys), plan.scale, out=part.of_queries(by_q))
             part.of_keys(by_k).baddbmm_(by_scores.transpose(1, 2), part.of_queries(scaled))
         return by_q.to(q.dtype), by_k.to(k.dtype), by_v.to(v.dtype), None, None
 
@@ -202,14 +198,9 @@ def _widened(x: Tensor) -> Tensor:
     return x.float().contiguous()
 
 
-def _turned(x: Tensor) -> Tensor:
-    """(B, H, S, D) as (B, H, D, S) in float32, contiguous: a product by it is faster than by a view."""
-    return _widened(x.transpose(2, 3))
-
-
 def _weights(scaled: Tensor, keys: Tensor, bias: Tensor | None, plan: _Plan, part: _Part) -> Tensor:
-    """Weights (N, queries, keys) of a part, of scaled queries and keys (B, H, D, S)."""
-    scores = part.of_queries(scaled) @ part.of_columns(keys)
+    """Weights (N, queries, keys) of a part, of scaled queries."""
+    scores = part.of_queries(scaled) @ part.of_keys(keys).transpose(1, 2)
     if bias is not None and bias.dim() == 2:  # by the distance of a key
         count, seen = scores.shape[1:]
         start = bias.shape[1] - _BLOCK - part.queries.start + part.keys.start
@@ -229,7 +220,7 @@ def _weights(scaled: Tensor, keys: Tensor, bias: Tensor | None, plan: _Plan, par
 def _differentiable(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan, kept: list[Tensor]) -> Tensor:
     """The result by operations that can be differentiated, with the same weights dropped."""
     out = q.new_zeros((*q.shape[:3], v.shape[-1]), dtype=plan.dtype)
-    scaled, keys, values = q.float() * plan.scale, k.float().transpose(2, 3), v.float() * plan.factor
+    scaled, keys, values = q.float() * plan.scale, k.float(), v.float() * plan.factor
     for i, part in enumerate(plan.parts(q.shape, k.shape[2])):
         weights = _weights(scaled, keys, bias, plan, part)
         found = (weights * kept[i] if kept else weights) @ part.of_keys(values)
