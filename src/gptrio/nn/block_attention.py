@@ -156,7 +156,7 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         """Result (B, H, T, D)."""
         kept: list[Tensor] = []
-        scaled, keys, values = _widened(q) * plan.scale, _widened(k), _widened(v) * plan.factor
+        scaled, keys, values = _widened(q).mul_(plan.scale), _widened(k), _widened(v).mul_(plan.factor)
         out = q.new_empty((*q.shape[:3], v.shape[-1]), dtype=plan.dtype)
         for part in plan.parts(q.shape, k.shape[2]):
             weights = _weights(scaled, keys, bias, plan, part)
@@ -176,8 +176,8 @@ class _BlockAttention(torch.autograd.Function):
         if torch.is_grad_enabled():  # to be differentiated again
             out = _differentiable(q, k, v, bias, plan, dropped)
             return *torch.autograd.grad(out, (q, k, v), grad_outputs, create_graph=True), None, None
-        gradient, values = _widened(grad_outputs[0]) * plan.factor, _widened(v)
-        scaled, keys = _widened(q) * plan.scale, _widened(k)
+        gradient, values = _widened(grad_outputs[0]).mul_(plan.factor), _widened(v)
+        scaled, keys = _widened(q).mul_(plan.scale), _widened(k)
         by_q, by_k, by_v = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(values)
         for i, part in enumerate(plan.parts(q.shape, k.shape[2])):
             weights, own = _weights(scaled, keys, bias, plan, part), part.of_queries(gradient)
@@ -187,15 +187,15 @@ class _BlockAttention(torch.autograd.Function):
                 by_weights.mul_(kept)
             by_scores = torch.ops.aten._softmax_backward_data(by_weights, weights, -1, weights.dtype)
             used = weights if kept is None else weights.mul_(kept)
-            part.of_keys(by_v).baddbmm_(used.transpose(1, 2), own)
+            part.of_keys(by_v).add_(used.transpose(1, 2) @ own)  # baddbmm_ would multiply head by head
             torch.mul(by_scores @ part.of_keys(keys), plan.scale, out=part.of_queries(by_q))
-            part.of_keys(by_k).baddbmm_(by_scores.transpose(1, 2), part.of_queries(scaled))
+            part.of_keys(by_k).add_(by_scores.transpose(1, 2) @ part.of_queries(scaled))
         return by_q.to(q.dtype), by_k.to(k.dtype), by_v.to(v.dtype), None, None
 
 
 def _widened(x: Tensor) -> Tensor:
-    """The tensor in float32, contiguous."""
-    return x.float().contiguous()
+    """A copy in float32, contiguous."""
+    return torch.empty(x.shape, dtype=torch.float32, device=x.device).copy_(x)
 
 
 def _weights(scaled: Tensor, keys: Tensor, bias: Tensor | None, plan: _Plan, part: _Part) -> Tensor:
