@@ -386,7 +386,7 @@ def test_weights_of_few_bits(bits: int, error: float) -> None:
     assert_close(model(made).logits, plain_logits(model.dequantize(), made), 0.03 if bits == 8 else 0.1)
 
 
-def test_files_and_auto_classes(tmp_path: Path) -> None:
+def test_files_and_auto_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {
         AutoModel: FourthModel,
         AutoModelForCausalLM: FourthForCausalLM,
@@ -395,6 +395,7 @@ def test_files_and_auto_classes(tmp_path: Path) -> None:
         AutoModelForQuestionAnswering: FourthForQuestionAnswering,
     }
     for auto, kind in kinds.items():
+        monkeypatch.setattr(auto, "_registered", {})
         auto.register(FourthConfig, kind, exist_ok=True)
         model = build(kind)
         model.save_pretrained(tmp_path / kind.__name__)

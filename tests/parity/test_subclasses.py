@@ -129,6 +129,7 @@ def test_a_familys_checkpoint_is_loaded_into_the_subclass(family: str, tmp_path:
 def test_auto_classes_know_what_is_registered(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     monkeypatch.setattr("gptrio.config.auto.CONFIG_MAPPING", dict(gptrio.config.auto.CONFIG_MAPPING))
+    monkeypatch.setattr(gptrio.AutoModelForCausalLM, "_registered", {})
     for library in LIBRARIES:
         config_class, model_class = classes(library, family)
         library.AutoConfig.register("mine", config_class, exist_ok=True)
