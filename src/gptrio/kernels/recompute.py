@@ -6,7 +6,7 @@ asks `recipe_of` how to compute it again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -45,6 +45,23 @@ def recipe_of(x: Tensor) -> Recipe | None:
     """How a tensor can be computed again; None if that is not known, or if it was changed since."""
     recipe: Recipe | None = _recipes.get(x)  # type: ignore[no-untyped-call]  # torch's
     return recipe if recipe is not None and recipe.version == x._version else None
+
+
+def gradients_of(
+    result: Tensor, inputs: Sequence[Tensor], is_needed: Sequence[bool], by_result: Tensor, create_graph: bool = True
+) -> list[Tensor | None]:
+    """Gradients of a result that was computed again, None for inputs whose gradient is not needed.
+
+    Args:
+        result: of operations that autograd has recorded.
+        inputs: of these operations.
+        is_needed: for each of the inputs.
+        by_result: gradient of the result.
+        create_graph: the gradients can be differentiated again.
+    """
+    needed = [x for x, needs in zip(inputs, is_needed, strict=True) if needs]
+    found = iter(torch.autograd.grad(result, needed, by_result, create_graph=create_graph))
+    return [next(found) if needs else None for needs in is_needed]
 
 
 def is_untransformed() -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from gptrio.kernels.recompute import is_plain_autograd, is_untransformed
+from gptrio.kernels.recompute import gradients_of, is_plain_autograd, is_untransformed
 from gptrio.kernels.widened import is_widened, result_dtype
 from gptrio.nn.dropping import as_factors, draw_kept, dropped_numbers, kept_factor
 from gptrio.nn.masks import AttentionMask
@@ -175,7 +175,7 @@ class _BlockAttention(torch.autograd.Function):
         plan: _Plan = ctx.plan
         if torch.is_grad_enabled():  # to be differentiated again
             out = _differentiable(q, k, v, bias, plan, dropped)
-            return *torch.autograd.grad(out, (q, k, v), grad_outputs, create_graph=True), None, None
+            return *gradients_of(out, (q, k, v), ctx.needs_input_grad[:3], grad_outputs[0]), None, None
         gradient, values = _widened(grad_outputs[0]).mul_(plan.factor), _widened(v)
         scaled, keys = _widened(q).mul_(plan.scale), _widened(k)
         by_q, by_k, by_v = torch.empty_like(scaled), torch.zeros_like(keys), torch.zeros_like(values)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptrio.kernels.recompute import gradients_of
 from gptrio.kernels.widened import is_widened
 from gptrio.nn.losses import IGNORE, check_count, divided, no_class_error
 
@@ -120,9 +121,7 @@ def _differentiable_gradients(ctx: Any, scale: Tensor) -> list[Tensor | None]:
         inputs = [x if is_higher else x.detach().requires_grad_() for x in (states, weight)]
         scores = F.linear(*(x.to(options.dtype) for x in inputs)).to(options.sum_dtype)
         total = F.cross_entropy(scores, labels, reduction="sum", label_smoothing=options.label_smoothing)
-        needed = [x for x, needs in zip(inputs, is_needed, strict=True) if needs]
-        found = iter(torch.autograd.grad(total, needed, scale, create_graph=is_higher))
-    return [next(found) if needs else None for needs in is_needed]
+    return gradients_of(total, inputs, is_needed, scale, create_graph=is_higher)
 
 
 def _loss_and_gradients(

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from gptrio.kernels.recompute import gradients_of
+
 _FLASH = 1  # `torch.nn.attention.SDPBackend.FLASH_ATTENTION`
 
 
@@ -60,9 +62,8 @@ class _Attention(torch.autograd.Function):
         q, k, v, bias, out, sums = ctx.saved_tensors
         call: _Call = ctx.call
         if torch.is_grad_enabled():
-            needed = [x for x, is_needed in zip((q, k, v), ctx.needs_input_grad, strict=False) if is_needed]
-            found = iter(torch.autograd.grad(_formula(q, k, v, bias, call), needed, grad_outputs, create_graph=True))
-            return *(next(found) if is_needed else None for is_needed in ctx.needs_input_grad[:3]), None, None
+            found = gradients_of(_formula(q, k, v, bias, call), (q, k, v), ctx.needs_input_grad[:3], grad_outputs[0])
+            return *found, None, None
         kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
         return (
             *kernel(*grad_outputs, q, k, v, out, sums, 0.0, call.causal, attn_mask=bias, scale=call.scale),

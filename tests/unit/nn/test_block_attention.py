@@ -94,6 +94,15 @@ def test_value_and_gradients_of_both_orders_are_those_of_the_formula(case, rate)
         assert_close(mine, its, 1e-5)
 
 
+def test_an_input_without_gradient_is_left_out_of_those_that_are_differentiated_again():
+    mask, (q, k, v) = mask_of("causal"), inputs()
+    found = []
+    for each in (k, k.detach()):
+        gradient = torch.autograd.grad(attention_again(q, each, v, mask, RATE).sum(), (q, v), create_graph=True)
+        found.append(torch.autograd.grad(gradient[0].square().sum(), (q, v)))
+    assert all(map(torch.equal, *found))
+
+
 def attention_again(q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, rate: float) -> Tensor:
     """The same call, whose backward pass is not differentiated."""
     torch.manual_seed(5)
