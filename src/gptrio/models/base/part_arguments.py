@@ -14,6 +14,7 @@ from gptrio.cache import Cache
 from gptrio.cache.transformers import as_own_cache
 from gptrio.errors import UnsupportedError
 from gptrio.models.base.inputs import written_positions
+from gptrio.models.base.signatures import set_forward
 from gptrio.nn.blocks import MultiHeadAttention
 from gptrio.nn.context import AttentionContext, CrossAttention, DenseContext
 from gptrio.nn.masks import AttentionMask
@@ -46,16 +47,11 @@ def takes_reference_arguments(order: str, *, mask_is_causal: bool = True) -> Cal
                 context = _context(self, hidden_states, context, given, mask_is_causal)
             return shared(self, hidden_states, context)
 
-        del forward.__wrapped__
-        # code of its own for each class: torch.compile counts compilations, which it limits, by it
-        code: Any = forward
-        code.__code__ = code.__code__.replace(co_name=f"{cls.__name__}_forward")
         kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
         shown = [inspect.Parameter(name, kind, default=None) for name in ("context", *names)]
         first = [inspect.Parameter("self", kind), inspect.Parameter("hidden_states", kind)]
         rest = inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)
-        forward.__signature__ = inspect.Signature([*first, *shown, rest])  # type: ignore[attr-defined]  # read by inspect
-        cls.forward = forward
+        set_forward(cls, forward, inspect.Signature([*first, *shown, rest]))
         return cls
 
     return decorate

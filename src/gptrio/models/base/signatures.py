@@ -85,18 +85,22 @@ def positional_order(order: str) -> Callable[[ModelClass], ModelClass]:
             backbone_inputs = {name: kwargs.pop(name, None) for name in handed_on}  # all, in one order, for hooks
             return shared(self, **backbone_inputs, **kwargs)
 
-        del forward.__wrapped__  # accelerate puts the innermost function of a forward in its place
-        # code of its own for each class: torch.compile counts compilations, which it limits, by it
-        code: Any = forward
-        code.__code__ = code.__code__.replace(co_name=f"{cls.__name__}_forward")
         shown = [known[name] for name in ("self", *names, *rest)]
         returned = inspect.signature(cls.forward).return_annotation
-        forward.__signature__ = inspect.Signature(shown, return_annotation=returned)  # type: ignore[attr-defined]  # read by inspect
         forward.positional = shared  # type: ignore[attr-defined]  # read above
-        cls.forward = forward
+        set_forward(cls, forward, inspect.Signature(shown, return_annotation=returned))
         return cls
 
     return decorate
+
+
+def set_forward(cls: type[nn.Module], forward: Any, signature: inspect.Signature) -> None:
+    """Make a wrapper, by `functools.wraps`, of a class's forward that forward, shown with a signature."""
+    del forward.__wrapped__  # accelerate puts the innermost function of a forward in its place
+    # code of its own for each class: torch.compile counts compilations, which it limits, by it
+    forward.__code__ = forward.__code__.replace(co_name=f"{cls.__name__}_forward")
+    forward.__signature__ = signature  # read by inspect
+    cls.forward = forward
 
 
 def _parameters(forward: Callable[..., Any], order: str) -> dict[str, inspect.Parameter]:
