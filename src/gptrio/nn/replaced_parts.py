@@ -51,10 +51,7 @@ def _keywords(forward: Callable[..., Any], x: Tensor, context: AttentionContext)
     kinds = {each.kind for each in others}
     named = [name for name in names if name in _ARGUMENTS]
     takes_rest = inspect.Parameter.VAR_KEYWORD in kinds
-    is_ours = names[:1] == ["context"] or names[:2] == [
-        "hidden_states",
-        "context",
-    ]  # the latter with self, in a wrapper
+    is_ours = names[:1] == ["context"] or names[:2] == ["hidden_states", "context"]  # with self, in a wrapper
     if inspect.Parameter.VAR_POSITIONAL in kinds or not (named or takes_rest) or is_ours:
         return None
     rest = _all_keywords(x, context) if takes_rest else {"context": context} if "context" in names else {}

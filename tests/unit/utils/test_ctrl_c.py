@@ -86,35 +86,22 @@ print("goes on")
 
 
 @pytest.mark.parametrize(
-    ("program", "presses", "grace", "code", "output"),
+    ("program", "name", "times", "grace", "code", "output"),
     [
-        pytest.param(NEVER, 1, 0.3, 130, "", id="stuck"),
-        pytest.param(HANDLED, 1, 0.3, 0, "cleaned up\n", id="handled"),
-        pytest.param(TWICE, 2, 0.3, 0, "cleaned up\n", id="twice"),
-        pytest.param(OWN, 1, 0.3, 0, "done\n", id="own-handler"),
-        pytest.param(IMPORT, 1, 50, 0, "cleaned up\n", id="import"),
-        pytest.param(CALLBACK, 1, 50, 0, "cleaned up\n", id="callback"),
+        pytest.param(NEVER, "SIGINT", 1, 0.3, 130, "", id="stuck"),
+        pytest.param(HANDLED, "SIGINT", 1, 0.3, 0, "cleaned up\n", id="handled"),
+        pytest.param(TWICE, "SIGINT", 2, 0.3, 0, "cleaned up\n", id="twice"),
+        pytest.param(OWN, "SIGINT", 1, 0.3, 0, "done\n", id="own-handler"),
+        pytest.param(IMPORT, "SIGINT", 1, 50, 0, "cleaned up\n", id="import"),
+        pytest.param(CALLBACK, "SIGINT", 1, 50, 0, "cleaned up\n", id="callback"),
+        pytest.param(NEVER, "SIGTERM", 1, 0.3, 143, "", id="stuck-by-sigterm"),
+        pytest.param(BY_TERM, "SIGTERM", 1, 50, 143, "cleaned up\n", id="cleans-up"),
+        pytest.param(FORK, "SIGTERM", 0, 0.3, 0, "-15\ngoes on\n", id="of-a-child"),
     ],
 )
-def test_ctrl_c_ends_a_process_that_keeps_python_from_raising_it(
-    program: str, presses: int, grace: float, code: int, output: str, tmp_path: Path
+def test_a_signal_ends_a_process_that_keeps_python_from_raising_it(
+    program: str, name: str, times: int, grace: float, code: int, output: str, tmp_path: Path
 ) -> None:
-    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path), "SIGINT"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
-
-
-@pytest.mark.parametrize(
-    ("program", "presses", "grace", "code", "output"),
-    [
-        pytest.param(NEVER, 1, 0.3, 143, "", id="stuck"),
-        pytest.param(BY_TERM, 1, 50, 143, "cleaned up\n", id="cleans-up"),
-        pytest.param(FORK, 0, 0.3, 0, "-15\ngoes on\n", id="of-a-child"),
-    ],
-)
-def test_sigterm_ends_a_process_after_it_has_cleaned_up(
-    program: str, presses: int, grace: float, code: int, output: str, tmp_path: Path
-) -> None:
-    command = [sys.executable, "-c", BEGIN + program, str(presses), str(grace), str(tmp_path), "SIGTERM"]
+    command = [sys.executable, "-c", BEGIN + program, str(times), str(grace), str(tmp_path), name]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout) == (code, output), ended.stderr
