@@ -72,6 +72,11 @@ class EncodingMixin(SpecialTokensMixin):
     def as_target_tokenizer(self) -> Iterator[None]:
         """Encode targets inside this block; the older form of `text_target`."""
         warn("as_target_tokenizer is deprecated: pass the targets as text_target, in a call of the tokenizer")
+        with self._target_mode():
+            yield
+
+    @contextmanager
+    def _target_mode(self) -> Iterator[None]:
         self._switch_to_target_mode()
         try:
             yield
@@ -85,11 +90,8 @@ class EncodingMixin(SpecialTokensMixin):
         """Prepare for inputs again, see `_switch_to_target_mode`."""
 
     def _call_target(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
-        self._switch_to_target_mode()
-        try:
+        with self._target_mode():
             return self._call_one(text, text_pair, options)
-        finally:
-            self._switch_to_input_mode()
 
     def _call_one(self, text: Any, text_pair: Any, options: dict[str, Any]) -> BatchEncoding:
         split = bool(options.get("is_split_into_words"))
